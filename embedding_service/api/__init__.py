@@ -1,0 +1,1 @@
+"""HTTP: one module per dialect, all on the same core."""

@@ -1,0 +1,211 @@
+"""The onion around the routes, pure ASGI: `RequestLog` outermost, then `Body`.
+
+`RequestLog` gives each request its id, clock and log line; `Body` reads the whole body under byte
+and time limits, inflates gzip, and cancels the work below when the client goes away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+import uuid
+import zlib
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from starlette.datastructures import Headers, MutableHeaders
+
+from embedding_service.api import problems
+from embedding_service.errors import BodyTooLarge, InvalidRequest, ServiceError
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+    from structlog.typing import FilteringBoundLogger
+
+    from embedding_service.lifecycle import Lifecycle
+
+_REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
+_LOGGED_CHARACTERS = 200
+_QUIET_PATHS = frozenset({"/livez", "/readyz", "/health", "/ping", "/metrics"})
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One request on its way: what every layer may need and only the log line sums up."""
+
+    id: str
+    started: float
+    deadline: float
+    leases: ExitStack = field(default_factory=ExitStack)
+    log: dict[str, Any] = field(default_factory=dict)
+    status: int = 0
+
+
+class ClientGone(Exception):
+    """The client closed the connection before it had an answer."""
+
+
+class RequestLog:
+    """Outermost: id, deadline, one log line; refuses everything but probes while draining."""
+
+    def __init__(self, app: ASGIApp, *, lifecycle: Lifecycle, timeout_s: float, log: FilteringBoundLogger) -> None:
+        self.app = app
+        self.lifecycle = lifecycle
+        self.timeout_s = timeout_s
+        self.log = log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request; what it reserved is free again once its answer has been sent."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        exchange = _exchange(Headers(scope=scope), self.timeout_s)
+        scope.setdefault("state", {})["exchange"] = exchange
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                exchange.status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = exchange.id
+                headers["openai-processing-ms"] = str(round((time.monotonic() - exchange.started) * 1000))
+            await send(message)
+
+        try:
+            with exchange.leases:
+                if scope["path"] in _QUIET_PATHS:
+                    await self.app(scope, receive, send_with_headers)
+                    return
+                with self.lifecycle.request():
+                    await self.app(scope, receive, send_with_headers)
+        except ServiceError as error:
+            await problems.respond(error)(scope, receive, send_with_headers)
+        except ClientGone:
+            exchange.status = 499
+        except Exception:
+            self.log.exception("request_failed", id=exchange.id)
+            if not exchange.status:
+                response = problems.respond(ServiceError(problems.INTERNAL, code="internal_error"))
+                await response(scope, receive, send_with_headers)
+        finally:
+            self._write_line(scope, exchange)
+
+    def _write_line(self, scope: Scope, exchange: Exchange) -> None:
+        if scope["path"] in _QUIET_PATHS and exchange.status < 400:  # noqa: PLR2004
+            return
+        seconds = time.monotonic() - exchange.started
+        if texts := exchange.log.get("texts"):
+            exchange.log["texts_per_s"] = round(texts / seconds, 1)
+        client = scope.get("client")
+        self.log.info(
+            "request",
+            id=exchange.id,
+            method=scope["method"],
+            path=scope["path"][:_LOGGED_CHARACTERS],
+            status=exchange.status,
+            seconds=round(seconds, 4),
+            client=client[0] if client else None,
+            **{k: v[:_LOGGED_CHARACTERS] if isinstance(v, str) else v for k, v in exchange.log.items()},
+        )
+
+
+class Body:
+    """Reads the body before anything else happens, and cancels what happens if nobody waits for it."""
+
+    def __init__(self, app: ASGIApp, *, max_bytes: int, pause_s: float) -> None:
+        self.app = app
+        self.max_bytes = max_bytes
+        self.pause_s = pause_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request with its body in hand. Raises `ServiceError` about the body, or `ClientGone`."""
+        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        if int(headers.get("content-length") or 0) > self.max_bytes:
+            raise self._too_large()
+        body = await self._read(receive, headers.get("content-encoding", "identity").strip().lower())
+        given = False
+
+        async def replay() -> Message:
+            nonlocal given
+            if given:
+                return await receive()
+            given = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        answer = asyncio.ensure_future(self.app(scope, replay, send))
+        gone = asyncio.ensure_future(_disconnected(receive))
+        try:
+            await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not answer.done():
+                raise ClientGone
+            await answer
+        finally:
+            for task in (answer, gone):
+                task.cancel()
+            await asyncio.gather(answer, gone, return_exceptions=True)
+
+    async def _read(self, receive: Receive, coding: str) -> bytes:
+        if coding not in ("identity", "gzip"):
+            raise InvalidRequest("content-encoding must be gzip or absent")
+        inflate = zlib.decompressobj(wbits=31) if coding == "gzip" else None
+        parts: list[bytes] = []
+        size = received = 0
+        more = True
+        while more:
+            try:
+                message = await asyncio.wait_for(receive(), self.pause_s)
+            except TimeoutError:
+                raise InvalidRequest(f"the request body stopped for {self.pause_s:g} s", code="body_timeout") from None
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            part = message.get("body", b"")
+            received += len(part)
+            if inflate is not None and part:
+                part = self._inflate(inflate, part, self.max_bytes - size)
+            size += len(part)
+            if max(size, received) > self.max_bytes:
+                raise self._too_large()
+            parts.append(part)
+            more = message.get("more_body", False)
+        if inflate is not None and not inflate.eof:
+            raise InvalidRequest("the gzip request body ends too early")
+        return b"".join(parts)
+
+    def _inflate(self, inflate: Any, part: bytes, room: int) -> bytes:
+        """Inflate up to one byte more than there is room for, which is enough to know."""
+        try:
+            inflated: bytes = inflate.decompress(part, room + 1)
+        except zlib.error:
+            raise InvalidRequest("the request body is not valid gzip") from None
+        if inflate.unused_data:
+            raise InvalidRequest("the gzip request body goes on behind its end")
+        if inflate.unconsumed_tail and len(inflated) <= room:  # pragma: no cover - zlib stops for the limit only
+            raise self._too_large()
+        return inflated
+
+    def _too_large(self) -> BodyTooLarge:
+        return BodyTooLarge(f"the request body is larger than {self.max_bytes} bytes; send fewer inputs at a time")
+
+
+def exchange_of(scope: Scope) -> Exchange:
+    """Return what `RequestLog` keeps of this request."""
+    exchange: Exchange = scope["state"]["exchange"]
+    return exchange
+
+
+def _exchange(headers: Headers, timeout_s: float) -> Exchange:
+    now = time.monotonic()
+    wish = headers.get("x-request-timeout-ms", "")
+    if wish.isascii() and wish.isdigit() and len(wish) < 10:  # noqa: PLR2004 - more would not shorten anything
+        timeout_s = min(timeout_s, int(wish) / 1000)
+    sent = headers.get("x-request-id", "")
+    return Exchange(sent if _REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex, now, now + timeout_s)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,234 @@
+"""OpenAI's dialect: `/v1/embeddings`, `/v1/models` and the same without the prefix."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import orjson
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, Field
+from starlette.responses import Response
+
+from embedding_service.api import embedding, wire
+from embedding_service.api.middleware import exchange_of
+from embedding_service.api.problems import ERRORS
+from embedding_service.errors import InvalidRequest, ModelNotFound
+from embedding_service.types import EmbedDtype, EmbedJob, Encoding, InputType, Output, Truncate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from embedding_service.core.service import EmbeddingService
+    from embedding_service.types import Embeddings, ModelCard
+
+
+class EmbeddingsRequest(wire.Fields):
+    """What a client sends. Fields below `user` go beyond OpenAI; unknown ones are ignored and named in a header."""
+
+    input: embedding.Input
+    model: str | None = Field(None, description="A served model or one of its aliases.")
+    encoding_format: Annotated[Encoding, embedding.Lax] | None = Field(
+        None, description="float (default), or base64 of little-endian numbers."
+    )
+    dimensions: int | None = Field(
+        None, ge=1, le=embedding.TOKEN_LIMIT, description="Shorter vectors, where the model allows."
+    )
+    user: str | None = Field(None, description="Accepted, and not used.")
+    instruction: str | None = Field(None, description="Task for an instructed model; put before every input.")
+    input_type: Annotated[InputType, embedding.Lax] | None = Field(None, description="Selects the model's prompt.")
+    prompt_name: str | None = Field(None, description="One of the model's named prompts.")
+    truncate: embedding.TruncateField = Field(Truncate.ERROR, description="What to do with an over-long input.")
+    normalize: bool = Field(default=True, description="Scale vectors to length 1.")
+    embed_dtype: Annotated[EmbedDtype, embedding.Lax] = Field(
+        EmbedDtype.FLOAT32, description="Number format of the vectors."
+    )
+    return_dense: bool | None = Field(
+        None, description="With any return_* field, the answer names each kind; default true."
+    )
+    return_sparse: bool | None = Field(None, description="Lexical weights by token id; default false.")
+    return_colbert: bool | None = Field(None, description="One vector for each token; default false.")
+
+    def job(self) -> EmbedJob:
+        """Return the request free of dialect. Raises `InvalidRequest` if it asks for nothing."""
+        return EmbedJob(
+            model=self.model,
+            inputs=self.input,
+            outputs=self.outputs(),
+            dimensions=self.dimensions,
+            instruction=self.instruction,
+            prompt_name=self.prompt_name,
+            input_type=self.input_type,
+            truncate=self.truncate,
+            normalize=self.normalize,
+            embed_dtype=self.embed_dtype,
+            encoding=self.encoding,
+        )
+
+    @property
+    def encoding(self) -> Encoding:
+        """The encoding to use; null means the default."""
+        return self.encoding_format or Encoding.FLOAT
+
+    @property
+    def names_kinds(self) -> bool:
+        """Whether the answer goes beyond OpenAI's shape."""
+        return not self.return_dense is self.return_sparse is self.return_colbert is None
+
+    def outputs(self) -> frozenset[Output]:
+        """Return the kinds of vector that were asked for."""
+        if not self.names_kinds:
+            return frozenset({Output.DENSE})
+        asked = {
+            Output.DENSE: self.return_dense is not False,
+            Output.SPARSE: self.return_sparse,
+            Output.COLBERT: self.return_colbert,
+        }
+        outputs = frozenset(output for output, wanted in asked.items() if wanted)
+        if not outputs:
+            raise InvalidRequest(
+                "At least one vector type must be requested: return_dense, return_sparse or return_colbert",
+                param="return_dense",
+            )
+        return outputs
+
+
+class EmbeddingItem(BaseModel):
+    """One vector; `embedding` is a string for base64. The other fields come only with a return_* field."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str | None = Field(description="Null only where return_dense is false.")
+    dense_embedding: list[float] | str | None = Field(None, description="The same as `embedding`.")
+    sparse_embedding: dict[str, float] | None = Field(None, description="Weights by token id.")
+    colbert_embedding: list[list[float]] | str | None = Field(None, description="One vector for each token.")
+    colbert_shape: list[int] | None = Field(None, description="With base64: rows and columns.")
+
+
+class EmbeddingsResponse(BaseModel):
+    """The answer, in the order of the inputs."""
+
+    object: Literal["list"] = "list"
+    data: list[EmbeddingItem]
+    model: str
+    usage: embedding.Usage
+    embedding_types: list[Output] | None = Field(None, description="The kinds in this answer, with any return_* field.")
+
+
+class ModelEntry(BaseModel):
+    """A model, or its alias `id`. Fields below `owned_by` go beyond OpenAI."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str
+    root: str = Field(description="The model that the alias stands for.")
+    dimension: int | None
+    max_model_len: int
+    outputs: list[Output]
+    prompt_names: list[str]
+    matryoshka: bool
+
+
+class ModelList(BaseModel):
+    """All served models and their aliases."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelEntry]
+
+
+def render(answer: Embeddings, *, encoding: Encoding, names_kinds: bool) -> Iterator[bytes]:
+    """Write the answer item by item."""
+    yield b'{"object":"list","data":['
+    for index in range(len(answer.tokens)):
+        yield b'%s{"object":"embedding","index":%d' % (b"," if index else b"", index)
+        if answer.dense is not None:
+            vector = wire.vector_json(answer.dense[index], encoding)
+            yield b',"embedding":' + vector
+            if names_kinds:
+                yield b',"dense_embedding":' + vector
+        elif names_kinds:
+            yield b',"embedding":null,"dense_embedding":null'
+        if names_kinds:
+            yield from _render_more(answer, index, encoding)
+        yield b"}"
+    yield b'],"model":%s,"usage":%s' % (orjson.dumps(answer.model), orjson.dumps(embedding.usage(answer)))
+    if names_kinds:
+        kinds = {"dense": answer.dense, "sparse": answer.sparse, "colbert": answer.colbert}
+        yield b',"embedding_types":' + orjson.dumps([kind for kind, value in kinds.items() if value is not None])
+    yield b"}"
+
+
+def _render_more(answer: Embeddings, index: int, encoding: Encoding) -> Iterator[bytes]:
+    if answer.sparse is None:
+        yield b',"sparse_embedding":null'
+    else:
+        sparse = answer.sparse[index]
+        weights = dict(zip(map(str, sparse.indices.tolist()), sparse.values, strict=True))
+        yield b',"sparse_embedding":' + orjson.dumps(weights, option=orjson.OPT_SERIALIZE_NUMPY)
+    if answer.colbert is None:
+        yield b',"colbert_embedding":null'
+    else:
+        rows = answer.colbert[index]
+        yield b',"colbert_embedding":' + wire.vector_json(rows, encoding)
+        if encoding is Encoding.BASE64:
+            yield b',"colbert_shape":%s' % orjson.dumps(rows.shape)
+
+
+def model_entry(card: ModelCard, name: str) -> dict[str, Any]:
+    """Return a model, or its alias `name`, as `/v1/models` lists it."""
+    return {
+        "id": name,
+        "object": "model",
+        "created": card.created,
+        "owned_by": "embedding-service",
+        "root": card.name,
+        "dimension": card.dimension,
+        "max_model_len": card.max_tokens,
+        "outputs": list(card.outputs),
+        "prompt_names": list(card.prompt_names),
+        "matryoshka": card.matryoshka,
+    }
+
+
+def router(service: EmbeddingService) -> APIRouter:
+    """Return the routes of this dialect."""
+    routes = APIRouter(tags=["OpenAI"])
+
+    async def create_embeddings(request: Request) -> Response:
+        exchange = exchange_of(request.scope)
+        tree = wire.parse_object(await request.body(), request.headers.get("content-type"))
+        fields, ignored = wire.read_fields(EmbeddingsRequest, tree)
+        write = partial(render, encoding=fields.encoding, names_kinds=fields.names_kinds)
+        return await embedding.answer(service, exchange, fields.job(), write, ignored)
+
+    for path in ("/v1/embeddings", "/embeddings"):
+        routes.post(
+            path,
+            summary="Embed texts",
+            response_model=EmbeddingsResponse,
+            responses=ERRORS,
+            openapi_extra=wire.request_schema(EmbeddingsRequest),
+            operation_id=f"create_embeddings{path.replace('/', '_').removesuffix('_embeddings')}",
+        )(create_embeddings)
+
+    @routes.get("/v1/models", summary="List the served models and their aliases", response_model=ModelList)
+    async def list_models() -> dict[str, Any]:
+        return {"object": "list", "data": [entry for entries in _entries(service).values() for entry in entries]}
+
+    @routes.get(
+        "/v1/models/{name:path}", summary="Describe one model", response_model=ModelEntry, responses={404: ERRORS[404]}
+    )
+    async def retrieve_model(name: str) -> dict[str, Any]:
+        for entries in _entries(service).values():
+            for entry in entries:
+                if entry["id"] == name:
+                    return entry
+        raise ModelNotFound(f"The model `{name[:100]}` does not exist or you do not have access to it.", param="model")
+
+    return routes
+
+
+def _entries(service: EmbeddingService) -> Mapping[str, list[dict[str, Any]]]:
+    cards = [card for model in service.models if (card := model.card()) is not None]
+    return {card.name: [model_entry(card, name) for name in (card.name, *card.aliases)] for card in cards}

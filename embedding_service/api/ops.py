@@ -1,0 +1,128 @@
+"""What operators and balancers ask: service info, health, liveness, readiness, the documentation."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from fastapi import APIRouter, FastAPI, Query
+from fastapi.openapi.docs import get_swagger_ui_html
+from pydantic import BaseModel
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.staticfiles import StaticFiles
+
+from embedding_service import __version__
+from embedding_service.api.problems import ERRORS
+from embedding_service.engine.replica import State
+from embedding_service.errors import ModelNotFound, Unavailable
+
+if TYPE_CHECKING:
+    from embedding_service.lifecycle import Lifecycle
+
+SERVICE_NAME = "embedding-service"
+
+
+class ServiceInfo(BaseModel):
+    """Which service this is; `status` is `running`, or the phase it is in."""
+
+    service: str
+    version: str
+    model: str
+    status: str
+
+
+class Alive(BaseModel):
+    """The gateway's event loop runs."""
+
+    status: Literal["alive"]
+
+
+class Readiness(BaseModel):
+    """The states of every model's replicas."""
+
+    status: Literal["ready"]
+    models: dict[str, list[State]]
+
+
+class Health(BaseModel):
+    """The default model; `status` is `healthy`, or the phase the gateway is in."""
+
+    status: str
+    model: str
+    gpu_memory_utilization: float
+    max_model_len: int | None
+    device: str | None
+
+
+def router(lifecycle: Lifecycle) -> APIRouter:
+    """Return the routes; `/livez` answers whatever the engines do, `/readyz` only while they work."""
+    routes = APIRouter(tags=["Operations"])
+    service = lifecycle.service
+
+    @routes.get("/", summary="Which service is this?", response_model=ServiceInfo)
+    async def info() -> dict[str, Any]:
+        status = "running" if lifecycle.ready else lifecycle.phase
+        return {"service": SERVICE_NAME, "version": __version__, "model": service.models.default.name, "status": status}
+
+    @routes.head("/livez", include_in_schema=False)
+    @routes.get("/livez", summary="Is the gateway alive?", response_model=Alive)
+    @routes.api_route("/ping", methods=["GET", "HEAD"], include_in_schema=False)
+    async def livez() -> dict[str, str]:
+        return {"status": "alive"}
+
+    @routes.head("/readyz", include_in_schema=False)
+    @routes.get(
+        "/readyz",
+        summary="Should a balancer send requests here?",
+        response_model=Readiness,
+        responses={404: ERRORS[404], 503: ERRORS[503]},
+    )
+    async def readyz(model: Annotated[str | None, Query(description="Ask about one model.")] = None) -> dict[str, Any]:
+        if model is None:
+            ready = lifecycle.ready
+        else:
+            served = service.models.get(model)
+            if served is None:
+                raise ModelNotFound("no model by that name is served here", param="model")
+            ready = served.ready and lifecycle.phase == "ready"
+        states = {each.name: [replica.state for replica in each.engine.replicas] for each in service.models}
+        if not ready:
+            raise Unavailable(f"not ready: {lifecycle.phase}, {states}", retry_after_s=5)
+        return {"status": "ready", "models": states}
+
+    @routes.head("/health", include_in_schema=False)
+    @routes.get(
+        "/health",
+        summary="Health of the default model",
+        response_model=Health,
+        responses={503: {"model": Health, "description": "Not ready."}},
+    )
+    async def health() -> Response:
+        served = service.models.default
+        card = served.card()
+        body = {
+            "status": "healthy" if lifecycle.ready else str(lifecycle.phase),
+            "model": served.name,
+            "gpu_memory_utilization": served.options.gpu_memory_utilization,
+            "max_model_len": card.max_tokens if card else served.options.max_model_len,
+            "device": card.device if card else None,
+        }
+        return JSONResponse(body, 200 if lifecycle.ready else 503)
+
+    return routes
+
+
+def add_documentation(app: FastAPI) -> None:
+    """Serve `/docs` with its assets from this host: no browser is sent anywhere else."""
+    assets = files("fastapi_offline") / "static"
+    app.mount("/docs/assets", StaticFiles(directory=str(assets)), name="docs-assets")
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return get_swagger_ui_html(
+            openapi_url="/openapi.json",
+            title=SERVICE_NAME,
+            swagger_js_url="/docs/assets/swagger-ui-bundle.js",
+            swagger_css_url="/docs/assets/swagger-ui.css",
+            swagger_favicon_url="/docs/assets/favicon.png",
+        )

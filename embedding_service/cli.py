@@ -1,0 +1,132 @@
+"""`embedding-service serve | check-config | fetch`: the command line."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import yaml
+
+from embedding_service import __version__
+from embedding_service.errors import BadConfiguration, StartupError
+from embedding_service.settings import ENV_PREFIX, Settings, load
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
+Config = Annotated[
+    Path | None, typer.Option("--config", "-c", envvar=f"{ENV_PREFIX}CONFIG", help="YAML file of settings.")
+]
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="An OpenAI-compatible embedding gateway backed by vLLM.",
+)
+
+
+def _settings_help() -> str:
+    rows = []
+    for name, field in Settings.model_fields.items():
+        default = "" if field.is_required() or field.default in (None, (), {}) else f" [{field.default}]"
+        rows.append(f"  --{name.replace('_', '-')}: {field.description or ''}{default}")
+    return (
+        "Every setting can stand in the file, in the environment as EMBEDDING_NAME, or be a flag:\n\n\b\n"
+        + "\n".join(rows)
+    )
+
+
+@app.command(context_settings=_FLAGS, epilog=_settings_help())
+def serve(context: typer.Context, config: Config = None) -> None:
+    """Serve embeddings. Flags win over the environment, the environment over the file."""
+    settings, warnings = load(config, _read_flags(context.args))
+
+    from embedding_service import server, telemetry  # noqa: PLC0415 - a wrong setting is refused before the heavy imports
+
+    telemetry.configure(settings.log_level, settings.log_format)
+    log = telemetry.get_logger()
+    for warning in warnings:
+        log.warning("environment", detail=warning)
+    if settings.allow_anonymous and not settings.api_keys and not settings.uds:
+        log.warning("no_api_key", detail=f"anyone who can reach {settings.host}:{settings.port} can use this service")
+    raise typer.Exit(server.serve(settings, log))
+
+
+@app.command("check-config", context_settings=_FLAGS)
+def check_config(context: typer.Context, config: Config = None) -> None:
+    """Print the settings in force, secrets masked; exit 2 if one is wrong."""
+    settings, warnings = load(config, _read_flags(context.args))
+    for warning in warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    typer.echo(yaml.safe_dump(settings.effective(), sort_keys=False, allow_unicode=True), nl=False)
+
+
+@app.command(context_settings=_FLAGS)
+def fetch(context: typer.Context, config: Config = None) -> None:
+    """Download the configured models ahead of time (HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE are obeyed)."""
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 - only here
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError  # noqa: PLC0415
+
+    settings, _ = load(config, _read_flags(context.args))
+    for model in settings.served_models:
+        if model.model_path:
+            typer.echo(f"{model.model_name}: {model.model_path}")
+            continue
+        try:
+            folder = snapshot_download(
+                model.model_name, revision=model.revision, ignore_patterns=["onnx/*", "openvino/*", "*.msgpack", "*.h5"]
+            )
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+            raise StartupError(f"{model.model_name}: {' '.join(str(error).split())[:300]}") from None
+        typer.echo(f"{model.model_name}: {folder}")
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(__version__)
+
+
+def main() -> None:
+    """Run the command line; an error at start-up is one line and an exit status."""
+    _run(app)
+
+
+def _run(command: Callable[[], Any]) -> None:
+    try:
+        command()
+    except StartupError as error:
+        sys.stderr.write(f"embedding-service: {error}\n")
+        sys.stderr.flush()
+        os._exit(error.exit_code)
+
+
+def _read_flags(arguments: list[str]) -> dict[str, Any]:
+    """Read `--name value` and `--name=value`; `[…]`, `{…}` and `null` are YAML, all else is text as in the environment."""
+    flags: dict[str, Any] = {}
+    rest = iter(arguments)
+    for argument in rest:
+        if not argument.startswith("--"):
+            raise BadConfiguration(f"{argument!r} is not a flag; settings are given as --name value")
+        name, equals, value = argument.removeprefix("--").partition("=")
+        field = name.replace("-", "_")
+        if field not in Settings.model_fields:
+            raise BadConfiguration(f"--{name}: no such setting; `embedding-service serve --help` lists them")
+        if not equals:
+            value = next(rest, "--")
+            if value.startswith("--"):
+                raise BadConfiguration(f"--{name}: a value is missing")
+        try:
+            flags[field] = yaml.safe_load(value) if value.startswith(("[", "{")) or value == "null" else value
+        except yaml.YAMLError as error:
+            raise BadConfiguration(f"--{name}: {' '.join(str(error).split())}") from None
+    return flags
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Who may queue: a request is admitted whole or not at all, by the tokens that wait already.
+
+One `Gate` per model for tokens, one for the bytes of all answers. No request ever waits here: it
+is let in, or told when to come back.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from embedding_service.errors import InvalidRequest, Overloaded
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_RATE_MEMORY_S = 30.0
+_RETRY_AT_LEAST_S, _RETRY_AT_MOST_S = 1.0, 60.0
+
+
+class Gate:
+    """A bound on a quantity that requests hold while they are served."""
+
+    def __init__(self, limit: int, unit: str) -> None:
+        self.limit = limit
+        self.unit = unit
+        self.held = 0
+        self._released = 0.0
+        self._since = time.monotonic()
+
+    @contextmanager
+    def admit(self, amount: int) -> Iterator[None]:
+        """Hold `amount` for the length of the block.
+
+        Raises `Overloaded` while too much is held, `InvalidRequest` if it can never fit.
+        """
+        if amount > self.limit:
+            raise InvalidRequest(
+                f"this request needs {amount} {self.unit}, more than the {self.limit} that this server ever "
+                "holds at once; send fewer inputs",
+                param="input",
+            )
+        if self.held + amount > self.limit:
+            raise Overloaded(
+                f"the server is busy: {self.held} {self.unit} are waiting; try again shortly",
+                retry_after_s=self._retry_after_s(),
+            )
+        self.held += amount
+        try:
+            yield
+        finally:
+            self.held -= amount
+            self._count(amount)
+
+    def _count(self, amount: int) -> None:
+        """Keep an exponentially fading sum of what was released, as a measure of speed."""
+        now = time.monotonic()
+        self._released = self._released * math.exp(-(now - self._since) / _RATE_MEMORY_S) + amount
+        self._since = now
+
+    def _retry_after_s(self) -> float:
+        """Return how long half of the backlog should take at the recent speed."""
+        fading = math.exp(-(time.monotonic() - self._since) / _RATE_MEMORY_S)
+        per_second = self._released * fading / _RATE_MEMORY_S
+        wait = self.held / 2 / per_second if per_second > 0 else _RETRY_AT_LEAST_S
+        return min(max(wait, _RETRY_AT_LEAST_S), _RETRY_AT_MOST_S)

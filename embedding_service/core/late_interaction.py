@@ -1,0 +1,49 @@
+"""Similarity of BGE-M3's vectors: MaxSim of token vectors, and the weighted sum of all three.
+
+Pure numpy; the formulas are FlagEmbedding's (`M3Embedder.colbert_score`,
+`compute_lexical_matching_score`, `compute_single_score`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from embedding_service.types import Embeddings, Floats, RerankJob, Sparse
+
+
+def max_sim(query: Floats, document: Floats) -> float:
+    """Return the mean over query tokens of the best match among document tokens.
+
+    Both have unit rows: (query tokens, d) and (document tokens, d). An empty side scores 0.
+    """
+    if not len(query) or not len(document):
+        return 0.0
+    return float((query @ document.T).max(axis=1).mean())
+
+
+def lexical(query: Sparse, document: Sparse) -> float:
+    """Return the sum over shared tokens of the product of their weights."""
+    _, in_query, in_document = np.intersect1d(query.indices, document.indices, assume_unique=True, return_indices=True)
+    return float(query.values[in_query] @ document.values[in_document])
+
+
+def weighted(scores: tuple[float, float, float], weights: tuple[float, float, float]) -> float:
+    """Return the weighted mean of (dense, sparse, ColBERT) scores."""
+    return sum(score * weight for score, weight in zip(scores, weights, strict=True)) / sum(weights)
+
+
+def score_pairs(job: RerankJob, queries: list[str], embedded: Embeddings) -> Floats:
+    """Score the pairs of `job` from the vectors of its distinct `queries`, followed by its documents'."""
+    place = {query: i for i, query in enumerate(queries)}
+    scores = np.empty(len(job.pairs), np.float32)
+    for i, (query, _) in enumerate(job.pairs):
+        q, d = place[query], len(queries) + i
+        scores[i] = max_sim(embedded.colbert[q], embedded.colbert[d])  # type: ignore[index, arg-type]
+        if job.weights is not None and embedded.dense is not None and embedded.sparse is not None:
+            dense = float(np.asarray(embedded.dense[q]) @ np.asarray(embedded.dense[d]))
+            sparse = lexical(embedded.sparse[q], embedded.sparse[d])
+            scores[i] = weighted((dense, sparse, float(scores[i])), job.weights)
+    return scores

@@ -1,0 +1,281 @@
+"""`EmbeddingService.embed`: the story of a request, readable top to bottom.
+
+Between the dialects above and the engine below; knows neither HTTP nor ZeroMQ.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from embedding_service.core import vectors
+from embedding_service.core.admission import Gate
+from embedding_service.core.late_interaction import score_pairs
+from embedding_service.core.models import ModelRegistry
+from embedding_service.core.sparse import merge_sparse
+from embedding_service.errors import ContextLengthExceeded, EngineFailed, InvalidRequest
+from embedding_service.types import (
+    Batch,
+    BatchResult,
+    Embeddings,
+    EmbedDtype,
+    EmbedJob,
+    Encoding,
+    Output,
+    Priority,
+    Scores,
+    Truncate,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from embedding_service.core.models import ServedModel
+    from embedding_service.core.prompts import Encoder, Prepared
+    from embedding_service.engine.client import ModelEngine
+    from embedding_service.settings import Settings
+    from embedding_service.types import Floats, RerankJob, Sparse, TokenIds
+
+_T = TypeVar("_T")
+_Array = TypeVar("_Array", bound="np.ndarray[Any, Any]")
+INTERACTIVE_TEXTS = 8
+# Work on less than this stays on the event loop: a thread costs about 0.1 ms, 4,096 characters
+# about 1 ms to tokenise, 2**18 numbers about 1 ms to normalise.
+INLINE_CHARACTERS = 4096
+INLINE_NUMBERS = 1 << 18
+
+
+class EmbeddingService:
+    """All served models, and the bounds on what may be in flight."""
+
+    def __init__(self, settings: Settings, engines: Iterable[ModelEngine]) -> None:
+        self.settings = settings
+        self.models = ModelRegistry(settings, engines)
+        self.answers = Gate(settings.max_inflight_response_bytes, "bytes of answers")
+        self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="core")
+
+    def close(self) -> None:
+        """Let go of the threads."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def embed(self, job: EmbedJob, *, deadline: float, leases: ExitStack) -> Embeddings:
+        """Answer a request before `deadline` (monotonic seconds) or raise a `ServiceError`.
+
+        The bytes of the answer stay reserved until `leases` is closed, which is the caller's to do
+        once they are sent.
+        """
+        model, alias = self.models.find(job.model)
+        encoder = model.embedder()
+        self._check(model, encoder, job)
+        prefix = encoder.prefix(job, alias)
+        prepared = await self._prepare(
+            model,
+            lambda: encoder.prepare(job, prefix, max_total=self.settings.max_request_tokens),
+            characters=_characters(job, prefix),
+        )
+        leases.enter_context(self.answers.admit(self._answer_bytes(encoder, job, prepared)))
+        result, engine_s = await _compute(model, prepared.ids, outputs=job.outputs, deadline=deadline)
+        rows = prepared.total if Output.COLBERT in job.outputs else len(prepared.ids)
+        return await self._maybe_in_thread(
+            lambda: _finish(job, model.name, encoder, prepared, result, engine_s=engine_s),
+            inline=rows * (encoder.facts.dimension or 1) <= INLINE_NUMBERS,
+        )
+
+    def _check(self, model: ServedModel, encoder: Encoder, job: EmbedJob) -> None:
+        """Refuse what this model cannot give, before any work."""
+        facts = encoder.facts
+        missing = [output for output in Output if output in job.outputs and output not in facts.outputs]
+        if missing:
+            has = ", ".join(facts.outputs)
+            raise InvalidRequest(
+                f"{model.name} gives {has} and no {' or '.join(missing)}",
+                param="model" if Output.DENSE in missing else f"return_{missing[0]}",
+            )
+        if len(job.inputs) > self.settings.max_inputs:
+            raise InvalidRequest(
+                f"input has {len(job.inputs)} items; this server takes at most {self.settings.max_inputs} a request",
+                param="input",
+            )
+        if job.dimensions is not None:
+            self._check_dimensions(model, encoder, job.dimensions)
+        if not job.normalize and job.embed_dtype in (EmbedDtype.INT8, EmbedDtype.UINT8):
+            raise InvalidRequest(f"{job.embed_dtype} is made from unit vectors; leave normalize out", param="normalize")
+
+    def _check_dimensions(self, model: ServedModel, encoder: Encoder, dimensions: int) -> None:
+        full, sizes = encoder.facts.dimension or 0, model.matryoshka
+        if dimensions == full:
+            return
+        if sizes is None:
+            raise InvalidRequest(
+                f"dimensions must be {full}: {model.name} was not trained for shorter vectors", param="dimensions"
+            )
+        least = encoder.profile.smallest_dimension
+        if (sizes and dimensions not in sizes) or not least <= dimensions <= full:
+            allowed = f"one of {', '.join(map(str, sizes))}" if sizes else f"between {least} and {full}"
+            raise InvalidRequest(f"dimensions must be {allowed} for {model.name}", param="dimensions")
+
+    async def rerank(self, job: RerankJob, *, deadline: float) -> Scores:
+        """Score every pair before `deadline`, with a cross-encoder or by late interaction."""
+        model, _ = self.models.find(job.model, scores=True)
+        if len(job.pairs) > self.settings.max_inputs:
+            raise InvalidRequest(
+                f"{len(job.pairs)} documents; this server takes at most {self.settings.max_inputs} in one request",
+                param="documents",
+            )
+        if model.pairs is None:
+            return await self._rerank_late(model, job, deadline=deadline)
+        if job.weights is not None:
+            raise InvalidRequest(
+                f"weights are for models with three vectors; {model.name} scores pairs", param="weights"
+            )
+        pairs = model.pairs
+        prepared = await self._prepare(
+            model,
+            lambda: pairs.prepare(job, max_total=self.settings.max_request_tokens),
+            characters=sum(len(query) + len(document) for query, document in job.pairs),
+        )
+        result, engine_s = await _compute(
+            model, prepared.ids, outputs=frozenset({Output.SCORE}), deadline=deadline, boundaries=prepared.boundaries
+        )
+        assert result.scores is not None  # noqa: S101 - it was asked for
+        check_finite(vectors.finite_rows(result.scores).tolist(), range(len(job.pairs)), field="documents")
+        return Scores(
+            model.name, result.scores[:, 0], prepared.total, prepared.truncated, logits=True, engine_s=engine_s
+        )
+
+    async def _rerank_late(self, model: ServedModel, job: RerankJob, *, deadline: float) -> Scores:
+        """Score with an embedding model: MaxSim of its ColBERT vectors, or a weighted sum of all three kinds."""
+        if Output.COLBERT not in model.embedder().facts.outputs:
+            raise InvalidRequest(f"{model.name} has no ColBERT vectors to score pairs with", param="model")
+        if job.instruction is not None or job.max_tokens_per_document is not None:
+            name = "instruction" if job.instruction is not None else "max_tokens_per_doc"
+            raise InvalidRequest(f"{name} is for cross-encoders; {model.name} scores by late interaction", param=name)
+        queries = list(dict.fromkeys(query for query, _ in job.pairs))
+        texts = [*queries, *(document for _, document in job.pairs)]
+        outputs = frozenset({Output.COLBERT} if job.weights is None else {Output.DENSE, Output.SPARSE, Output.COLBERT})
+        embed = EmbedJob(model.name, texts, outputs, truncate=Truncate.RIGHT, encoding=Encoding.BASE64)
+        with ExitStack() as leases:
+            vectors_ = await self.embed(embed, deadline=deadline, leases=leases)
+            if vectors_.truncated and vectors_.truncated[0] < len(queries):
+                raise ContextLengthExceeded("the query is longer than the model's context; shorten it", param="query")
+            values = await self._maybe_in_thread(lambda: score_pairs(job, queries, vectors_), inline=False)
+        cut = tuple(index - len(queries) for index in vectors_.truncated)
+        return Scores(model.name, values, vectors_.total_tokens, cut, logits=False, engine_s=vectors_.engine_s)
+
+    async def _prepare(self, model: ServedModel, work: Callable[[], _T], *, characters: int) -> _T:
+        """Tokenise; short requests on the event loop, long ones in a thread."""
+        model.preparing += 1
+        try:
+            return await self._maybe_in_thread(work, inline=characters <= INLINE_CHARACTERS)
+        finally:
+            model.preparing -= 1
+
+    def _answer_bytes(self, encoder: Encoder, job: EmbedJob, prepared: Prepared) -> int:
+        """Return about how large the answer will be. Raises `InvalidRequest` where that is too much."""
+        full = encoder.facts.dimension or 0
+        numbers = len(job.inputs) * (job.dimensions or full) if Output.DENSE in job.outputs else 0
+        if Output.COLBERT in job.outputs:
+            numbers += prepared.total * full
+        needed = vectors.written_bytes(numbers, job.embed_dtype, job.encoding) + 100 * len(job.inputs)
+        if Output.SPARSE in job.outputs:
+            needed += 24 * prepared.total
+        if needed > self.settings.max_response_bytes:
+            raise InvalidRequest(
+                f"the answer would have about {needed} bytes, and this server sends at most "
+                f"{self.settings.max_response_bytes}; ask for encoding_format base64, embed_dtype float16 "
+                "or fewer texts",
+                param="input",
+            )
+        return needed
+
+    async def _maybe_in_thread(self, work: Callable[[], _T], *, inline: bool) -> _T:
+        return work() if inline else await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+
+async def _compute(
+    model: ServedModel,
+    ids: list[TokenIds],
+    *,
+    outputs: frozenset[Output],
+    deadline: float,
+    boundaries: list[int] | None = None,
+) -> tuple[BatchResult, float]:
+    """Admit the whole batch or refuse it, run it, and say how long that took in seconds."""
+    started = time.monotonic()
+    batch = Batch(
+        ids=ids,
+        outputs=outputs,
+        priority=Priority.INTERACTIVE if len(ids) <= INTERACTIVE_TEXTS else Priority.BULK,
+        deadline=deadline,
+        boundaries=boundaries,
+    )
+    with model.gate.admit(sum(map(len, ids))):
+        result = await model.engine.run(batch, more_coming=model.preparing > 0)
+    return result, time.monotonic() - started
+
+
+def _characters(job: EmbedJob, prefix: str) -> int:
+    """Return how much there is to tokenise; token ids count as much, as the first ones load cl100k_base (0.8 s)."""
+    if not isinstance(job.inputs[0], str):
+        return INLINE_CHARACTERS + 1
+    return sum(map(len, job.inputs)) + len(prefix) * len(job.inputs)
+
+
+def _finish(
+    job: EmbedJob, name: str, encoder: Encoder, prepared: Prepared, result: BatchResult, *, engine_s: float
+) -> Embeddings:
+    """Turn the engine's numbers into what was asked for. Raises `EngineFailed` if they are not numbers."""
+    owner, lengths = prepared.owner, [len(ids) for ids in prepared.ids]
+    tokens = np.bincount(owner, weights=lengths).astype(int).tolist()
+    dense = None
+    if result.dense is not None:
+        check_finite(vectors.finite_rows(result.dense).tolist(), owner)
+        means = vectors.chunk_mean(result.dense, owner, lengths)
+        shaped = vectors.shape_dense(means, dimensions=job.dimensions, normalize=job.normalize)
+        dense = vectors.quantise(shaped, job.embed_dtype)
+    colbert = None
+    if result.colbert is not None:
+        check_finite([bool(np.isfinite(rows).all()) for rows in result.colbert], owner)
+        colbert = [vectors.quantise(rows, job.embed_dtype) for rows in _per_input(result.colbert, owner)]
+    sparse = None
+    if result.sparse is not None:
+        check_finite([bool(np.isfinite(weights).all()) for weights in result.sparse], owner)
+        sparse = _merge(prepared, result.sparse, encoder)
+    return Embeddings(
+        model=name,
+        tokens=tokens,
+        dense=dense,
+        sparse=sparse,
+        colbert=colbert,
+        truncated=prepared.truncated,
+        chunked=prepared.chunked,
+        token_ids_read_as=prepared.read_as,
+        engine_s=engine_s,
+    )
+
+
+def _merge(prepared: Prepared, weights: list[Floats], encoder: Encoder) -> list[Sparse]:
+    ids, merged = _per_input(prepared.ids, prepared.owner), _per_input(weights, prepared.owner)
+    return [merge_sparse(i, w, skip_ids=encoder.facts.special_ids) for i, w in zip(ids, merged, strict=True)]
+
+
+def _per_input(arrays: list[_Array], owner: list[int]) -> list[_Array]:
+    """Join the arrays of each input's chunks."""
+    if len(arrays) == owner[-1] + 1:
+        return arrays
+    joined: list[list[_Array]] = [[] for _ in range(owner[-1] + 1)]
+    for array, index in zip(arrays, owner, strict=True):
+        joined[index].append(array)
+    return [np.concatenate(parts) for parts in joined]
+
+
+def check_finite(finite: list[bool], owner: Sequence[int], *, field: str = "input") -> None:
+    """Raise `EngineFailed` about the first input whose numbers are not all finite."""
+    if not all(finite):
+        where = f"{field}[{owner[finite.index(False)]}]"
+        raise EngineFailed(f"the model gave numbers that are not finite for {where}", param=where)

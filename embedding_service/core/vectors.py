@@ -1,0 +1,79 @@
+"""Pure numpy on vectors: mean of chunks, Matryoshka cut, normalisation, number formats.
+
+Everything that determines the returned numbers after the model has run stands here, once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from embedding_service.types import EmbedDtype, Encoding
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from embedding_service.types import Floats
+
+
+def chunk_mean(vectors: Floats, owner: list[int], weights: list[int]) -> Floats:
+    """Average the chunks of each input, weighted by their tokens: (chunks, d) → (inputs, d).
+
+    `owner` is non-decreasing and names each chunk's input. The vectors must not be normalised:
+    this is then what mean pooling over the whole text gives, if every chunk saw only itself.
+    """
+    if len(owner) == owner[-1] + 1:
+        return vectors
+    starts = np.searchsorted(owner, np.arange(owner[-1] + 1))
+    w = np.asarray(weights, np.float32)[:, None]
+    return np.asarray(np.add.reduceat(vectors * w, starts) / np.add.reduceat(w, starts), np.float32)
+
+
+def finite_rows(vectors: Floats) -> npt.NDArray[np.bool_]:
+    """Tell for each row of (n, d) whether all its numbers are finite."""
+    return np.asarray(np.isfinite(vectors).all(axis=1), np.bool_)
+
+
+def shape_dense(vectors: Floats, *, dimensions: int | None, normalize: bool) -> Floats:
+    """Cut (n, d) to its first `dimensions` columns (Matryoshka), then scale rows to length 1.
+
+    Cutting comes first, so that a cut vector has length 1 too. A row of zeros stays as it is.
+    """
+    if dimensions is not None and dimensions < vectors.shape[1]:
+        vectors = vectors[:, :dimensions]
+    if normalize:
+        lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
+        vectors = (vectors / np.where(lengths > 0, lengths, 1)[:, None]).astype(np.float32)
+    return np.ascontiguousarray(vectors)
+
+
+def quantise(vectors: Floats, dtype: EmbedDtype) -> npt.NDArray[np.generic]:
+    """Convert unit vectors (n, d) to a number format.
+
+    int8 = round(127·x), uint8 = that + 128 (so 1 to 255); ubinary packs the signs, most
+    significant bit first, 8 dimensions a byte; binary = ubinary - 128 as int8. The packings are
+    those of Cohere and sentence-transformers. float16 and float32 keep any scale.
+    """
+    if dtype is EmbedDtype.FLOAT32:
+        return vectors
+    if dtype is EmbedDtype.FLOAT16:
+        return vectors.astype(np.float16)
+    if dtype in (EmbedDtype.BINARY, EmbedDtype.UBINARY):
+        packed = np.packbits(vectors > 0, axis=-1)
+        return packed if dtype is EmbedDtype.UBINARY else (packed.astype(np.int16) - 128).astype(np.int8)
+    steps: Floats = np.clip(np.rint(vectors * np.float32(127)), -127, 127)
+    return steps.astype(np.int8) if dtype is EmbedDtype.INT8 else (steps + 128).astype(np.uint8)
+
+
+def written_bytes(numbers: int, dtype: EmbedDtype, encoding: Encoding) -> int:
+    """Return about how many bytes `numbers` dimensions take in an answer, rounded up.
+
+    As JSON a float takes up to 14 characters with its comma and a small integer 5.
+    """
+    packed = dtype in (EmbedDtype.BINARY, EmbedDtype.UBINARY)
+    values = (numbers + 7) // 8 if packed else numbers
+    if encoding is Encoding.FLOAT:
+        return values * (14 if dtype in (EmbedDtype.FLOAT32, EmbedDtype.FLOAT16) else 5)
+    width = {EmbedDtype.FLOAT32: 4, EmbedDtype.FLOAT16: 2}.get(dtype, 1)
+    return (values * width + 2) // 3 * 4

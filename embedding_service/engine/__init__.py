@@ -1,0 +1,1 @@
+"""The vLLM process and the client that starts, feeds and watches it."""

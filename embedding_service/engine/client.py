@@ -1,0 +1,196 @@
+"""All replicas of one model behind one `run`: slices to the least loaded, once more after a crash.
+
+Raises `ServiceError`s for what a client should hear, and `ModelNotLoaded` for what ends start-up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from embedding_service.engine.replica import Replica, State, WorkerDied
+from embedding_service.errors import DeadlineExceeded, EngineFailed, Unavailable
+from embedding_service.types import Batch, BatchResult, Output, Priority
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from structlog.typing import FilteringBoundLogger
+
+    from embedding_service.engine import protocol
+    from embedding_service.settings import ModelOptions
+    from embedding_service.types import Floats
+
+RESTART_RETRY_S = 5.0
+POISON_FOR_S, POISON_KEPT = 600.0, 1024
+# One message holds at most this much, so that several replicas share one request and a cancelled
+# or expired one frees what has not started.
+SLICE_TEXTS, SLICE_TOKENS = 256, 16_384
+
+
+class Poison:
+    """Digests of jobs that ended the engine, refused for ten minutes."""
+
+    def __init__(self) -> None:
+        self._until: dict[bytes, float] = {}
+
+    def add(self, batch: Batch) -> EngineFailed:
+        """Remember a job; return the error that its sender gets."""
+        if len(self._until) >= POISON_KEPT:
+            self._until.pop(next(iter(self._until)))
+        self._until[_digest(batch)] = time.monotonic() + POISON_FOR_S
+        what = "this input ends" if len(batch.ids) == 1 else "one of these inputs ends"
+        return EngineFailed(f"{what} the engine; please report it")
+
+    def refuse(self, batch: Batch) -> None:
+        """Raise `EngineFailed` if this very job is known to end the engine."""
+        if self._until and self._until.get(_digest(batch), 0) > time.monotonic():
+            raise EngineFailed("this ended the engine a short while ago, and is not tried again yet")
+
+
+def _digest(batch: Batch) -> bytes:
+    digest = hashlib.sha256()
+    for ids in batch.ids:
+        digest.update(len(ids).to_bytes(4, "little") + ids.tobytes())
+    return digest.digest()
+
+
+class ModelEngine:
+    """All replicas of one model behind one `run`."""
+
+    def __init__(
+        self, options: ModelOptions, *, folder: Path, start_lock: asyncio.Lock, log: FilteringBoundLogger
+    ) -> None:
+        self.options = options
+        self._log = log.bind(model=options.model_name)
+        self.replicas = [
+            Replica(options, index, folder=folder, start_lock=start_lock, log=self._log)
+            for index in range(options.replicas)
+        ]
+        self.poison = Poison()
+        self._changed = asyncio.Event()
+        for replica in self.replicas:
+            replica.changed = self._changed.set
+
+    async def start(self) -> None:
+        """Load the model in every replica. Raises `ModelNotLoaded`."""
+        for replica in self.replicas:
+            await replica.start()
+
+    async def stop(self) -> None:
+        """End every worker."""
+        await asyncio.gather(*(replica.stop() for replica in self.replicas))
+
+    @property
+    def facts(self) -> protocol.ModelFacts | None:
+        """What the model is, once the first replica has loaded it."""
+        hello = self.replicas[0].hello
+        return hello.facts if hello else None
+
+    @property
+    def tokenizer_json(self) -> bytes:
+        """The model's fast tokenizer."""
+        return self.replicas[0].tokenizer_json
+
+    @property
+    def ready(self) -> bool:
+        """Whether some replica can work now."""
+        return any(replica.state is State.READY for replica in self.replicas)
+
+    @property
+    def dead(self) -> bool:
+        """Whether no replica will ever work again."""
+        return all(replica.state in (State.DEAD, State.STOPPED) for replica in self.replicas)
+
+    async def run(self, batch: Batch, *, more_coming: bool = False) -> BatchResult:
+        """Compute a batch, spread over the replicas. One failed slice cancels the others.
+
+        Raises `DeadlineExceeded`, `EngineFailed` or `Unavailable`.
+        """
+        slices = list(_slices(batch))
+        try:
+            async with asyncio.timeout(max(0.0, batch.deadline - time.monotonic())), asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._run_slice(part, more_coming=more_coming)) for part in slices]
+        except* TimeoutError:
+            raise DeadlineExceeded("the engine did not answer before the deadline") from None
+        except* (EngineFailed, DeadlineExceeded, Unavailable) as errors:
+            raise errors.exceptions[0] from None
+        return _join(batch, [task.result() for task in tasks])
+
+    async def _run_slice(self, batch: Batch, *, more_coming: bool) -> tuple[protocol.Done, list[Floats]]:
+        """Run on the least loaded replica, and again if that dies.
+
+        A job that was not in the engine at the death is simply run again. One that was is run alone:
+        if the engine dies again, it was this job's doing, and the same inputs are refused from then on.
+        """
+        self.poison.refuse(batch)
+        replica = await self._pick()
+        while True:
+            try:
+                return await replica.run(batch, more_coming=more_coming)
+            except WorkerDied as death:
+                self._log.warning("job_lost", reason=str(death), texts=len(batch.ids), running=len(death.running))
+                if death.running and batch.priority is Priority.ALONE:
+                    replica.forgive()
+                    raise self.poison.add(batch) from None
+                if death.running:
+                    batch = replace(batch, priority=Priority.ALONE)
+            replica = await self._pick(wait_until=batch.deadline)
+
+    async def _pick(self, *, wait_until: float | None = None) -> Replica:
+        """Return the ready replica with the least to do; wait for one if it can be there by `wait_until`."""
+        while not (ready := [r for r in self.replicas if r.state is State.READY]):
+            wait_s = min(replica.ready_in_s for replica in self.replicas)
+            if wait_until is None or self.dead or time.monotonic() + wait_s > wait_until:
+                raise Unavailable(
+                    f"{self.options.model_name} is not ready to answer; try again shortly",
+                    retry_after_s=max(wait_s, RESTART_RETRY_S),
+                )
+            self._changed.clear()
+            await self._changed.wait()
+        return min(ready, key=lambda replica: replica.outstanding_tokens)
+
+
+def _slices(batch: Batch) -> list[Batch]:
+    """Cut a batch into messages of at most SLICE_TEXTS texts and SLICE_TOKENS tokens."""
+    slices, first, tokens = [], 0, 0
+    for i, ids in enumerate(batch.ids):
+        if i > first and (i - first >= SLICE_TEXTS or tokens + len(ids) > SLICE_TOKENS):
+            slices.append((first, i))
+            first, tokens = i, 0
+        tokens += len(ids)
+    slices.append((first, len(batch.ids)))
+    if len(slices) == 1:
+        return [batch]
+    return [
+        Batch(
+            ids=batch.ids[a:b],
+            outputs=batch.outputs,
+            priority=batch.priority,
+            deadline=batch.deadline,
+            boundaries=batch.boundaries[a:b] if batch.boundaries else None,
+        )
+        for a, b in slices
+    ]
+
+
+def _join(batch: Batch, parts: list[tuple[protocol.Done, list[Floats]]]) -> BatchResult:
+    """Put the slices together again, in order."""
+    columns: dict[Output, Floats] = {}
+    for place, output in enumerate(o for o in Output if o in batch.outputs):
+        arrays = [arrays[place] for _, arrays in parts]
+        columns[output] = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+    lengths = np.array([len(ids) for ids in batch.ids])
+    sparse, colbert = columns.get(Output.SPARSE), columns.get(Output.COLBERT)
+    return BatchResult(
+        dense=columns.get(Output.DENSE),
+        sparse=None if sparse is None else np.split(sparse, np.cumsum(lengths)[:-1]),
+        colbert=None if colbert is None else np.split(colbert, np.cumsum(lengths - 1)[:-1]),
+        scores=columns.get(Output.SCORE),
+        steps=max(done.steps for done, _ in parts),
+    )

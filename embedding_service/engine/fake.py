@@ -1,0 +1,130 @@
+"""A core without a model: deterministic vectors, and faults on demand. Used by most tests.
+
+It runs in a real worker process behind the real wire, so that only the model is missing. A text
+is split at spaces. These words do something (`FAULTS`); every other word is just a word.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+from embedding_service.engine.core import CoreLimits, InputRejected, ModelRefused
+from embedding_service.engine.protocol import ModelFacts
+from embedding_service.types import Output
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from embedding_service.settings import ModelOptions
+    from embedding_service.types import Floats
+
+CLS, SEP, UNKNOWN = 0, 1, 2
+FAULTS = {"fault-slow": 10, "fault-die": 11, "fault-hang": 12, "fault-nan": 13, "fault-reject": 14, "fault-raise": 15}
+VOCABULARY = 50_000
+DIMENSION = 32
+
+
+class FakeCore:
+    """Vectors that depend on the token ids alone; `engine_args` may set `step_s` and `outputs`."""
+
+    def __init__(self, options: ModelOptions) -> None:
+        knobs = options.engine_args
+        if "refuse" in knobs:
+            raise ModelRefused(str(knobs["refuse"]))
+        time.sleep(float(knobs.get("load_s", 0)))
+        self.options = options
+        self.outputs = tuple(Output(name) for name in knobs.get("outputs", ["dense"]))
+        self.step_s = float(knobs.get("step_s", 0))
+        texts = 32 if options.max_batch_size == "auto" else options.max_batch_size
+        self.limits = CoreLimits(texts=texts, tokens=2048)
+        self.tokenizer_json = fake_tokenizer().to_str().encode()
+        self._queue: dict[str, tuple[list[int], frozenset[Output]]] = {}
+
+    def add(self, key: str, ids: list[int], *, outputs: frozenset[Output], boundary: int | None) -> None:
+        """Queue one input; `fault-reject` is refused."""
+        del boundary
+        if FAULTS["fault-reject"] in ids:
+            raise InputRejected("the fake engine was told to refuse this")
+        self._queue[key] = (ids, outputs)
+
+    def abort(self, keys: Iterable[str]) -> None:
+        """Forget inputs."""
+        for key in keys:
+            self._queue.pop(key, None)
+
+    @property
+    def unfinished(self) -> int:
+        """Inputs waiting for the next step."""
+        return len(self._queue)
+
+    def step(self) -> list[tuple[str, Mapping[Output, Floats]]]:
+        """Answer everything that waits, unless a fault was asked for."""
+        batch, self._queue = self._queue, {}
+        time.sleep(self.step_s)
+        seen = {token for ids, _ in batch.values() for token in ids}
+        if FAULTS["fault-slow"] in seen:
+            time.sleep(0.5)
+        if FAULTS["fault-hang"] in seen:
+            time.sleep(3600)
+        if FAULTS["fault-raise"] in seen:
+            raise RuntimeError("the fake engine was told to break")
+        if FAULTS["fault-die"] in seen:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return [
+            (key, {output: fake_vectors(ids, output) for output in outputs}) for key, (ids, outputs) in batch.items()
+        ]
+
+    def facts(self, dimension: int | None) -> ModelFacts:
+        """Describe a model that does not exist."""
+        return ModelFacts(
+            architecture="Fake",
+            model_type="fake",
+            outputs=self.outputs,
+            dimension=dimension,
+            max_tokens=self.options.max_model_len or 512,
+            vocab_size=VOCABULARY,
+            pooling="CLS",
+            dtype="float32",
+            device="cpu",
+            revision=None,
+            engine_version="fake",
+            prompts=self.options.engine_args.get("prompts", {}),
+            default_prompt_name=None,
+            matryoshka=() if self.options.matryoshka else None,
+            special_ids=(CLS, SEP, UNKNOWN),
+        )
+
+
+def fake_vectors(ids: list[int], output: Output) -> Floats:
+    """Return the flat vector(s) of one input: seeded by its ids, NaN where `fault-nan` is among them."""
+    seed = hashlib.sha256(np.asarray(ids, np.int32).tobytes() + output.encode()).digest()
+    random = np.random.default_rng(np.frombuffer(seed, np.uint32))
+    size = {Output.DENSE: DIMENSION, Output.SPARSE: len(ids), Output.COLBERT: (len(ids) - 1) * DIMENSION}.get(output, 1)
+    vector = random.standard_normal(size).astype(np.float32)
+    if output is Output.SPARSE:
+        vector = np.maximum(vector, 0)
+    if output is Output.COLBERT:
+        vector = vector.reshape(-1, DIMENSION)
+        vector /= np.linalg.norm(vector, axis=1, keepdims=True)
+    if FAULTS["fault-nan"] in ids:
+        vector[...] = np.nan
+    return vector
+
+
+def fake_tokenizer() -> Tokenizer:
+    """Return a word tokenizer: [CLS] words [SEP], with byte fallback by way of character pieces."""
+    words = {"[CLS]": CLS, "[SEP]": SEP, "[UNK]": UNKNOWN, **FAULTS}
+    words |= {f"w{i}": 100 + i for i in range(VOCABULARY - 100)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))  # noqa: S106 - not a password
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", CLS), ("[SEP]", SEP)]
+    )
+    return tokenizer

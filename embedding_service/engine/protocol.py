@@ -1,0 +1,179 @@
+"""Messages between the gateway and an engine worker.
+
+Multipart ZeroMQ messages: one msgpack header, then raw little-endian numpy frames. Nothing
+here is ever pickled, and `decode` refuses a message whose frames are not as long as its header
+says. Two sockets per worker generation: `jobs` (PAIR, towards the worker, answered with `Pong`)
+and `results` (PUSH from the worker).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+
+from embedding_service.types import Output, Priority
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from embedding_service.types import Floats, TokenIds
+
+
+class ProtocolError(Exception):
+    """A message that the other side cannot have meant."""
+
+
+class Message(msgspec.Struct, frozen=True, tag_field="kind", tag=str.lower):
+    """Base of every header; `generation` numbers the worker processes of one replica."""
+
+    generation: int
+
+
+class Run(Message, frozen=True):
+    """Compute `outputs` for every input. Frames: lengths (n,) int32, token ids (sum,) int32.
+
+    `boundaries` holds, for pairs, the number of tokens of the first segment (token type 0).
+    `deadline` is on CLOCK_MONOTONIC, which both processes share. `more_coming` tells that other
+    requests are on their way to this worker, so that an idle engine may gather for a moment.
+    """
+
+    job: int
+    outputs: tuple[Output, ...]
+    n: int
+    total: int
+    priority: Priority
+    deadline: float
+    boundaries: tuple[int, ...] | None = None
+    more_coming: bool = False
+
+
+class Cancel(Message, frozen=True):
+    """Forget the job; nothing is answered."""
+
+    job: int
+
+
+class Ping(Message, frozen=True):
+    """Answered with `Pong` by the worker's receiving thread, however long a step takes."""
+
+
+class Stop(Message, frozen=True):
+    """Exit; what is still queued is dropped."""
+
+
+class Pong(Message, frozen=True):
+    """Progress of the worker: `steps` completed, `texts` and `tokens` computed in `busy_s` seconds.
+
+    `running` texts with `running_tokens` are in the engine, `waiting` ones are queued before it.
+    """
+
+    steps: int
+    texts: int
+    tokens: int
+    busy_s: float
+    running: int
+    running_tokens: int
+    waiting: int
+
+
+class ModelFacts(msgspec.Struct, frozen=True):
+    """What a loaded model is, as the worker found it; the gateway reads no model files.
+
+    `dimension` is None for a model that only scores. `matryoshka` lists the allowed sizes, is
+    empty for "any", and None for "no". `special_ids` (cls, eos, pad, unk) carry no lexical weight.
+    """
+
+    architecture: str
+    model_type: str
+    outputs: tuple[Output, ...]
+    dimension: int | None
+    max_tokens: int
+    vocab_size: int
+    pooling: str
+    dtype: str
+    device: str
+    revision: str | None
+    engine_version: str
+    prompts: dict[str, str]
+    default_prompt_name: str | None
+    matryoshka: tuple[int, ...] | None
+    special_ids: tuple[int, ...] = ()
+
+
+class Hello(Message, frozen=True):
+    """The model is loaded and has embedded a real text. Frame: the fast tokenizer as JSON."""
+
+    facts: ModelFacts
+
+
+class Done(Message, frozen=True):
+    """Results of a job: one float32 frame for each output asked for, in `Output`'s order.
+
+    dense (n, dimension), not normalised; sparse (total,), a weight for every token; colbert
+    (total - n, dimension), all tokens but each input's first; score (n, labels), raw. `steps`
+    is the number of engine steps between the arrival of the job and its end.
+    """
+
+    job: int
+    shapes: tuple[tuple[int, ...], ...]
+    steps: int
+
+
+class Failed(Message, frozen=True):
+    """A job (or, with job 0, the start of the worker) came to nothing.
+
+    `reason`: `expired`, `rejected` (vLLM refused the input) or `startup`.
+    """
+
+    job: int
+    reason: str
+    message: str
+
+
+AnyMessage = Run | Cancel | Ping | Stop | Pong | Hello | Done | Failed
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(AnyMessage)
+
+
+def encode(message: Message, *frames: np.ndarray | bytes) -> list[bytes | memoryview]:
+    """Return the parts of a multipart message; arrays are sent without a copy."""
+    return [_encoder.encode(message), *map(_buffer, frames)]
+
+
+def _buffer(frame: np.ndarray | bytes) -> bytes | memoryview:
+    return frame if isinstance(frame, bytes) else np.ascontiguousarray(frame).reshape(-1).view(np.uint8).data
+
+
+def decode(header: bytes | memoryview) -> AnyMessage:
+    """Read a header. Raises `ProtocolError`."""
+    try:
+        message: AnyMessage = _decoder.decode(header)
+    except msgspec.DecodeError as error:
+        raise ProtocolError(str(error)) from None
+    return message
+
+
+def run_frames(message: Run, frames: Sequence[memoryview]) -> tuple[TokenIds, TokenIds]:
+    """Return (lengths, flat token ids) of a `Run`. Raises `ProtocolError`."""
+    if len(frames) != 2:  # noqa: PLR2004
+        raise ProtocolError(f"a run has two frames, not {len(frames)}")
+    lengths, ids = (np.frombuffer(frame, np.dtype("<i4")) for frame in frames)
+    if len(lengths) != message.n or len(ids) != message.total or int(lengths.sum()) != message.total:
+        raise ProtocolError("the frames of a run are not as long as its header says")
+    return lengths, ids
+
+
+def done_frames(message: Done, frames: Sequence[memoryview]) -> list[Floats]:
+    """Return the arrays of a `Done`, float32, in its shapes. Raises `ProtocolError`."""
+    if len(frames) != len(message.shapes):
+        raise ProtocolError(f"a result of {len(message.shapes)} arrays came in {len(frames)} frames")
+    arrays = []
+    for frame, shape in zip(frames, message.shapes, strict=True):
+        array = np.frombuffer(frame, np.dtype("<f4"))
+        if array.size != int(np.prod(shape)):
+            raise ProtocolError(f"a result of shape {shape} came as {array.size} numbers")
+        arrays.append(array.reshape(shape))
+    return arrays

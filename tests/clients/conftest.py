@@ -1,0 +1,63 @@
+"""Gateways for the tests that speak through somebody else's client."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.conftest import RunningGateway
+
+KEY = "sk-only-for-tests"
+MINILM_NAME = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+class Address(NamedTuple):
+    """All that a client needs to know."""
+
+    base_url: str
+    api_key: str
+
+
+@pytest.fixture(scope="session")
+def served(minilm: RunningGateway) -> Address:
+    """Return the address of real vectors: MiniLM, also named `text-embedding-3-small`."""
+    return Address(f"{minilm.url}/v1", "unused")
+
+
+@pytest.fixture(scope="session")
+def keyed(start_gateway: Callable[..., RunningGateway]) -> Address:
+    """Return the address of a gateway that wants a key and whose model may be cut."""
+    gateway = start_gateway(engine="fake", model_name="fake", port=0, api_keys=[KEY], matryoshka=True)
+    return Address(f"{gateway.url}/v1", KEY)
+
+
+@pytest.fixture
+def full(start_gateway: Callable[..., RunningGateway]) -> Iterator[Address]:
+    """Return the address of a gateway whose queue is full, since its engine hangs in another's request."""
+    import threading
+    import time
+
+    import httpx
+
+    gateway = start_gateway(engine="fake", model_name="fake", port=0, max_queued_tokens=8)
+    body = {"model": "fake", "input": "fault-hang w1 w2 w3 w4"}
+    gate = gateway.gateway.service.models[0].gate
+    with gateway.client() as http:
+
+        def wait_for_ever() -> None:
+            try:
+                http.post("/v1/embeddings", json=body)
+            except httpx.TransportError:
+                pass
+
+        thread = threading.Thread(target=wait_for_ever)
+        thread.start()
+        while not gate.held:
+            time.sleep(0.01)
+        yield Address(f"{gateway.url}/v1", "unused")
+    gateway.stop()
+    thread.join()

