@@ -46,7 +46,8 @@ def serve(context: typer.Context, config: Config = None) -> None:
     """Serve embeddings. Flags win over the environment, the environment over the file."""
     settings, warnings = load(config, _read_flags(context.args))
 
-    from embedding_service import server, telemetry  # noqa: PLC0415 - a wrong setting is refused before the heavy imports
+    # Only now the heavy imports: a wrong setting is refused in a fraction of a second.
+    from embedding_service import server, telemetry  # noqa: PLC0415
 
     telemetry.configure(settings.log_level, settings.log_format)
     log = telemetry.get_logger()
@@ -107,7 +108,7 @@ def _run(command: Callable[[], Any]) -> None:
 
 
 def _read_flags(arguments: list[str]) -> dict[str, Any]:
-    """Read `--name value` and `--name=value`; `[…]`, `{…}` and `null` are YAML, all else is text as in the environment."""
+    """Read `--name value` and `--name=value`; `[…]`, `{…}` and `null` are YAML, all else is text."""
     flags: dict[str, Any] = {}
     rest = iter(arguments)
     for argument in rest:

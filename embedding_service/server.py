@@ -110,10 +110,7 @@ class Gateway:
 def listen(settings: Settings) -> list[socket.socket]:
     """Bind before any model is loaded. Raises `PortInUse`."""
     if settings.uds is not None:
-        path = str(settings.uds)
-        family, address = socket.AF_UNIX, path
-        if _is_stale(path):
-            settings.uds.unlink()
+        family, address = socket.AF_UNIX, str(settings.uds)
     else:
         try:
             family, _, _, _, address = socket.getaddrinfo(  # type: ignore[assignment]
@@ -124,11 +121,14 @@ def listen(settings: Settings) -> list[socket.socket]:
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
+        if settings.uds is not None and _is_stale(settings.uds):
+            settings.uds.unlink()
         listener.bind(address)
         listener.listen(2048)
     except OSError as error:
+        listener.close()
         where = settings.uds or f"{settings.host} port {settings.port}"
-        raise PortInUse(f"cannot listen on {where}: {error.strerror}") from None
+        raise PortInUse(f"cannot listen on {where}: {error.strerror or error}") from None
     listener.set_inheritable(False)
     return [listener]
 
@@ -161,13 +161,13 @@ def serve(settings: Settings, log: FilteringBoundLogger) -> int:
             settings.uds.unlink(missing_ok=True)
 
 
-def _is_stale(path: str) -> bool:
+def _is_stale(path: Path) -> bool:
     """Tell whether a Unix socket is left over from a process that is gone."""
-    if not Path(path).exists():
+    if not path.is_socket():
         return False
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
-            probe.connect(path)
+            probe.connect(str(path))
         except OSError:
             return True
     return False

@@ -170,6 +170,8 @@ class Settings(ModelOptions, BaseSettings):
     max_body_bytes: int = Field(32 << 20, ge=1024, description="Request body, after inflation.")
     max_response_bytes: int = Field(256 << 20, ge=1024, description="Answer to one request.")
     max_inflight_response_bytes: int = Field(1 << 30, ge=1024, description="Answers being computed or sent.")
+    cache_max_bytes: int = Field(256 << 20, ge=0, description="Results kept in memory; 0 keeps none.")
+    cache_ttl_s: float = Field(3600, gt=0, description="How long a result is kept.")
     max_queued_tokens: int = Field(2_000_000, ge=1, description="Tokens admitted and not yet computed, per model.")
     request_timeout_s: float = Field(30, gt=0, description="Longest that a request may take.")
     body_timeout_s: float = Field(15, gt=0, description="Longest pause while a body arrives.")

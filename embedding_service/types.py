@@ -5,7 +5,7 @@ No behaviour, no I/O and no import of another module of this package.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -113,7 +113,8 @@ class Embeddings:
 
     `dense` has shape (n, dimensions), or (n, dimensions / 8) for binary formats, in the dtype
     that was asked for; each item of `colbert` has shape (tokens, dimensions). What was not
-    asked for is None. `tokens` counts what the model read, prompt and special tokens included.
+    asked for is None. `tokens` counts what the model read, prompt and special tokens included;
+    `cached` tells which inputs it had read before.
     """
 
     model: str
@@ -124,6 +125,7 @@ class Embeddings:
     truncated: tuple[int, ...] = ()
     chunked: tuple[int, ...] = ()
     token_ids_read_as: TokenIdPolicy | None = None
+    cached: list[bool] = field(default_factory=list)
     engine_s: float = 0.0
 
     @property
@@ -197,8 +199,9 @@ class Batch:
 class BatchResult:
     """What an engine made of a `Batch`, in its order; what was not asked for is None.
 
-    `dense` (n, dimension) is not normalised; each of `sparse` (tokens,) weighs every token; each
-    of `colbert` (tokens - 1, dimension) has unit rows; `scores` (n, labels) are raw.
+    `dense` (n, dimension) is not normalised; each of `sparse` (tokens,) weighs every token, or
+    (k, 2) holds token ids of the whole vocabulary and their weights; each of `colbert`
+    (tokens - 1, dimension) has unit rows; `scores` (n, labels) are raw.
     """
 
     dense: Floats | None = None

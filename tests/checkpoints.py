@@ -17,6 +17,7 @@ import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (
     BertConfig,
+    BertForMaskedLM,
     BertForSequenceClassification,
     PreTrainedTokenizerFast,
     Qwen3Config,
@@ -86,6 +87,14 @@ def tiny_bert_cross_encoder(path: Path) -> Path:
         **_ENCODER,
     )
     return _save(BertForSequenceClassification(config), tokenizer, path)
+
+
+def tiny_splade(path: Path) -> Path:
+    """naver/splade-v3: a BERT masked language model, its decoder tied to the word embeddings."""
+    tokenizer = _wordpiece_tokenizer()
+    _seed()
+    model = BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=512, **_ENCODER))
+    return _save(model, tokenizer, path)
 
 
 def tiny_qwen3_embedding(path: Path) -> Path:

@@ -59,7 +59,7 @@ class RunningGateway:
         try:
             with asyncio.Runner(loop_factory=self._new_loop) as runner:
                 self.status = runner.run(main())
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - handed to the thread that waits
             self.error = error
         finally:
             self._built.set()
@@ -103,7 +103,7 @@ def start_gateway() -> Iterator[Callable[..., RunningGateway]]:
     started: list[RunningGateway] = []
 
     def start(*, wait: bool = True, new_loop: NewLoop = uvloop.new_event_loop, **settings: Any) -> RunningGateway:
-        gateway = RunningGateway(Settings(**settings), new_loop)
+        gateway = RunningGateway(Settings(**{"cache_max_bytes": 0, **settings}), new_loop)
         started.append(gateway)
         if wait:
             gateway.wait_ready()

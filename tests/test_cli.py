@@ -102,10 +102,8 @@ def is_running(pid: int) -> bool:
 @pytest.mark.parametrize(
     ("arguments", "field"),
     [
-        (["--port", "high"], "port"),
         (["--prot", "1"], "--prot"),
         (["--host", "0.0.0.0"], "host"),
-        (["--config", "/nowhere.yaml"], "/nowhere.yaml"),
     ],
 )
 def test_a_wrong_setting_is_exit_status_2(arguments: list[str], field: str) -> None:
@@ -134,7 +132,13 @@ sys.argv = ["embedding-service", "serve", "--port", "high"]
 cli.main()
 """
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert "status 2" in done.stdout, done.stderr
     assert "[]" in done.stdout
@@ -149,25 +153,6 @@ def test_a_port_in_use_is_exit_status_3_before_the_model_loads() -> None:
     assert port in done.stderr
     assert "it was loaded" not in done.stderr
     assert done.stderr.count("\n") == 1
-
-
-def test_a_socket_path_that_is_taken_is_exit_status_3(tmp_path: Path) -> None:
-    """A path where something else lies is refused, and what lies there is left alone."""
-    path = tmp_path / "notes.txt"
-    path.write_text("keep me", encoding="utf-8")
-    done = run("serve", *FAKE, "--uds", str(path))
-    assert done.returncode == 3
-    assert str(path) in done.stderr
-    assert path.read_text(encoding="utf-8") == "keep me"
-
-
-@pytest.mark.parametrize("name", ["x" * 200, "missing/folder"])
-def test_a_socket_path_that_cannot_be_made_is_exit_status_3(tmp_path: Path, name: str) -> None:
-    """A path that is too long, or in no folder, is one line that says why."""
-    done = run("serve", *FAKE, "--uds", str(tmp_path / name))
-    assert done.returncode == 3
-    assert done.stderr.count("\n") == 1
-    assert "None" not in done.stderr
 
 
 def test_a_model_that_is_refused_is_exit_status_4() -> None:
@@ -203,7 +188,9 @@ def test_a_killed_gateway_leaves_no_worker(start: Callable[..., Server]) -> None
         server.end(signal.SIGKILL)
     until = time.monotonic() + 30
     while is_running(worker):
-        assert time.monotonic() < until, "the worker outlived its gateway"
+        if time.monotonic() > until:
+            os.killpg(worker, signal.SIGKILL)
+            pytest.fail("the worker outlived its gateway")
         time.sleep(0.05)
 
 

@@ -9,23 +9,39 @@ from itertools import cycle, islice
 
 SNIPPETS = (
     # Article 1, by script.
-    "All human beings are born free and equal in dignity and rights. They are endowed with reason and conscience "
-    "and should act towards one another in a spirit of brotherhood.",
-    "Alle Menschen sind frei und gleich an Würde und Rechten geboren. Sie sind mit Vernunft und Gewissen begabt "
-    "und sollen einander im Geiste der Brüderlichkeit begegnen.",
-    "Tous les êtres humains naissent libres et égaux en dignité et en droits. Ils sont doués de raison et de "
-    "conscience et doivent agir les uns envers les autres dans un esprit de fraternité.",
-    "Todos los seres humanos nacen libres e iguales en dignidad y derechos y, dotados como están de razón y "
-    "conciencia, deben comportarse fraternalmente los unos con los otros.",
-    "Bütün insanlar hür, haysiyet ve haklar bakımından eşit doğarlar. Akıl ve vicdana sahiptirler ve birbirlerine "
-    "karşı kardeşlik zihniyeti ile hareket etmelidirler.",
+    (
+        "All human beings are born free and equal in dignity and rights. They are endowed with reason and conscience "
+        "and should act towards one another in a spirit of brotherhood."
+    ),
+    (
+        "Alle Menschen sind frei und gleich an Würde und Rechten geboren. Sie sind mit Vernunft und Gewissen begabt "
+        "und sollen einander im Geiste der Brüderlichkeit begegnen."
+    ),
+    (
+        "Tous les êtres humains naissent libres et égaux en dignité et en droits. Ils sont doués de raison et de "
+        "conscience et doivent agir les uns envers les autres dans un esprit de fraternité."
+    ),
+    (
+        "Todos los seres humanos nacen libres e iguales en dignidad y derechos y, dotados como están de razón y "
+        "conciencia, deben comportarse fraternalmente los unos con los otros."
+    ),
+    (
+        "Bütün insanlar hür, haysiyet ve haklar bakımından eşit doğarlar. Akıl ve vicdana sahiptirler ve birbirlerine "
+        "karşı kardeşlik zihniyeti ile hareket etmelidirler."
+    ),
     "Tất cả mọi người sinh ra đều được tự do và bình đẳng về nhân phẩm và quyền lợi.",
-    "Все люди рождаются свободными и равными в своем достоинстве и правах. Они наделены разумом и совестью и "
-    "должны поступать в отношении друг друга в духе братства.",
-    "Όλοι οι άνθρωποι γεννιούνται ελεύθεροι και ίσοι στην αξιοπρέπεια και τα δικαιώματα. Είναι προικισμένοι με "
-    "λογική και συνείδηση, και οφείλουν να συμπεριφέρονται μεταξύ τους με πνεύμα αδελφοσύνης.",
-    "כל בני האדם נולדו בני חורין ושווים בערכם ובזכויותיהם. כולם חוננו בתבונה ובמצפון, לפיכך חובה עליהם לנהוג "
-    "איש ברעהו ברוח של אחווה.",
+    (
+        "Все люди рождаются свободными и равными в своем достоинстве и правах. Они наделены разумом и совестью и "
+        "должны поступать в отношении друг друга в духе братства."
+    ),
+    (
+        "Όλοι οι άνθρωποι γεννιούνται ελεύθεροι και ίσοι στην αξιοπρέπεια και τα δικαιώματα. Είναι προικισμένοι με "
+        "λογική και συνείδηση, και οφείλουν να συμπεριφέρονται μεταξύ τους με πνεύμα αδελφοσύνης."
+    ),
+    (
+        "כל בני האדם נולדו בני חורין ושווים בערכם ובזכויותיהם. כולם חוננו בתבונה ובמצפון, לפיכך חובה עליהם לנהוג "
+        "איש ברעהו ברוח של אחווה."
+    ),
     "يولد جميع الناس أحرارًا متساوين في الكرامة والحقوق. وقد وهبوا عقلًا وضميرًا وعليهم أن يعامل بعضهم بعضًا بروح الإخاء.",
     "सभी मनुष्यों को गौरव और अधिकारों के मामले में जन्मजात स्वतन्त्रता और समानता प्राप्त है।",
     "มนุษย์ทั้งหลายเกิดมามีอิสระและเสมอภาคกันในเกียรติศักดิ์และสิทธิ",
@@ -34,8 +50,11 @@ SNIPPETS = (
     "모든 인간은 태어날 때부터 자유로우며 그 존엄과 권리에 있어 동등하다.",
     "ყველა ადამიანი იბადება თავისუფალი და თანასწორი თავისი ღირსებითა და უფლებებით.",
     # Books.
-    "Call me Ishmael. Some years ago—never mind how long precisely—having little or no money in my purse, and nothing "
-    "particular to interest me on shore, I thought I would sail about a little and see the watery part of the world.",
+    (
+        "Call me Ishmael. Some years ago—never mind how long precisely—having little or no money in my purse, and "
+        "nothing particular to interest me on shore, I thought I would sail about a little and see the watery part "
+        "of the world."
+    ),
     "It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of foolishness.",
     "Все счастливые семьи похожи друг на друга, каждая несчастливая семья несчастлива по-своему.",
     "En un lugar de la Mancha, de cuyo nombre no quiero acordarme, no ha mucho tiempo que vivía un hidalgo.",

@@ -99,8 +99,7 @@ def router(service: EmbeddingService, settings: Settings) -> APIRouter:
 
     async def answer(request: Request, outputs: frozenset[Output]) -> Response:
         exchange = exchange_of(request.scope)
-        tree = wire.parse_object(await request.body(), request.headers.get("content-type"))
-        fields, ignored = wire.read_fields(SparseRequest, tree)
+        fields, ignored = await wire.read_request(request, SparseRequest)
         job = EmbedJob(fields.model, fields.input, outputs, truncate=fields.truncate)
         return await embedding.answer(service, exchange, job, render, ignored)
 

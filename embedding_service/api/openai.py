@@ -197,8 +197,7 @@ def router(service: EmbeddingService) -> APIRouter:
 
     async def create_embeddings(request: Request) -> Response:
         exchange = exchange_of(request.scope)
-        tree = wire.parse_object(await request.body(), request.headers.get("content-type"))
-        fields, ignored = wire.read_fields(EmbeddingsRequest, tree)
+        fields, ignored = await wire.read_request(request, EmbeddingsRequest)
         write = partial(render, encoding=fields.encoding, names_kinds=fields.names_kinds)
         return await embedding.answer(service, exchange, fields.job(), write, ignored)
 

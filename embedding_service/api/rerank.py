@@ -158,8 +158,7 @@ def router(service: EmbeddingService) -> APIRouter:
 
     async def answer(request: Request, *, version: str) -> Response:
         exchange = exchange_of(request.scope)
-        tree = wire.parse_object(await request.body(), request.headers.get("content-type"))
-        fields, ignored = wire.read_fields(RerankRequest, tree)
+        fields, ignored = await wire.read_request(request, RerankRequest)
         job = fields.job()
         if version == "2" and not all(isinstance(document, str) for document in fields.documents or []):
             raise InvalidRequest("documents must be a list of strings in version 2", param="documents")

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from embedding_service.core.admission import Gate
+from embedding_service.core.cache import MemoryCache
+from embedding_service.core.compute import Compute
 from embedding_service.core.pairs import PairEncoder
 from embedding_service.core.prompts import Encoder
 from embedding_service.errors import InvalidRequest, ModelNotFound, Unavailable
@@ -31,7 +33,7 @@ class ServedModel:
 
     options: ModelOptions
     engine: ModelEngine
-    gate: Gate
+    compute: Compute
     required: bool
     encoder: Encoder | None = None
     pairs: PairEncoder | None = None
@@ -42,6 +44,11 @@ class ServedModel:
     def name(self) -> str:
         """The public name."""
         return self.options.model_name
+
+    @property
+    def gate(self) -> Gate:
+        """What bounds the tokens that wait for this model."""
+        return self.compute.gate
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -111,11 +118,13 @@ class ModelRegistry:
     """Finds a model by any of its names; iterates over the models, the default one first."""
 
     def __init__(self, settings: Settings, engines: Iterable[ModelEngine]) -> None:
+        cache = MemoryCache(settings.cache_max_bytes, settings.cache_ttl_s) if settings.cache_max_bytes else None
+        self.cache = cache
         self._models = [
             ServedModel(
                 engine.options,
                 engine,
-                Gate(settings.max_queued_tokens, "tokens"),
+                Compute(engine, Gate(settings.max_queued_tokens, "tokens"), cache),
                 required=i == 0 if engine.options.required is None else engine.options.required,
             )
             for i, engine in enumerate(engines)

@@ -6,7 +6,6 @@ Between the dialects above and the engine below; knows neither HTTP nor ZeroMQ.
 from __future__ import annotations
 
 import asyncio
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,7 +20,6 @@ from embedding_service.core.sparse import merge_sparse
 from embedding_service.errors import ContextLengthExceeded, EngineFailed, InvalidRequest
 from embedding_service.types import (
     Batch,
-    BatchResult,
     Embeddings,
     EmbedDtype,
     EmbedJob,
@@ -35,6 +33,7 @@ from embedding_service.types import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from embedding_service.core.compute import Computed
     from embedding_service.core.models import ServedModel
     from embedding_service.core.prompts import Encoder, Prepared
     from embedding_service.engine.client import ModelEngine
@@ -48,6 +47,8 @@ INTERACTIVE_TEXTS = 8
 # about 1 ms to tokenise, 2**18 numbers about 1 ms to normalise.
 INLINE_CHARACTERS = 4096
 INLINE_NUMBERS = 1 << 18
+# What a SPLADE model, which has no dense vectors, gives for a text: 100 to 300 weights, however long it is.
+VOCABULARY_WEIGHTS = 256
 
 
 class EmbeddingService:
@@ -79,10 +80,10 @@ class EmbeddingService:
             characters=_characters(job, prefix),
         )
         leases.enter_context(self.answers.admit(self._answer_bytes(encoder, job, prepared)))
-        result, engine_s = await _compute(model, prepared.ids, outputs=job.outputs, deadline=deadline)
+        computed = await _compute(model, prepared.ids, outputs=job.outputs, deadline=deadline)
         rows = prepared.total if Output.COLBERT in job.outputs else len(prepared.ids)
         return await self._maybe_in_thread(
-            lambda: _finish(job, model.name, encoder, prepared, result, engine_s=engine_s),
+            lambda: _finish(job, model.name, encoder, prepared, computed),
             inline=rows * (encoder.facts.dimension or 1) <= INLINE_NUMBERS,
         )
 
@@ -107,7 +108,9 @@ class EmbeddingService:
             raise InvalidRequest(f"{job.embed_dtype} is made from unit vectors; leave normalize out", param="normalize")
 
     def _check_dimensions(self, model: ServedModel, encoder: Encoder, dimensions: int) -> None:
-        full, sizes = encoder.facts.dimension or 0, model.matryoshka
+        full, sizes = encoder.facts.dimension, model.matryoshka
+        if full is None:
+            raise InvalidRequest(f"{model.name} has no dense vectors to shorten", param="dimensions")
         if dimensions == full:
             return
         if sizes is None:
@@ -139,13 +142,14 @@ class EmbeddingService:
             lambda: pairs.prepare(job, max_total=self.settings.max_request_tokens),
             characters=sum(len(query) + len(document) for query, document in job.pairs),
         )
-        result, engine_s = await _compute(
+        computed = await _compute(
             model, prepared.ids, outputs=frozenset({Output.SCORE}), deadline=deadline, boundaries=prepared.boundaries
         )
-        assert result.scores is not None  # noqa: S101 - it was asked for
-        check_finite(vectors.finite_rows(result.scores).tolist(), range(len(job.pairs)), field="documents")
+        scores = computed.result.scores
+        assert scores is not None  # noqa: S101 - it was asked for
+        check_finite(vectors.finite_rows(scores).tolist(), range(len(job.pairs)), field="documents")
         return Scores(
-            model.name, result.scores[:, 0], prepared.total, prepared.truncated, logits=True, engine_s=engine_s
+            model.name, scores[:, 0], prepared.total, prepared.truncated, logits=True, engine_s=computed.seconds
         )
 
     async def _rerank_late(self, model: ServedModel, job: RerankJob, *, deadline: float) -> Scores:
@@ -183,7 +187,8 @@ class EmbeddingService:
             numbers += prepared.total * full
         needed = vectors.written_bytes(numbers, job.embed_dtype, job.encoding) + 100 * len(job.inputs)
         if Output.SPARSE in job.outputs:
-            needed += 24 * prepared.total
+            weights = prepared.total if full else VOCABULARY_WEIGHTS * len(job.inputs)
+            needed += 24 * weights
         if needed > self.settings.max_response_bytes:
             raise InvalidRequest(
                 f"the answer would have about {needed} bytes, and this server sends at most "
@@ -197,6 +202,12 @@ class EmbeddingService:
         return work() if inline else await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
 
+def _characters(job: EmbedJob, prefix: str) -> int:
+    """Return about how many characters are to be tokenised; a token id stands for four."""
+    per_item = 1 if isinstance(job.inputs[0], str) else 4
+    return per_item * sum(map(len, job.inputs)) + len(prefix) * len(job.inputs)
+
+
 async def _compute(
     model: ServedModel,
     ids: list[TokenIds],
@@ -204,9 +215,8 @@ async def _compute(
     outputs: frozenset[Output],
     deadline: float,
     boundaries: list[int] | None = None,
-) -> tuple[BatchResult, float]:
-    """Admit the whole batch or refuse it, run it, and say how long that took in seconds."""
-    started = time.monotonic()
+) -> Computed:
+    """Have token ids computed, unless the cache knows the answer."""
     batch = Batch(
         ids=ids,
         outputs=outputs,
@@ -214,22 +224,12 @@ async def _compute(
         deadline=deadline,
         boundaries=boundaries,
     )
-    with model.gate.admit(sum(map(len, ids))):
-        result = await model.engine.run(batch, more_coming=model.preparing > 0)
-    return result, time.monotonic() - started
+    return await model.compute.run(batch, more_coming=model.preparing > 0)
 
 
-def _characters(job: EmbedJob, prefix: str) -> int:
-    """Return how much there is to tokenise; token ids count as much, as the first ones load cl100k_base (0.8 s)."""
-    if not isinstance(job.inputs[0], str):
-        return INLINE_CHARACTERS + 1
-    return sum(map(len, job.inputs)) + len(prefix) * len(job.inputs)
-
-
-def _finish(
-    job: EmbedJob, name: str, encoder: Encoder, prepared: Prepared, result: BatchResult, *, engine_s: float
-) -> Embeddings:
+def _finish(job: EmbedJob, name: str, encoder: Encoder, prepared: Prepared, computed: Computed) -> Embeddings:
     """Turn the engine's numbers into what was asked for. Raises `EngineFailed` if they are not numbers."""
+    result = computed.result
     owner, lengths = prepared.owner, [len(ids) for ids in prepared.ids]
     tokens = np.bincount(owner, weights=lengths).astype(int).tolist()
     dense = None
@@ -255,12 +255,23 @@ def _finish(
         truncated=prepared.truncated,
         chunked=prepared.chunked,
         token_ids_read_as=prepared.read_as,
-        engine_s=engine_s,
+        cached=_all_cached(computed.cached, owner),
+        engine_s=computed.seconds,
     )
 
 
+def _all_cached(cached: list[bool], owner: list[int]) -> list[bool]:
+    """Tell for each input whether all its chunks came from the cache."""
+    missing = {index for index, hit in zip(owner, cached, strict=True) if not hit}
+    return [index not in missing for index in range(owner[-1] + 1)]
+
+
 def _merge(prepared: Prepared, weights: list[Floats], encoder: Encoder) -> list[Sparse]:
-    ids, merged = _per_input(prepared.ids, prepared.owner), _per_input(weights, prepared.owner)
+    """Give each input one weight for each token id, the largest of all its chunks."""
+    merged = _per_input(weights, prepared.owner)
+    if merged[0].ndim == 2:  # noqa: PLR2004 - token ids of the vocabulary, and their weights
+        return [merge_sparse(rows[:, 0].astype(np.int64), rows[:, 1], skip_ids=()) for rows in merged]
+    ids = _per_input(prepared.ids, prepared.owner)
     return [merge_sparse(i, w, skip_ids=encoder.facts.special_ids) for i, w in zip(ids, merged, strict=True)]
 
 

@@ -1,7 +1,6 @@
-"""BGE-M3's three vectors: how vLLM learns of the model, is asked, and its answer is read.
+"""BGE-M3's three vectors: which a checkpoint has, how they are asked for, and the answer read.
 
-Imports neither vLLM nor torch: `unpack` is pure numpy and the model's class
-(`bge_m3_model.py`) is loaded by vLLM itself, from the string that `register` gives it.
+Imports neither vLLM nor torch; the model's class is in `bge_m3_model.py`.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 
     Floats = npt.NDArray[np.float32]
 
-ARCHITECTURE: Final = "EmbeddingServiceBgeM3Model"
 # The only pooling task. Of vLLM's fixed names it is the one that every version and every model
 # runner takes: the V2 runner, which 0.32 prefers on a GPU, refuses "plugin".
 TASK: Final = "embed"
@@ -40,17 +38,6 @@ class Vectors(NamedTuple):
     dense: Floats | None
     sparse: Floats | None
     colbert: Floats | None
-
-
-def register() -> None:
-    """Tell this process's vLLM of the architecture; the `vllm.general_plugins` entry point.
-
-    vLLM calls it in every process, the tensor-parallel workers included, and more than once.
-    """
-    from vllm import ModelRegistry  # noqa: PLC0415 - the gateway imports this module without vLLM
-
-    if ARCHITECTURE not in ModelRegistry.get_supported_archs():
-        ModelRegistry.register_model(ARCHITECTURE, "embedding_service.engine.bge_m3_model:BgeM3Model")
 
 
 def pooling_kwargs(outputs: Collection[Output]) -> dict[str, Any]:

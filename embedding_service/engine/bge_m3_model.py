@@ -1,6 +1,6 @@
 """BGE-M3 for vLLM: dense, sparse and ColBERT vectors of a text from one forward pass.
 
-Loaded by vLLM only, through `bge_m3.register`; written against the pooler interface that
+Loaded by vLLM only, through `plugins.register`; written against the pooler interface that
 0.26 and 0.32 share. Formulas: https://arxiv.org/abs/2402.03216 and FlagEmbedding's `M3Embedder`.
 """
 
@@ -12,10 +12,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 from vllm.model_executor.layers.pooler import Pooler
-from vllm.model_executor.models.bert import BertModel
-from vllm.model_executor.models.roberta import RobertaEmbedding, RobertaEmbeddingModel
 
 from embedding_service.engine.bge_m3 import TASK, head_files
+from embedding_service.engine.roberta_models import PaddingAwareModel
 from embedding_service.types import Output
 
 if TYPE_CHECKING:
@@ -78,29 +77,7 @@ class BgeM3Pooler(Pooler):
         return torch.split(vectors, [len(prompt) for prompt in prompts])
 
 
-class PaddingAwareEmbedding(RobertaEmbedding):
-    """Numbers positions as transformers does, where a `<pad>` written inside a text takes none.
-
-    Without it such a text's vectors are far from FlagEmbedding's (0.1 to 0.2 in the dense one of a
-    tiny model). Inside the compiled encoder, since what goes into that must lie at a fixed address.
-    """
-
-    padding_idx: int
-
-    def forward(
-        self, input_ids: torch.Tensor, position_ids: torch.Tensor, inputs_embeds: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Return the input embeddings (tokens, hidden) of a batch of prompts laid end to end."""
-        last = input_ids.shape[0] - 1
-        rows = torch.arange(input_ids.shape[0], device=input_ids.device)
-        first = (rows - position_ids).clamp(0, last)  # row of each token's prompt; unused rows hold anything
-        is_token = (input_ids != self.padding_idx).long()
-        seen = is_token.cumsum(0)
-        position_ids = (seen - seen[first] + is_token[first]) * is_token - 1
-        return super().forward(input_ids, position_ids, inputs_embeds)
-
-
-class BgeM3Model(RobertaEmbeddingModel):
+class BgeM3Model(PaddingAwareModel):
     """XLM-RoBERTa with BGE-M3's heads; a head that the checkpoint lacks is not built."""
 
     pooler: BgeM3Pooler
@@ -113,9 +90,6 @@ class BgeM3Model(RobertaEmbeddingModel):
             model.model, revision=model.revision, cache_dir=vllm_config.load_config.download_dir
         )
         super().__init__(vllm_config=vllm_config, prefix=prefix)
-
-    def _build_model(self, vllm_config: VllmConfig, prefix: str = "") -> BertModel:
-        return BertModel(vllm_config=vllm_config, prefix=prefix, embedding_class=PaddingAwareEmbedding)
 
     def _build_pooler(self, pooler_config: PoolerConfig) -> Pooler:  # noqa: ARG002
         return BgeM3Pooler(hidden=self.hidden, heads=self.head_files, dtype=self.head_dtype)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from embedding_service.engine import splade
 from embedding_service.engine.replica import Replica, State, WorkerDied
 from embedding_service.errors import DeadlineExceeded, EngineFailed, Unavailable
 from embedding_service.types import Batch, BatchResult, Output, Priority
@@ -20,6 +21,7 @@ from embedding_service.types import Batch, BatchResult, Output, Priority
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import numpy.typing as npt
     from structlog.typing import FilteringBoundLogger
 
     from embedding_service.engine import protocol
@@ -189,8 +191,13 @@ def _join(batch: Batch, parts: list[tuple[protocol.Done, list[Floats]]]) -> Batc
     sparse, colbert = columns.get(Output.SPARSE), columns.get(Output.COLBERT)
     return BatchResult(
         dense=columns.get(Output.DENSE),
-        sparse=None if sparse is None else np.split(sparse, np.cumsum(lengths)[:-1]),
+        sparse=None if sparse is None else _split_sparse(sparse, lengths),
         colbert=None if colbert is None else np.split(colbert, np.cumsum(lengths - 1)[:-1]),
         scores=columns.get(Output.SCORE),
         steps=max(done.steps for done, _ in parts),
     )
+
+
+def _split_sparse(sparse: Floats, lengths: npt.NDArray[np.int64]) -> list[Floats]:
+    """Return each text's weights, of its tokens or (2-D) of the vocabulary; see `protocol.Done`."""
+    return np.split(sparse, np.cumsum(lengths)[:-1]) if sparse.ndim == 1 else splade.split(sparse)

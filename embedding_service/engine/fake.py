@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 CLS, SEP, UNKNOWN = 0, 1, 2
 FAULTS = {"fault-slow": 10, "fault-die": 11, "fault-hang": 12, "fault-nan": 13, "fault-reject": 14, "fault-raise": 15}
-VOCABULARY = 50_000
+VOCABULARY = 5_000
 DIMENSION = 32
 
 

@@ -10,6 +10,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from embedding_service.engine import plugins
+
 QWEN_TASK = "Given a web search query, retrieve relevant passages that answer the query"
 
 
@@ -40,7 +42,8 @@ class Profile:
     `instruction_template` turns an instruction into the text put before the input (None: the
     model was not trained with instructions). `query` and `document` are the prompts for
     `input_type` where the model's own files name none. `prompted` recognises a text that already
-    carries a prompt of this family.
+    carries a prompt of this family. `replaces` names, by the checkpoint's architecture, one of ours
+    to load in its place.
     """
 
     name: str
@@ -55,6 +58,7 @@ class Profile:
     smallest_dimension: int = 1
     pair_prompt: PairPrompt | None = None
     hf_overrides: dict[str, Any] = field(default_factory=dict)
+    replaces: dict[str, str] = field(default_factory=dict)
 
 
 PROFILES = (
@@ -83,10 +87,20 @@ PROFILES = (
     Profile(
         "bge-m3",
         names=r"bge[-_.]m3",
-        architectures=("EmbeddingServiceBgeM3Model",),
+        architectures=(plugins.BGE_M3,),
         query="",
         document="",
-        hf_overrides={"architectures": ["EmbeddingServiceBgeM3Model"]},
+        hf_overrides={"architectures": [plugins.BGE_M3]},
+    ),
+    # https://huggingface.co/naver/splade-v3 and its kin. The files of a SPLADE model are those of any
+    # masked language model, so it is its name that tells.
+    Profile(
+        "splade",
+        names=r"splade",
+        architectures=(plugins.SPLADE,),
+        query="",
+        document="",
+        replaces={"BertForMaskedLM": plugins.SPLADE},
     ),
     # https://huggingface.co/intfloat/multilingual-e5-large-instruct
     Profile(

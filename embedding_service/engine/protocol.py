@@ -8,7 +8,8 @@ and `results` (PUSH from the worker).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -111,9 +112,10 @@ class Hello(Message, frozen=True):
 class Done(Message, frozen=True):
     """Results of a job: one float32 frame for each output asked for, in `Output`'s order.
 
-    dense (n, dimension), not normalised; sparse (total,), a weight for every token; colbert
-    (total - n, dimension), all tokens but each input's first; score (n, labels), raw. `steps`
-    is the number of engine steps between the arrival of the job and its end.
+    dense (n, dimension), not normalised; sparse (total,), a weight for every token, or for a
+    model that weighs its vocabulary (rows, 2), see `splade`; colbert (total - n, dimension), all
+    tokens but each input's first; score (n, labels), raw. `steps` is the number of engine steps
+    between the arrival of the job and its end.
     """
 
     job: int
@@ -160,8 +162,9 @@ def run_frames(message: Run, frames: Sequence[memoryview]) -> tuple[TokenIds, To
     """Return (lengths, flat token ids) of a `Run`. Raises `ProtocolError`."""
     if len(frames) != 2:  # noqa: PLR2004
         raise ProtocolError(f"a run has two frames, not {len(frames)}")
-    lengths, ids = (np.frombuffer(frame, np.dtype("<i4")) for frame in frames)
-    if len(lengths) != message.n or len(ids) != message.total or int(lengths.sum()) != message.total:
+    lengths, ids = (_array(frame, "<i4") for frame in frames)
+    adds_up = len(lengths) == message.n and len(ids) == message.total == int(lengths.sum())
+    if not adds_up or (lengths < 0).any():
         raise ProtocolError("the frames of a run are not as long as its header says")
     return lengths, ids
 
@@ -172,8 +175,15 @@ def done_frames(message: Done, frames: Sequence[memoryview]) -> list[Floats]:
         raise ProtocolError(f"a result of {len(message.shapes)} arrays came in {len(frames)} frames")
     arrays = []
     for frame, shape in zip(frames, message.shapes, strict=True):
-        array = np.frombuffer(frame, np.dtype("<f4"))
-        if array.size != int(np.prod(shape)):
+        array = _array(frame, "<f4")
+        if array.size != math.prod(shape) or min(shape, default=0) < 0:
             raise ProtocolError(f"a result of shape {shape} came as {array.size} numbers")
         arrays.append(array.reshape(shape))
     return arrays
+
+
+def _array(frame: memoryview, dtype: str) -> np.ndarray[Any, Any]:
+    """Read a frame of four-byte numbers. Raises `ProtocolError`."""
+    if frame.nbytes % 4:
+        raise ProtocolError(f"a frame of {frame.nbytes} bytes does not hold four-byte numbers")
+    return np.frombuffer(frame, np.dtype(dtype))

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import itertools
 import time
+import uuid
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -206,7 +207,7 @@ class Replica:
         """Start a worker of the next generation and wait until it has said hello."""
         async with self._start_lock:
             self.generation += 1
-            name = f"{self.options.model_name.rpartition('/')[2][:16]}-{self.index}-{self.generation}"
+            name = f"{uuid.uuid4().hex[:12]}-{self.index}-{self.generation}"  # model names may be alike, or not ASCII
             self._line = _Line(self._context, self._folder, name)
             jobs, results = (f"ipc://{path}" for path in self._line.paths)
             options = self.options.model_dump(mode="json")
@@ -233,7 +234,7 @@ class Replica:
                 {receive, exited}, timeout=self.options.startup_timeout_s, return_when=asyncio.FIRST_COMPLETED
             )
             if not receive.done() and exited.done():  # what it sent before it died may still be on its way
-                await asyncio.wait({receive}, timeout=0.2)
+                await asyncio.wait({receive}, timeout=1)
             if receive.done():
                 header, *frames = receive.result()
                 message = protocol.decode(header)

@@ -6,7 +6,6 @@ model behind five verbs; it knows nothing of jobs, queues or sockets.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import shutil
@@ -16,13 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import ValidationError
 from transformers import AutoTokenizer
 from vllm import EngineArgs, PoolingParams
 from vllm.platforms import current_platform
 from vllm.v1.engine.llm_engine import LLMEngine
 
-from embedding_service.engine import bge_m3, profiles
+from embedding_service.engine import bge_m3, plugins, profiles, splade
 from embedding_service.engine.core import CoreLimits, InputRejected, ModelRefused
+from embedding_service.engine.location import resolve_model
 from embedding_service.engine.protocol import ModelFacts
 from embedding_service.types import Output
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 
 BATCH_TEXTS = {"cpu": 32, "cuda": 256}
+# CUDA, PyTorch's CPU allocator, vLLM's check at start, vLLM's cache.
+_NO_MEMORY = re.compile(r"out of memory|allocate memory|(Available|Free) memory on|memory for the cache")
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 
 
@@ -45,11 +48,12 @@ class VllmCore:
         self.device = _device(options)
         self.model = resolve_model(options)
         self.tokenizer_json, self._special_ids = _tokenizer(self.model, options)
-        self._engine = _start_engine(self.model, options, self.device)
+        self._engine = LLMEngine.from_engine_args(engine_arguments(self.model, options, self.device))
         config = self._engine.vllm_config
         scheduler = config.scheduler_config
         self.limits = CoreLimits(texts=scheduler.max_num_seqs, tokens=scheduler.max_num_batched_tokens)
-        self._is_bge_m3 = config.model_config.architecture == bge_m3.ARCHITECTURE
+        self._is_bge_m3 = config.model_config.architecture == plugins.BGE_M3
+        self._is_splade = config.model_config.architecture == plugins.SPLADE
         self._hidden = config.model_config.get_hidden_size()
         self._outputs = self._available_outputs()
         self._lengths: dict[str, tuple[int, frozenset[Output]]] = {}
@@ -114,6 +118,8 @@ class VllmCore:
     def _available_outputs(self) -> frozenset[Output]:
         if self._is_bge_m3:
             return bge_m3.available_outputs(self.model, revision=self.options.revision)
+        if self._is_splade:
+            return frozenset({Output.SPARSE})
         tasks = self._engine.get_supported_tasks()
         if "embed" in tasks:
             return frozenset({Output.DENSE})
@@ -124,7 +130,8 @@ class VllmCore:
     def _params(self, outputs: frozenset[Output], boundary: int | None, length: int) -> PoolingParams:
         if Output.SCORE in outputs:
             types = None if boundary is None else {"compressed_token_type_ids": min(boundary, length)}
-            return PoolingParams(task="classify", use_activation=False, extra_kwargs=types)
+            # There is no activation, see `_overrides`; with False 0.26 leaves out the tanh of BERT's pooler too.
+            return PoolingParams(task="classify", use_activation=True, extra_kwargs=types)
         if self._is_bge_m3:
             return PoolingParams(task=bge_m3.TASK, use_activation=False, extra_kwargs=bge_m3.pooling_kwargs(outputs))
         return PoolingParams(task="embed", use_activation=False)
@@ -134,6 +141,8 @@ class VllmCore:
         if self._is_bge_m3:
             vectors = bge_m3.unpack(flat, n_tokens=n_tokens, hidden=self._hidden, outputs=outputs)
             return {output: getattr(vectors, output) for output in outputs}
+        if self._is_splade:
+            return {Output.SPARSE: splade.pack(flat)}
         return {next(iter(outputs)): flat}
 
 
@@ -147,37 +156,20 @@ def engine_version() -> str:
     return "unknown"
 
 
-def resolve_model(options: ModelOptions) -> str:
-    """Return the folder or hub id to load: `model_path` (also `package:NAME/FOLDER`) wins."""
-    path = options.model_path
-    if path is None:
-        return options.model_name
-    if path.startswith("package:"):
-        package, _, folder = path.removeprefix("package:").partition("/")
-        spec = importlib.util.find_spec(package)
-        if spec is None or not spec.submodule_search_locations:
-            raise ModelRefused(f"model_path: the Python package {package} is not installed")
-        return str(Path(spec.submodule_search_locations[0]) / folder)
-    if not Path(path).is_dir():
-        raise ModelRefused(f"model_path: there is no folder {path}")
-    return path
-
-
-def explain(error: BaseException) -> str:
+def explain(error: BaseException, options: ModelOptions) -> str:
     """Say in one line why a model could not be loaded."""
     text = _first_line(error)
-    if isinstance(error, ModelRefused):
-        return text
     chain: list[str] = []
     seen: BaseException | None = error
     while seen is not None:
         chain.append(type(seen).__name__)
         seen = seen.__cause__ or seen.__context__
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "out of memory" in text.lower():
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or _NO_MEMORY.search(text):
         return f"not enough memory: {text}"
     if re.search(r"LocalEntryNotFound|OfflineMode|ConnectionError|ConnectError", " ".join(chain)):
         return f"the model is not in the local cache and the hub cannot be reached: {text}"
-    return f"{type(error).__name__}: {text}"
+    kind = "" if isinstance(error, ValidationError) else f"{type(error).__name__}: "
+    return f"cannot load {options.model_path or options.model_name}: {kind}{text}"
 
 
 def _device(options: ModelOptions) -> str:
@@ -187,9 +179,9 @@ def _device(options: ModelOptions) -> str:
     return found
 
 
-def _start_engine(model: str, options: ModelOptions, device: str) -> LLMEngine:
-    bge_m3.register()
-    profile = profiles.find(model_name=options.model_name)
+def engine_arguments(model: str, options: ModelOptions, device: str) -> EngineArgs:
+    """Return what vLLM is started with. Raises `ModelRefused` about a wrong entry of `engine_args`."""
+    plugins.register()
     arguments: dict[str, Any] = {
         "model": model,
         "served_model_name": options.model_name,
@@ -201,11 +193,11 @@ def _start_engine(model: str, options: ModelOptions, device: str) -> LLMEngine:
         "revision": options.revision,
         "trust_remote_code": options.trust_remote_code,
         "max_num_seqs": BATCH_TEXTS[device] if options.max_batch_size == "auto" else options.max_batch_size,
-        "hf_overrides": dict(profile.hf_overrides),
         "skip_tokenizer_init": True,
         "enable_prefix_caching": False,
         "disable_log_stats": True,
         **options.engine_args,
+        "hf_overrides": _overrides(model, options),
     }
     try:
         args = EngineArgs(**arguments)
@@ -221,7 +213,27 @@ def _start_engine(model: str, options: ModelOptions, device: str) -> LLMEngine:
     if device == "cpu" and decoder and args.kv_cache_memory_bytes is None:
         # Pooling keeps no token after its step: room for one step, instead of a share of memory.
         args.kv_cache_memory_bytes = _kv_bytes(model_config, args)
-    return LLMEngine.from_engine_args(args)
+    return args
+
+
+def _overrides(model: str, options: ModelOptions) -> dict[str, Any]:
+    """Return what vLLM is to read differently from the model's config.json; what the operator says wins.
+
+    vLLM reads `problem_type` in one place, to choose the activation of a classifier: none for
+    regression, so that scores are logits. Other models have no use for it.
+    """
+    profile = profiles.find(model_name=options.model_name)
+    own = profile.hf_overrides | options.engine_args.get("hf_overrides", {})
+    overrides = {"problem_type": "regression"} | own
+    if "architectures" not in own:
+        config = _model_json(model, options.revision, "config.json")
+        ours = plugins.replacement(config, profile.replaces)
+        if profile.replaces and ours not in profile.replaces.values():
+            has, can = ", ".join(config.get("architectures") or ["nothing"]), " or ".join(profile.replaces)
+            raise ModelRefused(f"{options.model_name}: {profile.name} is served as {can}; config.json says {has}")
+        if ours is not None:
+            overrides["architectures"] = [ours]
+    return overrides
 
 
 def _positions(hf_config: Any) -> int:
@@ -269,14 +281,18 @@ def _kv_bytes(model_config: Any, args: EngineArgs) -> int:
 
 def _tokenizer(model: str, options: ModelOptions) -> tuple[bytes, tuple[int, ...]]:
     """Return the fast tokenizer as JSON, and its cls, eos, pad and unk ids."""
-    tokenizer = AutoTokenizer.from_pretrained(
-        model, revision=options.revision, trust_remote_code=options.trust_remote_code, use_fast=True
+    missing = (
+        f"{options.model_name} has no fast tokenizer (tokenizer.json); convert it once with "
+        "transformers' convert_slow_tokenizer and save it next to the model"
     )
-    if not getattr(tokenizer, "is_fast", False):
-        raise ModelRefused(
-            f"{options.model_name} has no fast tokenizer (tokenizer.json); convert it once with "
-            "transformers' convert_slow_tokenizer and save it next to the model"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            model, revision=options.revision, trust_remote_code=options.trust_remote_code, use_fast=True
         )
+    except ValueError as error:  # transformers found nothing that it could make a tokenizer from
+        raise ModelRefused(missing) from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise ModelRefused(missing)
     ids = (tokenizer.cls_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id)
     return str(tokenizer.backend_tokenizer.to_str()).encode(), tuple(i for i in ids if i is not None)
 
@@ -296,7 +312,8 @@ def _model_json(model: str, revision: str | None, name: str) -> dict[str, Any]:
 
 
 def _first_line(error: BaseException) -> str:
+    if isinstance(error, ValidationError):  # pydantic's text begins with a count, and goes on with the whole input
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        return f"{first['loc'][0]}: {first['msg']}" if first["loc"] else first["msg"].removeprefix("Value error, ")
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if len(lines) > 1 and re.match(r"\d+ validation error", lines[0]):  # pydantic: the second line says what
-        lines = [" ".join(lines[1:3])]
     return lines[0][:500] if lines else type(error).__name__

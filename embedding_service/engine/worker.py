@@ -25,6 +25,7 @@ import zmq
 
 from embedding_service.engine import protocol
 from embedding_service.engine.core import InputRejected, ModelRefused
+from embedding_service.engine.location import resolve_model
 from embedding_service.types import Output, Priority
 
 if TYPE_CHECKING:
@@ -180,6 +181,8 @@ class Worker:
             self._feed()
             if self.core.unfinished:
                 self._step()
+            else:  # everything was cancelled
+                self._count()
 
     def _step(self) -> None:
         """Run one engine step, on record, and send what it finished."""
@@ -358,17 +361,21 @@ def _load(launch: Launch) -> Core:
         from embedding_service.engine.fake import FakeCore  # noqa: PLC0415
 
         return FakeCore(options)
+    resolve_model(options)  # what can be refused at once need not wait for vLLM
     from embedding_service.engine.vllm_compat import VllmCore  # noqa: PLC0415 - takes seconds
 
     return VllmCore(options)
 
 
 def _explain(error: BaseException, launch: Launch) -> str:
-    if launch.model["engine"] == "fake" or "vllm" not in sys.modules:
-        return f"{type(error).__name__}: {error}"
+    if isinstance(error, ModelRefused):
+        return str(error)
+    if "embedding_service.engine.vllm_compat" not in sys.modules:
+        return " ".join(f"{type(error).__name__}: {error}".split())
     from embedding_service.engine.vllm_compat import explain  # noqa: PLC0415
+    from embedding_service.settings import ModelOptions  # noqa: PLC0415
 
-    return explain(error)
+    return explain(error, ModelOptions.model_validate(launch.model))
 
 
 def main() -> int:
@@ -377,8 +384,9 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     launch = msgspec.json.decode(sys.stdin.buffer.readline(), type=Launch)
     threading.Thread(target=_die_with_the_gateway, name="guard", daemon=True).start()
-    context = zmq.Context()
-    jobs, results = context.socket(zmq.PAIR), context.socket(zmq.PUSH)
+    # A context of its own for the results: ending it waits until the last message is out.
+    outgoing = zmq.Context()
+    jobs, results = zmq.Context().socket(zmq.PAIR), outgoing.socket(zmq.PUSH)
     for socket, address in ((jobs, launch.jobs_address), (results, launch.results_address)):
         socket.setsockopt(zmq.SNDHWM, 0)
         socket.setsockopt(zmq.RCVHWM, 0)
@@ -394,6 +402,7 @@ def main() -> int:
         failed = protocol.Failed(launch.generation, 0, "startup", _explain(error, launch))
         results.send_multipart(protocol.encode(failed))
         results.close()
+        outgoing.term()
         return EXIT_NOT_LOADED
     gc.collect()
     gc.freeze()
@@ -402,6 +411,7 @@ def main() -> int:
     record = StepRecord(launch.step_path)
     Worker(core, receiver, results, record, gather_s=launch.model["batch_timeout_ms"] / 1000).run()
     results.close()
+    outgoing.term()
     return 0
 
 

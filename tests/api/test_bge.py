@@ -11,12 +11,13 @@ import pytest
 from embedding_service.core.sparse import hash_indices, merge_sparse
 from embedding_service.engine.fake import CLS, DIMENSION, SEP, UNKNOWN, fake_tokenizer, fake_vectors
 from embedding_service.types import Output, Sparse
-from tests.conftest import RunningGateway
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     import httpx
+
+    from tests.conftest import RunningGateway
 
 TEXTS = ["w1 w2 w2 w3", "w4", "something unknown w5 w5"]
 THREE = {"engine": "fake", "port": 0, "model_name": "m3", "engine_args": {"outputs": ["dense", "sparse", "colbert"]}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -227,8 +228,11 @@ def test_stopping_while_loading_ends_at_once(start_gateway: Callable[..., Runnin
     assert gateway.stop() == 0
 
 
-def test_draining_ends_after_its_timeout(start_gateway: Callable[..., RunningGateway]) -> None:
+def test_draining_ends_after_its_timeout(
+    start_gateway: Callable[..., RunningGateway], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What takes longer than `drain_timeout_s` does not keep the gateway from ending, and is logged."""
+    monkeypatch.setattr("embedding_service.engine.replica.STOP_GRACE_S", 0.1)
     gateway = start_gateway(**FAKE, drain_timeout_s=0.2)
     errors: list[Any] = []
 
@@ -250,11 +254,11 @@ def test_draining_ends_after_its_timeout(start_gateway: Callable[..., RunningGat
 def test_a_unix_socket_serves_the_same(start_gateway: Callable[..., RunningGateway], tmp_path: Path) -> None:
     """With `uds` the gateway listens on a path instead of a port, over what a dead process left there."""
     path = tmp_path / "gateway.sock"
-    for _ in range(2):  # the first leaves its socket behind
-        gateway = start_gateway(**FAKE, uds=path)
-        transport = httpx.HTTPTransport(uds=str(path))
-        with httpx.Client(transport=transport, base_url="http://unix") as client:
-            response = embed(client, input="w1")
-            assert vectors_of(response).shape == (1, 32)
-            assert log_line(gateway, response)["client"] is None
-        assert gateway.stop() == 0
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    gateway = start_gateway(**FAKE, uds=path)
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://unix") as client:
+        response = embed(client, input="w1")
+        assert vectors_of(response).shape == (1, 32)
+        assert log_line(gateway, response)["client"] is None
+    assert gateway.stop() == 0

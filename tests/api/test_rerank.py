@@ -11,12 +11,13 @@ from embedding_service.core.late_interaction import lexical, max_sim
 from embedding_service.engine.fake import fake_tokenizer, fake_vectors
 from embedding_service.types import Output
 from tests.api.test_bge import expected_colbert, expected_sparse
-from tests.conftest import RunningGateway
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     import httpx
+
+    from tests.conftest import RunningGateway
 
 DOCUMENTS = ["w2 w3", "w4", "w5 w6 w7", "w8"]
 MODELS = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
@@ -35,29 +37,17 @@ def keyed(start_gateway: Callable[..., RunningGateway]) -> Address:
     return Address(f"{gateway.url}/v1", KEY)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def full(start_gateway: Callable[..., RunningGateway]) -> Iterator[Address]:
     """Return the address of a gateway whose queue is full, since its engine hangs in another's request."""
-    import threading
-    import time
-
-    import httpx
-
-    gateway = start_gateway(engine="fake", model_name="fake", port=0, max_queued_tokens=8)
-    body = {"model": "fake", "input": "fault-hang w1 w2 w3 w4"}
-    gate = gateway.gateway.service.models[0].gate
-    with gateway.client() as http:
-
-        def wait_for_ever() -> None:
-            try:
-                http.post("/v1/embeddings", json=body)
-            except httpx.TransportError:
-                pass
-
-        thread = threading.Thread(target=wait_for_ever)
-        thread.start()
+    gateway = start_gateway(
+        engine="fake", model_name="fake", port=0, max_queued_tokens=8, request_timeout_s=3600, drain_timeout_s=0
+    )
+    gate = next(iter(gateway.gateway.service.models)).gate
+    with gateway.client(timeout=None) as http, ThreadPoolExecutor(1) as thread:
+        hanging = thread.submit(http.post, "/v1/embeddings", json={"model": "fake", "input": "fault-hang w1 w2 w3 w4"})
         while not gate.held:
             time.sleep(0.01)
         yield Address(f"{gateway.url}/v1", "unused")
-    gateway.stop()
-    thread.join()
+        gateway.stop()
+        hanging.exception()

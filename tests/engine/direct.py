@@ -76,9 +76,9 @@ def main(job_path: str, answers_path: str) -> None:
     """Serve one job: the child process."""
     from vllm import EngineArgs, LLMEngine
 
-    from embedding_service.engine import bge_m3
+    from embedding_service.engine import plugins
 
-    bge_m3.register()
+    plugins.register()
     job = json.loads(Path(job_path).read_text())
     defaults = {
         "dtype": "float32",

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from embedding_service.core.sparse import merge_sparse
-from embedding_service.engine import bge_m3
+from embedding_service.engine import bge_m3, plugins
 from embedding_service.types import Output
 from tests.engine import direct
 
@@ -57,9 +57,7 @@ def ask(token_ids: list[list[int]], outputs: list[tuple[Output, ...]]) -> list[d
 
 
 def run(model: Path, batches: list[list[direct.Prompt]], folder: Path, **engine_args: Any) -> list[direct.Batch]:
-    return direct.run(
-        model, batches, folder=folder, hf_overrides={"architectures": [bge_m3.ARCHITECTURE]}, **engine_args
-    )
+    return direct.run(model, batches, folder=folder, hf_overrides={"architectures": [plugins.BGE_M3]}, **engine_args)
 
 
 def unpack(answer: np.ndarray, token_ids: list[int], outputs: tuple[Output, ...]) -> bge_m3.Vectors:
@@ -211,8 +209,8 @@ def test_available_outputs_looks_for_the_files(tmp_path: Path) -> None:
 
 def test_available_outputs_reads_the_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Offline, a repository gives what its cached snapshot has."""
-    huggingface_hub = pytest.importorskip("huggingface_hub")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     repository = tmp_path / "models--someone--m3"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text("0" * 40)

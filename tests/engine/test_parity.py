@@ -157,10 +157,11 @@ def test_qwen3_equals_transformers(tiny: Gateways, qwen3: Transformers, instruct
 
 
 def test_xlmr_equals_transformers(tiny: Gateways, xlmr: Transformers) -> None:
-    """XLM-RoBERTa vectors are the state at the first token."""
+    """XLM-RoBERTa vectors are the state at the first token, also around special tokens written inside a text."""
+    inputs = [*TEXTS, "a <pad> fox <s> jumps </s> over <unk> <pad> dog", "<pad>", "<s><pad> the capital <mask>"]
     with tiny["tiny-xlmr"].client(timeout=300) as http:
-        ours = embed_all(http, "tiny-xlmr", TEXTS)
-    assert cosines(ours, xlmr(TEXTS)).min() >= FLOAT32_COSINE
+        ours = embed_all(http, "tiny-xlmr", inputs)
+    assert cosines(ours, xlmr(inputs)).min() >= FLOAT32_COSINE
 
 
 @pytest.mark.parametrize("model", MODELS)

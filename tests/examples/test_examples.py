@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.api.test_bge import THREE
-from tests.conftest import RunningGateway
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from tests.conftest import RunningGateway
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,100 @@
+"""Results kept by what they were computed from: bounded in bytes and age, least recently used goes first.
+
+Holds the engine's raw numbers, before any cut or normalisation, so that `dimensions`, `normalize` and
+`embed_dtype` never miss.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from embedding_service.types import Floats, Output, TokenIds
+
+# What an entry costs beside its numbers: key, tuple, two dictionary slots (measured with tracemalloc).
+ENTRY_BYTES = 400
+
+
+class Key(NamedTuple):
+    """What a result depends on: the model, the token ids with their types, and the kind of result."""
+
+    model: str
+    digest: bytes
+    output: Output
+
+
+def digest(ids: TokenIds, boundary: int | None = None) -> bytes:
+    """Return the fingerprint of one input, as the engine reads it."""
+    types = b"" if boundary is None else boundary.to_bytes(4, "little")
+    return hashlib.sha256(ids.tobytes() + b"|" + types).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStats:
+    """Counters since the start, and what is held now."""
+
+    hits: int
+    misses: int
+    entries: int
+    bytes: int
+    max_bytes: int
+    ttl_s: float
+
+
+class MemoryCache:
+    """A least-recently-used cache in this process. Not thread-safe: the event loop owns it."""
+
+    def __init__(self, max_bytes: int, ttl_s: float, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.max_bytes = max_bytes
+        self.ttl_s = ttl_s
+        self.bytes = self.hits = self.misses = 0
+        self._clock = clock
+        self._entries: OrderedDict[Key, tuple[Floats, float]] = OrderedDict()
+
+    def get(self, key: Key) -> Floats | None:
+        """Return a result that is young enough, or None."""
+        entry = self._entries.get(key)
+        if entry is not None and entry[1] <= self._clock():
+            self._drop(key)
+            entry = None
+        if entry is None:
+            self.misses += 1
+            return None
+        self.hits += 1
+        self._entries.move_to_end(key)
+        return entry[0]
+
+    def put(self, items: Iterable[tuple[Key, Floats]]) -> None:
+        """Keep results; what is larger than the whole cache is not kept."""
+        expires = self._clock() + self.ttl_s
+        for key, value in items:
+            if value.nbytes + ENTRY_BYTES > self.max_bytes:
+                continue
+            if key in self._entries:
+                self._drop(key)
+            # A row of a larger array would keep all of that array alive.
+            self._entries[key] = (value if value.base is None else value.copy(), expires)
+            self.bytes += value.nbytes + ENTRY_BYTES
+            while self.bytes > self.max_bytes:
+                self._drop(next(iter(self._entries)))
+
+    def clear(self) -> int:
+        """Forget everything; return how many entries there were."""
+        count = len(self._entries)
+        self._entries.clear()
+        self.bytes = 0
+        return count
+
+    def stats(self) -> CacheStats:
+        """Return the counters."""
+        return CacheStats(self.hits, self.misses, len(self._entries), self.bytes, self.max_bytes, self.ttl_s)
+
+    def _drop(self, key: Key) -> None:
+        value, _ = self._entries.pop(key)
+        self.bytes -= value.nbytes + ENTRY_BYTES

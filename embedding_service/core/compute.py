@@ -1,0 +1,170 @@
+"""From token ids to numbers: the cache first, then each missing input once, whoever asks for it.
+
+Between the service and the engine. Identical inputs that are in flight are computed once, inside one
+request and across requests; only what is really computed counts for admission.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from embedding_service.core.cache import Key, MemoryCache, digest
+from embedding_service.errors import DeadlineExceeded
+from embedding_service.types import Batch, BatchResult, Output
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from embedding_service.core.admission import Gate
+    from embedding_service.engine.client import ModelEngine
+    from embedding_service.types import Floats
+
+Numbers = dict[Output, "Floats"]
+
+
+class _FlightFailed(Exception):
+    """Who computed this could not finish; whoever waits has to do it himself."""
+
+
+@dataclass(slots=True)
+class Computed:
+    """A batch's results, and how much of it was not computed for this request."""
+
+    result: BatchResult
+    cached: list[bool]
+    seconds: float
+
+
+@dataclass(slots=True)
+class Compute:
+    """The cache, the flights and the gate of one model."""
+
+    engine: ModelEngine
+    gate: Gate
+    cache: MemoryCache | None
+    _flying: dict[bytes, asyncio.Future[Numbers]] = field(default_factory=dict)
+
+    async def run(self, batch: Batch, *, more_coming: bool) -> Computed:
+        """Return the results of a batch in its order. Raises what the engine and the gate raise."""
+        began = time.monotonic()
+        if self.cache is None:
+            with self.gate.admit(_tokens(batch)):
+                result = await self.engine.run(batch, more_coming=more_coming)
+            return Computed(result, [False] * len(batch.ids), time.monotonic() - began)
+        boundaries = batch.boundaries or [None] * len(batch.ids)  # type: ignore[list-item]
+        digests = [digest(ids, boundary) for ids, boundary in zip(batch.ids, boundaries, strict=True)]
+        found: dict[bytes, Numbers] = {}
+        for key in dict.fromkeys(digests):
+            if numbers := self._look_up(key, batch.outputs):
+                found[key] = numbers
+        cached = [key in found for key in digests]
+        # Flights are by output set as well: who wants more than is in the air computes it himself.
+        names = {key: key + bytes(f"{sorted(batch.outputs)}", "ascii") for key in digests}
+        while missing := {key: i for i, key in reversed(list(enumerate(digests))) if key not in found}:
+            theirs = {key: flight for key in missing if (flight := self._flying.get(names[key])) is not None}
+            mine = {key: i for key, i in missing.items() if key not in theirs}
+            if mine:
+                part = _select(batch, sorted(mine.values()))
+                order = sorted(mine, key=mine.__getitem__)
+                found |= await self._fly(part, order, names, more_coming=more_coming)
+            for key, flight in theirs.items():
+                numbers = await _wait_for(flight, batch.deadline)
+                if numbers is not None:
+                    found[key] = numbers
+        result = _assemble([found[key] for key in digests], batch.outputs)
+        return Computed(result, cached, time.monotonic() - began)
+
+    def _look_up(self, key: bytes, outputs: frozenset[Output]) -> Numbers | None:
+        assert self.cache is not None  # noqa: S101 - asked by `run` only where there is one
+        numbers: Numbers = {}
+        for output in outputs:
+            value = self.cache.get(Key(self.engine.options.model_name, key, output))
+            if value is None:
+                return None
+            numbers[output] = value
+        return numbers
+
+    async def _fly(
+        self, batch: Batch, order: list[bytes], names: dict[bytes, bytes], *, more_coming: bool
+    ) -> dict[bytes, Numbers]:
+        """Compute inputs that nobody else computes; let others know, and keep what is finite."""
+        assert self.cache is not None  # noqa: S101
+        loop = asyncio.get_running_loop()
+        flights = {key: self._flying.setdefault(names[key], loop.create_future()) for key in order}
+        try:
+            with self.gate.admit(_tokens(batch)):
+                result = await self.engine.run(batch, more_coming=more_coming)
+            computed = dict(zip(order, _rows(result, len(order)), strict=True))
+            for key, numbers in computed.items():
+                flights[key].set_result(numbers)
+                if all(np.isfinite(value).all() for value in numbers.values()):
+                    name = self.engine.options.model_name
+                    self.cache.put((Key(name, key, output), value) for output, value in numbers.items())
+            return computed
+        finally:
+            for key, flight in flights.items():
+                del self._flying[names[key]]
+                if not flight.done():
+                    flight.set_exception(_FlightFailed())
+                    flight.exception()  # nobody may be waiting
+
+
+async def _wait_for(flight: asyncio.Future[Numbers], deadline: float) -> Numbers | None:
+    """Wait for somebody else's computation; None if it came to nothing."""
+    try:
+        return await asyncio.wait_for(asyncio.shield(flight), max(0.0, deadline - time.monotonic()))
+    except _FlightFailed:
+        return None
+    except TimeoutError:
+        raise DeadlineExceeded("the engine did not answer before the deadline") from None
+
+
+def _tokens(batch: Batch) -> int:
+    return sum(map(len, batch.ids))
+
+
+def _select(batch: Batch, indices: list[int]) -> Batch:
+    """Return the inputs of a batch at `indices`."""
+    if len(indices) == len(batch.ids):
+        return batch
+    return Batch(
+        ids=[batch.ids[i] for i in indices],
+        outputs=batch.outputs,
+        priority=batch.priority,
+        deadline=batch.deadline,
+        boundaries=[batch.boundaries[i] for i in indices] if batch.boundaries else None,
+    )
+
+
+def _rows(result: BatchResult, n: int) -> Iterator[Numbers]:
+    """Yield each input's results."""
+    columns = {
+        Output.DENSE: result.dense,
+        Output.SPARSE: result.sparse,
+        Output.COLBERT: result.colbert,
+        Output.SCORE: result.scores,
+    }
+    for i in range(n):
+        yield {output: column[i] for output, column in columns.items() if column is not None}
+
+
+def _assemble(rows: list[Numbers], outputs: frozenset[Output]) -> BatchResult:
+    """Put each input's results together again."""
+
+    def stacked(output: Output) -> Floats | None:
+        return np.stack([row[output] for row in rows]) if output in outputs else None
+
+    def listed(output: Output) -> list[Floats] | None:
+        return [row[output] for row in rows] if output in outputs else None
+
+    return BatchResult(
+        dense=stacked(Output.DENSE),
+        sparse=listed(Output.SPARSE),
+        colbert=listed(Output.COLBERT),
+        scores=stacked(Output.SCORE),
+    )

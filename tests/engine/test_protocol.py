@@ -1,0 +1,172 @@
+"""Messages on the wire: they come back as they were sent, and nothing else comes in."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedding_service.engine import protocol
+from embedding_service.types import Output, Priority
+
+FACTS = protocol.ModelFacts(
+    architecture="A",
+    model_type="a",
+    outputs=(Output.DENSE, Output.SPARSE),
+    dimension=None,
+    max_tokens=512,
+    vocab_size=1000,
+    pooling="CLS",
+    dtype="float32",
+    device="cpu",
+    revision=None,
+    engine_version="0",
+    prompts={"query": "Q: "},
+    default_prompt_name=None,
+    matryoshka=(),
+)
+RUN = protocol.Run(
+    3, job=1, outputs=(Output.DENSE,), n=2, total=5, priority=Priority.BULK, deadline=1.5, boundaries=(1, 2)
+)
+MESSAGES = [
+    RUN,
+    protocol.Run(1, 2, (Output.SCORE,), 1, 1, Priority.INTERACTIVE, 0.0, more_coming=True),
+    protocol.Cancel(3, job=2**40),
+    protocol.Ping(0),
+    protocol.Stop(7),
+    protocol.Pong(1, steps=2, texts=3, tokens=4, busy_s=0.5, running=6, running_tokens=7, waiting=8),
+    protocol.Hello(1, facts=FACTS),
+    protocol.Done(1, job=2, shapes=((2, 32), (5,)), steps=3),
+    protocol.Failed(1, job=0, reason="startup", message="naïve 😀"),
+]
+
+
+def test_every_kind_of_message_is_covered() -> None:
+    """The round trip below knows every kind of message."""
+    assert {type(message) for message in MESSAGES} == set(protocol.Message.__subclasses__())
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
+def test_headers_come_back(message: protocol.Message) -> None:
+    """A header that was encoded decodes to an equal one."""
+    (header,) = protocol.encode(message)
+    assert protocol.decode(header) == message
+
+
+@given(st.binary(max_size=60))
+def test_noise_is_no_message(noise: bytes) -> None:
+    """Arbitrary bytes are a `ProtocolError`, or a message if they happen to be one; never another error."""
+    try:
+        message = protocol.decode(noise)
+    except protocol.ProtocolError:
+        return
+    assert isinstance(message, protocol.Message)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"kind": "run"},
+        {"kind": "stop"},
+        {"kind": "stop", "generation": "1"},
+        {"kind": "stop", "generation": 1.5},
+        {"kind": "cancel", "generation": 1, "job": None},
+        {"kind": "unknown", "generation": 1},
+        {**msgspec.to_builtins(RUN), "kind": "run", "outputs": ["pickles"]},
+        {**msgspec.to_builtins(RUN), "kind": "run", "priority": "urgent"},
+        {**msgspec.to_builtins(RUN), "kind": "run", "n": "2"},
+    ],
+)
+def test_incomplete_headers_are_refused(fields: dict[str, object]) -> None:
+    """A header without a field, or with one of the wrong type, is a `ProtocolError`."""
+    with pytest.raises(protocol.ProtocolError):
+        protocol.decode(msgspec.msgpack.encode(fields))
+
+
+def views(*arrays: np.ndarray | bytes) -> list[memoryview]:
+    """Return frames as they come from a socket."""
+    return [memoryview(bytes(part)) for part in protocol.encode(protocol.Ping(0), *arrays)[1:]]
+
+
+@given(st.lists(st.lists(st.integers(0, 2**31 - 1), max_size=9), min_size=1, max_size=9))
+def test_token_ids_come_back(inputs: list[list[int]]) -> None:
+    """Lengths and flat token ids are the inputs again."""
+    lengths = np.array([len(ids) for ids in inputs], np.int32)
+    flat = np.array([token for ids in inputs for token in ids], np.int32)
+    header = msgspec.structs.replace(RUN, n=len(inputs), total=len(flat))
+    got_lengths, got = protocol.run_frames(header, views(lengths, flat))
+    assert [part.tolist() for part in np.split(got, np.cumsum(got_lengths)[:-1])] == inputs
+
+
+ONES, LENGTHS = np.ones(5, np.int32), np.array([2, 3], np.int32)
+WRONG_RUNS = {
+    "no frames": [],
+    "one frame": [LENGTHS],
+    "three frames": [LENGTHS, ONES, ONES],
+    "too few ids": [LENGTHS, ONES[:4]],
+    "too many ids": [LENGTHS, np.ones(6, np.int32)],
+    "too few lengths": [LENGTHS[:1], ONES],
+    "lengths that sum to less": [np.array([2, 2], np.int32), ONES],
+    "negative lengths": [np.array([6, -1], np.int32), ONES],
+    "half a number": [LENGTHS, b"\0" * 19],
+    "empty frames": [b"", b""],
+}
+
+
+@pytest.mark.parametrize("frames", WRONG_RUNS.values(), ids=WRONG_RUNS)
+def test_runs_that_do_not_add_up_are_refused(frames: list[np.ndarray | bytes]) -> None:
+    """Frames that are not as long as their header says never become token ids."""
+    with pytest.raises(protocol.ProtocolError):
+        protocol.run_frames(RUN, views(*frames))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+def test_results_come_back(dtype: type[np.floating]) -> None:
+    """float32 arrays of any layout come back as they were; other types are not mistaken for them."""
+    dense = np.arange(6, dtype=dtype).reshape(3, 2).T
+    sparse = np.arange(8, dtype=dtype)[::2]
+    header = protocol.Done(1, 1, (dense.shape, sparse.shape), 1)
+    frames = views(dense, sparse)
+    if dtype is not np.float32:
+        with pytest.raises(protocol.ProtocolError):
+            protocol.done_frames(header, frames)
+        return
+    got = protocol.done_frames(header, frames)
+    np.testing.assert_array_equal(got[0], dense)
+    np.testing.assert_array_equal(got[1], sparse)
+
+
+FLOATS = np.ones(6, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "frames"),
+    [
+        (((6,),), []),
+        (((6,),), [FLOATS, FLOATS]),
+        (((2, 4),), [FLOATS]),
+        (((5,),), [FLOATS]),
+        (((-1, -6),), [FLOATS]),
+        (((-1,),), [FLOATS]),
+        (((2**33, 2**33),), [FLOATS]),
+        (((6,),), [b"\0" * 23]),
+        (((0,),), [FLOATS]),
+    ],
+)
+def test_results_that_do_not_add_up_are_refused(
+    shapes: tuple[tuple[int, ...], ...], frames: list[np.ndarray | bytes]
+) -> None:
+    """Frames that do not fill their shapes never become vectors."""
+    with pytest.raises(protocol.ProtocolError):
+        protocol.done_frames(protocol.Done(1, 1, shapes, 1), views(*frames))
+
+
+def test_arrays_are_sent_without_a_copy() -> None:
+    """A contiguous array's frame is the array's own memory."""
+    vectors = np.zeros((2, 3), np.float32)
+    (_, frame) = protocol.encode(protocol.Ping(0), vectors)
+    vectors[1, 2] = 1
+    assert bytes(frame) == vectors.tobytes()

@@ -1,0 +1,79 @@
+"""The error tree is what its drawing says, and every error can be answered."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+from embedding_service import errors
+from embedding_service.api import problems
+from embedding_service.errors import ServiceError, StartupError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def subclasses(kind: type[Exception]) -> Iterator[type[Exception]]:
+    for subclass in kind.__subclasses__():
+        yield subclass
+        yield from subclasses(subclass)
+
+
+def drawing() -> dict[str, tuple[int, str, int]]:
+    """Return name → (number, rest of the line, depth) as drawn at the top of errors.py."""
+    rows = re.findall(r"^([│ ]*)[├└]── (\w+) +(\d+) *(.*)$", errors.__doc__ or "", re.MULTILINE)
+    return {name: (int(number), rest, len(indent) // 4) for indent, name, number, rest in rows}
+
+
+SERVICE_ERRORS = sorted(subclasses(ServiceError), key=lambda kind: kind.__name__)
+STARTUP_ERRORS = sorted(subclasses(StartupError), key=lambda kind: kind.__name__)
+
+
+def test_the_drawing_is_complete() -> None:
+    """Every error is drawn, and nothing is drawn that does not exist."""
+    assert {kind.__name__ for kind in SERVICE_ERRORS + STARTUP_ERRORS} == set(drawing())
+
+
+@pytest.mark.parametrize("kind", SERVICE_ERRORS)
+def test_statuses_and_codes_are_as_drawn(kind: type[ServiceError]) -> None:
+    """Each error has the status and the code of its line, and hangs where it is drawn."""
+    status, rest, depth = drawing()[kind.__name__]
+    code = rest.split()[0]
+    assert kind.status == status
+    assert kind.code == (None if code == "(by" else code)
+    assert kind.__mro__.index(ServiceError) == depth + 1
+
+
+@pytest.mark.parametrize("kind", STARTUP_ERRORS)
+def test_exit_codes_are_as_drawn(kind: type[StartupError]) -> None:
+    """Each start-up error ends the process with the status of its line; 0 and 1 mean other things."""
+    assert kind.exit_code == drawing()[kind.__name__][0]
+    assert kind.exit_code > 1
+
+
+def test_exit_codes_tell_causes_apart() -> None:
+    """No two start-up errors share an exit status."""
+    assert len({kind.exit_code for kind in STARTUP_ERRORS}) == len(STARTUP_ERRORS)
+
+
+@pytest.mark.parametrize("kind", SERVICE_ERRORS)
+def test_every_error_has_an_answer(kind: type[ServiceError]) -> None:
+    """Each error becomes an answer with its status and a type, in OpenAI's envelope."""
+    response = problems.respond(kind("why", param="input", retry_after_s=1.2))
+    assert response.status_code == kind.status
+    assert response.headers["retry-after"] == "2"
+    assert kind.type in bytes(response.body).decode()
+
+
+@pytest.mark.parametrize("kind", SERVICE_ERRORS)
+def test_no_error_has_a_status_that_sdks_misread(kind: type[ServiceError]) -> None:
+    """408, 409, 415, 422 and 424 are never sent on these routes."""
+    assert kind.status not in (408, 409, 415, 422, 424)
+
+
+def test_a_code_may_be_given_by_cause() -> None:
+    """One error's code does not change its class."""
+    assert errors.InvalidRequest("why", code="by_cause").code == "by_cause"
+    assert errors.InvalidRequest("why").code is None

@@ -1,0 +1,111 @@
+"""The listener and the runtime directory: taken, wrong or left over, before any model is loaded."""
+
+from __future__ import annotations
+
+import socket
+import stat
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from embedding_service import server
+from embedding_service.errors import BadConfiguration, PortInUse
+from embedding_service.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def refusal(**settings: Any) -> str:
+    """Return the line with which listening is refused."""
+    with pytest.raises(PortInUse) as caught:
+        server.listen(Settings(**settings))
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "None" not in message
+    return message
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Return where a Unix socket may lie."""
+    return tmp_path / "socket"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
+def test_a_free_port_is_taken(host: str) -> None:
+    """Port 0 listens on any free port of the address, which connects."""
+    (listener,) = server.listen(Settings(host=host, port=0))
+    with listener, socket.create_connection(listener.getsockname()[:2]):
+        assert listener.getsockname()[1] > 0
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    """Return a port on which somebody else listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()[1]
+
+
+def test_a_taken_port_is_told(taken: int) -> None:
+    """A port in use is refused with address and port."""
+    assert f"127.0.0.1 port {taken}" in refusal(port=taken)
+
+
+def test_an_unknown_host_is_a_wrong_setting() -> None:
+    """A host that is no address of this machine is told under the setting's name."""
+    with pytest.raises(BadConfiguration, match=r"^host: 'no\.such\.host\.invalid'"):
+        server.listen(Settings(host="no.such.host.invalid", allow_anonymous=True))
+
+
+def test_what_is_no_socket_is_left_alone(path: Path) -> None:
+    """A file or folder where the socket should be is refused and kept."""
+    path.write_text("keep me", encoding="utf-8")
+    assert str(path) in refusal(uds=path)
+    assert path.read_text(encoding="utf-8") == "keep me"
+    assert str(path.parent) in refusal(uds=path.parent)
+
+
+def test_a_living_socket_is_left_alone(path: Path) -> None:
+    """A socket on which another process listens is refused and goes on working."""
+    with socket.socket(socket.AF_UNIX) as other, socket.socket(socket.AF_UNIX) as peer:
+        other.bind(str(path))
+        other.listen()
+        assert str(path) in refusal(uds=path)
+        peer.connect(str(path))
+
+
+def test_a_dead_socket_is_replaced(path: Path) -> None:
+    """What a killed gateway left behind does not keep the next one from starting."""
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    (listener,) = server.listen(Settings(uds=path))
+    with listener, socket.socket(socket.AF_UNIX) as peer:
+        peer.connect(str(path))
+
+
+@pytest.mark.parametrize("name", ["x" * 200, "x" * 300, "missing/folder"])
+def test_a_path_that_cannot_be_made_is_told(tmp_path: Path, name: str) -> None:
+    """A path that is too long, or in no folder, is refused with the reason."""
+    assert name in refusal(uds=tmp_path / name)
+
+
+def test_the_runtime_directory_is_ours_alone() -> None:
+    """Sockets between gateway and workers, which have no keys, lie in a fresh folder of mode 0700."""
+    with tempfile.TemporaryDirectory() as short:
+        parent = Path(short, "run")
+        folders = [server._runtime_dir(Settings(runtime_dir=parent)) for _ in range(2)]
+        assert folders[0] != folders[1]
+        for folder in folders:
+            assert folder.parent == parent
+            assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_a_runtime_directory_that_is_too_long_is_told(tmp_path: Path) -> None:
+    """A folder whose sockets could not be bound is refused under the setting's name, and not left behind."""
+    parent = tmp_path / ("x" * 60)
+    with pytest.raises(BadConfiguration, match=r"^runtime_dir: "):
+        server._runtime_dir(Settings(runtime_dir=parent))
+    assert list(parent.iterdir()) == []
