@@ -76,6 +76,8 @@ def create_routes(settings: Settings, lifecycle: Lifecycle) -> FastAPI:
                 schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
                 document["components"]["schemas"] |= schema.pop("$defs", {}) | {model.__name__: schema}
             _forget_422(document)
+            document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+            document["security"] = [{"key": []}, {}]  # without configured keys none is needed
         return app.openapi_schema or {}
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -166,7 +166,7 @@ def test_a_model_that_is_refused_is_exit_status_4() -> None:
 
 
 def test_sigterm_finishes_and_is_exit_status_0(start: Callable[..., Server]) -> None:
-    """SIGTERM, and a second one, let an accepted request finish and end with status 0, without a worker left."""
+    """SIGTERM ends an idle gateway with status 0, and no worker is left."""
     server = start()
     server.wait_for("ready")
     (worker,) = server.children()

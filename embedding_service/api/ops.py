@@ -13,6 +13,7 @@ from starlette.staticfiles import StaticFiles
 
 from embedding_service import __version__
 from embedding_service.api.problems import ERRORS
+from embedding_service.core.cache import MemoryCache
 from embedding_service.engine.replica import State
 from embedding_service.errors import ModelNotFound, Unavailable
 
@@ -52,6 +53,25 @@ class Health(BaseModel):
     gpu_memory_utilization: float
     max_model_len: int | None
     device: str | None
+
+
+class CacheState(BaseModel):
+    """What the cache holds, in entries and bytes, and how often it knew the answer."""
+
+    enabled: bool
+    current_size: int
+    bytes: int
+    max_bytes: int
+    ttl_seconds: float
+    hits: int
+    misses: int
+
+
+class Cleared(BaseModel):
+    """How many results were forgotten."""
+
+    message: str
+    cleared: int
 
 
 def router(lifecycle: Lifecycle) -> APIRouter:
@@ -108,6 +128,25 @@ def router(lifecycle: Lifecycle) -> APIRouter:
             "device": card.device if card else None,
         }
         return JSONResponse(body, 200 if lifecycle.ready else 503)
+
+    @routes.get("/cache/stats", summary="What does the cache hold?", response_model=CacheState)
+    async def cache_stats() -> CacheState:
+        cache = service.models.cache or MemoryCache(0, 0)
+        state = cache.stats()
+        return CacheState(
+            enabled=service.models.cache is not None,
+            current_size=state.entries,
+            bytes=state.bytes,
+            max_bytes=state.max_bytes,
+            ttl_seconds=state.ttl_s,
+            hits=state.hits,
+            misses=state.misses,
+        )
+
+    @routes.post("/cache/clear", summary="Forget all results", response_model=Cleared)
+    async def cache_clear() -> Cleared:
+        cleared = service.models.cache.clear() if service.models.cache else 0
+        return Cleared(message=f"{cleared} results forgotten", cleared=cleared)
 
     return routes
 

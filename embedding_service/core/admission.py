@@ -28,7 +28,7 @@ class Gate:
         self.unit = unit
         self.held = 0
         self._released = 0.0
-        self._since = time.monotonic()
+        self._since = self._began = time.monotonic()
 
     @contextmanager
     def admit(self, amount: int) -> Iterator[None]:
@@ -62,7 +62,9 @@ class Gate:
 
     def _retry_after_s(self) -> float:
         """Return how long half of the backlog should take at the recent speed."""
-        fading = math.exp(-(time.monotonic() - self._since) / _RATE_MEMORY_S)
-        per_second = self._released * fading / _RATE_MEMORY_S
+        now = time.monotonic()
+        fading = math.exp(-(now - self._since) / _RATE_MEMORY_S)
+        remembered_s = _RATE_MEMORY_S * (1 - math.exp(-(now - self._began) / _RATE_MEMORY_S))
+        per_second = self._released * fading / remembered_s if remembered_s else 0
         wait = self.held / 2 / per_second if per_second > 0 else _RETRY_AT_LEAST_S
         return min(max(wait, _RETRY_AT_LEAST_S), _RETRY_AT_MOST_S)

@@ -64,13 +64,7 @@ class PairEncoder:
             )
         ids, boundaries, truncated, total = [], [], [], 0
         for index, (first, second) in enumerate(self._encode(job)):
-            room = self.max_tokens - len(self._head) - len(first) - len(self._middle) - len(self._tail)
-            if room < 1:
-                raise ContextLengthExceeded(
-                    f"This model's maximum context length is {self.max_tokens} tokens, and the query leaves no room "
-                    "for a document. Shorten the query.",
-                    param="query",
-                )
+            room = self._room(first)
             if job.max_tokens_per_document is not None:
                 room = min(room, job.max_tokens_per_document)
             if len(second) > room:
@@ -82,6 +76,17 @@ class PairEncoder:
             check_total(total, max_total, param="documents")
         return PreparedPairs(ids, boundaries if self._has_types else None, tuple(truncated))
 
+    def _room(self, query: list[int]) -> int:
+        """Return how many tokens of a document fit beside a query. Raises `ContextLengthExceeded` for none."""
+        room = self.max_tokens - len(self._head) - len(query) - len(self._middle) - len(self._tail)
+        if room < 1:
+            raise ContextLengthExceeded(
+                f"This model's maximum context length is {self.max_tokens} tokens, and the query leaves no room "
+                "for a document. Shorten the query.",
+                param="query",
+            )
+        return room
+
     def _encode(self, job: RerankJob) -> Iterator[tuple[list[int], list[int]]]:
         """Yield the ids of query part and document part of every pair, without special tokens."""
         queries: dict[str, list[int]] = {}
@@ -90,6 +95,7 @@ class PairEncoder:
             asked = [self._query_text(query, job.instruction) for query, _ in part]
             for text in set(asked) - queries.keys():
                 queries[text] = self._ids(text)
+                self._room(queries[text])  # before a query that cannot fit is copied for every document
             if self.prompt is None:
                 encodings = self._tokenizer.encode_batch_fast([d for _, d in part], add_special_tokens=False)
                 yield from ((queries[q], encoding.ids) for q, encoding in zip(asked, encodings, strict=True))

@@ -28,6 +28,23 @@ def test_a_second_request_is_answered_from_the_cache(start_gateway: Callable[...
     assert replica.outstanding_tokens == 0
 
 
+def test_stats_and_clear(start_gateway: Callable[..., RunningGateway], fake: RunningGateway) -> None:
+    """The cache tells what it holds and can be emptied; where it is off, it says so."""
+    gateway = start_gateway(**FAKE, cache_max_bytes=1 << 20)
+    with gateway.client() as http:
+        http.post("/v1/embeddings", json={"model": "fake", "input": ["w1", "w2"]})
+        http.post("/v1/embeddings", json={"model": "fake", "input": "w1"})
+        stats = http.get("/cache/stats").json()
+        assert (stats["enabled"], stats["current_size"], stats["hits"], stats["misses"]) == (True, 2, 1, 2)
+        assert 0 < stats["bytes"] <= stats["max_bytes"]
+        assert http.post("/cache/clear").json()["cleared"] == 2
+        assert http.get("/cache/stats").json()["current_size"] == 0
+        assert "x-cache" not in http.post("/v1/embeddings", json={"model": "fake", "input": "w1"}).headers
+    with fake.client() as http:
+        assert http.get("/cache/stats").json()["enabled"] is False
+        assert http.post("/cache/clear").json()["cleared"] == 0
+
+
 def test_broken_numbers_are_computed_again(start_gateway: Callable[..., RunningGateway]) -> None:
     """A result that is not finite is refused each time, never served from the cache."""
     gateway = start_gateway(**FAKE, cache_max_bytes=1 << 20)
