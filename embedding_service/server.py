@@ -17,6 +17,7 @@ import uvicorn
 from embedding_service.app import create_app
 from embedding_service.core.service import EmbeddingService
 from embedding_service.engine.client import ModelEngine
+from embedding_service.engine.process import share_cores
 from embedding_service.errors import BadConfiguration, PortInUse
 from embedding_service.lifecycle import Lifecycle
 
@@ -49,7 +50,7 @@ class Gateway:
         self.folder = _runtime_dir(settings)
         start_lock = asyncio.Lock()
         engines = [
-            ModelEngine(options, folder=self.folder, start_lock=start_lock, log=log)
+            ModelEngine(options, folder=self.folder, start_lock=start_lock, shares_cores=share_cores(settings), log=log)
             for options in settings.served_models
         ]
         self.service = EmbeddingService(settings, engines)

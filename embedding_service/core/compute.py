@@ -64,7 +64,8 @@ class Compute:
                 found[key] = numbers
         cached = [key in found for key in digests]
         # Flights are by output set as well: who wants more than is in the air computes it himself.
-        names = {key: key + bytes(f"{sorted(batch.outputs)}", "ascii") for key in digests}
+        suffix = ",".join(sorted(batch.outputs)).encode()
+        names = {key: key + suffix for key in digests}
         while missing := {key: i for i, key in reversed(list(enumerate(digests))) if key not in found}:
             theirs = {key: flight for key in missing if (flight := self._flying.get(names[key])) is not None}
             mine = {key: i for key, i in missing.items() if key not in theirs}
@@ -100,9 +101,12 @@ class Compute:
             with self.gate.admit(_tokens(batch)):
                 result = await self.engine.run(batch, more_coming=more_coming)
             computed = dict(zip(order, _rows(result, len(order)), strict=True))
+            finite = result.dense is not None and bool(np.isfinite(result.dense).all())  # all rows at once
             for key, numbers in computed.items():
                 flights[key].set_result(numbers)
-                if all(np.isfinite(value).all() for value in numbers.values()):
+                if (finite and numbers.keys() == {Output.DENSE}) or all(
+                    np.isfinite(value).all() for value in numbers.values()
+                ):
                     name = self.engine.options.model_name
                     self.cache.put((Key(name, key, output), value) for output, value in numbers.items())
             return computed

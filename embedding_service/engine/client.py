@@ -66,12 +66,18 @@ class ModelEngine:
     """All replicas of one model behind one `run`."""
 
     def __init__(
-        self, options: ModelOptions, *, folder: Path, start_lock: asyncio.Lock, log: FilteringBoundLogger
+        self,
+        options: ModelOptions,
+        *,
+        folder: Path,
+        start_lock: asyncio.Lock,
+        log: FilteringBoundLogger,
+        shares_cores: bool = False,
     ) -> None:
         self.options = options
         self._log = log.bind(model=options.model_name)
         self.replicas = [
-            Replica(options, index, folder=folder, start_lock=start_lock, log=self._log)
+            Replica(options, index, folder=folder, start_lock=start_lock, shares_cores=shares_cores, log=self._log)
             for index in range(options.replicas)
         ]
         self.poison = Poison()

@@ -110,7 +110,14 @@ class Replica:
     """One worker process and its successors."""
 
     def __init__(
-        self, options: ModelOptions, index: int, *, folder: Path, start_lock: asyncio.Lock, log: FilteringBoundLogger
+        self,
+        options: ModelOptions,
+        index: int,
+        *,
+        folder: Path,
+        start_lock: asyncio.Lock,
+        shares_cores: bool = False,
+        log: FilteringBoundLogger,
     ) -> None:
         self.options = options
         self.index = index
@@ -123,6 +130,7 @@ class Replica:
         self.changed: Callable[[], None] = lambda: None
         self._folder = folder
         self._start_lock = start_lock
+        self._shares_cores = shares_cores
         self._log = log.bind(replica=index)
         self._context = zmq.asyncio.Context.instance()
         self._numbers = itertools.count(1)
@@ -213,7 +221,9 @@ class Replica:
             options = self.options.model_dump(mode="json")
             launch = Launch(self.generation, jobs, results, str(self._line.step_path), options)
             self._spawned = time.monotonic()
-            self._process = await WorkerProcess.start(launch, self.options, replica=self.index, log=self._log)
+            self._process = await WorkerProcess.start(
+                launch, self.options, replica=self.index, shares_cores=self._shares_cores, log=self._log
+            )
             try:
                 await self._await_hello()
             except BaseException:

@@ -6,12 +6,14 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
+import bpe_openai
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from embedding_service.core import prompts
 from embedding_service.core.prompts import CL100K_VOCABULARY, ENCODE_TEXTS, Encoder, Prepared
 from embedding_service.engine.fake import CLS, SEP, VOCABULARY, FakeCore
 from embedding_service.errors import ContextLengthExceeded, InvalidRequest
@@ -307,3 +309,16 @@ def test_a_request_that_fits_is_not_copied_about() -> None:
     """Without over-long inputs, chunks and inputs run in parallel."""
     prepared = encoder().prepare(replace(job("w1", "w2"), truncate=Truncate.CHUNK_MEAN), "", max_total=PLENTY)
     assert (prepared.owner, prepared.truncated, prepared.chunked) == ([0, 1], (), ())
+
+
+def test_every_cl100k_id_is_what_bpe_openai_decodes() -> None:
+    """Each id of cl100k_base is read as the package with the ranks reads it, and the unused ones are refused."""
+    encoding = bpe_openai.get_encoding("cl100k_base")
+    for token in range(prompts.CL100K_VOCABULARY):
+        try:
+            expected = encoding.decode([token])
+        except KeyError:
+            with pytest.raises(InvalidRequest):
+                prompts._decode_cl100k([token], 0)
+        else:
+            assert prompts._decode_cl100k([token], 0) == expected

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedding_service.engine.process import cpu_binding, environment
-from embedding_service.settings import ModelOptions
+from embedding_service.engine.process import cpu_binding, environment, share_cores
+from embedding_service.settings import ModelOptions, Settings
 
 
 @pytest.mark.parametrize(
@@ -96,3 +96,19 @@ def test_replicas_take_devices_in_turn(
         for replica in range(3)
     ]
     assert got == visible
+
+
+@pytest.mark.parametrize(
+    ("settings", "shared"),
+    [
+        ({}, False),
+        ({"models": [{"model_name": "a"}, {"model_name": "b"}]}, True),
+        ({"replicas": 50, "tensor_parallel_size": 64}, True),
+    ],
+)
+def test_waiting_threads_do_not_spin_on_shared_cores(settings: dict[str, Any], shared: bool) -> None:
+    """Only where several workers compute on the same cores do their threads sleep while they wait."""
+    tree = Settings(gpu_memory_utilization=0.01, **settings)
+    assert share_cores(tree) is shared
+    variables = environment(tree.served_models[0], replica=0, shares_cores=shared)
+    assert ("OMP_WAIT_POLICY" in variables) is shared
