@@ -116,3 +116,4 @@ class Lifecycle:
         self.phase = Phase.STOPPED
         await asyncio.gather(*(model.engine.stop() for model in self.service.models))
         self.service.close()
+        gc.unfreeze()
