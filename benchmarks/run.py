@@ -176,7 +176,7 @@ def servers(settings: dict, model: str, *, defaults: bool) -> list[Server]:
 
     options = load_settings(CONFIG)[0].served_models[0]
     gateway = [sys.executable, "-m", "embedding_service", "serve", "--config", str(CONFIG), "--log-level", "warning"]
-    found = [Server("gateway", [*gateway, "--port", "8871"], 8871, options.model_name)]
+    found = [Server("gateway", [*gateway, "--port", "8871", "--cache-max-bytes", "0"], 8871, options.model_name)]
     vllm = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--runner", "pooling"]
     vllm += ["--served-model-name", "m", "--gpu-memory-utilization", "0.3", "--disable-uvicorn-access-log"]
     tuned = [
