@@ -139,7 +139,7 @@ def cpu_binding(cores: list[int], *, ranks: int, replica: int, replicas: int) ->
     """Split `cores` among replicas, then among tensor-parallel ranks, leaving none idle.
 
     vLLM's form: `0,1|2,3` binds rank 0 to cores 0 and 1. Its own `auto` keeps a core for a
-    server that here lives in another process, which on two cores halves the speed.
+    server that here lives in another process, which is one of two on a small machine.
     """
 
     def share(items: list[int], index: int, count: int) -> list[int]:
@@ -152,7 +152,7 @@ def cpu_binding(cores: list[int], *, ranks: int, replica: int, replicas: int) ->
 
 
 def _tcmalloc() -> str | None:
-    """Return the library to preload where it is installed: 1.1 to 1.3 times the texts/s on a CPU."""
+    """Return the library to preload where it is installed; vLLM advises it for CPUs."""
     for name in ("tcmalloc_minimal", "tcmalloc"):
         if soname := ctypes.util.find_library(name):
             for folder in ("/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib"):

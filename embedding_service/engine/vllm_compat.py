@@ -248,7 +248,7 @@ def _positions(hf_config: Any) -> int:
 
 
 def _dtype(options: ModelOptions, device: str) -> str:
-    """Resolve `auto`: float16 can overflow and bfloat16 without hardware is 8 times slower."""
+    """Resolve `auto`: float16 can overflow and bfloat16 without hardware was 7 times slower."""
     if options.dtype != "auto":
         return options.dtype
     if device == "cuda":
