@@ -106,3 +106,13 @@ def test_dying_as_a_habit_marks_the_model_dead(start_gateway: Callable[..., Runn
     with gateway.client() as http:
         assert http.post("/v1/embeddings", json={"model": "mortal", "input": "w1"}).status_code == 503
         assert http.post("/v1/embeddings", json={"model": other.name, "input": "w1"}).status_code == 200
+
+
+def test_a_stopped_worker_is_found_and_replaced(start_gateway: Callable[..., RunningGateway]) -> None:
+    """A worker that gives no sign of life is killed and replaced, and its request is answered by the next."""
+    gateway = start_gateway(**FAKE)
+    pid = worker_pid(gateway)
+    os.kill(pid, signal.SIGSTOP)
+    assert embed(gateway, "w1").status_code == 200
+    assert worker_pid(gateway) != pid
+    assert any("no sign of life" in str(event.get("reason")) for event in gateway.log)
