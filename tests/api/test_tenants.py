@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.api.calls import embed, error_of, log_line
+from tests.api.calls import embed, error_of, log_line, watch_engine
 from tests.child import Child, wait_until
 
 if TYPE_CHECKING:
@@ -54,12 +54,6 @@ def with_key(gateway: RunningGateway | Child, key: str) -> httpx.Client:
     return gateway.client(headers={"authorization": f"Bearer {key}"})
 
 
-def texts_computed(gateway: RunningGateway, name: str) -> int:
-    model = gateway.gateway.service.models.get(name)
-    assert model is not None
-    return model.engine.replicas[0].totals.texts
-
-
 def test_every_way_to_the_models_is_known(gateway: RunningGateway) -> None:
     """All routes that take a model are in the list below, so that none is forgotten here."""
     with with_key(gateway, "key-for-all") as http:
@@ -73,14 +67,14 @@ def test_every_way_to_the_models_is_known(gateway: RunningGateway) -> None:
 @pytest.mark.parametrize("name", ["closed", "also-closed"])
 @pytest.mark.parametrize(("path", "body"), REQUESTS)
 def test_other_models_are_refused(
-    gateway: RunningGateway, path: str, body: dict[str, Any], name: str, key: str
+    gateway: RunningGateway, path: str, body: dict[str, Any], name: str, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A key for one model gets 403 for another by any of its names, on every route, and nothing is computed."""
-    before = texts_computed(gateway, "closed")
+    computed = watch_engine(gateway, "closed", monkeypatch)
     with with_key(gateway, key) as http:
         error = error_of(http.post(path, json={"model": name, **body}), 403)
     assert (error["type"], error["param"], error["code"]) == ("permission_error", "model", "permission_denied")
-    assert texts_computed(gateway, "closed") == before
+    assert computed == []
 
 
 @pytest.mark.parametrize("key", ["key-for-all", "key-for-one", "key-by-alias"])
@@ -130,6 +124,25 @@ def test_the_log_says_who_asked(gateway: RunningGateway) -> None:
         answers = [embed(http, model=name, input="w1") for name in ("open", "closed")]
     assert [log_line(gateway, answer)["key"] for answer in answers] == ["one", "one"]
     assert "key-for-one" not in str(gateway.log)
+
+
+@pytest.mark.parametrize(("isolation", "hits"), [("none", "1/1"), ("tenant", None)])
+def test_tenants_and_the_cache(
+    start_gateway: Callable[..., RunningGateway], monkeypatch: pytest.MonkeyPatch, isolation: str, hits: str | None
+) -> None:
+    """With `cache_isolation: tenant` another's text is computed anew and counted as such; without, it is shared."""
+    running = start_gateway(port=0, models=MODELS, api_keys=KEYS, cache_max_bytes=1 << 20, cache_isolation=isolation)
+    computed = watch_engine(running, "open", monkeypatch)
+    with with_key(running, "key-for-all") as one, with_key(running, "key-for-one") as other:
+        first = embed(one, model="open", input="w1")
+        assert "x-cache" not in first.headers
+        assert embed(one, model="open", input="w1").headers["x-cache"] == "1/1"
+        again = embed(other, model="open", input="w1")
+        assert again.headers.get("x-cache") == hits
+        assert again.json()["data"] == first.json()["data"]
+        assert embed(other, model="open", input="w1").headers["x-cache"] == "1/1"
+    assert computed == ([1] if hits else [1, 1])
+    running.stop()
 
 
 class Steady(threading.Thread):
