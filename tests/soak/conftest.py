@@ -91,6 +91,10 @@ class Server:
         rollup = Path(f"/proc/{self.process.pid}/smaps_rollup").read_text(encoding="ascii")
         return 1024 * int(re.search(r"^Pss:\s+(\d+) kB", rollup, re.MULTILINE)[1])  # type: ignore[index]
 
+    def descriptors(self) -> int:
+        """Return how many files and sockets the gateway has open."""
+        return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
+
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Send a signal and return the exit status."""
         if self.process.poll() is None:
@@ -199,9 +203,8 @@ def pytest_sessionfinish() -> None:
     page = REPORT.read_text(encoding="utf-8")
     lines = [f"| {promise} | {bar} | {reached} | `{test}` |" for promise, bar, reached, test in _ROWS]
     where = f"Run on {time.strftime('%Y-%m-%d')}: {os.cpu_count()} cores of {_processor()}, no GPU, MiniLM in vLLM."
-    table = "\n".join(
-        [where, "", "| promise | bar | reached | shown by (under `tests/soak/`) |", "|---|---|---|---|", *lines]
-    )
+    head = [where, "", "| promise | bar | reached | shown by (under `tests/soak/`) |", "|---|---|---|---|"]
+    table = "\n".join([*head, *lines])
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
     REPORT.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")

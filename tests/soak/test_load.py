@@ -128,7 +128,8 @@ async def test_bulk_is_not_starved(server: Server, record: Record) -> None:
     record(
         "Bulk work beside 16 interactive clients, of its throughput alone",
         "≥ 50 %",
-        f"{statistics.median(shares):.0%} ({min(shares):.0%}–{max(shares):.0%}); interactive p50 {statistics.median(waits):.0f} ms",
+        f"{statistics.median(shares):.0%} ({min(shares):.0%}–{max(shares):.0%}); "
+        f"their p50 {statistics.median(waits):.0f} ms",
     )
 
 
