@@ -9,31 +9,49 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from embedding_service import __version__
-from embedding_service.api import bge, openai, ops, problems, rerank
+from embedding_service.api import bge, metrics, openai, ops, problems, rerank
 from embedding_service.api.auth import OPEN_PATHS, Auth
 from embedding_service.api.middleware import Body, RequestLog
+from embedding_service.api.ratelimit import RateLimit
 from embedding_service.errors import ServiceError
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
     from structlog.typing import FilteringBoundLogger
 
+    from embedding_service.core.rates import Rates
+    from embedding_service.keys import KeyRing
     from embedding_service.lifecycle import Lifecycle
     from embedding_service.settings import Settings
+    from embedding_service.tracing import Tracer
 
-EXPOSED_HEADERS = ("x-request-id", "openai-processing-ms", "x-truncated-inputs", "x-chunked-inputs", "retry-after")
+EXPOSED_HEADERS = (
+    *("x-request-id", "openai-processing-ms", "x-truncated-inputs", "x-chunked-inputs", "x-cache", "retry-after"),
+    *(f"x-ratelimit-{what}-{kind}" for what in ("limit", "remaining", "reset") for kind in ("requests", "tokens")),
+)
 
 
-def create_app(settings: Settings, lifecycle: Lifecycle, log: FilteringBoundLogger) -> ASGIApp:
+def create_app(
+    settings: Settings,
+    lifecycle: Lifecycle,
+    *,
+    keys: KeyRing,
+    rates: Rates,
+    tracer: Tracer | None,
+    log: FilteringBoundLogger,
+) -> ASGIApp:
     """Return the whole gateway as one ASGI application."""
     app = create_routes(settings, lifecycle)
-    open_paths = OPEN_PATHS
+    open_paths = OPEN_PATHS | ({"/metrics"} if settings.metrics == "open" else set())
     if settings.docs == "open":
         assets = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")
         open_paths |= {"/docs", "/openapi.json", *(f"/docs/assets/{name}" for name in assets)}
     onion: ASGIApp = Body(app, max_bytes=settings.max_body_bytes, pause_s=settings.body_timeout_s)
-    onion = Auth(onion, keys=settings.api_keys, open_paths=frozenset(open_paths))
-    onion = RequestLog(onion, lifecycle=lifecycle, timeout_s=settings.request_timeout_s, log=log)
+    onion = RateLimit(onion, rates=rates, exempt=open_paths)
+    onion = Auth(
+        onion, keys=keys, open_paths=open_paths, local_paths={"/metrics"} if settings.metrics == "loopback" else set()
+    )
+    onion = RequestLog(onion, lifecycle=lifecycle, timeout_s=settings.request_timeout_s, log=log, tracer=tracer)
     if settings.cors_origins:
         onion = CORSMiddleware(
             onion,
@@ -65,6 +83,7 @@ def create_routes(settings: Settings, lifecycle: Lifecycle) -> FastAPI:
     app.include_router(bge.router(lifecycle.service, settings))
     app.include_router(rerank.router(lifecycle.service))
     app.include_router(ops.router(lifecycle))
+    app.include_router(metrics.router(lifecycle, expose_metrics=settings.metrics != "off"))
     if settings.docs != "off":
         ops.add_documentation(app)
     describe = app.openapi

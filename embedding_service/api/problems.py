@@ -21,6 +21,7 @@ from embedding_service.errors import (
 if TYPE_CHECKING:
     from starlette.exceptions import HTTPException
     from starlette.requests import Request
+    from starlette.types import Receive, Scope, Send
 
 INTERNAL = "an unexpected error happened in the server; its log has the details under this request's id"
 
@@ -45,14 +46,27 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     for status, description in {
         400: "The request is wrong; `param` names the field.",
         401: "No key, or an unknown one.",
+        403: "The key may not use this model.",
         404: "No such model.",
         413: "The body is too large.",
-        429: "Too much is waiting; `Retry-After` says when to come back.",
+        429: "A rate is used up, or too much is waiting; `Retry-After` says when to come back.",
         500: "The engine could not compute this.",
         503: "The model is loading, restarting, or the server is shutting down.",
         504: "Not done before the deadline.",
     }.items()
 }
+
+
+class Problem(Response):
+    """An error as an answer; leaves its code for the metrics."""
+
+    code = "other"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        if (exchange := scope.get("state", {}).get("exchange")) is not None:
+            exchange.code = self.code
+        await super().__call__(scope, receive, send)
 
 
 def respond(error: ServiceError) -> Response:
@@ -68,7 +82,9 @@ def respond(error: ServiceError) -> Response:
     if isinstance(error, Unavailable | BodyTooLarge):
         # Whoever comes back should be free to reach another instance; a body is not read to its end.
         headers["connection"] = "close"
-    return Response(orjson.dumps(body), error.status, headers, media_type="application/json")
+    problem = Problem(orjson.dumps(body), error.status, headers, media_type="application/json")
+    problem.code = error.code or error.type
+    return problem
 
 
 async def service_error(_: Request, error: Exception) -> Response:

@@ -164,7 +164,7 @@ def router(service: EmbeddingService) -> APIRouter:
             raise InvalidRequest("documents must be a list of strings in version 2", param="documents")
         exchange.log |= {"model": job.model, "texts": len(job.pairs)}
         began = time.monotonic()
-        scores = await service.rerank(job, deadline=exchange.deadline)
+        scores = await service.rerank(job, exchange.call)
         exchange.log |= {"model": scores.model, "tokens": scores.tokens, "engine_s": round(scores.engine_s, 4)}
         if fields.pairs is not None:
             body = render_pairs(fields, scores, seconds=time.monotonic() - began)
