@@ -21,7 +21,7 @@ import httpx
 import pytest
 
 from embedding_service.settings import Settings
-from tests.deploy.tools import DEPLOY, ROOT, program, replaced
+from tests.deploy.tools import DEPLOY, ROOT, free_ports, program, replaced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -30,13 +30,6 @@ if TYPE_CHECKING:
 SHIPPED = DEPLOY / "nginx" / "embedding-service.conf"
 SERVERS = "    server 127.0.0.1:8890 max_fails=0;\n    server 127.0.0.1:8891 max_fails=0;\n"
 START_S = 120  # a generous limit on waits; nothing here is judged by its speed
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on."""
-    with contextlib.ExitStack() as stack:
-        listeners = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [listener.getsockname()[1] for listener in listeners]
 
 
 def wait_until(condition: Callable[[], bool], what: str) -> None:

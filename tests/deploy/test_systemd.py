@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from embedding_service.settings import Settings
 from tests.deploy.tools import DEPLOY, program, replaced
 
 if TYPE_CHECKING:
@@ -50,3 +51,11 @@ def test_the_unit_is_hardened(unit: Path) -> None:
     score = re.search(r"Overall exposure level for \S+: ([\d.]+)", output)
     assert score, output
     assert float(score[1]) <= 3.0
+
+
+def test_a_drain_is_never_cut_short() -> None:
+    """systemd waits longer than the longest drain and the end of the engines after it."""
+    seconds = re.search(r"^TimeoutStopSec=(\d+)$", UNIT.read_text(), re.MULTILINE)
+    assert seconds
+    defaults = Settings()
+    assert int(seconds[1]) >= defaults.drain_grace_s + defaults.drain_timeout_s + 30
