@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from typing import TYPE_CHECKING, Any
@@ -10,12 +11,17 @@ from typing import TYPE_CHECKING, Any
 import promql_parser
 import pytest
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
 
+from embedding_service.engine.replica import State
+from tests.conftest import FAKE
 from tests.deploy.tools import DEPLOY, ROOT, program
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from tests.conftest import RunningGateway
 
 PROMETHEUS = DEPLOY / "prometheus"
 DASHBOARD = DEPLOY / "grafana" / "embedding-service.json"
@@ -102,6 +108,28 @@ def test_every_expression_asks_for_what_there_is(expression: str) -> None:
         if isinstance(node, promql_parser.AggregateExpr) and node.modifier is not None:
             assert set(node.modifier.labels) <= labels
     assert selectors
+
+
+def test_the_gateway_has_these_metrics(start_gateway: Callable[..., RunningGateway]) -> None:
+    """Every metric named above is there, of the right kind, and no sample of it has other labels."""
+    gateway = start_gateway(**FAKE, metrics="open", cache_max_bytes=1 << 20)
+    with gateway.client() as client:
+        client.post("/v1/embeddings", json={"model": "fake", "input": ["w1", "w1"]})
+        client.post("/v1/embeddings", json={"model": "no such", "input": "w1"})
+        families = {family.name: family for family in text_string_to_metric_families(client.get("/metrics").text)}
+    kinds = {name: family.type for name, family in families.items()}
+    assert {name: kinds.get(name) for name in HISTOGRAMS} == dict.fromkeys(HISTOGRAMS, "histogram")
+    assert {name for name in COUNTERS_AND_GAUGES if kinds.get(name.removesuffix("_total")) is None} == set()
+    for family in families.values():
+        for sample in family.samples:
+            if sample.name in SERIES:
+                assert set(sample.labels) == SERIES[sample.name], sample
+
+
+def test_states_that_alerts_name_exist() -> None:
+    """A replica can be in every state that an expression matches."""
+    named = re.findall(r'state="(\w+)"', " ".join(expressions()))
+    assert set(named) <= {str(state) for state in State}
 
 
 def test_every_alert_says_what_to_do() -> None:
