@@ -82,14 +82,15 @@ def test_every_mount_has_its_volume() -> None:
 
 
 def test_the_settings_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The gateway accepts the file, with a key from the Secret, and drains within the pod's grace period."""
+    """The gateway accepts the file, with the Secret's keys, and drains within the pod's grace period."""
     (generator,) = KUSTOMIZATION["configMapGenerator"]
-    monkeypatch.setenv("EMBEDDING_API_KEYS", "a-key")
+    for variable in GATEWAY["env"]:
+        monkeypatch.setenv(variable["name"], variable["value"])
     (name,) = generator["files"]
     loaded, warnings = settings.load(FOLDER / name)
     assert warnings == []
     assert loaded.port == GATEWAY["ports"][0]["containerPort"]
-    drain_s = loaded.drain_grace_s + loaded.drain_timeout_s
+    drain_s = GATEWAY["lifecycle"]["preStop"]["sleep"]["seconds"] + loaded.drain_grace_s + loaded.drain_timeout_s
     assert POD["spec"]["terminationGracePeriodSeconds"] >= drain_s + 30
 
 
