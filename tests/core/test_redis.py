@@ -24,7 +24,8 @@ from embedding_service.telemetry import Metrics
 from tests.api.calls import embed, error_of
 from tests.child import wait_until
 from tests.conftest import FAKE
-from tests.redis_server import RedisServer, require
+from tests.deploy.tools import program
+from tests.redis_server import RedisServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -386,11 +387,11 @@ def test_isolated_tenants_do_not_share_through_redis(start: Start, redis: RedisS
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a key and its self-signed certificate for 127.0.0.1, in one file."""
-    require("openssl")
+    openssl = program("openssl", "openssl")
     path = tmp_path_factory.mktemp("tls") / "both.pem"
     subject = ["-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2", "-nodes"]
     key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
-    command = ["openssl", "req", "-x509", *key, *subject, "-keyout", str(path), "-out", str(path) + ".crt"]
+    command = [openssl, "req", "-x509", *key, *subject, "-keyout", str(path), "-out", str(path) + ".crt"]
     subprocess.run(command, check=True, capture_output=True)
     with path.open("a", encoding="ascii") as file:
         file.write(path.with_name("both.pem.crt").read_text(encoding="ascii"))
