@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+import string
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
@@ -19,18 +20,22 @@ from pydantic import (
     ConfigDict,
     Field,
     SecretStr,
+    TypeAdapter,
     ValidationError,
     model_validator,
 )
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from embedding_service.errors import BadConfiguration
-from embedding_service.types import InputType, TokenIdPolicy
+from embedding_service.types import InputType, TokenIdPolicy, Truncate
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 ENV_PREFIX = "EMBEDDING_"
+Preset = Literal[
+    "qwen3-embedding", "qwen3-reranker", "embed", "emb-infer-bge-m3", "bge-inference-service", "matching-service"
+]
 
 
 def _comma_separated(value: object) -> object:
@@ -65,6 +70,11 @@ def _yaml_off(value: object) -> object:
     return "off" if value is False else value
 
 
+def _variable(value: object) -> object:
+    """Read the short forms of `environment`: the name of a setting, or null for a variable without effect."""
+    return {"setting": value} if isinstance(value, str | None) else value
+
+
 Strings = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_comma_separated)]
 
 
@@ -78,6 +88,60 @@ class AliasSettings(_Strict):
     instruction: str | None = None
     input_type: InputType | None = None
     prompt_name: str | None = None
+
+
+class OldVariable(_Strict):
+    """What an environment variable of a replaced system sets: `models.0.dtype`, with its own words for the values."""
+
+    setting: str | None = None
+    values: dict[str | bool, Any] = Field(default_factory=dict)
+
+    def read(self, name: str, text: str) -> Any:
+        """Return the setting's value. Raises `BadConfiguration` for a word that is not in `values`."""
+        if self.setting == "api_keys":
+            return [text]  # a comma in a key separates nothing
+        if not self.values:
+            return text
+        words = {str(word).lower(): value for word, value in self.values.items()}
+        word = {"1": "true", "yes": "true", "on": "true", "0": "false", "no": "false", "off": "false"}.get(
+            text.lower(), text.lower()
+        )
+        if word not in words:
+            raise BadConfiguration(f"{name} is {text!r}, and must be one of {', '.join(words)}")
+        return words[word]
+
+
+class RecordField(_Strict):
+    """One field of a record, as requests send it."""
+
+    type: Literal["text", "integer", "number", "mapping"] = "text"
+    max_length: int | None = Field(default=None, ge=1, description="Characters of a text.")
+
+
+class RecordSettings(_Strict):
+    """How a record becomes the text that is embedded; see `core.records`.
+
+    `template` holds parts such as `Title: {title}` and groups such as `{"Facts: ": ["{rooms} rooms", …]}`.
+    """
+
+    fields: dict[str, RecordField]
+    template: tuple[str | dict[str, tuple[str, ...]], ...] = Field(min_length=1)
+    separator: str = Field(default=". ", description="Between parts.")
+    group_separator: str = Field(default=", ", description="Within a group or a mapping.")
+
+    @model_validator(mode="after")
+    def _check_template(self) -> Self:
+        for part in self.template:
+            for text in [part] if isinstance(part, str) else [text for texts in part.values() for text in texts]:
+                for _, name, _, _ in string.Formatter().parse(text):
+                    if name is not None and name not in self.fields:
+                        raise ValueError(f"template: {text!r} names {name!r}, which is none of fields")
+        return self
+
+
+PLAIN_RECORDS = RecordSettings(
+    fields={"title": RecordField(), "description": RecordField()}, template=("{title}", "{description}")
+)
 
 
 class EngineOptions(_Strict):
@@ -130,6 +194,7 @@ class ModelOptions(EngineOptions):
     )
     default_instruction: str | None = Field(None, description="For `input_type: query` without an instruction.")
     matryoshka: bool | None = Field(None, description="May vectors be cut? Default: by model family.")
+    expected_dimension: int | None = Field(None, ge=1, description="Refuse to start if vectors have another size.")
     token_ids: TokenIdPolicy = Field(TokenIdPolicy.CL100K, description="How inputs sent as token ids are read.")
 
 
@@ -142,6 +207,12 @@ class Settings(ModelOptions, BaseSettings):
     yaml_tree: ClassVar[dict[str, Any]] = {}
 
     models: tuple[ModelOptions, ...] = Field((), description="Several models behind one address.")
+
+    preset: Preset | None = Field(None, description="The system to stand in for; its file is in config/drop-in/.")
+    environment: dict[str, Annotated[OldVariable, BeforeValidator(_variable)]] = Field(
+        default_factory=dict, description="That system's variables, and the settings that they stand for."
+    )
+    service_name: str = Field("embedding-service", description="What the service calls itself.")
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8890, ge=0, le=65535, description="TCP port; 0 takes a free one.")
@@ -159,6 +230,12 @@ class Settings(ModelOptions, BaseSettings):
         "open", description="Who sees /docs and /openapi.json."
     )
     unknown_model: Literal["reject", "serve_default"] = Field("reject", description="What a foreign model name gets.")
+    echo_model: bool = Field(default=False, description="Answers name the model as the request did.")
+    default_truncate: Truncate = Field(Truncate.ERROR, description="For over-long inputs of requests that do not say.")
+    model_checksum: Literal["settings", "legacy"] = Field(
+        "settings", description="legacy: md5 of the name and dimensions only, as matching-service had it."
+    )
+    records: RecordSettings = Field(PLAIN_RECORDS, description="The fields of records and their text.")
     sparse_token_mapping: Literal["tokenizer", "hash"] = Field(
         "tokenizer", description="Indices of sparse vectors: token ids, or hashes of them."
     )
@@ -166,11 +243,14 @@ class Settings(ModelOptions, BaseSettings):
     runtime_dir: Path | None = Field(None, description="Where sockets live (mode 0700); default: a fresh one.")
 
     max_inputs: int = Field(2048, ge=1, description="Inputs in one request.")
+    max_text_characters: int | None = Field(None, ge=1, description="Characters of one text.")
+    max_concurrent_requests: int | None = Field(None, ge=1, description="Requests computed or waiting at a time.")
     max_request_tokens: int = Field(300_000, ge=1, description="Tokens in one request.")
     max_body_bytes: int = Field(32 << 20, ge=1024, description="Request body, after inflation.")
     max_response_bytes: int = Field(256 << 20, ge=1024, description="Answer to one request.")
     max_inflight_response_bytes: int = Field(1 << 30, ge=1024, description="Answers being computed or sent.")
     cache_max_bytes: int = Field(256 << 20, ge=0, description="Results kept in memory; 0 keeps none.")
+    cache_max_entries: int | None = Field(None, ge=1, description="Results kept at most, whatever their size.")
     cache_ttl_s: float = Field(3600, gt=0, description="How long a result is kept.")
     max_queued_tokens: int = Field(2_000_000, ge=1, description="Tokens admitted and not yet computed, per model.")
     request_timeout_s: float = Field(30, gt=0, description="Longest that a request may take.")
@@ -205,11 +285,16 @@ class Settings(ModelOptions, BaseSettings):
 
     @model_validator(mode="after")
     def _check_as_a_whole(self) -> Self:
-        if not (self.uds or self.api_keys or self.allow_anonymous or _is_loopback(self.host)):
-            raise ValueError(
-                f"host: {self.host} can be reached from other machines; set api_keys, "
-                "or allow_anonymous: true if that is what you want"
-            )
+        if not (self.api_keys or self.allow_anonymous):
+            names = [name for name, variable in self.environment.items() if variable.setting == "api_keys"]
+            keys = " or ".join([*names, "api_keys"])
+            if self.preset == "emb-infer-bge-m3":
+                raise ValueError(f"{keys}: {self.preset} does not start without a token")
+            if not (self.uds or _is_loopback(self.host)):
+                raise ValueError(
+                    f"host: {self.host} can be reached from other machines; set {keys}, "
+                    "or allow_anonymous: true if that is what you want"
+                )
         taken: dict[str, str] = {}
         for model in self.served_models:
             for name in (model.model_name, *model.aliases):
@@ -272,14 +357,36 @@ def load(config: Path | None = None, flags: Mapping[str, Any] | None = None) -> 
             f"EMBEDDING_PORT is {service_link!r}, which Kubernetes sets for a service named 'embedding'; "
             "set enableServiceLinks: false on the pod, or rename the service"
         )
-    bound = type("BoundSettings", (Settings,), {"yaml_tree": _read_yaml(config) if config else {}})
+    tree = _read_yaml(config) if config else {}
     try:
-        settings: Settings = bound(**(flags or {}))
+        ignored = _apply_old_variables(tree, os.environ)
+        settings: Settings = type("BoundSettings", (Settings,), {"yaml_tree": tree})(**(flags or {}))
+    except BadConfiguration:
+        raise
     except ValidationError as error:
         raise BadConfiguration(_one_line(error)) from None
     except Exception as error:  # noqa: BLE001 - pydantic-settings' own SettingsError, by way of JSON in the environment
         raise BadConfiguration(str(error).splitlines()[0]) from None
-    return settings, _unknown_variables(os.environ)
+    return settings, ignored + _unknown_variables(os.environ, settings.environment)
+
+
+def _apply_old_variables(tree: dict[str, Any], environ: Mapping[str, str]) -> list[str]:
+    """Put the old variables that are set over the file's values; return a warning for each without effect."""
+    if not isinstance(tree.get("environment"), dict):
+        return []
+    known = TypeAdapter(dict[str, Annotated[OldVariable, BeforeValidator(_variable)]])
+    ignored = []
+    for name, variable in known.validate_python(tree["environment"]).items():
+        text = environ.get(name, "").strip()
+        if text and variable.setting is None:
+            ignored.append(f"{name} is set and has no effect any more")
+        elif text and variable.setting is not None:
+            node: Any = tree
+            *folders, last = variable.setting.split(".")
+            for folder in folders:
+                node = node[int(folder)] if isinstance(node, list) else node.setdefault(folder, {})
+            node[last] = variable.read(name, text)
+    return ignored
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -330,8 +437,8 @@ def _did_you_mean(name: str, fields: Iterable[str]) -> str:
     return f" (did you mean {close[0]}?)" if close else ""
 
 
-def _unknown_variables(environ: Mapping[str, str]) -> list[str]:
-    known = {ENV_PREFIX + name.upper() for name in Settings.model_fields} | {f"{ENV_PREFIX}CONFIG"}
+def _unknown_variables(environ: Mapping[str, str], old: Iterable[str]) -> list[str]:
+    known = {ENV_PREFIX + name.upper() for name in Settings.model_fields} | {f"{ENV_PREFIX}CONFIG", *old}
     kubernetes = re.compile(r"_(SERVICE_(HOST|PORT.*)|PORT_\d+_(TCP|UDP).*)$")
     return [
         f"{name} is set and means nothing here"

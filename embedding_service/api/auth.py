@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from embedding_service.api import problems
@@ -25,26 +26,45 @@ def digest(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
 
 
-class Auth:
-    """Middleware that lets through open paths, and requests with a known key."""
+@dataclass(frozen=True, slots=True)
+class Words:
+    """What is said without a key and to a wrong one; `bare` takes a key without `Bearer` too."""
 
-    def __init__(self, app: ASGIApp, *, keys: Iterable[SecretStr], open_paths: frozenset[str]) -> None:
+    missing: str = "You didn't provide an API key. Send it as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'."
+    wrong: str = "Incorrect API key provided. Send it as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'."
+    bare: bool = False
+
+
+class Auth:
+    """Middleware that lets through open paths (to read), and requests with a known key."""
+
+    def __init__(
+        self, app: ASGIApp, *, keys: Iterable[SecretStr], open_paths: frozenset[str], words: Words = Words()
+    ) -> None:
         self.app = app
         self.digests = [digest(key.get_secret_value()) for key in keys]
         self.open_paths = open_paths
+        self.words = words
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer 401 unless the path is open, no key is set, or one of ours is sent."""
-        if scope["type"] == "http" and self.digests and scope["path"] not in self.open_paths:
+        if scope["type"] == "http" and self.digests and not self._is_open(scope):
             headers = dict(scope["headers"])
-            scheme, _, bearer = headers.get(b"authorization", b"").partition(b" ")
-            sent = bearer.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
+            sent = self._bearer(headers.get(b"authorization", b"")) or headers.get(b"x-api-key", b"")
             if not (sent and self._known(sent)):
-                what = "Incorrect API key provided." if sent else "You didn't provide an API key."
-                error = InvalidApiKey(f"{what} Send it as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'.")
-                await problems.respond(error)(scope, receive, send)
+                error = InvalidApiKey(self.words.wrong if sent else self.words.missing)
+                await problems.respond(error, scope)(scope, receive, send)
                 return
         await self.app(scope, receive, send)
+
+    def _is_open(self, scope: Scope) -> bool:
+        return scope["path"] in self.open_paths and scope["method"] in ("GET", "HEAD")
+
+    def _bearer(self, authorization: bytes) -> bytes:
+        scheme, _, bearer = authorization.partition(b" ")
+        if scheme.lower() == b"bearer":
+            return bytes(bearer.strip())
+        return authorization.strip() if self.words.bare else b""
 
     def _known(self, sent: bytes) -> bool:
         presented = hashlib.sha256(sent).digest()

@@ -21,6 +21,8 @@ from embedding_service.api import problems
 from embedding_service.errors import BodyTooLarge, InvalidRequest, ServiceError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
     from structlog.typing import FilteringBoundLogger
 
@@ -50,9 +52,18 @@ class ClientGone(Exception):
 class RequestLog:
     """Outermost: id, deadline, one log line; refuses everything but probes while draining."""
 
-    def __init__(self, app: ASGIApp, *, lifecycle: Lifecycle, timeout_s: float, log: FilteringBoundLogger) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        lifecycle: Lifecycle,
+        timeout_s: float,
+        envelope_of: Callable[[str], problems.Envelope],
+        log: FilteringBoundLogger,
+    ) -> None:
         self.app = app
         self.lifecycle = lifecycle
+        self.envelope_of = envelope_of
         self.timeout_s = timeout_s
         self.log = log
 
@@ -63,6 +74,7 @@ class RequestLog:
             return
         exchange = _exchange(Headers(scope=scope), self.timeout_s)
         scope.setdefault("state", {})["exchange"] = exchange
+        problems.use(scope, self.envelope_of(scope["path"]))
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -80,13 +92,13 @@ class RequestLog:
                 with self.lifecycle.request():
                     await self.app(scope, receive, send_with_headers)
         except ServiceError as error:
-            await problems.respond(error)(scope, receive, send_with_headers)
+            await problems.respond(error, scope)(scope, receive, send_with_headers)
         except ClientGone:
             exchange.status = 499
         except Exception:
             self.log.exception("request_failed", id=exchange.id)
             if not exchange.status:
-                response = problems.respond(ServiceError(problems.INTERNAL, code="internal_error"))
+                response = problems.respond(ServiceError(problems.INTERNAL, code="internal_error"), scope)
                 await response(scope, receive, send_with_headers)
         finally:
             self._write_line(scope, exchange)

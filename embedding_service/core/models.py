@@ -11,7 +11,7 @@ from embedding_service.core.cache import MemoryCache
 from embedding_service.core.compute import Compute
 from embedding_service.core.pairs import PairEncoder
 from embedding_service.core.prompts import Encoder
-from embedding_service.errors import InvalidRequest, ModelNotFound, Unavailable
+from embedding_service.errors import InvalidRequest, ModelNotFound, ModelNotLoaded, Unavailable
 from embedding_service.types import ModelCard, Output
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class ServedModel:
     pairs: PairEncoder | None = None
     created: int = field(default_factory=lambda: int(time.time()))
     preparing: int = 0
+    load_s: float = 0.0
 
     @property
     def name(self) -> str:
@@ -74,9 +75,17 @@ class ServedModel:
         return self.facts.matryoshka if self.facts else None
 
     def open(self) -> None:
-        """Build what turns requests into tokens, from what the engine said. Slow for large vocabularies."""
+        """Build what turns requests into tokens, from what the engine said. Slow for large vocabularies.
+
+        Raises `ModelNotLoaded` if vectors have another size than is expected.
+        """
         facts = self.engine.facts
         assert facts is not None  # noqa: S101 - a started engine has said hello
+        if self.options.expected_dimension not in (None, facts.dimension):
+            raise ModelNotLoaded(
+                f"{self.name}: vectors have {facts.dimension} dimensions, and expected_dimension is "
+                f"{self.options.expected_dimension}"
+            )
         if Output.SCORE in facts.outputs:
             self.pairs = PairEncoder(facts, self.engine.tokenizer_json, self.options)
         else:
@@ -118,7 +127,9 @@ class ModelRegistry:
     """Finds a model by any of its names; iterates over the models, the default one first."""
 
     def __init__(self, settings: Settings, engines: Iterable[ModelEngine]) -> None:
-        cache = MemoryCache(settings.cache_max_bytes, settings.cache_ttl_s) if settings.cache_max_bytes else None
+        cache = None
+        if settings.cache_max_bytes:
+            cache = MemoryCache(settings.cache_max_bytes, settings.cache_ttl_s, max_entries=settings.cache_max_entries)
         self.cache = cache
         self._models = [
             ServedModel(
@@ -143,6 +154,10 @@ class ModelRegistry:
         """The first model."""
         return self._models[0]
 
+    def default_for(self, *, scores: bool) -> ServedModel:
+        """Return the first loaded model that `scores` pairs, or embeds; the default one if there is none."""
+        return next((m for m in self._models if m.facts and (m.pairs is not None) == scores), self.default)
+
     def get(self, name: str) -> ServedModel | None:
         """Return the model of that very name or alias."""
         return self._by_name.get(name, (None, None))[0]
@@ -156,8 +171,7 @@ class ModelRegistry:
         if name is not None and name in self._by_name:
             return self._by_name[name]
         if self._serve_default:
-            fitting = (m for m in self._models if m.facts and (m.pairs is not None) == scores)
-            return next(fitting, self.default), None
+            return self.default_for(scores=scores), None
         if name is None:
             raise InvalidRequest("you must provide a model parameter", param="model")
         raise ModelNotFound(f"The model `{name[:100]}` does not exist or you do not have access to it.", param="model")

@@ -6,6 +6,7 @@ Between the dialects above and the engine below; knows neither HTTP nor ZeroMQ.
 from __future__ import annotations
 
 import asyncio
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
     from embedding_service.core.compute import Computed
     from embedding_service.core.models import ServedModel
-    from embedding_service.core.prompts import Encoder, Prepared
+    from embedding_service.core.prompts import Encoder, Prepared, Token
     from embedding_service.engine.client import ModelEngine
     from embedding_service.settings import Settings
     from embedding_service.types import Floats, RerankJob, Sparse, TokenIds
@@ -58,6 +59,7 @@ class EmbeddingService:
         self.settings = settings
         self.models = ModelRegistry(settings, engines)
         self.answers = Gate(settings.max_inflight_response_bytes, "bytes of answers")
+        self.requests = Gate(settings.max_concurrent_requests or sys.maxsize, "requests")
         self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="core")
 
     def close(self) -> None:
@@ -73,6 +75,7 @@ class EmbeddingService:
         model, alias = self.models.find(job.model)
         encoder = model.embedder()
         self._check(model, encoder, job)
+        leases.enter_context(self.requests.admit(1))
         prefix = encoder.prefix(job, alias)
         prepared = await self._prepare(
             model,
@@ -83,7 +86,7 @@ class EmbeddingService:
         computed = await _compute(model, prepared.ids, outputs=job.outputs, deadline=deadline)
         rows = prepared.total if Output.COLBERT in job.outputs else len(prepared.ids)
         return await self._maybe_in_thread(
-            lambda: _finish(job, model.name, encoder, prepared, computed),
+            lambda: _finish(job, self._name(model, job.model), encoder, prepared, computed),
             inline=rows * (encoder.facts.dimension or 1) <= INLINE_NUMBERS,
         )
 
@@ -102,6 +105,7 @@ class EmbeddingService:
                 f"input has {len(job.inputs)} items; this server takes at most {self.settings.max_inputs} a request",
                 param="input",
             )
+        self._check_characters(job.inputs, "input")
         if job.dimensions is not None:
             self._check_dimensions(model, encoder, job.dimensions)
         if not job.normalize and job.embed_dtype in (EmbedDtype.INT8, EmbedDtype.UINT8):
@@ -122,6 +126,42 @@ class EmbeddingService:
             allowed = f"one of {', '.join(map(str, sizes))}" if sizes else f"between {least} and {full}"
             raise InvalidRequest(f"dimensions must be {allowed} for {model.name}", param="dimensions")
 
+    def _check_characters(self, inputs: list[str] | list[list[int]], field: str) -> None:
+        limit = self.settings.max_text_characters
+        if limit is None or max(map(len, inputs)) <= limit:
+            return
+        for index, text in enumerate(inputs):
+            if isinstance(text, str) and len(text) > limit:
+                where = f"{field}[{index}]"
+                raise InvalidRequest(
+                    f"{where} has {len(text)} characters; this server takes at most {limit}", param=where
+                )
+
+    def _name(self, model: ServedModel, asked: str | None) -> str:
+        """Return what an answer calls the model."""
+        if not self.settings.echo_model:
+            return model.name
+        return asked or next(iter(model.options.aliases), model.name)
+
+    async def tokenize(
+        self, texts: list[str], *, add_special_tokens: bool, prompt_name: str | None
+    ) -> list[list[Token]]:
+        """Return the tokens of each text as the default embedding model reads them."""
+        encoder = self.models.default_for(scores=False).embedder()
+        prefix = encoder.prefix(EmbedJob(None, texts, prompt_name=prompt_name), None) if prompt_name else ""
+        return await self._maybe_in_thread(
+            lambda: encoder.tokenize([prefix + text for text in texts], add_special_tokens=add_special_tokens),
+            inline=sum(map(len, texts)) <= INLINE_CHARACTERS,
+        )
+
+    async def decode(self, inputs: list[list[int]], *, skip_special_tokens: bool) -> list[str]:
+        """Return the texts of token ids of the default embedding model."""
+        encoder = self.models.default_for(scores=False).embedder()
+        return await self._maybe_in_thread(
+            lambda: encoder.decode(inputs, skip_special_tokens=skip_special_tokens),
+            inline=sum(map(len, inputs)) <= INLINE_CHARACTERS,
+        )
+
     async def rerank(self, job: RerankJob, *, deadline: float) -> Scores:
         """Score every pair before `deadline`, with a cross-encoder or by late interaction."""
         model, _ = self.models.find(job.model, scores=True)
@@ -130,6 +170,7 @@ class EmbeddingService:
                 f"{len(job.pairs)} documents; this server takes at most {self.settings.max_inputs} in one request",
                 param="documents",
             )
+        self._check_characters([document for _, document in job.pairs], "documents")
         if model.pairs is None:
             return await self._rerank_late(model, job, deadline=deadline)
         if job.weights is not None:
@@ -149,7 +190,12 @@ class EmbeddingService:
         assert scores is not None  # noqa: S101 - it was asked for
         check_finite(vectors.finite_rows(scores).tolist(), range(len(job.pairs)), field="documents")
         return Scores(
-            model.name, scores[:, 0], prepared.total, prepared.truncated, logits=True, engine_s=computed.seconds
+            self._name(model, job.model),
+            scores[:, 0],
+            prepared.total,
+            prepared.truncated,
+            logits=True,
+            engine_s=computed.seconds,
         )
 
     async def _rerank_late(self, model: ServedModel, job: RerankJob, *, deadline: float) -> Scores:
@@ -169,7 +215,8 @@ class EmbeddingService:
                 raise ContextLengthExceeded("the query is longer than the model's context; shorten it", param="query")
             values = await self._maybe_in_thread(lambda: score_pairs(job, queries, vectors_), inline=False)
         cut = tuple(index - len(queries) for index in vectors_.truncated)
-        return Scores(model.name, values, vectors_.total_tokens, cut, logits=False, engine_s=vectors_.engine_s)
+        name = self._name(model, job.model)
+        return Scores(name, values, vectors_.total_tokens, cut, logits=False, engine_s=vectors_.engine_s)
 
     async def _prepare(self, model: ServedModel, work: Callable[[], _T], *, characters: int) -> _T:
         """Tokenise; short requests on the event loop, long ones in a thread."""

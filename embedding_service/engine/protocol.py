@@ -84,6 +84,7 @@ class ModelFacts(msgspec.Struct, frozen=True):
 
     `dimension` is None for a model that only scores. `matryoshka` lists the allowed sizes, is
     empty for "any", and None for "no". `special_ids` (cls, eos, pad, unk) carry no lexical weight.
+    `weights` is a fingerprint of a local folder's weights; a model from the hub has its `revision`.
     """
 
     architecture: str
@@ -101,6 +102,7 @@ class ModelFacts(msgspec.Struct, frozen=True):
     default_prompt_name: str | None
     matryoshka: tuple[int, ...] | None
     special_ids: tuple[int, ...] = ()
+    weights: str | None = None
 
 
 class Hello(Message, frozen=True):

@@ -23,7 +23,7 @@ from vllm.v1.engine.llm_engine import LLMEngine
 
 from embedding_service.engine import bge_m3, plugins, profiles, splade
 from embedding_service.engine.core import CoreLimits, InputRejected, ModelRefused
-from embedding_service.engine.location import resolve_model
+from embedding_service.engine.location import resolve_model, weights_fingerprint
 from embedding_service.engine.protocol import ModelFacts
 from embedding_service.types import Output
 
@@ -113,6 +113,7 @@ class VllmCore:
             default_prompt_name=prompts.get("default_prompt_name"),
             matryoshka=matryoshka,
             special_ids=self._special_ids,
+            weights=weights_fingerprint(self.model),
         )
 
     def _available_outputs(self) -> frozenset[Output]:
