@@ -358,20 +358,24 @@ def load(config: Path | None = None, flags: Mapping[str, Any] | None = None) -> 
             "set enableServiceLinks: false on the pod, or rename the service"
         )
     tree = _read_yaml(config) if config else {}
+    applied: dict[str, str] = {}
     try:
-        ignored = _apply_old_variables(tree, os.environ)
+        ignored = _apply_old_variables(tree, os.environ, applied)
         settings: Settings = type("BoundSettings", (Settings,), {"yaml_tree": tree})(**(flags or {}))
     except BadConfiguration:
         raise
     except ValidationError as error:
-        raise BadConfiguration(_one_line(error)) from None
+        raise BadConfiguration(_one_line(error, applied)) from None
     except Exception as error:  # noqa: BLE001 - pydantic-settings' own SettingsError, by way of JSON in the environment
         raise BadConfiguration(str(error).splitlines()[0]) from None
     return settings, ignored + _unknown_variables(os.environ, settings.environment)
 
 
-def _apply_old_variables(tree: dict[str, Any], environ: Mapping[str, str]) -> list[str]:
-    """Put the old variables that are set over the file's values; return a warning for each without effect."""
+def _apply_old_variables(tree: dict[str, Any], environ: Mapping[str, str], applied: dict[str, str]) -> list[str]:
+    """Put the old variables that are set over the file's values, and note in `applied` which set what.
+
+    Returns a warning for each that has no effect.
+    """
     if not isinstance(tree.get("environment"), dict):
         return []
     known = TypeAdapter(dict[str, Annotated[OldVariable, BeforeValidator(_variable)]])
@@ -386,6 +390,7 @@ def _apply_old_variables(tree: dict[str, Any], environ: Mapping[str, str]) -> li
             for folder in folders:
                 node = node[int(folder)] if isinstance(node, list) else node.setdefault(folder, {})
             node[last] = variable.read(name, text)
+            applied[variable.setting] = name
     return ignored
 
 
@@ -418,11 +423,13 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _one_line(error: ValidationError) -> str:
+def _one_line(error: ValidationError, sources: Mapping[str, str]) -> str:
     problems = []
     for item in error.errors(include_url=False, include_context=False):
         where = ".".join(str(part) for part in item["loc"])
         what = item["msg"].removeprefix("Value error, ")
+        if where in sources:
+            where = f"{sources[where]} (which sets {where})"
         if item["type"] == "extra_forbidden":
             fields = ModelOptions.model_fields if item["loc"][0] == "models" else Settings.model_fields
             what = "no such setting" + _did_you_mean(str(item["loc"][-1]), fields)
