@@ -155,8 +155,14 @@ class ModelRegistry:
         return self._models[0]
 
     def default_for(self, *, scores: bool) -> ServedModel:
-        """Return the first loaded model that `scores` pairs, or embeds; the default one if there is none."""
-        return next((m for m in self._models if m.facts and (m.pairs is not None) == scores), self.default)
+        """Return the first model that `scores` pairs, or embeds.
+
+        Without one that is loaded, this is one of which nothing is known yet: it is not for BGE-M3 to score
+        while its reranker loads, on another scale. The default one if all are loaded.
+        """
+        fitting = (model for model in self._models if model.facts and (model.pairs is not None) == scores)
+        unknown = (model for model in self._models if model.facts is None)
+        return next(fitting, None) or next(unknown, self.default)
 
     def get(self, name: str) -> ServedModel | None:
         """Return the model of that very name or alias."""
