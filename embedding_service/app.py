@@ -13,9 +13,10 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from embedding_service import __version__
-from embedding_service.api import bge, cohere, dropin, openai, ops, problems, records, rerank, tei, wire
+from embedding_service.api import bge, cohere, dropin, metrics, openai, ops, problems, records, rerank, tei, wire
 from embedding_service.api.auth import OPEN_PATHS, Auth, Words
 from embedding_service.api.middleware import Body, RequestLog
+from embedding_service.api.ratelimit import RateLimit
 from embedding_service.errors import InvalidRequest, ServiceError
 
 if TYPE_CHECKING:
@@ -26,8 +27,11 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
     from structlog.typing import FilteringBoundLogger
 
+    from embedding_service.core.rates import Rates
+    from embedding_service.keys import KeyRing
     from embedding_service.lifecycle import Lifecycle
     from embedding_service.settings import Settings
+    from embedding_service.tracing import Tracer
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,25 +73,44 @@ SHARED = {
 }
 TEI_PATHS = {"/", "/embed", "/embed_all", "/embed_sparse", "/similarity", "/tokenize", "/decode", "/info"}
 COHERE_PATHS = {"/v2/embed", "/v2/rerank"}
-EXPOSED_HEADERS = ("x-request-id", "openai-processing-ms", "x-truncated-inputs", "x-chunked-inputs", "retry-after")
+EXPOSED_HEADERS = (
+    *("x-request-id", "openai-processing-ms", "x-truncated-inputs", "x-chunked-inputs", "x-cache", "retry-after"),
+    *(f"x-ratelimit-{what}-{kind}" for what in ("limit", "remaining", "reset") for kind in ("requests", "tokens")),
+)
 
 
-def create_app(settings: Settings, lifecycle: Lifecycle, log: FilteringBoundLogger) -> ASGIApp:
+def create_app(
+    settings: Settings,
+    lifecycle: Lifecycle,
+    *,
+    keys: KeyRing,
+    rates: Rates,
+    tracer: Tracer | None,
+    log: FilteringBoundLogger,
+) -> ASGIApp:
     """Return the whole gateway as one ASGI application."""
     app = create_routes(settings, lifecycle)
     surface = SURFACES[settings.preset]
-    open_paths = surface.open_paths
+    open_paths = surface.open_paths | ({"/metrics"} if settings.metrics == "open" else set())
     if settings.docs == "open":
         assets = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")
         open_paths |= {"/docs", "/openapi.json", *(f"/docs/assets/{name}" for name in assets)}
     onion: ASGIApp = Body(app, max_bytes=settings.max_body_bytes, pause_s=settings.body_timeout_s)
-    onion = Auth(onion, keys=settings.api_keys, open_paths=frozenset(open_paths), words=surface.words)
+    onion = RateLimit(onion, rates=rates, exempt=open_paths)
+    onion = Auth(
+        onion,
+        keys=keys,
+        words=surface.words,
+        open_paths=open_paths,
+        local_paths={"/metrics"} if settings.metrics == "loopback" else set(),
+    )
     onion = RequestLog(
         onion,
         lifecycle=lifecycle,
         timeout_s=settings.request_timeout_s,
         envelope_of=_envelope if settings.preset is None else lambda _: surface.envelope,
         log=log,
+        tracer=tracer,
     )
     if settings.cors_origins:
         onion = CORSMiddleware(
@@ -157,6 +180,7 @@ def _routers(settings: Settings, lifecycle: Lifecycle) -> list[APIRouter]:
         "tei": tei.router(service),
         "records": records.router(lifecycle),
         "ops": ops.router(lifecycle),
+        "metrics": metrics.router(lifecycle, expose_metrics=settings.metrics != "off"),
     }
     own = [surface.routes(lifecycle)] if surface.routes else []
     by_field = {**dialects, "embed": dropin.embed(lifecycle)}
@@ -175,6 +199,8 @@ def _by_field(path: str, dialects: dict[str, APIRouter], *, envelopes: bool) -> 
         tree = await wire.read_object(request)
         named = {name: route for name, route in routes.items() if name in tree}
         if len({id(route) for route in named.values()}) != 1:
+            if envelopes:
+                problems.use(request.scope, problems.OPENAI)
             raise InvalidRequest(f"send exactly one of {', '.join(routes)}", param=next(iter(named), None))
         route = next(iter(named.values()))
         if envelopes:

@@ -1,4 +1,4 @@
-"""`embedding-service serve | check-config | fetch`: the command line."""
+"""`embedding-service serve | check-config | fetch | keys`: the command line."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def serve(context: typer.Context, config: Config = None) -> None:
     log = telemetry.get_logger()
     for warning in warnings:
         log.warning("environment", detail=warning)
-    if settings.allow_anonymous and not settings.api_keys and not settings.uds:
+    if settings.allow_anonymous and not settings.has_keys and not settings.uds:
         log.warning("no_api_key", detail=f"anyone who can reach {settings.host}:{settings.port} can use this service")
     raise typer.Exit(server.serve(settings, log))
 
@@ -85,6 +85,40 @@ def fetch(context: typer.Context, config: Config = None) -> None:
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
             raise StartupError(f"{model.model_name}: {' '.join(str(error).split())[:300]}") from None
         typer.echo(f"{model.model_name}: {folder}")
+
+
+keys = typer.Typer(no_args_is_help=True, help="Make API keys, and the digests that a server needs of them.")
+app.add_typer(keys, name="keys")
+
+
+@keys.command("new")
+def keys_new(
+    name: Annotated[str, typer.Option(help="Whose key it is, in the server's log.")] = "",
+    models: Annotated[str, typer.Option(help="Models it may use, separated by commas.")] = "",
+) -> None:
+    """Print a new key on standard error, and on standard output its entry for `api_keys_file`."""
+    from embedding_service.keys import digest, new_key  # noqa: PLC0415 - only here
+
+    key = new_key()
+    entry: dict[str, Any] = {"name": name} if name else {}
+    entry["key"] = f"sha256:{digest(key.encode()).hex()}"
+    if models:
+        entry["models"] = [model.strip() for model in models.split(",")]
+    typer.echo(f"The key, shown this once: {key}", err=True)
+    typer.echo(yaml.safe_dump([entry], sort_keys=False), nl=False)
+
+
+@keys.command("hash")
+def keys_hash() -> None:
+    """Read a key from standard input (not echoed on a terminal), and print `sha256:HEX` of it."""
+    from getpass import getpass  # noqa: PLC0415 - only here
+
+    from embedding_service.keys import digest  # noqa: PLC0415
+
+    key = getpass("Key: ") if sys.stdin.isatty() else sys.stdin.readline().rstrip("\r\n")
+    if not key:
+        raise BadConfiguration("there is no key on standard input")
+    typer.echo(f"sha256:{digest(key.encode()).hex()}")
 
 
 @app.command()

@@ -18,7 +18,8 @@ ServiceError                        status  code
 StartupError                        ends the process: `exit_code`
 ├── BadConfiguration                2
 ├── PortInUse                       3
-└── ModelNotLoaded                  4
+├── ModelNotLoaded                  4
+└── NoModelLeft                     5                             while serving
 """
 
 from __future__ import annotations
@@ -172,3 +173,9 @@ class ModelNotLoaded(StartupError):
     """A model could not be loaded or gave no vector."""
 
     exit_code = 4
+
+
+class NoModelLeft(StartupError):
+    """Every model has died too often; who started the service should hear of it."""
+
+    exit_code = 5

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from embedding_service.errors import ModelNotLoaded, Unavailable
+from embedding_service import systemd
+from embedding_service.errors import ModelNotLoaded, NoModelLeft, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from embedding_service.core.service import EmbeddingService
 
 DRAIN_RETRY_S = 5.0
+PULSE_S = 0.25
 
 
 class Phase(StrEnum):
@@ -59,6 +61,7 @@ class Lifecycle:
                 await self._load(model)
         if self.phase is Phase.STARTING:
             self.phase = Phase.READY
+            systemd.notify("READY=1", "STATUS=serving")
             self._log.info("ready", seconds=round(time.monotonic() - self.started, 2))
         for model in self.service.models:
             if not model.required:
@@ -103,12 +106,29 @@ class Lifecycle:
             if not self.in_flight:
                 self._idle.set()
 
-    async def drain(self, timeout_s: float) -> None:
-        """Refuse what is new, and wait until everything accepted has been answered."""
-        self.phase = Phase.DRAINING
+    async def watch(self) -> None:
+        """Feed systemd's watchdog while every worker is looked after. Raises `NoModelLeft` when all have given up."""
+        every_s, fed = systemd.watchdog_every_s(), 0.0
+        while not all(model.engine.dead for model in self.service.models):
+            now = time.monotonic()
+            if every_s is not None and now - fed >= every_s and all(m.engine.supervised for m in self.service.models):
+                systemd.notify("WATCHDOG=1")
+                fed = now
+            await asyncio.sleep(PULSE_S)
+            self.service.metrics.event_loop_lag.observe(max(0.0, time.monotonic() - now - PULSE_S))
+        raise NoModelLeft("no model is left: every engine died too often; the log says of what")
+
+    async def drain(self, *, grace_s: float, timeout_s: float) -> None:
+        """Refuse what is new, and wait until everything accepted has been answered, at least for `grace_s`.
+
+        A gateway that was never ready has nobody to warn and does not wait.
+        """
+        grace_s, self.phase = 0.0 if self.phase is Phase.STARTING else min(grace_s, timeout_s), Phase.DRAINING
+        systemd.notify("STOPPING=1", "STATUS=draining")
         self._log.info("draining", in_flight=self.in_flight)
+        await asyncio.sleep(grace_s)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._idle.wait(), timeout_s)
+            await asyncio.wait_for(self._idle.wait(), timeout_s - grace_s)
         if self.in_flight:
             self._log.warning("drain_timed_out", in_flight=self.in_flight)
 

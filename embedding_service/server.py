@@ -14,12 +14,20 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
+from embedding_service import systemd
 from embedding_service.app import create_app
+from embedding_service.connection import connection_class
+from embedding_service.core.rates import Rates
+from embedding_service.core.redis import Breaker, connect
 from embedding_service.core.service import EmbeddingService
+from embedding_service.core.shared_cache import SharedCache
 from embedding_service.engine.client import ModelEngine
 from embedding_service.engine.process import share_cores
 from embedding_service.errors import BadConfiguration, PortInUse
+from embedding_service.keys import KeyRing
 from embedding_service.lifecycle import Lifecycle
+from embedding_service.telemetry import Metrics
+from embedding_service.tracing import Tracer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,18 +55,28 @@ class Gateway:
         self.settings = settings
         self.sockets = sockets
         self.log = log
+        self.keys = KeyRing(settings)
         self.folder = _runtime_dir(settings)
         start_lock = asyncio.Lock()
         engines = [
             ModelEngine(options, folder=self.folder, start_lock=start_lock, shares_cores=share_cores(settings), log=log)
             for options in settings.served_models
         ]
-        self.service = EmbeddingService(settings, engines)
+        metrics = Metrics()
+        self._redis = connect(settings.redis_url.get_secret_value()) if settings.redis_url else None
+        self._shared_cache = None
+        if self._redis is not None and settings.cache_shared and settings.cache_max_bytes:
+            self._shared_cache = SharedCache(
+                self._redis, Breaker("cache", metrics, log), prefix=settings.redis_prefix, ttl_s=settings.cache_ttl_s
+            )
+        rates = Rates(settings, metrics, self._redis, Breaker("rates", metrics, log) if self._redis else None)
+        self._tracer = Tracer(settings.otlp_endpoint) if settings.otlp_endpoint else None
+        self.service = EmbeddingService(settings, engines, metrics, self._shared_cache)
         self.lifecycle = Lifecycle(self.service, log)
         self._server = _Server(
             uvicorn.Config(
-                create_app(settings, self.lifecycle, log),
-                http="httptools",
+                create_app(settings, self.lifecycle, keys=self.keys, rates=rates, tracer=self._tracer, log=log),
+                http=connection_class(settings.header_timeout_s),
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -78,29 +96,54 @@ class Gateway:
             self._server.should_exit = self._server.force_exit = True
         self._stop.set()
 
+    def reload(self) -> None:
+        """Read the keys again; running requests keep what they came with."""
+        systemd.reloading()
+        try:
+            self.keys.reload()
+            self.log.info("reloaded", keys=len(self.keys))
+        except BadConfiguration as error:
+            self.log.error("reload_failed", reason=str(error))  # noqa: TRY400 - the reason says it all
+        systemd.notify("READY=1")
+
     async def run(self) -> int:
         """Listen, load, serve until `stop`; return the exit status. Raises `StartupError`."""
         serving = asyncio.create_task(self._server.serve(self.sockets))
         loading = asyncio.create_task(self.lifecycle.load())
         stopping = asyncio.create_task(self._stop.wait())
+        watching = asyncio.create_task(self.lifecycle.watch())
         try:
-            await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({loading, stopping, watching}, return_when=asyncio.FIRST_COMPLETED)
             if loading.done():
                 loading.result()
-                await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({serving, stopping, watching}, return_when=asyncio.FIRST_COMPLETED)
             await self._drain(serving)
+            if watching.done():
+                watching.result()
             return 0
         finally:
-            for task in (loading, stopping):
+            for task in (loading, stopping, watching):
                 task.cancel()
             self._server.should_exit = self._server.force_exit = True
-            await asyncio.gather(loading, stopping, serving, return_exceptions=True)
+            await asyncio.gather(loading, stopping, watching, serving, return_exceptions=True)
             await self.lifecycle.stop()
+            await self._hang_up()
             shutil.rmtree(self.folder, ignore_errors=True)
             self.log.info("stopped")
 
+    async def _hang_up(self) -> None:
+        if self._shared_cache is not None:
+            await self._shared_cache.close()
+        if self._redis is not None:
+            await self._redis.aclose()
+        if self._tracer is not None:
+            await asyncio.to_thread(self._tracer.close)
+
     async def _drain(self, serving: asyncio.Task[None]) -> None:
-        draining = asyncio.create_task(self.lifecycle.drain(self.settings.drain_timeout_s))
+        settings = self.settings
+        draining = asyncio.create_task(
+            self.lifecycle.drain(grace_s=settings.drain_grace_s, timeout_s=settings.drain_timeout_s)
+        )
         await asyncio.wait({draining, serving}, return_when=asyncio.FIRST_COMPLETED)
         draining.cancel()
         self._server.should_exit = True
@@ -148,6 +191,7 @@ def serve(settings: Settings, log: FilteringBoundLogger) -> int:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, gateway.stop)
+        loop.add_signal_handler(signal.SIGHUP, gateway.reload)
         return await gateway.run()
 
     import uvloop  # noqa: PLC0415 - not needed to refuse a configuration

@@ -5,6 +5,7 @@ Reads the environment and one file; never imports the engine, the core or the AP
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import os
 import re
@@ -47,13 +48,10 @@ def _alias_mapping(value: object) -> object:
     return {name: {} for name in value} if isinstance(value, list) else value
 
 
-def _check_key(key: SecretStr) -> SecretStr:
-    text = key.get_secret_value()
-    if not text:
-        raise ValueError("a key must not be empty; it would let everybody in")
-    if text.startswith("sha256:") and not re.fullmatch(r"sha256:[0-9a-fA-F]{64}", text):
-        raise ValueError("sha256: must be followed by the 64 hexadecimal digits of a key's digest")
-    return key
+def _check_rate(rate: str) -> str:
+    if not re.fullmatch(r"[1-9]\d* ?/ ?([1-9]\d* ?)?(second|minute|hour|day)s?", rate):
+        raise ValueError("a rate is written like 100/minute or 5000/2 hours")
+    return rate
 
 
 def _check_proxy(value: str) -> str:
@@ -71,15 +69,50 @@ def _yaml_off(value: object) -> object:
 
 
 def _variable(value: object) -> object:
-    """Read the short forms of `environment`: the name of a setting, or null for a variable without effect."""
-    return {"setting": value} if isinstance(value, str | None) else value
+    """Read the short forms of `environment`: a setting, several, or null for a variable without effect."""
+    if isinstance(value, str | None):
+        value = [value] if value else []
+    return {"settings": value} if isinstance(value, list) else value
 
 
+Rate = Annotated[str, AfterValidator(_check_rate)]
 Strings = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_comma_separated)]
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_enum_values=False)
+
+
+class KeySettings(_Strict):
+    """A key and what it may do; a bare string is a key that may do everything."""
+
+    name: str | None = Field(None, min_length=1, max_length=64, description="Whose it is, in logs; limits are by name.")
+    key: SecretStr = Field(description="The key, or `sha256:HEX` of it.")
+    models: tuple[str, ...] | None = Field(None, min_length=1, description="Models it may use; default: all.")
+    requests: Rate | None = Field(None, description="Instead of rate_limit_requests.")
+    tokens: Rate | None = Field(None, description="Instead of rate_limit_tokens.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_bare_key(cls, value: object) -> object:
+        return {"key": value} if isinstance(value, str | SecretStr) else value
+
+    @model_validator(mode="after")
+    def _check_key(self) -> Self:
+        text = self.key.get_secret_value()
+        if not text:
+            raise ValueError("a key must not be empty; it would let everybody in")
+        if text.startswith("sha256:") and not re.fullmatch(r"sha256:[0-9a-fA-F]{64}", text):
+            raise ValueError("sha256: must be followed by the 64 hexadecimal digits of a key's digest")
+        return self
+
+    @property
+    def digest(self) -> bytes:
+        """The sha256 of the key."""
+        text = self.key.get_secret_value()
+        if text.startswith("sha256:"):
+            return bytes.fromhex(text.removeprefix("sha256:"))
+        return hashlib.sha256(text.encode()).digest()
 
 
 class AliasSettings(_Strict):
@@ -91,15 +124,13 @@ class AliasSettings(_Strict):
 
 
 class OldVariable(_Strict):
-    """What an environment variable of a replaced system sets: `models.0.dtype`, with its own words for the values."""
+    """What a variable of a replaced system sets (`models.0.dtype`), with that system's words for the values."""
 
-    setting: str | None = None
+    settings: tuple[str, ...] = ()
     values: dict[str | bool, Any] = Field(default_factory=dict)
 
     def read(self, name: str, text: str) -> Any:
         """Return the setting's value. Raises `BadConfiguration` for a word that is not in `values`."""
-        if self.setting == "api_keys":
-            return [text]  # a comma in a key separates nothing
         if not self.values:
             return text
         words = {str(word).lower(): value for word, value in self.values.items()}
@@ -218,9 +249,22 @@ class Settings(ModelOptions, BaseSettings):
     port: int = Field(8890, ge=0, le=65535, description="TCP port; 0 takes a free one.")
     uds: Path | None = Field(None, description="Unix socket to listen on instead of host and port.")
     workers: Literal[1] = Field(1, description="Gateway processes; scale with `replicas` or several instances.")
-    api_keys: Annotated[
-        tuple[Annotated[SecretStr, AfterValidator(_check_key)], ...], NoDecode, BeforeValidator(_comma_separated)
-    ] = Field((), description="Keys that clients may send, or `sha256:HEX` of them.")
+    api_keys: Annotated[tuple[KeySettings, ...], NoDecode, BeforeValidator(_comma_separated)] = Field(
+        (), description="Keys that clients may send: `KEY`, `sha256:HEX` of it, or with name, models and limits."
+    )
+    api_keys_file: Path | None = Field(
+        None, description="More of them, read again on SIGHUP; default: systemd's credential `embedding-keys`."
+    )
+    api_keys_env: Strings = Field(("API_TOKEN", "API_KEY"), description="Variables that may hold one more key each.")
+    rate_limit_requests: Rate | None = Field(None, description="For each key, or address where there are none.")
+    rate_limit_tokens: Rate | None = Field(None, description="The same for tokens that have to be computed.")
+    rate_limit_paths: dict[str, Rate] = Field(
+        default_factory=dict, description="Path → rate of requests there, in place of rate_limit_requests."
+    )
+    redis_url: SecretStr | None = Field(
+        None, description="redis:// or rediss://: limits and cache are shared by all instances that use it."
+    )
+    redis_prefix: str = Field("embedding:", description="What the names of our keys in Redis begin with.")
     allow_anonymous: bool = Field(False, description="Serve other hosts without any key.")
     trusted_proxies: Annotated[
         tuple[Annotated[str, AfterValidator(_check_proxy)], ...], NoDecode, BeforeValidator(_comma_separated)
@@ -228,6 +272,12 @@ class Settings(ModelOptions, BaseSettings):
     cors_origins: Strings = Field((), description="Origins that browsers may call from.")
     docs: Annotated[Literal["open", "key", "off"], BeforeValidator(_yaml_off)] = Field(
         "open", description="Who sees /docs and /openapi.json."
+    )
+    metrics: Annotated[Literal["open", "loopback", "key", "off"], BeforeValidator(_yaml_off)] = Field(
+        "loopback", description="Who sees /metrics; loopback: this machine without a key, others with one."
+    )
+    otlp_endpoint: str | None = Field(
+        None, pattern="^https?://", description="Where traces go (OTLP over HTTP), such as http://localhost:4318."
     )
     unknown_model: Literal["reject", "serve_default"] = Field("reject", description="What a foreign model name gets.")
     echo_model: bool = Field(default=False, description="Answers name the model as the request did.")
@@ -252,10 +302,18 @@ class Settings(ModelOptions, BaseSettings):
     cache_max_bytes: int = Field(256 << 20, ge=0, description="Results kept in memory; 0 keeps none.")
     cache_max_entries: int | None = Field(None, ge=1, description="Results kept at most, whatever their size.")
     cache_ttl_s: float = Field(3600, gt=0, description="How long a result is kept.")
+    cache_isolation: Literal["none", "tenant"] = Field(
+        "none", description="tenant: nobody can tell from an answer's speed what others have asked."
+    )
+    cache_shared: bool = Field(True, description="With redis_url: keep results there, too.")
     max_queued_tokens: int = Field(2_000_000, ge=1, description="Tokens admitted and not yet computed, per model.")
     request_timeout_s: float = Field(30, gt=0, description="Longest that a request may take.")
+    header_timeout_s: float = Field(10, gt=0, description="Longest that a request's headers may take to arrive.")
     body_timeout_s: float = Field(15, gt=0, description="Longest pause while a body arrives.")
     drain_timeout_s: float = Field(30, ge=0, description="Longest that accepted requests may take after SIGTERM.")
+    drain_grace_s: float = Field(
+        1, ge=0, description="After SIGTERM, new requests hear 503 for so long before the port closes."
+    )
     keep_alive_s: float = Field(75, gt=0, description="Idle connections; above nginx's 60 s, or it sees 502s.")
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -285,14 +343,12 @@ class Settings(ModelOptions, BaseSettings):
 
     @model_validator(mode="after")
     def _check_as_a_whole(self) -> Self:
-        if not (self.api_keys or self.allow_anonymous):
-            names = [name for name, variable in self.environment.items() if variable.setting == "api_keys"]
-            keys = " or ".join([*names, "api_keys"])
+        if not (self.has_keys or self.allow_anonymous):
             if self.preset == "emb-infer-bge-m3":
-                raise ValueError(f"{keys}: {self.preset} does not start without a token")
+                raise ValueError("API_TOKEN: it has to be set; this preset does not start without a token")
             if not (self.uds or _is_loopback(self.host)):
                 raise ValueError(
-                    f"host: {self.host} can be reached from other machines; set {keys}, "
+                    f"host: {self.host} can be reached from other machines; set api_keys or api_keys_file, "
                     "or allow_anonymous: true if that is what you want"
                 )
         taken: dict[str, str] = {}
@@ -308,6 +364,19 @@ class Settings(ModelOptions, BaseSettings):
                     "lower theirs or spread them with devices"
                 )
         return self
+
+    @property
+    def keys_path(self) -> Path | None:
+        """The file of keys: the one that is set, else systemd's credential if there is one."""
+        if self.api_keys_file is not None:
+            return self.api_keys_file
+        credential = Path(os.environ.get("CREDENTIALS_DIRECTORY", "/nonexistent"), "embedding-keys")
+        return credential if credential.is_file() else None
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether anything names a key."""
+        return bool(self.api_keys or self.keys_path or any(os.environ.get(name) for name in self.api_keys_env))
 
     def device_shares(self) -> dict[str, float]:
         """Return which share of each device's memory all replicas on it will take together."""
@@ -365,7 +434,7 @@ def load(config: Path | None = None, flags: Mapping[str, Any] | None = None) -> 
     except BadConfiguration:
         raise
     except ValidationError as error:
-        raise BadConfiguration(_one_line(error, applied)) from None
+        raise BadConfiguration(one_line(error, applied)) from None
     except Exception as error:  # noqa: BLE001 - pydantic-settings' own SettingsError, by way of JSON in the environment
         raise BadConfiguration(str(error).splitlines()[0]) from None
     return settings, ignored + _unknown_variables(os.environ, settings.environment)
@@ -382,15 +451,15 @@ def _apply_old_variables(tree: dict[str, Any], environ: Mapping[str, str], appli
     ignored = []
     for name, variable in known.validate_python(tree["environment"]).items():
         text = environ.get(name, "").strip()
-        if text and variable.setting is None:
+        if text and not variable.settings:
             ignored.append(f"{name} is set and has no effect any more")
-        elif text and variable.setting is not None:
+        for setting in variable.settings if text else ():
             node: Any = tree
-            *folders, last = variable.setting.split(".")
+            *folders, last = setting.split(".")
             for folder in folders:
                 node = node[int(folder)] if isinstance(node, list) else node.setdefault(folder, {})
             node[last] = variable.read(name, text)
-            applied[variable.setting] = name
+            applied[setting] = name
     return ignored
 
 
@@ -423,12 +492,16 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _one_line(error: ValidationError, sources: Mapping[str, str]) -> str:
+def one_line(error: ValidationError, sources: Mapping[str, str] | None = None) -> str:
+    """Return every problem with its place and never a value, which might be a secret.
+
+    `sources` names variables that set what is at a place.
+    """
     problems = []
     for item in error.errors(include_url=False, include_context=False):
         where = ".".join(str(part) for part in item["loc"])
         what = item["msg"].removeprefix("Value error, ")
-        if where in sources:
+        if sources and where in sources:
             where = f"{sources[where]} (which sets {where})"
         if item["type"] == "extra_forbidden":
             fields = ModelOptions.model_fields if item["loc"][0] == "models" else Settings.model_fields

@@ -1,4 +1,4 @@
-"""Structured logging: one event a line, JSON or readable. Never a key, never a text of a client."""
+"""Metrics, and structured logging: one event a line, JSON or readable. Never a key, never a text of a client."""
 
 from __future__ import annotations
 
@@ -7,6 +7,16 @@ import sys
 from typing import TYPE_CHECKING, Literal
 
 import structlog
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+)
+
+from embedding_service import __version__
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger, Processor
@@ -43,3 +53,39 @@ def get_logger() -> FilteringBoundLogger:
     """Return the service's logger."""
     logger: FilteringBoundLogger = structlog.get_logger()
     return logger
+
+
+# Seconds: a cached query takes 2 ms, a bulk request may take its whole deadline.
+_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+_LAG_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
+
+
+class Metrics:
+    """What is counted while it happens; what can be read off at any time is added at `/metrics`.
+
+    No label ever holds anything that a client chooses: routes are templates, models are ours.
+    """
+
+    def __init__(self) -> None:
+        disable_created_metrics()  # a second series for each counter, which nobody asks for
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"embedding_{name}", text, labels, registry=registry)
+
+        def histogram(name: str, text: str, *labels: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
+            return Histogram(f"embedding_{name}", text, labels, registry=registry, buckets=buckets)
+
+        self.requests = counter("requests", "Requests answered.", "route", "status")
+        self.errors = counter("errors", "Answers that were errors, by their code.", "code")
+        self.duration = histogram("request_duration_seconds", "From the headers to the last byte.", "route")
+        self.stage = histogram("stage_duration_seconds", "Of a request: tokenize, queue, engine.", "model", "stage")
+        self.tokens = counter("tokens", "Tokens in answered requests, cached ones included.", "model")
+        self.inputs = counter("inputs", "Texts or pairs in answered requests.", "model")
+        self.cancellations = counter("cancellations", "Requests whose client went away.")
+        self.event_loop_lag = histogram("event_loop_lag_seconds", "Lateness of a timer.", buckets=_LAG_SECONDS)
+        self.rate_limited = counter("rate_limited", "Requests over a quota.", "limit")
+        self.redis_errors = counter("redis_errors", "Times that Redis failed or was too slow.", "use")
+        self.redis_open = Gauge("embedding_redis_open", "1 while Redis is left alone.", ["use"], registry=registry)
+        Gauge("embedding_build_info", "1.", ["version"], registry=registry).labels(__version__).set(1)

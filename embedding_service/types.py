@@ -10,6 +10,8 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import numpy as np
     import numpy.typing as npt
 
@@ -135,6 +137,26 @@ class Embeddings:
 
 
 @dataclass(frozen=True, slots=True)
+class Tenant:
+    """Who a key belongs to, and what it may do. None: all models, no limit beyond everybody's.
+
+    `requests` and `tokens` are rates such as `100/minute`.
+    """
+
+    name: str
+    models: frozenset[str] | None = None
+    requests: str | None = None
+    tokens: str | None = None
+
+    def may_use(self, names: Iterable[str]) -> bool:
+        """Whether one of these names of a model is allowed."""
+        return self.models is None or not self.models.isdisjoint(names)
+
+
+ANYONE = Tenant("anonymous")
+
+
+@dataclass(frozen=True, slots=True)
 class RerankJob:
     """One reranking request, free of any dialect: pairs of query and document.
 
@@ -209,3 +231,4 @@ class BatchResult:
     colbert: list[Floats] | None = None
     scores: Floats | None = None
     steps: int = 0
+    queued_s: float = 0.0

@@ -103,7 +103,7 @@ def start_gateway() -> Iterator[Callable[..., RunningGateway]]:
     started: list[RunningGateway] = []
 
     def start(*, wait: bool = True, new_loop: NewLoop = uvloop.new_event_loop, **settings: Any) -> RunningGateway:
-        gateway = RunningGateway(Settings(**{"cache_max_bytes": 0, **settings}), new_loop)
+        gateway = RunningGateway(Settings(**{"cache_max_bytes": 0, "drain_grace_s": 0, **settings}), new_loop)
         started.append(gateway)
         if wait:
             gateway.wait_ready()

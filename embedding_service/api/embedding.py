@@ -117,7 +117,7 @@ async def answer(
 ) -> Response:
     """Have a job computed, and answer it as `render` writes it."""
     exchange.log |= {"model": job.model, "texts": len(job.inputs)}
-    embeddings = await service.embed(job, deadline=exchange.deadline, leases=exchange.leases)
+    embeddings = await service.embed(job, exchange.call)
     exchange.log |= {"model": embeddings.model, "tokens": embeddings.total_tokens}
     exchange.log["engine_s"] = round(embeddings.engine_s, 4)
     return wire.PiecewiseResponse(render(embeddings), headers=answer_headers(embeddings, ignored))

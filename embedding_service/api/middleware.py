@@ -11,13 +11,13 @@ import re
 import time
 import uuid
 import zlib
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from starlette.datastructures import Headers, MutableHeaders
 
 from embedding_service.api import problems
+from embedding_service.core.call import Call
 from embedding_service.errors import BodyTooLarge, InvalidRequest, ServiceError
 
 if TYPE_CHECKING:
@@ -27,22 +27,28 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from embedding_service.lifecycle import Lifecycle
+    from embedding_service.tracing import Tracer
 
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 _LOGGED_CHARACTERS = 200
+CLIENT_GONE = 499
 _QUIET_PATHS = frozenset({"/livez", "/readyz", "/health", "/ping", "/metrics"})
 
 
 @dataclass(slots=True)
 class Exchange:
-    """One request on its way: what every layer may need and only the log line sums up."""
+    """One request on its way: what every layer may need and only the log line sums up.
+
+    `headers` go out with the answer, whatever that will be.
+    """
 
     id: str
     started: float
-    deadline: float
-    leases: ExitStack = field(default_factory=ExitStack)
+    call: Call
     log: dict[str, Any] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict)
     status: int = 0
+    code: str = "other"
 
 
 class ClientGone(Exception):
@@ -50,7 +56,7 @@ class ClientGone(Exception):
 
 
 class RequestLog:
-    """Outermost: id, deadline, one log line; refuses everything but probes while draining."""
+    """Outermost: id, deadline, metrics, one log line; refuses everything but probes while draining."""
 
     def __init__(
         self,
@@ -60,8 +66,10 @@ class RequestLog:
         timeout_s: float,
         envelope_of: Callable[[str], problems.Envelope],
         log: FilteringBoundLogger,
+        tracer: Tracer | None = None,
     ) -> None:
         self.app = app
+        self.tracer = tracer
         self.lifecycle = lifecycle
         self.envelope_of = envelope_of
         self.timeout_s = timeout_s
@@ -80,12 +88,13 @@ class RequestLog:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
                 headers = MutableHeaders(scope=message)
+                headers.update(exchange.headers)
                 headers["x-request-id"] = exchange.id
                 headers["openai-processing-ms"] = str(round((time.monotonic() - exchange.started) * 1000))
             await send(message)
 
         try:
-            with exchange.leases:
+            with exchange.call.leases:
                 if scope["path"] in _QUIET_PATHS:
                     await self.app(scope, receive, send_with_headers)
                     return
@@ -94,14 +103,39 @@ class RequestLog:
         except ServiceError as error:
             await problems.respond(error, scope)(scope, receive, send_with_headers)
         except ClientGone:
-            exchange.status = 499
+            exchange.status = CLIENT_GONE
         except Exception:
             self.log.exception("request_failed", id=exchange.id)
             if not exchange.status:
                 response = problems.respond(ServiceError(problems.INTERNAL, code="internal_error"), scope)
                 await response(scope, receive, send_with_headers)
         finally:
+            self._count(scope, exchange)
             self._write_line(scope, exchange)
+
+    def _count(self, scope: Scope, exchange: Exchange) -> None:
+        metrics, route = self.lifecycle.service.metrics, getattr(scope.get("route"), "path", "other")
+        metrics.requests.labels(route, exchange.status).inc()
+        metrics.duration.labels(route).observe(time.monotonic() - exchange.started)
+        if exchange.status == CLIENT_GONE:
+            metrics.cancellations.inc()
+        elif exchange.status >= 400:  # noqa: PLR2004
+            metrics.errors.labels(exchange.code).inc()
+        if self.tracer is not None and scope["path"] not in _QUIET_PATHS:
+            attributes: dict[str, Any] = {
+                "http.request.method": scope["method"],
+                "http.route": route,
+                "http.response.status_code": exchange.status,
+                "embedding.request_id": exchange.id,
+                **{f"embedding.{k}": exchange.log[k] for k in ("texts", "tokens") if k in exchange.log},
+            }
+            self.tracer.record(
+                f"{scope['method']} {route}",
+                exchange.started,
+                headers=Headers(scope=scope),
+                attributes=attributes,
+                stages=exchange.call.stages,
+            )
 
     def _write_line(self, scope: Scope, exchange: Exchange) -> None:
         if scope["path"] in _QUIET_PATHS and exchange.status < 400:  # noqa: PLR2004
@@ -215,7 +249,7 @@ def _exchange(headers: Headers, timeout_s: float) -> Exchange:
     if wish.isascii() and wish.isdigit() and len(wish) < 10:  # noqa: PLR2004 - more would not shorten anything
         timeout_s = min(timeout_s, int(wish) / 1000)
     sent = headers.get("x-request-id", "")
-    return Exchange(sent if _REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex, now, now + timeout_s)
+    return Exchange(sent if _REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex, now, Call(now + timeout_s))
 
 
 async def _disconnected(receive: Receive) -> None:

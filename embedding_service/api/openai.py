@@ -17,7 +17,7 @@ from embedding_service.errors import InvalidRequest, ModelNotFound
 from embedding_service.types import EmbedDtype, EmbedJob, Encoding, InputType, Output, Truncate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
 
     from embedding_service.core.service import EmbeddingService
     from embedding_service.types import Embeddings, ModelCard
@@ -231,22 +231,25 @@ def router(
         )(create_embeddings)
 
     @routes.get("/v1/models", summary="List the served models and their aliases", response_model=ModelList)
-    async def list_models() -> dict[str, Any]:
-        return {"object": "list", "data": [entry for entries in _entries(service).values() for entry in entries]}
+    async def list_models(request: Request) -> dict[str, Any]:
+        return {"object": "list", "data": list(_entries(service, request))}
 
     @routes.get(
         "/v1/models/{name:path}", summary="Describe one model", response_model=ModelEntry, responses={404: ERRORS[404]}
     )
-    async def retrieve_model(name: str) -> dict[str, Any]:
-        for entries in _entries(service).values():
-            for entry in entries:
-                if entry["id"] == name:
-                    return entry
+    async def retrieve_model(request: Request, name: str) -> dict[str, Any]:
+        for entry in _entries(service, request):
+            if entry["id"] == name:
+                return entry
         raise ModelNotFound(f"The model `{name[:100]}` does not exist or you do not have access to it.", param="model")
 
     return routes
 
 
-def _entries(service: EmbeddingService) -> Mapping[str, list[dict[str, Any]]]:
-    cards = [card for model in service.models if (card := model.card()) is not None]
-    return {card.name: [model_entry(card, name) for name in (card.name, *card.aliases)] for card in cards}
+def _entries(service: EmbeddingService, request: Request) -> Iterator[dict[str, Any]]:
+    """Yield an entry for every name of every loaded model that the caller may use."""
+    tenant = exchange_of(request.scope).call.tenant
+    for model in service.models:
+        card = model.card()
+        if card is not None and tenant.may_use(model.names):
+            yield from (model_entry(card, name) for name in model.names)

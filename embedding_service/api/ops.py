@@ -19,6 +19,7 @@ from embedding_service.engine.replica import State
 from embedding_service.errors import ModelNotFound, Unavailable
 
 if TYPE_CHECKING:
+    from embedding_service.core.service import EmbeddingService
     from embedding_service.lifecycle import Lifecycle
 
 SERVICE_NAME = "embedding-service"
@@ -137,6 +138,11 @@ def router(lifecycle: Lifecycle) -> APIRouter:
         }
         return JSONResponse(body, 200 if lifecycle.ready else 503)
 
+    _add_cache(routes, service)
+    return routes
+
+
+def _add_cache(routes: APIRouter, service: EmbeddingService) -> None:
     @routes.get("/cache/stats", summary="What does the cache hold?", response_model=CacheState)
     async def cache_stats() -> CacheState:
         cache = service.models.cache or MemoryCache(0, 0)
@@ -157,9 +163,9 @@ def router(lifecycle: Lifecycle) -> APIRouter:
     @routes.post("/cache/clear", summary="Forget all results", response_model=Cleared)
     async def cache_clear() -> Cleared:
         cleared = service.models.cache.clear() if service.models.cache else 0
+        if service.models.shared is not None:
+            cleared += await service.models.shared.clear()
         return Cleared(message=f"{cleared} results forgotten", cleared=cleared)
-
-    return routes
 
 
 def add_documentation(app: FastAPI) -> None:

@@ -22,6 +22,7 @@ from embedding_service.errors import (
     MethodNotAllowed,
     ModelNotFound,
     Overloaded,
+    PermissionDenied,
     RateLimited,
     RouteNotFound,
     ServiceError,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
     from starlette.exceptions import HTTPException
     from starlette.requests import Request
-    from starlette.types import Scope
+    from starlette.types import Receive, Scope, Send
 
 INTERNAL = "an unexpected error happened in the server; its log has the details under this request's id"
 
@@ -91,9 +92,10 @@ _DOCUMENTED: dict[ServiceError, str] = {
     InvalidRequest("", code=EMPTY): "There is nothing to compute.",
     InvalidRequest(""): "The request is wrong; the message names the field.",
     InvalidApiKey(""): "No key, or an unknown one.",
+    PermissionDenied(""): "The key may not use this model.",
     ModelNotFound(""): "No such model.",
     BodyTooLarge(""): "The body is too large.",
-    Overloaded(""): "Too much is waiting; `Retry-After` says when to come back.",
+    Overloaded(""): "A rate is used up, or too much is waiting; `Retry-After` says when to come back.",
     EngineFailed(""): "The engine could not compute this.",
     Unavailable(""): "The model is loading, restarting, or the server is shutting down.",
     DeadlineExceeded(""): "Not done before the deadline.",
@@ -145,6 +147,18 @@ def use(scope: Scope, envelope: Envelope) -> None:
     scope.setdefault("state", {})["envelope"] = envelope
 
 
+class Problem(Response):
+    """An error as an answer; leaves its code for the metrics."""
+
+    code = "other"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        if (exchange := scope.get("state", {}).get("exchange")) is not None:
+            exchange.code = self.code
+        await super().__call__(scope, receive, send)
+
+
 def respond(error: ServiceError, scope: Scope) -> Response:
     """Answer in the request's envelope, with the headers that OpenAI's SDKs obey."""
     envelope: Envelope = scope.get("state", {}).get("envelope", OPENAI)
@@ -159,7 +173,9 @@ def respond(error: ServiceError, scope: Scope) -> Response:
     if isinstance(error, Unavailable | BodyTooLarge):
         # Whoever comes back should be free to reach another instance; a body is not read to its end.
         headers["connection"] = "close"
-    return Response(orjson.dumps(body), status, headers, media_type="application/json")
+    problem = Problem(orjson.dumps(body), status, headers, media_type="application/json")
+    problem.code = error.code or error.type
+    return problem
 
 
 async def service_error(request: Request, error: Exception) -> Response:

@@ -147,8 +147,7 @@ def router(lifecycle: Lifecycle) -> APIRouter:  # noqa: C901, PLR0915 - one smal
         exchange.log |= {"model": model, "texts": len(texts)}
         answer = await service.embed(
             EmbedJob(model, texts, truncate=_truncate(settings.default_truncate)),
-            deadline=exchange.deadline,
-            leases=exchange.leases,
+            exchange.call,
         )
         exchange.log |= {"tokens": answer.total_tokens, "engine_s": round(answer.engine_s, 4)}
         return _Vectors(np.asarray(answer.dense, np.float32), answer.cached)

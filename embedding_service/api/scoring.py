@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 async def score(service: EmbeddingService, exchange: Exchange, job: RerankJob) -> Scores:
     """Have a job computed, and keep for the log line what it took."""
     exchange.log |= {"model": job.model, "texts": len(job.pairs)}
-    scores = await service.rerank(job, deadline=exchange.deadline)
+    scores = await service.rerank(job, exchange.call)
     exchange.log |= {"model": scores.model, "tokens": scores.tokens, "engine_s": round(scores.engine_s, 4)}
     return scores
 

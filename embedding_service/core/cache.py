@@ -22,17 +22,17 @@ ENTRY_BYTES = 400
 
 
 class Key(NamedTuple):
-    """What a result depends on: the model, the token ids with their types, and the kind of result."""
+    """What a result depends on: the model's identity, the token ids with their types, and the kind of result."""
 
     model: str
     digest: bytes
     output: Output
 
 
-def digest(ids: TokenIds, boundary: int | None = None) -> bytes:
-    """Return the fingerprint of one input, as the engine reads it."""
+def digest(ids: TokenIds, boundary: int | None = None, owner: str = "") -> bytes:
+    """Return the fingerprint of one input, as the engine reads it; `owner` keeps tenants apart."""
     types = b"" if boundary is None else boundary.to_bytes(4, "little")
-    return hashlib.sha256(ids.tobytes() + b"|" + types).digest()
+    return hashlib.sha256(ids.tobytes() + b"|" + types + b"|" + owner.encode()).digest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,15 +1,16 @@
-"""From token ids to numbers: the cache first, then each missing input once, whoever asks for it.
+"""From token ids to numbers: the caches first, then each missing input once, whoever asks for it.
 
 Between the service and the engine. Identical inputs that are in flight are computed once, inside one
-request and across requests; only what is really computed counts for admission.
+request and across requests; only what is really computed counts for admission and
+for token limits.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from embedding_service.core.admission import Gate
+    from embedding_service.core.call import Call
+    from embedding_service.core.shared_cache import SharedCache
     from embedding_service.engine.client import ModelEngine
     from embedding_service.types import Floats
 
@@ -40,76 +43,125 @@ class Computed:
     seconds: float
 
 
+class _Flown(NamedTuple):
+    """What a flight brought: all its results, which of them the shared cache knew, and the engine's own account."""
+
+    numbers: dict[bytes, Numbers]
+    known: set[bytes]
+    result: BatchResult
+
+
 @dataclass(slots=True)
 class Compute:
-    """The cache, the flights and the gate of one model."""
+    """The caches, the flights and the gate of one model. `isolated`: no tenant gains from what another asked."""
 
     engine: ModelEngine
     gate: Gate
     cache: MemoryCache | None
+    shared: SharedCache | None = None
+    isolated: bool = False
     _flying: dict[bytes, asyncio.Future[Numbers]] = field(default_factory=dict)
 
-    async def run(self, batch: Batch, *, more_coming: bool) -> Computed:
-        """Return the results of a batch in its order. Raises what the engine and the gate raise."""
+    async def run(self, batch: Batch, *, call: Call, more_coming: bool) -> Computed:
+        """Return the results of a batch in its order. Raises what the engine, the gate and the budget raise."""
         began = time.monotonic()
         if self.cache is None:
-            with self.gate.admit(_tokens(batch)):
-                result = await self.engine.run(batch, more_coming=more_coming)
+            result = await self._compute(batch, call, more_coming=more_coming)
             return Computed(result, [False] * len(batch.ids), time.monotonic() - began)
         boundaries = batch.boundaries or [None] * len(batch.ids)  # type: ignore[list-item]
-        digests = [digest(ids, boundary) for ids, boundary in zip(batch.ids, boundaries, strict=True)]
+        owner = call.tenant.name if self.isolated else ""
+        digests = [digest(ids, boundary, owner) for ids, boundary in zip(batch.ids, boundaries, strict=True)]
         found: dict[bytes, Numbers] = {}
         for key in dict.fromkeys(digests):
             if numbers := self._look_up(key, batch.outputs):
                 found[key] = numbers
-        cached = [key in found for key in digests]
+        hits, queued_s, steps = set(found), 0.0, 0
         # Flights are by output set as well: who wants more than is in the air computes it himself.
         suffix = ",".join(sorted(batch.outputs)).encode()
         names = {key: key + suffix for key in digests}
         while missing := {key: i for i, key in reversed(list(enumerate(digests))) if key not in found}:
             theirs = {key: flight for key in missing if (flight := self._flying.get(names[key])) is not None}
-            mine = {key: i for key, i in missing.items() if key not in theirs}
+            mine = sorted((i, key) for key, i in missing.items() if key not in theirs)
             if mine:
-                part = _select(batch, sorted(mine.values()))
-                order = sorted(mine, key=mine.__getitem__)
-                found |= await self._fly(part, order, names, more_coming=more_coming)
+                part, order = _select(batch, [i for i, _ in mine]), [key for _, key in mine]
+                flown = await self._fly(part, order, names, call=call, more_coming=more_coming)
+                found |= flown.numbers
+                hits |= flown.known
+                queued_s, steps = max(queued_s, flown.result.queued_s), max(steps, flown.result.steps)
             for key, flight in theirs.items():
                 numbers = await _wait_for(flight, batch.deadline)
                 if numbers is not None:
                     found[key] = numbers
         result = _assemble([found[key] for key in digests], batch.outputs)
-        return Computed(result, cached, time.monotonic() - began)
+        result = replace(result, queued_s=queued_s, steps=steps)
+        return Computed(result, [key in hits for key in digests], time.monotonic() - began)
+
+    async def _compute(self, batch: Batch, call: Call, *, more_coming: bool) -> BatchResult:
+        """Have the engine work, within what is admitted and what the caller may spend."""
+        tokens = _tokens(batch)
+        with self.gate.admit(tokens):
+            async with call.budget.spend(tokens):
+                return await self.engine.run(batch, more_coming=more_coming)
+
+    def _key(self, key: bytes, output: Output) -> Key:
+        return Key(self.engine.identity, key, output)
 
     def _look_up(self, key: bytes, outputs: frozenset[Output]) -> Numbers | None:
         assert self.cache is not None  # noqa: S101 - asked by `run` only where there is one
         numbers: Numbers = {}
         for output in outputs:
-            value = self.cache.get(Key(self.engine.options.model_name, key, output))
+            value = self.cache.get(self._key(key, output))
             if value is None:
                 return None
             numbers[output] = value
         return numbers
 
-    async def _fly(
-        self, batch: Batch, order: list[bytes], names: dict[bytes, bytes], *, more_coming: bool
-    ) -> dict[bytes, Numbers]:
-        """Compute inputs that nobody else computes; let others know, and keep what is finite."""
+    async def _look_up_shared(self, keys: list[bytes], outputs: frozenset[Output]) -> dict[bytes, Numbers]:
+        """Return what other instances have computed, and keep it here as well."""
+        if self.shared is None:
+            return {}
+        values = await self.shared.get([self._key(key, output) for key in keys for output in outputs])
+        known = {}
+        for key in keys:
+            numbers = {output: values.get(self._key(key, output)) for output in outputs}
+            complete = {output: value for output, value in numbers.items() if value is not None}
+            if len(complete) == len(outputs):
+                known[key] = complete
+                self._keep(key, complete)
+        return known
+
+    def _keep(self, key: bytes, numbers: Numbers) -> list[tuple[Key, Floats]]:
         assert self.cache is not None  # noqa: S101
+        items = [(self._key(key, output), value) for output, value in numbers.items()]
+        self.cache.put(items)
+        return items
+
+    async def _fly(
+        self, batch: Batch, order: list[bytes], names: dict[bytes, bytes], *, call: Call, more_coming: bool
+    ) -> _Flown:
+        """Find or compute inputs that nobody else computes; let others know, and keep what is finite."""
         loop = asyncio.get_running_loop()
         flights = {key: self._flying.setdefault(names[key], loop.create_future()) for key in order}
         try:
-            with self.gate.admit(_tokens(batch)):
-                result = await self.engine.run(batch, more_coming=more_coming)
-            computed = dict(zip(order, _rows(result, len(order)), strict=True))
+            known = await self._look_up_shared(order, batch.outputs)
+            for key, numbers in known.items():
+                flights[key].set_result(numbers)
+            rest = [i for i, key in enumerate(order) if key not in known]
+            if not rest:
+                return _Flown(known, set(known), BatchResult())
+            result = await self._compute(_select(batch, rest), call, more_coming=more_coming)
+            computed = dict(zip([order[i] for i in rest], _rows(result, len(rest)), strict=True))
             finite = result.dense is not None and bool(np.isfinite(result.dense).all())  # all rows at once
+            kept: list[tuple[Key, Floats]] = []
             for key, numbers in computed.items():
                 flights[key].set_result(numbers)
                 if (finite and numbers.keys() == {Output.DENSE}) or all(
                     np.isfinite(value).all() for value in numbers.values()
                 ):
-                    name = self.engine.options.model_name
-                    self.cache.put((Key(name, key, output), value) for output, value in numbers.items())
-            return computed
+                    kept += self._keep(key, numbers)
+            if self.shared is not None:
+                self.shared.put(kept)
+            return _Flown(known | computed, set(known), result)
         finally:
             for key, flight in flights.items():
                 del self._flying[names[key]]

@@ -17,6 +17,7 @@ from embedding_service.types import ModelCard, Output
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from embedding_service.core.shared_cache import SharedCache
     from embedding_service.engine.client import ModelEngine
     from embedding_service.engine.protocol import ModelFacts
     from embedding_service.settings import AliasSettings, ModelOptions, Settings
@@ -126,16 +127,22 @@ class ServedModel:
 class ModelRegistry:
     """Finds a model by any of its names; iterates over the models, the default one first."""
 
-    def __init__(self, settings: Settings, engines: Iterable[ModelEngine]) -> None:
+    def __init__(self, settings: Settings, engines: Iterable[ModelEngine], shared: SharedCache | None = None) -> None:
         cache = None
         if settings.cache_max_bytes:
             cache = MemoryCache(settings.cache_max_bytes, settings.cache_ttl_s, max_entries=settings.cache_max_entries)
-        self.cache = cache
+        self.cache, self.shared = cache, shared
         self._models = [
             ServedModel(
                 engine.options,
                 engine,
-                Compute(engine, Gate(settings.max_queued_tokens, "tokens"), cache),
+                Compute(
+                    engine,
+                    Gate(settings.max_queued_tokens, "tokens"),
+                    cache,
+                    shared,
+                    isolated=settings.cache_isolation == "tenant",
+                ),
                 required=i == 0 if engine.options.required is None else engine.options.required,
             )
             for i, engine in enumerate(engines)

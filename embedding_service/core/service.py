@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -18,7 +20,7 @@ from embedding_service.core.admission import Gate
 from embedding_service.core.late_interaction import score_pairs
 from embedding_service.core.models import ModelRegistry
 from embedding_service.core.sparse import merge_sparse
-from embedding_service.errors import ContextLengthExceeded, EngineFailed, InvalidRequest
+from embedding_service.errors import ContextLengthExceeded, EngineFailed, InvalidRequest, PermissionDenied
 from embedding_service.types import (
     Batch,
     Embeddings,
@@ -34,11 +36,14 @@ from embedding_service.types import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from embedding_service.core.call import Call
     from embedding_service.core.compute import Computed
     from embedding_service.core.models import ServedModel
     from embedding_service.core.prompts import Encoder, Prepared, Token
+    from embedding_service.core.shared_cache import SharedCache
     from embedding_service.engine.client import ModelEngine
-    from embedding_service.settings import Settings
+    from embedding_service.settings import AliasSettings, Settings
+    from embedding_service.telemetry import Metrics
     from embedding_service.types import Floats, RerankJob, Sparse, TokenIds
 
 _T = TypeVar("_T")
@@ -55,9 +60,12 @@ VOCABULARY_WEIGHTS = 256
 class EmbeddingService:
     """All served models, and the bounds on what may be in flight."""
 
-    def __init__(self, settings: Settings, engines: Iterable[ModelEngine]) -> None:
+    def __init__(
+        self, settings: Settings, engines: Iterable[ModelEngine], metrics: Metrics, shared: SharedCache | None = None
+    ) -> None:
         self.settings = settings
-        self.models = ModelRegistry(settings, engines)
+        self.metrics = metrics
+        self.models = ModelRegistry(settings, engines, shared)
         self.answers = Gate(settings.max_inflight_response_bytes, "bytes of answers")
         self.requests = Gate(settings.max_concurrent_requests or sys.maxsize, "requests")
         self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="core")
@@ -66,29 +74,36 @@ class EmbeddingService:
         """Let go of the threads."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def embed(self, job: EmbedJob, *, deadline: float, leases: ExitStack) -> Embeddings:
-        """Answer a request before `deadline` (monotonic seconds) or raise a `ServiceError`.
+    async def embed(self, job: EmbedJob, call: Call) -> Embeddings:
+        """Answer a request before its deadline or raise a `ServiceError`.
 
-        The bytes of the answer stay reserved until `leases` is closed, which is the caller's to do
-        once they are sent.
+        The bytes of the answer stay reserved in `call.leases` until they are sent.
         """
-        model, alias = self.models.find(job.model)
+        model, alias = self._find(job.model, call)
         encoder = model.embedder()
         self._check(model, encoder, job)
-        leases.enter_context(self.requests.admit(1))
+        call.leases.enter_context(self.requests.admit(1))
         prefix = encoder.prefix(job, alias)
         prepared = await self._prepare(
             model,
+            call,
             lambda: encoder.prepare(job, prefix, max_total=self.settings.max_request_tokens),
             characters=_characters(job, prefix),
         )
-        leases.enter_context(self.answers.admit(self._answer_bytes(encoder, job, prepared)))
-        computed = await _compute(model, prepared.ids, outputs=job.outputs, deadline=deadline)
+        call.leases.enter_context(self.answers.admit(self._answer_bytes(encoder, job, prepared)))
+        computed = await self._compute(model, prepared.ids, call, outputs=job.outputs)
         rows = prepared.total if Output.COLBERT in job.outputs else len(prepared.ids)
         return await self._maybe_in_thread(
             lambda: _finish(job, self._name(model, job.model), encoder, prepared, computed),
             inline=rows * (encoder.facts.dimension or 1) <= INLINE_NUMBERS,
         )
+
+    def _find(self, name: str | None, call: Call, *, scores: bool = False) -> tuple[ServedModel, AliasSettings | None]:
+        """Return the model that is meant. Raises `PermissionDenied` where the caller's key is for others."""
+        model, alias = self.models.find(name, scores=scores)
+        if not call.tenant.may_use(model.names):
+            raise PermissionDenied(f"this key may not use {model.name}", param="model")
+        return model, alias
 
     def _check(self, model: ServedModel, encoder: Encoder, job: EmbedJob) -> None:
         """Refuse what this model cannot give, before any work."""
@@ -162,9 +177,9 @@ class EmbeddingService:
             inline=sum(map(len, inputs)) <= INLINE_CHARACTERS,
         )
 
-    async def rerank(self, job: RerankJob, *, deadline: float) -> Scores:
-        """Score every pair before `deadline`, with a cross-encoder or by late interaction."""
-        model, _ = self.models.find(job.model, scores=True)
+    async def rerank(self, job: RerankJob, call: Call) -> Scores:
+        """Score every pair before the deadline, with a cross-encoder or by late interaction."""
+        model, _ = self._find(job.model, call, scores=True)
         if len(job.pairs) > self.settings.max_inputs:
             raise InvalidRequest(
                 f"{len(job.pairs)} documents; this server takes at most {self.settings.max_inputs} in one request",
@@ -172,7 +187,7 @@ class EmbeddingService:
             )
         self._check_characters([document for _, document in job.pairs], "documents")
         if model.pairs is None:
-            return await self._rerank_late(model, job, deadline=deadline)
+            return await self._rerank_late(model, job, call)
         if job.weights is not None:
             raise InvalidRequest(
                 f"weights are for models with three vectors; {model.name} scores pairs", param="weights"
@@ -180,11 +195,12 @@ class EmbeddingService:
         pairs = model.pairs
         prepared = await self._prepare(
             model,
+            call,
             lambda: pairs.prepare(job, max_total=self.settings.max_request_tokens),
             characters=sum(len(query) + len(document) for query, document in job.pairs),
         )
-        computed = await _compute(
-            model, prepared.ids, outputs=frozenset({Output.SCORE}), deadline=deadline, boundaries=prepared.boundaries
+        computed = await self._compute(
+            model, prepared.ids, call, outputs=frozenset({Output.SCORE}), boundaries=prepared.boundaries
         )
         scores = computed.result.scores
         assert scores is not None  # noqa: S101 - it was asked for
@@ -198,7 +214,7 @@ class EmbeddingService:
             engine_s=computed.seconds,
         )
 
-    async def _rerank_late(self, model: ServedModel, job: RerankJob, *, deadline: float) -> Scores:
+    async def _rerank_late(self, model: ServedModel, job: RerankJob, call: Call) -> Scores:
         """Score with an embedding model: MaxSim of its ColBERT vectors, or a weighted sum of all three kinds."""
         if Output.COLBERT not in model.embedder().facts.outputs:
             raise InvalidRequest(f"{model.name} has no ColBERT vectors to score pairs with", param="model")
@@ -209,8 +225,8 @@ class EmbeddingService:
         texts = [*queries, *(document for _, document in job.pairs)]
         outputs = frozenset({Output.COLBERT} if job.weights is None else {Output.DENSE, Output.SPARSE, Output.COLBERT})
         embed = EmbedJob(model.name, texts, outputs, truncate=Truncate.RIGHT, encoding=Encoding.BASE64)
-        with ExitStack() as leases:
-            vectors_ = await self.embed(embed, deadline=deadline, leases=leases)
+        with ExitStack() as leases:  # these vectors are not the answer
+            vectors_ = await self.embed(embed, replace(call, leases=leases))
             if vectors_.truncated and vectors_.truncated[0] < len(queries):
                 raise ContextLengthExceeded("the query is longer than the model's context; shorten it", param="query")
             values = await self._maybe_in_thread(lambda: score_pairs(job, queries, vectors_), inline=False)
@@ -218,13 +234,46 @@ class EmbeddingService:
         name = self._name(model, job.model)
         return Scores(name, values, vectors_.total_tokens, cut, logits=False, engine_s=vectors_.engine_s)
 
-    async def _prepare(self, model: ServedModel, work: Callable[[], _T], *, characters: int) -> _T:
+    async def _prepare(self, model: ServedModel, call: Call, work: Callable[[], _T], *, characters: int) -> _T:
         """Tokenise; short requests on the event loop, long ones in a thread."""
+        began = time.monotonic()
         model.preparing += 1
         try:
             return await self._maybe_in_thread(work, inline=characters <= INLINE_CHARACTERS)
         finally:
             model.preparing -= 1
+            self._note(model, call, "tokenize", began, time.monotonic() - began)
+
+    def _note(self, model: ServedModel, call: Call, stage: str, began: float, seconds: float) -> None:
+        call.stages[stage] = (began, seconds)
+        self.metrics.stage.labels(model.name, stage).observe(seconds)
+
+    async def _compute(
+        self,
+        model: ServedModel,
+        ids: list[TokenIds],
+        call: Call,
+        *,
+        outputs: frozenset[Output],
+        boundaries: list[int] | None = None,
+    ) -> Computed:
+        """Have token ids computed, unless a cache knows the answer."""
+        batch = Batch(
+            ids=ids,
+            outputs=outputs,
+            priority=Priority.INTERACTIVE if len(ids) <= INTERACTIVE_TEXTS else Priority.BULK,
+            deadline=call.deadline,
+            boundaries=boundaries,
+        )
+        began = time.monotonic()
+        computed = await model.compute.run(batch, call=call, more_coming=model.preparing > 0)
+        queued_s = computed.result.queued_s
+        if not all(computed.cached):
+            self._note(model, call, "queue", began, queued_s)
+            self._note(model, call, "engine", began + queued_s, max(0.0, computed.seconds - queued_s))
+        self.metrics.inputs.labels(model.name).inc(len(ids))
+        self.metrics.tokens.labels(model.name).inc(sum(map(len, ids)))
+        return computed
 
     def _answer_bytes(self, encoder: Encoder, job: EmbedJob, prepared: Prepared) -> int:
         """Return about how large the answer will be. Raises `InvalidRequest` where that is too much."""
@@ -253,25 +302,6 @@ def _characters(job: EmbedJob, prefix: str) -> int:
     """Return about how many characters are to be tokenised; a token id stands for four."""
     per_item = 1 if isinstance(job.inputs[0], str) else 4
     return per_item * sum(map(len, job.inputs)) + len(prefix) * len(job.inputs)
-
-
-async def _compute(
-    model: ServedModel,
-    ids: list[TokenIds],
-    *,
-    outputs: frozenset[Output],
-    deadline: float,
-    boundaries: list[int] | None = None,
-) -> Computed:
-    """Have token ids computed, unless the cache knows the answer."""
-    batch = Batch(
-        ids=ids,
-        outputs=outputs,
-        priority=Priority.INTERACTIVE if len(ids) <= INTERACTIVE_TEXTS else Priority.BULK,
-        deadline=deadline,
-        boundaries=boundaries,
-    )
-    return await model.compute.run(batch, more_coming=model.preparing > 0)
 
 
 def _finish(job: EmbedJob, name: str, encoder: Encoder, prepared: Prepared, computed: Computed) -> Embeddings:

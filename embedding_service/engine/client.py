@@ -101,6 +101,11 @@ class ModelEngine:
         return hello.facts if hello else None
 
     @property
+    def identity(self) -> str:
+        """What its numbers depend on beside the input, see `engine/identity.py`."""
+        return self.replicas[0].identity
+
+    @property
     def tokenizer_json(self) -> bytes:
         """The model's fast tokenizer."""
         return self.replicas[0].tokenizer_json
@@ -114,6 +119,11 @@ class ModelEngine:
     def dead(self) -> bool:
         """Whether no replica will ever work again."""
         return all(replica.state in (State.DEAD, State.STOPPED) for replica in self.replicas)
+
+    @property
+    def supervised(self) -> bool:
+        """Whether somebody still watches every worker, and would replace it."""
+        return all(replica.supervised for replica in self.replicas)
 
     async def run(self, batch: Batch, *, more_coming: bool = False) -> BatchResult:
         """Compute a batch, spread over the replicas. One failed slice cancels the others.
@@ -201,6 +211,7 @@ def _join(batch: Batch, parts: list[tuple[protocol.Done, list[Floats]]]) -> Batc
         colbert=None if colbert is None else np.split(colbert, np.cumsum(lengths - 1)[:-1]),
         scores=columns.get(Output.SCORE),
         steps=max(done.steps for done, _ in parts),
+        queued_s=max(done.queued_s for done, _ in parts),
     )
 
 

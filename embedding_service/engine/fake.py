@@ -94,6 +94,7 @@ class FakeCore:
             dtype="float32",
             device="cpu",
             revision=None,
+            weights="fake",
             engine_version="fake",
             prompts=self.options.engine_args.get("prompts", {}),
             default_prompt_name=None,

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import ctypes.util
 import os
+import re
 import signal
 import sys
 from collections import deque
@@ -48,7 +49,7 @@ class WorkerProcess:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
-            env={**os.environ, **environment(options, replica=replica, shares_cores=shares_cores)},
+            env=_inherited() | environment(options, replica=replica, shares_cores=shares_cores),
             start_new_session=True,
             limit=1 << 20,
         )
@@ -93,6 +94,12 @@ class WorkerProcess:
             text = line.decode(errors="replace").rstrip()
             self._tail.append(text)
             self._log.debug("engine_output", line=text)
+
+
+def _inherited() -> dict[str, str]:
+    """Return our own variables without what is the gateway's business: keys, and the line to systemd."""
+    private = re.compile(r"NOTIFY_SOCKET|WATCHDOG_\w+|CREDENTIALS_DIRECTORY|API_KEY|API_TOKEN|EMBEDDING_\w+")
+    return {name: value for name, value in os.environ.items() if not private.fullmatch(name)}
 
 
 def environment(options: ModelOptions, *, replica: int, shares_cores: bool = False) -> dict[str, str]:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from embedding_service.types import Floats, TokenIds
 
 
+SIZE_CLASSES = 13  # of `Pong.batch_sizes`: steps of up to 4,096 texts
+
+
 class ProtocolError(Exception):
     """A message that the other side cannot have meant."""
 
@@ -68,6 +71,7 @@ class Pong(Message, frozen=True):
     """Progress of the worker: `steps` completed, `texts` and `tokens` computed in `busy_s` seconds.
 
     `running` texts with `running_tokens` are in the engine, `waiting` ones are queued before it.
+    `batch_sizes[k]` counts the steps of more than 2 ** (k - 1) and at most 2 ** k texts.
     """
 
     steps: int
@@ -77,6 +81,7 @@ class Pong(Message, frozen=True):
     running: int
     running_tokens: int
     waiting: int
+    batch_sizes: tuple[int, ...]
 
 
 class ModelFacts(msgspec.Struct, frozen=True):
@@ -84,7 +89,7 @@ class ModelFacts(msgspec.Struct, frozen=True):
 
     `dimension` is None for a model that only scores. `matryoshka` lists the allowed sizes, is
     empty for "any", and None for "no". `special_ids` (cls, eos, pad, unk) carry no lexical weight.
-    `weights` is a fingerprint of a local folder's weights; a model from the hub has its `revision`.
+    `weights` is the hub's commit, or the digest of the folder's files.
     """
 
     architecture: str
@@ -97,12 +102,12 @@ class ModelFacts(msgspec.Struct, frozen=True):
     dtype: str
     device: str
     revision: str | None
+    weights: str
     engine_version: str
     prompts: dict[str, str]
     default_prompt_name: str | None
     matryoshka: tuple[int, ...] | None
     special_ids: tuple[int, ...] = ()
-    weights: str | None = None
 
 
 class Hello(Message, frozen=True):
@@ -117,12 +122,13 @@ class Done(Message, frozen=True):
     dense (n, dimension), not normalised; sparse (total,), a weight for every token, or for a
     model that weighs its vocabulary (rows, 2), see `splade`; colbert (total - n, dimension), all
     tokens but each input's first; score (n, labels), raw. `steps` is the number of engine steps
-    between the arrival of the job and its end.
+    between the arrival of the job and its end, `queued_s` the time until its first input was computed.
     """
 
     job: int
     shapes: tuple[tuple[int, ...], ...]
     steps: int
+    queued_s: float
 
 
 class Failed(Message, frozen=True):

@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import time
 import uuid
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,6 +19,7 @@ import zmq
 import zmq.asyncio
 
 from embedding_service.engine import protocol
+from embedding_service.engine.identity import identity
 from embedding_service.engine.process import WorkerProcess
 from embedding_service.engine.worker import Launch, StepRecord
 from embedding_service.errors import DeadlineExceeded, EngineFailed, ModelNotLoaded
@@ -80,6 +82,27 @@ class WorkerDied(Exception):
         self.running = running
 
 
+@dataclass(slots=True)
+class Totals:
+    """What all workers of a replica have done, the dead ones included; see `protocol.Pong`."""
+
+    steps: int = 0
+    texts: int = 0
+    tokens: int = 0
+    busy_s: float = 0.0
+    batch_sizes: list[int] = field(default_factory=lambda: [0] * protocol.SIZE_CLASSES)
+
+    def add(self, now: protocol.Pong, before: protocol.Pong | None) -> None:
+        """Add what happened between two messages of one worker."""
+        self.steps += now.steps - (before.steps if before else 0)
+        self.texts += now.texts - (before.texts if before else 0)
+        self.tokens += now.tokens - (before.tokens if before else 0)
+        self.busy_s += now.busy_s - (before.busy_s if before else 0)
+        earlier = before.batch_sizes if before else (0,) * len(now.batch_sizes)
+        for power, (count, old) in enumerate(zip(now.batch_sizes, earlier, strict=True)):
+            self.batch_sizes[power] += count - old
+
+
 class _Pending(NamedTuple):
     future: asyncio.Future[tuple[protocol.Done, list[Floats]]]
     tokens: int
@@ -125,7 +148,9 @@ class Replica:
         self.generation = 0
         self.hello: protocol.Hello | None = None
         self.tokenizer_json = b""
+        self.identity = ""
         self.progress: protocol.Pong | None = None
+        self.totals = Totals()
         self.outstanding_tokens = 0
         self.changed: Callable[[], None] = lambda: None
         self._folder = folder
@@ -167,6 +192,11 @@ class Replica:
     def ready_in_s(self) -> float:
         """How long the next worker should still take to start, going by the last one."""
         return max(0.0, self._spawned + self._start_took_s - time.monotonic())
+
+    @property
+    def supervised(self) -> bool:
+        """Whether the task that notices a death or a hang is itself alive (or has said that it gives up)."""
+        return self._watcher is None or not self._watcher.done() or self.state in (State.DEAD, State.STOPPED)
 
     def forgive(self) -> None:
         """Forget recent deaths: an input was found that causes them, and it will not be let in again."""
@@ -250,6 +280,7 @@ class Replica:
                 message = protocol.decode(header)
                 if isinstance(message, protocol.Hello):
                     self.hello, self.tokenizer_json = message, bytes(frames[0])
+                    self.identity = identity(self.options, message.facts)
                     return
                 reason = message.message if isinstance(message, protocol.Failed) else repr(message)
             elif exited.done():
@@ -327,6 +358,7 @@ class Replica:
             if isinstance(message, protocol.Pong) and message.generation == self.generation:
                 now = time.monotonic()
                 before, self.progress, self._last_pong = self.progress, message, now
+                self.totals.add(message, before)
                 if before is None or message.steps != before.steps or not message.running:
                     self._last_step = now
 

@@ -88,10 +88,17 @@ class Progress:
     def __init__(self) -> None:
         self.steps = self.texts = self.tokens = self.running = self.running_tokens = self.waiting = 0
         self.busy_s = 0.0
+        self.batch_sizes = [0] * protocol.SIZE_CLASSES
+
+    def count_step(self, texts: int, seconds: float) -> None:
+        """Count one step of the core."""
+        self.steps += 1
+        self.busy_s += seconds
+        self.batch_sizes[min(max(texts - 1, 0).bit_length(), protocol.SIZE_CLASSES - 1)] += 1
 
     def pong(self, generation: int) -> protocol.Pong:
         """Return the counters as a message."""
-        return protocol.Pong(generation, **vars(self))
+        return protocol.Pong(generation, **vars(self) | {"batch_sizes": tuple(self.batch_sizes)})
 
 
 class _Job:
@@ -104,6 +111,7 @@ class _Job:
         self.starts = [0, *self.ends[:-1]]
         self.outputs = frozenset(header.outputs)
         self.arrived_step = arrived_step
+        self.arrived = self.started = time.monotonic()
         self.next = 0
         self.left = header.n
         self.results: list[Mapping[Output, Floats]] = [{}] * header.n
@@ -191,8 +199,7 @@ class Worker:
         self._count()
         finished = self.core.step()
         self.record.write([])
-        self.progress.steps += 1
-        self.progress.busy_s += time.monotonic() - began
+        self.progress.count_step(self.progress.running, time.monotonic() - began)
         self._collect(finished)
         self._count()
 
@@ -291,6 +298,8 @@ class Worker:
             self._fail(job, "rejected", str(error))
             return False
         self.in_core[key] = (job, index)
+        if not index:
+            job.started = time.monotonic()
         return True
 
     def _collect(self, finished: list[tuple[str, Mapping[Output, Floats]]]) -> None:
@@ -304,7 +313,9 @@ class Worker:
                 del self.jobs[job.header.job]
                 arrays = job.arrays()
                 steps = self.progress.steps - job.arrived_step
-                done = protocol.Done(self.generation, job.header.job, tuple(a.shape for a in arrays), steps)
+                shapes = tuple(array.shape for array in arrays)
+                queued_s = job.started - job.arrived
+                done = protocol.Done(self.generation, job.header.job, shapes, steps, queued_s)
                 self.results.send_multipart(protocol.encode(done, *arrays), copy=False)
 
     def _fail(self, job: _Job, reason: str, message: str) -> None:

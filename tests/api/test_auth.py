@@ -27,7 +27,7 @@ KEYS = ["first-key", HASHED, "schlüssel"]
 @pytest.fixture(scope="module")
 def keyed(start_gateway: Callable[..., RunningGateway]) -> Iterator[RunningGateway]:
     """Return a gateway with three keys, one of them given as its digest."""
-    gateway = start_gateway(**FAKE, api_keys=KEYS)
+    gateway = start_gateway(**FAKE, api_keys=KEYS, metrics="key")
     yield gateway
     gateway.stop()
 
@@ -35,7 +35,7 @@ def keyed(start_gateway: Callable[..., RunningGateway]) -> Iterator[RunningGatew
 @pytest.fixture(scope="module")
 def secretive(start_gateway: Callable[..., RunningGateway]) -> Iterator[RunningGateway]:
     """Return a gateway that shows its documentation to holders of a key only."""
-    gateway = start_gateway(**FAKE, api_keys=KEYS, docs="key")
+    gateway = start_gateway(**FAKE, api_keys=KEYS, docs="key", metrics="key")
     yield gateway
     gateway.stop()
 

@@ -11,6 +11,7 @@ import pytest
 
 from embedding_service.core.admission import Gate
 from embedding_service.core.cache import MemoryCache
+from embedding_service.core.call import Call
 from embedding_service.core.compute import Compute
 from embedding_service.errors import DeadlineExceeded, EngineFailed, Overloaded
 from embedding_service.settings import ModelOptions
@@ -20,10 +21,14 @@ if TYPE_CHECKING:
     from embedding_service.engine.client import ModelEngine
 
 
+CALL = Call(deadline=0)
+
+
 class Engine:
     """Counts what it is given and answers with the ids themselves; `hold` keeps it from answering."""
 
     options = ModelOptions(model_name="counting")
+    identity = "counting"
 
     def __init__(self) -> None:
         self.seen: list[list[int]] = []
@@ -56,8 +61,8 @@ async def test_hits_are_not_computed_again() -> None:
     """A second request gives the same numbers without the engine, in its own order."""
     engine = Engine()
     work = compute(engine)
-    first = await work.run(batch([1, 2], [3]), more_coming=False)
-    second = await work.run(batch([3], [4], [1, 2]), more_coming=False)
+    first = await work.run(batch([1, 2], [3]), call=CALL, more_coming=False)
+    second = await work.run(batch([3], [4], [1, 2]), call=CALL, more_coming=False)
     assert engine.seen == [[1, 2], [3], [4]]
     assert (first.cached, second.cached) == ([False, False], [True, False, True])
     np.testing.assert_array_equal(second.result.dense, [[3, 1], [4, 1], [1, 2]])
@@ -66,7 +71,7 @@ async def test_hits_are_not_computed_again() -> None:
 async def test_repeats_inside_a_request_are_computed_once() -> None:
     """Identical inputs of one request cost one computation, and all get its result."""
     engine = Engine()
-    done = await compute(engine).run(batch([5], [6], [5], [5]), more_coming=False)
+    done = await compute(engine).run(batch([5], [6], [5], [5]), call=CALL, more_coming=False)
     assert engine.seen == [[5], [6]]
     np.testing.assert_array_equal(done.result.dense, [[5, 1], [6, 1], [5, 1], [5, 1]])
 
@@ -76,9 +81,9 @@ async def test_requests_share_what_is_in_flight() -> None:
     engine = Engine()
     engine.hold.clear()
     work = compute(engine)
-    first = asyncio.create_task(work.run(batch([1], [2]), more_coming=False))
+    first = asyncio.create_task(work.run(batch([1], [2]), call=CALL, more_coming=False))
     await asyncio.sleep(0)
-    second = asyncio.create_task(work.run(batch([2], [3]), more_coming=False))
+    second = asyncio.create_task(work.run(batch([2], [3]), call=CALL, more_coming=False))
     await asyncio.sleep(0)
     engine.hold.set()
     await first
@@ -91,9 +96,9 @@ async def test_a_cancelled_owner_leaves_the_work_to_who_waits() -> None:
     engine = Engine()
     engine.hold.clear()
     work = compute(engine)
-    first = asyncio.create_task(work.run(batch([1]), more_coming=False))
+    first = asyncio.create_task(work.run(batch([1]), call=CALL, more_coming=False))
     await asyncio.sleep(0)
-    second = asyncio.create_task(work.run(batch([1]), more_coming=False))
+    second = asyncio.create_task(work.run(batch([1]), call=CALL, more_coming=False))
     await asyncio.sleep(0)
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
@@ -109,9 +114,9 @@ async def test_failures_are_not_kept_and_not_shared() -> None:
     engine.error = EngineFailed("no")
     work = compute(engine)
     with pytest.raises(EngineFailed):
-        await work.run(batch([1]), more_coming=False)
+        await work.run(batch([1]), call=CALL, more_coming=False)
     engine.error = None
-    assert (await work.run(batch([1]), more_coming=False)).cached == [False]
+    assert (await work.run(batch([1]), call=CALL, more_coming=False)).cached == [False]
     assert not work._flying
 
 
@@ -120,10 +125,10 @@ async def test_waiting_ends_at_the_deadline() -> None:
     engine = Engine()
     engine.hold.clear()
     work = compute(engine)
-    first = asyncio.create_task(work.run(batch([1]), more_coming=False))
+    first = asyncio.create_task(work.run(batch([1]), call=CALL, more_coming=False))
     await asyncio.sleep(0)
     with pytest.raises(DeadlineExceeded):
-        await work.run(batch([1], seconds=0.01), more_coming=False)
+        await work.run(batch([1], seconds=0.01), call=CALL, more_coming=False)
     engine.hold.set()
     await first
 
@@ -132,13 +137,13 @@ async def test_only_misses_count_for_admission() -> None:
     """Cached inputs need no room; what must be computed is admitted whole or not at all."""
     engine = Engine()
     work = compute(engine, tokens=3)
-    await work.run(batch([1, 2, 3]), more_coming=False)
+    await work.run(batch([1, 2, 3]), call=CALL, more_coming=False)
     engine.hold.clear()
-    busy = asyncio.create_task(work.run(batch([4, 5, 6]), more_coming=False))
+    busy = asyncio.create_task(work.run(batch([4, 5, 6]), call=CALL, more_coming=False))
     await asyncio.sleep(0)
-    assert (await work.run(batch([1, 2, 3]), more_coming=False)).cached == [True]
+    assert (await work.run(batch([1, 2, 3]), call=CALL, more_coming=False)).cached == [True]
     with pytest.raises(Overloaded):
-        await work.run(batch([1, 2, 3], [7]), more_coming=False)
+        await work.run(batch([1, 2, 3], [7]), call=CALL, more_coming=False)
     engine.hold.set()
     await busy
     assert work.gate.held == 0
@@ -149,9 +154,9 @@ async def test_kinds_are_kept_apart() -> None:
     engine = Engine()
     work = compute(engine)
     both = frozenset({Output.DENSE, Output.SPARSE})
-    await work.run(batch([1]), more_coming=False)
-    assert (await work.run(batch([1], outputs=both), more_coming=False)).cached == [False]
-    sparse = await work.run(batch([1], outputs=frozenset({Output.SPARSE})), more_coming=False)
+    await work.run(batch([1]), call=CALL, more_coming=False)
+    assert (await work.run(batch([1], outputs=both), call=CALL, more_coming=False)).cached == [False]
+    sparse = await work.run(batch([1], outputs=frozenset({Output.SPARSE})), call=CALL, more_coming=False)
     assert sparse.cached == [True]
     assert sparse.result.dense is None
 
@@ -165,12 +170,12 @@ async def test_numbers_that_are_not_finite_are_not_kept() -> None:
         return BatchResult(dense=np.full((len(batch.ids), 2), np.nan, np.float32))
 
     engine.run = broken  # type: ignore[method-assign]
-    await work.run(batch([1]), more_coming=False)
-    assert (await work.run(batch([1]), more_coming=False)).cached == [False]
+    await work.run(batch([1]), call=CALL, more_coming=False)
+    assert (await work.run(batch([1]), call=CALL, more_coming=False)).cached == [False]
 
 
 async def test_without_a_cache_everything_is_computed() -> None:
     """Switched off, repeats reach the engine as they came."""
     engine = Engine()
-    await compute(engine, cache=False).run(batch([1], [1]), more_coming=False)
+    await compute(engine, cache=False).run(batch([1], [1]), call=CALL, more_coming=False)
     assert engine.seen == [[1], [1]]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from embedding_service.core.call import Call
 from embedding_service.core.service import INLINE_CHARACTERS, INTERACTIVE_TEXTS
 from embedding_service.errors import (
     DeadlineExceeded,
@@ -46,7 +47,7 @@ class Service:
 
         async def embed() -> Embeddings:
             with ExitStack() as own:
-                return await self.service.embed(job, deadline=time.monotonic() + within_s, leases=leases or own)
+                return await self.service.embed(job, Call(time.monotonic() + within_s, leases=leases or own))
 
         return self.submit(embed())
 

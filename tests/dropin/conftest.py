@@ -48,7 +48,7 @@ def start_preset(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
             for variable, value in (environ or {}).items():
                 patch.setenv(variable, value)
             settings, _ = load(fake_file(name, tmp_path_factory.mktemp(name), reranker), flags)
-        gateway = RunningGateway(settings.model_copy(update={"host": "127.0.0.1", "port": 0}))
+            gateway = RunningGateway(settings.model_copy(update={"host": "127.0.0.1", "port": 0, "drain_grace_s": 0}))
         started.append(gateway)
         if wait:
             gateway.wait_ready()

@@ -177,7 +177,7 @@ def test_a_full_queue_is_503(start_preset: Callable[..., RunningGateway]) -> Non
         hanging.exception()
 
 
-def test_the_old_variables(start_preset: Callable[..., RunningGateway], tmp_path_factory: Any) -> None:
+def test_the_old_variables(start_preset: Callable[..., RunningGateway]) -> None:
     """The original's variables set what they set there."""
     environ = {
         **KEYED,

@@ -294,3 +294,20 @@ def test_the_cache_has_as_many_entries_as_it_may(start_preset: Callable[..., Run
         assert http.post("/embed", json={"text": "w1"}).json()["cached"] is False
         assert http.post("/embed", json={"text": "w3"}).json()["cached"] is True
     gateway.stop()
+
+
+def test_rates(start_preset: Callable[..., RunningGateway]) -> None:
+    """RATE_LIMIT and RATE_LIMIT_BATCH are kept apart, and told in the original's words."""
+    gateway = start_preset("matching-service", environ={"RATE_LIMIT": "3/minute", "RATE_LIMIT_BATCH": "1/minute"})
+    with gateway.client() as http:
+        items = {"items": [{"entity_id": "1", "title": "w1"}]}
+        assert [http.post("/batch", json=items).status_code for _ in range(2)] == [200, 429]
+        assert [http.post("/reindex-batch", json=items).status_code for _ in range(2)] == [200, 429]
+        answers = [http.post("/embed", json={"text": "w1"}) for _ in range(4)]
+        assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
+        assert list(answers[3].json()) == ["error"]
+        assert answers[3].json()["error"].startswith("Rate limit exceeded: ")
+        assert answers[3].headers["retry-after"]
+        assert http.get("/health").status_code == 200
+        assert http.get("/metrics").text.startswith("# HELP")
+    gateway.stop()

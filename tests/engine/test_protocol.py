@@ -22,6 +22,7 @@ FACTS = protocol.ModelFacts(
     dtype="float32",
     device="cpu",
     revision=None,
+    weights="w",
     engine_version="0",
     prompts={"query": "Q: "},
     default_prompt_name=None,
@@ -36,9 +37,9 @@ MESSAGES = [
     protocol.Cancel(3, job=2**40),
     protocol.Ping(0),
     protocol.Stop(7),
-    protocol.Pong(1, steps=2, texts=3, tokens=4, busy_s=0.5, running=6, running_tokens=7, waiting=8),
+    protocol.Pong(1, 2, texts=3, tokens=4, busy_s=0.5, running=6, running_tokens=7, waiting=8, batch_sizes=(1, 0, 2)),
     protocol.Hello(1, facts=FACTS),
-    protocol.Done(1, job=2, shapes=((2, 32), (5,)), steps=3),
+    protocol.Done(1, job=2, shapes=((2, 32), (5,)), steps=3, queued_s=0.25),
     protocol.Failed(1, job=0, reason="startup", message="naïve 😀"),
 ]
 
@@ -128,7 +129,7 @@ def test_results_come_back(dtype: type[np.floating]) -> None:
     """float32 arrays of any layout come back as they were; other types are not mistaken for them."""
     dense = np.arange(6, dtype=dtype).reshape(3, 2).T
     sparse = np.arange(8, dtype=dtype)[::2]
-    header = protocol.Done(1, 1, (dense.shape, sparse.shape), 1)
+    header = protocol.Done(1, 1, (dense.shape, sparse.shape), 1, 0.0)
     frames = views(dense, sparse)
     if dtype is not np.float32:
         with pytest.raises(protocol.ProtocolError):
@@ -161,7 +162,7 @@ def test_results_that_do_not_add_up_are_refused(
 ) -> None:
     """Frames that do not fill their shapes never become vectors."""
     with pytest.raises(protocol.ProtocolError):
-        protocol.done_frames(protocol.Done(1, 1, shapes, 1), views(*frames))
+        protocol.done_frames(protocol.Done(1, 1, shapes, 1, 0.0), views(*frames))
 
 
 def test_arrays_are_sent_without_a_copy() -> None:

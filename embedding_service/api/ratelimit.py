@@ -1,0 +1,79 @@
+"""Rates of requests, before anything is read; the rate of tokens is prepared here and taken by the core."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import TYPE_CHECKING
+
+from embedding_service.api.middleware import exchange_of
+from embedding_service.core.rates import TokenBudget, over_limit
+from embedding_service.types import ANYONE
+
+if TYPE_CHECKING:
+    from collections.abc import Container
+
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from embedding_service.api.middleware import Exchange
+    from embedding_service.core.rates import Rates, Window
+
+
+class RateLimit:
+    """Middleware that counts what is posted, for each key, or each address where there are no keys."""
+
+    def __init__(self, app: ASGIApp, *, rates: Rates, exempt: Container[str]) -> None:
+        self.app = app
+        self.rates = rates
+        self.exempt = exempt
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request with its limits in the headers. Raises `RateLimited`."""
+        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] in self.exempt:
+            await self.app(scope, receive, send)
+            return
+        exchange = exchange_of(scope)
+        tenant = exchange.call.tenant
+        who = f"address:{_address(scope)}" if tenant is ANYONE else f"key:{tenant.name}"
+        budget = None
+        if (rate := self.rates.tokens(tenant)) is not None:
+            budget = exchange.call.budget = TokenBudget(self.rates, who, rate)
+        if (rate := self.rates.requests(tenant, scope["path"])) is not None:
+            own = scope["path"] if scope["path"] in self.rates.paths else ""  # a path with a rate has its own counter
+            window = await self.rates.take("requests", who + own, rate, 1)
+            _tell(exchange, "requests", window)
+            if not window.allowed:
+                raise over_limit(window, rate, "requests", 1)
+
+        async def send_with_tokens(message: Message) -> None:
+            if message["type"] == "http.response.start" and budget is not None and budget.last is not None:
+                _tell(exchange, "tokens", budget.last)
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with_tokens)
+        except Exception:
+            if budget is not None and budget.last is not None:
+                _tell(exchange, "tokens", budget.last)
+            raise
+
+
+def _tell(exchange: Exchange, kind: str, window: Window) -> None:
+    exchange.headers |= {
+        f"x-ratelimit-limit-{kind}": str(window.limit),
+        f"x-ratelimit-remaining-{kind}": str(window.remaining),
+        f"x-ratelimit-reset-{kind}": f"{window.reset_s:.3f}s",
+    }
+
+
+def _address(scope: Scope) -> str:
+    """Return who asks: an IPv4 address, or the /64 network that one IPv6 customer has."""
+    client = scope.get("client")
+    if client is None:
+        return "local"
+    try:
+        address = ipaddress.ip_address(client[0])
+    except ValueError:
+        return "unknown"
+    if address.version == 4:  # noqa: PLR2004
+        return str(address)
+    return str(ipaddress.ip_network((int(address), 64), strict=False))

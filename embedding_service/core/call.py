@@ -1,0 +1,44 @@
+"""Who asks, until when, and what is held for the answer: everything about a request but what it asks."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from embedding_service.types import ANYONE, Tenant
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from contextlib import AbstractAsyncContextManager
+
+
+class Budget(Protocol):
+    """The tokens that a caller may still have computed."""
+
+    def spend(self, tokens: int) -> AbstractAsyncContextManager[None]:
+        """Take tokens for the length of the block; what fails is not paid for. Raises `RateLimited`."""
+
+
+class Unlimited:
+    """The budget of a caller without limits."""
+
+    @asynccontextmanager
+    async def spend(self, tokens: int) -> AsyncIterator[None]:  # noqa: ARG002 - nobody counts
+        """Take nothing."""
+        yield
+
+
+@dataclass(slots=True)
+class Call:
+    """The circumstances of one request; `deadline` is in monotonic seconds.
+
+    What is put into `leases` stays reserved until they are closed, once the answer has been sent.
+    `stages` notes when each part of the work began, and the seconds it took.
+    """
+
+    deadline: float
+    tenant: Tenant = ANYONE
+    budget: Budget = field(default_factory=Unlimited)
+    leases: ExitStack = field(default_factory=ExitStack)
+    stages: dict[str, tuple[float, float]] = field(default_factory=dict)
