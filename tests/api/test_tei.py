@@ -138,7 +138,7 @@ def test_info_and_probes(http: httpx.Client) -> None:
         ("/embed", {"inputs": "w1", "truncate": 1}, 422, "Validation"),
         ("/embed", {"inputs": "w1", "prompt_name": "nobody"}, 422, "Validation"),
         ("/embed", {"inputs": "w1", "dimensions": 7}, 422, "Validation"),
-        ("/embed", {}, 422, "Validation"),
+        ("/embed_sparse", {}, 422, "Validation"),
         ("/embed", {"inputs": ["w1"] * 2049}, 422, "Validation"),
         ("/rerank", {"query": 7, "texts": ["w1"]}, 422, "Validation"),
         ("/decode", {"ids": [9_999_999]}, 422, "Validation"),
