@@ -9,7 +9,6 @@ import hashlib
 import ipaddress
 import os
 import re
-import string
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
@@ -21,22 +20,19 @@ from pydantic import (
     ConfigDict,
     Field,
     SecretStr,
-    TypeAdapter,
     ValidationError,
     model_validator,
 )
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from embedding_service.errors import BadConfiguration
+from embedding_service.presets import PLAIN_RECORDS, OldVariables, Preset, RecordSettings, apply_old_variables
 from embedding_service.types import InputType, TokenIdPolicy, Truncate
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 ENV_PREFIX = "EMBEDDING_"
-Preset = Literal[
-    "qwen3-embedding", "qwen3-reranker", "embed", "emb-infer-bge-m3", "bge-inference-service", "matching-service"
-]
 
 
 def _comma_separated(value: object) -> object:
@@ -66,13 +62,6 @@ def _check_proxy(value: str) -> str:
 def _yaml_off(value: object) -> object:
     """Read YAML's `off`, which is a boolean, as the word that was meant."""
     return "off" if value is False else value
-
-
-def _variable(value: object) -> object:
-    """Read the short forms of `environment`: a setting, several, or null for a variable without effect."""
-    if isinstance(value, str | None):
-        value = [value] if value else []
-    return {"settings": value} if isinstance(value, list) else value
 
 
 Rate = Annotated[str, AfterValidator(_check_rate)]
@@ -121,58 +110,6 @@ class AliasSettings(_Strict):
     instruction: str | None = None
     input_type: InputType | None = None
     prompt_name: str | None = None
-
-
-class OldVariable(_Strict):
-    """What a variable of a replaced system sets (`models.0.dtype`), with that system's words for the values."""
-
-    settings: tuple[str, ...] = ()
-    values: dict[str | bool, Any] = Field(default_factory=dict)
-
-    def read(self, name: str, text: str) -> Any:
-        """Return the setting's value. Raises `BadConfiguration` for a word that is not in `values`."""
-        if not self.values:
-            return text
-        words = {str(word).lower(): value for word, value in self.values.items()}
-        word = {"1": "true", "yes": "true", "on": "true", "0": "false", "no": "false", "off": "false"}.get(
-            text.lower(), text.lower()
-        )
-        if word not in words:
-            raise BadConfiguration(f"{name} is {text!r}, and must be one of {', '.join(words)}")
-        return words[word]
-
-
-class RecordField(_Strict):
-    """One field of a record, as requests send it."""
-
-    type: Literal["text", "integer", "number", "mapping"] = "text"
-    max_length: int | None = Field(default=None, ge=1, description="Characters of a text.")
-
-
-class RecordSettings(_Strict):
-    """How a record becomes the text that is embedded; see `core.records`.
-
-    `template` holds parts such as `Title: {title}` and groups such as `{"Facts: ": ["{rooms} rooms", …]}`.
-    """
-
-    fields: dict[str, RecordField]
-    template: tuple[str | dict[str, tuple[str, ...]], ...] = Field(min_length=1)
-    separator: str = Field(default=". ", description="Between parts.")
-    group_separator: str = Field(default=", ", description="Within a group or a mapping.")
-
-    @model_validator(mode="after")
-    def _check_template(self) -> Self:
-        for part in self.template:
-            for text in [part] if isinstance(part, str) else [text for texts in part.values() for text in texts]:
-                for _, name, _, _ in string.Formatter().parse(text):
-                    if name is not None and name not in self.fields:
-                        raise ValueError(f"template: {text!r} names {name!r}, which is none of fields")
-        return self
-
-
-PLAIN_RECORDS = RecordSettings(
-    fields={"title": RecordField(), "description": RecordField()}, template=("{title}", "{description}")
-)
 
 
 class EngineOptions(_Strict):
@@ -240,7 +177,7 @@ class Settings(ModelOptions, BaseSettings):
     models: tuple[ModelOptions, ...] = Field((), description="Several models behind one address.")
 
     preset: Preset | None = Field(None, description="The system to stand in for; its file is in config/drop-in/.")
-    environment: dict[str, Annotated[OldVariable, BeforeValidator(_variable)]] = Field(
+    environment: OldVariables = Field(
         default_factory=dict, description="That system's variables, and the settings that they stand for."
     )
     service_name: str = Field("embedding-service", description="What the service calls itself.")
@@ -429,7 +366,7 @@ def load(config: Path | None = None, flags: Mapping[str, Any] | None = None) -> 
     tree = _read_yaml(config) if config else {}
     applied: dict[str, str] = {}
     try:
-        ignored = _apply_old_variables(tree, os.environ, applied)
+        ignored = apply_old_variables(tree, os.environ, applied)
         settings: Settings = type("BoundSettings", (Settings,), {"yaml_tree": tree})(**(flags or {}))
     except BadConfiguration:
         raise
@@ -438,29 +375,6 @@ def load(config: Path | None = None, flags: Mapping[str, Any] | None = None) -> 
     except Exception as error:  # noqa: BLE001 - pydantic-settings' own SettingsError, by way of JSON in the environment
         raise BadConfiguration(str(error).splitlines()[0]) from None
     return settings, ignored + _unknown_variables(os.environ, settings.environment)
-
-
-def _apply_old_variables(tree: dict[str, Any], environ: Mapping[str, str], applied: dict[str, str]) -> list[str]:
-    """Put the old variables that are set over the file's values, and note in `applied` which set what.
-
-    Returns a warning for each that has no effect.
-    """
-    if not isinstance(tree.get("environment"), dict):
-        return []
-    known = TypeAdapter(dict[str, Annotated[OldVariable, BeforeValidator(_variable)]])
-    ignored = []
-    for name, variable in known.validate_python(tree["environment"]).items():
-        text = environ.get(name, "").strip()
-        if text and not variable.settings:
-            ignored.append(f"{name} is set and has no effect any more")
-        for setting in variable.settings if text else ():
-            node: Any = tree
-            *folders, last = setting.split(".")
-            for folder in folders:
-                node = node[int(folder)] if isinstance(node, list) else node.setdefault(folder, {})
-            node[last] = variable.read(name, text)
-            applied[setting] = name
-    return ignored
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

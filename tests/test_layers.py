@@ -19,6 +19,7 @@ PACKAGE = "embedding_service"
 LAYERS = {
     "types": 0,
     "errors": 0,
+    "presets": 0,
     "settings": 0,
     "keys": 1,
     "systemd": 1,

@@ -5,7 +5,6 @@ The fields of a record and the text made of them are settings (`records`); an it
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -26,7 +25,8 @@ if TYPE_CHECKING:
 
     from embedding_service.core.models import ServedModel
     from embedding_service.lifecycle import Lifecycle
-    from embedding_service.settings import RecordField
+    from embedding_service.presets import RecordField
+    from embedding_service.settings import Settings
     from embedding_service.types import Floats
 
 NO_VECTOR: list[float] = []
@@ -107,14 +107,6 @@ class ModelInfo(BaseModel):
     sql_examples: dict[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class _Vectors:
-    """Unit vectors (n, dimensions) of n texts, and which of them were known before."""
-
-    dense: Floats
-    cached: list[bool]
-
-
 def _field(field: RecordField) -> tuple[Any, Any]:
     """Return a record's field as pydantic takes it; numbers may come as text, as they could before."""
     kind = _TYPES.get(field.type)
@@ -141,7 +133,7 @@ def router(lifecycle: Lifecycle) -> APIRouter:  # noqa: C901, PLR0915 - one smal
     items: Any = (Annotated[list[item], Field(min_length=1)] | None, None)  # type: ignore[valid-type]
     batch_request = create_model("BatchRequest", __base__=wire.Fields, __doc__="Records.", items=items, entities=items)
 
-    async def embed_texts(request: Request, texts: list[str]) -> _Vectors:
+    async def embed_texts(request: Request, texts: list[str]) -> tuple[Floats, list[bool]]:
         exchange = exchange_of(request.scope)
         model = service.models.default_for(scores=False).name
         exchange.log |= {"model": model, "texts": len(texts)}
@@ -150,17 +142,12 @@ def router(lifecycle: Lifecycle) -> APIRouter:  # noqa: C901, PLR0915 - one smal
             exchange.call,
         )
         exchange.log |= {"tokens": answer.total_tokens, "engine_s": round(answer.engine_s, 4)}
-        return _Vectors(np.asarray(answer.dense, np.float32), answer.cached)
+        return np.asarray(answer.dense, np.float32), answer.cached
 
     async def embed_one(request: Request, text: str, **more: Any) -> Response:
-        vectors = await embed_texts(request, [text])
-        body = {"embedding": vectors.dense[0], "dimensions": vectors.dense.shape[1], "cached": vectors.cached[0]}
-        return _json(body | identity(service.models.default_for(scores=False)) | more)
-
-    def identity(model: ServedModel) -> dict[str, str]:
-        checksum = model_checksum(settings, model)
-        revision = model.options.revision or (model.facts.revision if model.facts else None)
-        return {"model_version": revision or checksum, "model_checksum": checksum}
+        vectors, cached = await embed_texts(request, [text])
+        body = {"embedding": vectors[0], "dimensions": vectors.shape[1], "cached": cached[0]}
+        return _json(body | _identity(settings, service.models.default_for(scores=False)) | more)
 
     async def embed(request: Request) -> Response:
         body, _ = await wire.read_request(request, TextRequest)
@@ -200,8 +187,7 @@ def router(lifecycle: Lifecycle) -> APIRouter:  # noqa: C901, PLR0915 - one smal
         dimensions = model.embedder().facts.dimension
         rows: Iterator[tuple[Any, bool]] = iter(())
         if good:
-            vectors = await embed_texts(request, good)
-            rows = iter(zip(vectors.dense, vectors.cached, strict=True))
+            rows = zip(*await embed_texts(request, good), strict=True)
         results: list[dict[str, Any]] = []
         for record, error in zip(given, errors, strict=True):
             vector, cached = next(rows) if error is None else (NO_VECTOR, False)
@@ -209,7 +195,7 @@ def router(lifecycle: Lifecycle) -> APIRouter:  # noqa: C901, PLR0915 - one smal
             results.append(result | {"success": error is None, "error": error})
         counts = {"total": len(given), "successful": len(good), "success": len(good), "failed": len(given) - len(good)}
         counts["cached_count"] = sum(result["cached"] for result in results)
-        return _json({"results": results, "dimensions": dimensions, **counts, **identity(model)})
+        return _json({"results": results, "dimensions": dimensions, **counts, **_identity(settings, model)})
 
     posts: list[tuple[str, Callable[..., Any], str, type[wire.Fields], type[BaseModel]]] = [
         ("/embed", embed, "Embed a text", TextRequest, TextEmbedding),
@@ -230,7 +216,7 @@ def router(lifecycle: Lifecycle) -> APIRouter:  # noqa: C901, PLR0915 - one smal
         return {
             "model_name": model.name,
             "model": model.name,
-            **identity(model),
+            **_identity(settings, model),
             "dimensions": dimensions,
             "model_load_time_seconds": round(model.load_s, 2),
             "limits": limits,
@@ -253,19 +239,25 @@ def preset(lifecycle: Lifecycle) -> APIRouter:
     @routes.get("/health", summary="Health of the model")
     async def health() -> Response:
         model, cache = service.models.default_for(scores=False), service.models.cache
-        checksum = model_checksum(service.settings, model)
+        identity = _identity(service.settings, model)
         body = {
             "status": "healthy" if lifecycle.ready else str(lifecycle.phase),
             "model": model.name,
             "dimensions": model.facts.dimension if model.facts else None,
-            "version": model.options.revision or (model.facts.revision if model.facts else None) or checksum,
-            "model_checksum": checksum,
+            "version": identity["model_version"],
+            "model_checksum": identity["model_checksum"],
             "cache_enabled": cache is not None,
             "cache_size": cache.stats().entries if cache else 0,
         }
         return JSONResponse(body, 200 if lifecycle.ready else 503)
 
     return routes
+
+
+def _identity(settings: Settings, model: ServedModel) -> dict[str, str]:
+    checksum = model_checksum(settings, model)
+    revision = model.options.revision or (model.facts.revision if model.facts else None)
+    return {"model_version": revision or checksum, "model_checksum": checksum}
 
 
 def _truncate(default: Truncate) -> Truncate:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 import orjson
 from fastapi import APIRouter, Request
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, RootModel
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 from starlette.responses import JSONResponse, Response
 
 from embedding_service import __version__
@@ -101,23 +101,11 @@ class DecodeRequest(wire.Fields):
     skip_special_tokens: bool = True
 
 
-class Vectors(RootModel[list[list[float]]]):
-    """One vector for each input."""
-
-
-class TokenVectors(RootModel[list[list[list[float]]]]):
-    """A vector for each token of each input."""
-
-
 class Weight(BaseModel):
     """A token id and its weight."""
 
     index: int
     value: float
-
-
-class Weights(RootModel[list[list[Weight]]]):
-    """The lexical weights of each input."""
 
 
 class Rank(BaseModel):
@@ -128,14 +116,6 @@ class Rank(BaseModel):
     text: str | None = None
 
 
-class Ranks(RootModel[list[Rank]]):
-    """The texts, best first."""
-
-
-class Similarities(RootModel[list[float]]):
-    """Cosine similarities, in the order of `sentences`."""
-
-
 class SimpleToken(BaseModel):
     """A token; `start` and `stop` count characters of the text, and are null for special tokens."""
 
@@ -144,14 +124,6 @@ class SimpleToken(BaseModel):
     special: bool
     start: int | None
     stop: int | None
-
-
-class Tokens(RootModel[list[list[SimpleToken]]]):
-    """The tokens of each text."""
-
-
-class DecodedTexts(RootModel[list[str]]):
-    """The text of each list of ids."""
 
 
 class Info(BaseModel):
@@ -247,15 +219,21 @@ def router(service: EmbeddingService) -> APIRouter:  # noqa: C901 - one small fu
             raise InvalidRequest("ids must be a list of token ids, or a list of such lists", param="ids")
         return JSONResponse(await service.decode(fields.ids, skip_special_tokens=fields.skip_special_tokens))
 
-    posts: list[tuple[str, Callable[..., Any], str, type[wire.Fields], type[BaseModel]]] = [
-        ("/", root, "Embed, or compare by the shape of `inputs`", TeiEmbedRequest, Vectors),
-        ("/embed", embed, "Embed texts", TeiEmbedRequest, Vectors),
-        ("/embed_all", embed_all, "Embed every token of texts (ColBERT vectors)", TeiEmbedRequest, TokenVectors),
-        ("/embed_sparse", embed_sparse, "Weigh the tokens of texts", TeiEmbedRequest, Weights),
-        ("/similarity", similarity, "Compare a sentence with others", TeiSimilarityRequest, Similarities),
-        ("/rerank", rerank, "Score texts against a query", TeiRerankRequest, Ranks),
-        ("/tokenize", tokenize, "Split texts into tokens", TokenizeRequest, Tokens),
-        ("/decode", decode, "Join tokens to texts", DecodeRequest, DecodedTexts),
+    posts: list[tuple[str, Callable[..., Any], str, type[wire.Fields], Any]] = [
+        ("/", root, "Embed, or compare by the shape of `inputs`", TeiEmbedRequest, list[list[float]]),
+        ("/embed", embed, "Embed texts", TeiEmbedRequest, list[list[float]]),
+        (
+            "/embed_all",
+            embed_all,
+            "Embed tokens (ColBERT vectors)",
+            TeiEmbedRequest,
+            list[list[list[float]]],
+        ),
+        ("/embed_sparse", embed_sparse, "Weigh the tokens of texts", TeiEmbedRequest, list[list[Weight]]),
+        ("/similarity", similarity, "Compare a sentence with others", TeiSimilarityRequest, list[float]),
+        ("/rerank", rerank, "Score texts against a query", TeiRerankRequest, list[Rank]),
+        ("/tokenize", tokenize, "Split texts into tokens", TokenizeRequest, list[list[SimpleToken]]),
+        ("/decode", decode, "Join tokens to texts", DecodeRequest, list[str]),
     ]
     for path, endpoint, summary, request, response in posts:
         wire.post(routes, path, endpoint, (request, response), summary=summary, errors=problems.TEI)

@@ -167,7 +167,7 @@ def post(
     routes: APIRouter,
     path: str,
     endpoint: Callable[..., Any],
-    shapes: tuple[type[BaseModel], type[BaseModel]],
+    shapes: tuple[type[BaseModel], Any],
     *,
     summary: str,
     errors: Envelope,
