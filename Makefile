@@ -49,8 +49,8 @@ format: install-test ## let ruff format and repair what it can
 	@$(VENV)/bin/ruff format .
 	@$(VENV)/bin/ruff check --fix .
 
-soak: install-test ## run the tests that take long
-	@$(VENV)/bin/python -m pytest -m soak --timeout 0 $(ARGS)
+soak: install-test ## run what takes long (40 minutes); writes docs/reliability.md
+	@SOAK_REPORT=docs/reliability.md $(VENV)/bin/python -m pytest -m soak --timeout 0 $(ARGS)
 
 bench: install-test ## measure this machine
 	@$(VENV)/bin/python benchmarks/run.py $(ARGS)

@@ -43,11 +43,11 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 class Server:
     """A gateway started by its command; its log, a JSON object a line, is read as it comes."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, **environment: str) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "embedding_service", "serve", *FAKE, *arguments],
             cwd=ROOT,
-            env=ENVIRONMENT,
+            env=ENVIRONMENT | environment,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,

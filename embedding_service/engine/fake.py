@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,7 @@ DIMENSION = 32
 
 
 class FakeCore:
-    """Vectors that depend on the token ids alone; `engine_args` may set `step_s` and `outputs`."""
+    """Vectors that depend on the token ids alone; `engine_args` may set `step_s`, `outputs` and faults."""
 
     def __init__(self, options: ModelOptions) -> None:
         knobs = options.engine_args
@@ -46,6 +47,8 @@ class FakeCore:
         self.limits = CoreLimits(texts=texts, tokens=2048)
         self.tokenizer_json = fake_tokenizer().to_str().encode()
         self._queue: dict[str, tuple[list[int], frozenset[Output]]] = {}
+        if "die_after_s" in knobs:
+            threading.Timer(float(knobs["die_after_s"]), os.kill, (os.getpid(), signal.SIGKILL)).start()
 
     def add(self, key: str, ids: list[int], *, outputs: frozenset[Output], boundary: int | None) -> None:
         """Queue one input; `fault-reject` is refused."""

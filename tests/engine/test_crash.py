@@ -75,6 +75,19 @@ def test_killed_worker_is_replaced_and_nothing_is_lost(start_gateway: Callable[.
         assert http.get("/readyz").status_code == 200
 
 
+def test_a_step_that_stands_still_is_ended(
+    start_gateway: Callable[..., RunningGateway], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that answers pings but is stuck in a step is replaced; who was next to the culprit is answered."""
+    monkeypatch.setattr("embedding_service.engine.replica.STEP_AT_LEAST_S", 2.0)
+    gateway = start_gateway(**FAKE)
+    with ThreadPoolExecutor(3) as threads:
+        answers = list(threads.map(lambda text: embed(gateway, text), ["w1", "w2 fault-hang", "w3"]))
+    assert [answer.status_code for answer in answers] == [200, 500, 200]
+    assert answers[1].headers["x-should-retry"] == "false"
+    assert any("no progress in a step" in str(event.get("reason")) for event in gateway.log)
+
+
 def test_another_replica_takes_over_at_once(start_gateway: Callable[..., RunningGateway]) -> None:
     """With two replicas one death is not even a pause: the other one answers and readiness stays."""
     gateway = start_gateway(**{**SLOW, "replicas": 2, "engine_args": {"step_s": 0.3, "load_s": 2}})

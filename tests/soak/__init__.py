@@ -1,0 +1,1 @@
+"""What takes long, and what is a time or a rate: `make soak`."""
