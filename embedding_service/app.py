@@ -96,7 +96,9 @@ def create_app(
         assets = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")
         open_paths |= {"/docs", "/openapi.json", *(f"/docs/assets/{name}" for name in assets)}
     onion: ASGIApp = Body(app, max_bytes=settings.max_body_bytes, pause_s=settings.body_timeout_s)
-    onion = RateLimit(onion, rates=rates, exempt=open_paths)
+    onion = RateLimit(
+        onion, rates=rates, exempt=open_paths - {"/"}
+    )  # to read, "/" may be open; to post to, it computes
     onion = Auth(
         onion,
         keys=keys,
