@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import cohere
+import httpx
 import numpy as np
 import pytest
 
@@ -12,7 +13,7 @@ from tests.api.calls import unit_vectors
 from tests.api.test_rerank import MODELS, score
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from tests.conftest import RunningGateway
 
@@ -30,9 +31,10 @@ def gateway(start_gateway: Callable[..., RunningGateway]) -> RunningGateway:
 
 
 @pytest.fixture(scope="module")
-def sdk(gateway: RunningGateway) -> cohere.ClientV2:
+def sdk(gateway: RunningGateway) -> Iterator[cohere.ClientV2]:
     """Return Cohere's client of that gateway."""
-    return cohere.ClientV2(api_key=KEY, base_url=gateway.url)
+    with httpx.Client() as http:  # given only so that it is closed
+        yield cohere.ClientV2(api_key=KEY, base_url=gateway.url, httpx_client=http)
 
 
 def test_embed_in_all_types(sdk: cohere.ClientV2) -> None:
@@ -72,6 +74,7 @@ def test_errors_become_the_sdks_exceptions(gateway: RunningGateway, sdk: cohere.
         sdk.embed(model="nobody", texts=["w1"], input_type="clustering", embedding_types=["float"])
     with pytest.raises(cohere.BadRequestError, match="dimensions"):
         sdk.embed(model="m3", texts=["w1"], input_type="clustering", embedding_types=["float"], output_dimension=7)
-    stranger = cohere.ClientV2(api_key="wrong", base_url=gateway.url)
-    with pytest.raises(cohere.UnauthorizedError, match="Incorrect API key"):
-        stranger.rerank(model="cross", query="w1", documents=["w2"])
+    with httpx.Client() as http, pytest.raises(cohere.UnauthorizedError, match="Incorrect API key"):
+        cohere.ClientV2(api_key="wrong", base_url=gateway.url, httpx_client=http).rerank(
+            model="cross", query="w1", documents=["w2"]
+        )

@@ -21,6 +21,12 @@ with warnings.catch_warnings():
 if TYPE_CHECKING:
     from tests.clients.conftest import Address
 
+# These clients never close their sockets.
+pytestmark = [
+    pytest.mark.usefixtures("leaky"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
 TEXTS = ["w1 w2", "w3", "w4 w5"]
 
 

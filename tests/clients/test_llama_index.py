@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 
     from tests.conftest import RunningGateway
 
+# These clients never close their sockets.
+pytestmark = [
+    pytest.mark.usefixtures("leaky"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
 KEY = "li-only-for-tests"
 TEXTS = ["w1 w2", "w3", "w4 w5"]
 
