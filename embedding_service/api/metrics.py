@@ -18,7 +18,7 @@ from prometheus_client.registry import Collector
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from embedding_service.engine.replica import State
+from embedding_service.engine.states import State
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

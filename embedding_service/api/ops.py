@@ -15,7 +15,7 @@ from starlette.staticfiles import StaticFiles
 from embedding_service import __version__
 from embedding_service.api.problems import ERRORS
 from embedding_service.core.cache import MemoryCache
-from embedding_service.engine.replica import State
+from embedding_service.engine.states import State
 from embedding_service.errors import ModelNotFound, Unavailable
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from embedding_service.engine import splade
-from embedding_service.engine.replica import Replica, State, WorkerDied
+from embedding_service.engine.replica import Replica, WorkerDied
+from embedding_service.engine.states import State
 from embedding_service.errors import DeadlineExceeded, EngineFailed, Unavailable
 from embedding_service.types import Batch, BatchResult, Output, Priority
 

@@ -22,7 +22,7 @@ import msgspec
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
-    from embedding_service.engine.worker import Launch
+    from embedding_service.engine.inbox import Launch
     from embedding_service.settings import ModelOptions, Settings
 
 _TAIL_LINES = 50

@@ -10,18 +10,18 @@ import contextlib
 import itertools
 import time
 import uuid
-from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import zmq
 import zmq.asyncio
 
 from embedding_service.engine import protocol
 from embedding_service.engine.identity import identity
+from embedding_service.engine.inbox import Launch
+from embedding_service.engine.line import Line, Totals
 from embedding_service.engine.process import WorkerProcess
-from embedding_service.engine.worker import Launch, StepRecord
+from embedding_service.engine.states import TRANSITIONS, Event, State
+from embedding_service.engine.step_record import StepRecord
 from embedding_service.errors import DeadlineExceeded, EngineFailed, ModelNotLoaded
 
 if TYPE_CHECKING:
@@ -41,36 +41,6 @@ DEATHS_ALLOWED, DEATHS_WINDOW_S = 3, 300.0
 BACKOFF_S = (0.0, 1.0, 5.0)  # before the second, third and fourth worker of five minutes
 
 
-class State(StrEnum):
-    """Where a replica stands."""
-
-    STARTING = "starting"
-    READY = "ready"
-    BACKOFF = "backoff"
-    DEAD = "dead"
-    STOPPED = "stopped"
-
-
-class Event(StrEnum):
-    """What moves it."""
-
-    HELLO = "hello"
-    EXITED = "exited"
-    GAVE_UP = "gave_up"
-    RESTART = "restart"
-    STOP = "stop"
-
-
-TRANSITIONS = {
-    (State.STARTING, Event.HELLO): State.READY,
-    (State.STARTING, Event.EXITED): State.BACKOFF,
-    (State.STARTING, Event.GAVE_UP): State.DEAD,
-    (State.READY, Event.EXITED): State.BACKOFF,
-    (State.BACKOFF, Event.RESTART): State.STARTING,
-    (State.BACKOFF, Event.GAVE_UP): State.DEAD,
-} | {(state, Event.STOP): State.STOPPED for state in State}
-
-
 class WorkerDied(Exception):
     """The worker ended with this job in its hands.
 
@@ -82,51 +52,9 @@ class WorkerDied(Exception):
         self.running = running
 
 
-@dataclass(slots=True)
-class Totals:
-    """What all workers of a replica have done, the dead ones included; see `protocol.Pong`."""
-
-    steps: int = 0
-    texts: int = 0
-    tokens: int = 0
-    busy_s: float = 0.0
-    batch_sizes: list[int] = field(default_factory=lambda: [0] * protocol.SIZE_CLASSES)
-
-    def add(self, now: protocol.Pong, before: protocol.Pong | None) -> None:
-        """Add what happened between two messages of one worker."""
-        self.steps += now.steps - (before.steps if before else 0)
-        self.texts += now.texts - (before.texts if before else 0)
-        self.tokens += now.tokens - (before.tokens if before else 0)
-        self.busy_s += now.busy_s - (before.busy_s if before else 0)
-        earlier = before.batch_sizes if before else (0,) * len(now.batch_sizes)
-        for power, (count, old) in enumerate(zip(now.batch_sizes, earlier, strict=True)):
-            self.batch_sizes[power] += count - old
-
-
 class _Pending(NamedTuple):
     future: asyncio.Future[tuple[protocol.Done, list[Floats]]]
     tokens: int
-
-
-class _Line:
-    """The two sockets of one generation, and the file in which the worker records its step."""
-
-    def __init__(self, context: zmq.asyncio.Context, folder: Path, name: str) -> None:
-        self.paths = [folder / f"{name}.jobs", folder / f"{name}.results"]
-        self.step_path = folder / f"{name}.step"
-        self.jobs = context.socket(zmq.PAIR)
-        self.results = context.socket(zmq.PULL)
-        for socket, path in zip((self.jobs, self.results), self.paths, strict=True):
-            socket.setsockopt(zmq.SNDHWM, 0)
-            socket.setsockopt(zmq.RCVHWM, 0)
-            socket.setsockopt(zmq.LINGER, 0)
-            socket.bind(f"ipc://{path}")
-
-    def close(self) -> None:
-        self.jobs.close()
-        self.results.close()
-        for path in (*self.paths, self.step_path):
-            path.unlink(missing_ok=True)
 
 
 class Replica:
@@ -163,7 +91,7 @@ class Replica:
         self._deaths: list[float] = []
         self._start_took_s = 0.0
         self._spawned = 0.0
-        self._line: _Line | None = None
+        self._line: Line | None = None
         self._process: WorkerProcess | None = None
         self._last_pong = self._last_step = 0.0
         self._watcher: asyncio.Task[None] | None = None
@@ -246,7 +174,7 @@ class Replica:
         async with self._start_lock:
             self.generation += 1
             name = f"{uuid.uuid4().hex[:12]}-{self.index}-{self.generation}"  # model names may be alike, or not ASCII
-            self._line = _Line(self._context, self._folder, name)
+            self._line = Line(self._context, self._folder, name)
             jobs, results = (f"ipc://{path}" for path in self._line.paths)
             options = self.options.model_dump(mode="json")
             launch = Launch(self.generation, jobs, results, str(self._line.step_path), options)

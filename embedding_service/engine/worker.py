@@ -7,17 +7,15 @@ line of JSON on standard input, which then stays open: its end means that the ga
 from __future__ import annotations
 
 import gc
-import mmap
 import os
 import queue
 import signal
-import struct
 import sys
 import threading
 import time
 import traceback
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -25,139 +23,19 @@ import zmq
 
 from embedding_service.engine import protocol
 from embedding_service.engine.core import InputRejected, ModelRefused
+from embedding_service.engine.inbox import Job, Launch, Progress, Receiver
 from embedding_service.engine.location import resolve_model
+from embedding_service.engine.step_record import StepRecord
 from embedding_service.types import Output, Priority
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from embedding_service.engine.core import Core
-    from embedding_service.types import Floats, TokenIds
+    from embedding_service.types import Floats
 
 EXIT_NOT_LOADED = 4
 _WARM_UP_TEXT = "The quick brown fox jumps over the lazy dog."
-
-
-class Launch(msgspec.Struct, frozen=True):
-    """What a worker is told at birth; `model` is a dumped `ModelOptions`."""
-
-    generation: int
-    jobs_address: str
-    results_address: str
-    step_path: str
-    model: dict[str, Any]
-
-
-class StepRecord:
-    """A small mapped file that names the inputs of the running step; it outlives the process.
-
-    From it the gateway learns, after a crash, what the engine was working on.
-    """
-
-    _SIZE = 1 << 16
-    _LENGTH = struct.Struct("<I")
-
-    def __init__(self, path: str) -> None:
-        with open(path, "wb+") as file:  # noqa: PTH123 - a path from our own gateway
-            file.truncate(self._SIZE)
-            self._map = mmap.mmap(file.fileno(), self._SIZE)
-
-    def write(self, keys: list[tuple[int, int]]) -> None:
-        """Name the (job, input) pairs that the next step holds; none after a step."""
-        body = msgspec.msgpack.encode(keys[: self._SIZE // 32])
-        self._map[: self._LENGTH.size] = self._LENGTH.pack(0)
-        self._map[self._LENGTH.size : self._LENGTH.size + len(body)] = body
-        self._map[: self._LENGTH.size] = self._LENGTH.pack(len(body))
-
-    @classmethod
-    def read(cls, path: Path) -> list[tuple[int, int]]:
-        """Return what the step that a dead worker was in held."""
-        try:
-            raw = path.read_bytes()
-            (length,) = cls._LENGTH.unpack_from(raw)
-            body = raw[cls._LENGTH.size : cls._LENGTH.size + length]
-            return msgspec.msgpack.decode(body, type=list[tuple[int, int]]) if length else []
-        except (OSError, struct.error, msgspec.DecodeError):  # it died before it wrote anything
-            return []
-
-
-class Progress:
-    """Counters that the engine thread writes and the receiving thread reads for `Pong`."""
-
-    def __init__(self) -> None:
-        self.steps = self.texts = self.tokens = self.running = self.running_tokens = self.waiting = 0
-        self.busy_s = 0.0
-        self.batch_sizes = [0] * protocol.SIZE_CLASSES
-
-    def count_step(self, texts: int, seconds: float) -> None:
-        """Count one step of the core."""
-        self.steps += 1
-        self.busy_s += seconds
-        self.batch_sizes[min(max(texts - 1, 0).bit_length(), protocol.SIZE_CLASSES - 1)] += 1
-
-    def pong(self, generation: int) -> protocol.Pong:
-        """Return the counters as a message."""
-        return protocol.Pong(generation, **vars(self) | {"batch_sizes": tuple(self.batch_sizes)})
-
-
-class _Job:
-    """A `Run` on its way through the core."""
-
-    def __init__(self, header: protocol.Run, lengths: TokenIds, ids: TokenIds, arrived_step: int) -> None:
-        self.header = header
-        self.ids = ids
-        self.ends = np.cumsum(lengths).tolist()
-        self.starts = [0, *self.ends[:-1]]
-        self.outputs = frozenset(header.outputs)
-        self.arrived_step = arrived_step
-        self.arrived = self.started = time.monotonic()
-        self.next = 0
-        self.left = header.n
-        self.results: list[Mapping[Output, Floats]] = [{}] * header.n
-
-    def tokens_of(self, index: int) -> int:
-        return int(self.ends[index] - self.starts[index])
-
-    def ids_of(self, index: int) -> list[int]:
-        ids: list[int] = self.ids[self.starts[index] : self.ends[index]].tolist()
-        return ids
-
-    def arrays(self) -> list[Floats]:
-        """Gather the results: one array for each output, see `protocol.Done`."""
-        arrays = []
-        for output in sorted(self.outputs, key=list(Output).index):
-            parts = [result[output] for result in self.results]
-            if output in (Output.DENSE, Output.SCORE):
-                arrays.append(np.stack(parts))
-            else:
-                arrays.append(np.concatenate(parts))
-        return arrays
-
-
-class _Receiver(threading.Thread):
-    """Owns the jobs socket: hands jobs over, answers pings whatever the engine does."""
-
-    def __init__(self, socket: zmq.Socket[bytes], launch: Launch, progress: Progress) -> None:
-        super().__init__(name="receiver", daemon=True)
-        self.socket = socket
-        self.generation = launch.generation
-        self.progress = progress
-        self.inbox: queue.SimpleQueue[_Job | protocol.Cancel | protocol.Stop] = queue.SimpleQueue()
-
-    def run(self) -> None:
-        while True:
-            parts = self.socket.recv_multipart(copy=False)
-            message = protocol.decode(parts[0].buffer)
-            if message.generation != self.generation:
-                continue
-            if isinstance(message, protocol.Ping):
-                self.socket.send_multipart(protocol.encode(self.progress.pong(self.generation)))
-            elif isinstance(message, protocol.Run):
-                lengths, ids = protocol.run_frames(message, [part.buffer for part in parts[1:]])
-                self.inbox.put(_Job(message, lengths, ids, self.progress.steps))
-            elif isinstance(message, protocol.Cancel | protocol.Stop):
-                self.inbox.put(message)
 
 
 class Worker:
@@ -166,7 +44,7 @@ class Worker:
     def __init__(
         self,
         core: Core,
-        receiver: _Receiver,
+        receiver: Receiver,
         results: zmq.Socket[bytes],
         record: StepRecord,
         *,
@@ -179,9 +57,9 @@ class Worker:
         self.results = results
         self.record = record
         self.gather_s = gather_s
-        self.waiting: dict[Priority, deque[_Job]] = {priority: deque() for priority in Priority}
-        self.jobs: dict[int, _Job] = {}
-        self.in_core: dict[str, tuple[_Job, int]] = {}
+        self.waiting: dict[Priority, deque[Job]] = {priority: deque() for priority in Priority}
+        self.jobs: dict[int, Job] = {}
+        self.in_core: dict[str, tuple[Job, int]] = {}
 
     def run(self) -> None:
         """Work until told to stop. An exception from the core's `step` ends the process."""
@@ -244,7 +122,7 @@ class Worker:
                 break
         return True
 
-    def _accept(self, job: _Job) -> None:
+    def _accept(self, job: Job) -> None:
         self.jobs[job.header.job] = job
         self.waiting[job.header.priority].append(job)
 
@@ -267,7 +145,7 @@ class Worker:
             used_texts, used_tokens = self._fill(waiting, texts, tokens)
             texts, tokens = texts - used_texts, tokens - used_tokens
 
-    def _fill(self, waiting: deque[_Job], texts: int, tokens: int, *, one_job: bool = False) -> tuple[int, int]:
+    def _fill(self, waiting: deque[Job], texts: int, tokens: int, *, one_job: bool = False) -> tuple[int, int]:
         """Add inputs while they fit; the first of an empty step always does. Return what was used."""
         used_texts = used_tokens = 0
         first = waiting[0] if waiting else None
@@ -289,7 +167,7 @@ class Worker:
                     waiting.popleft()
         return used_texts, used_tokens
 
-    def _add(self, job: _Job, index: int) -> bool:
+    def _add(self, job: Job, index: int) -> bool:
         key = f"{job.header.job}:{index}"
         boundary = job.header.boundaries[index] if job.header.boundaries else None
         try:
@@ -318,7 +196,7 @@ class Worker:
                 done = protocol.Done(self.generation, job.header.job, shapes, steps, queued_s)
                 self.results.send_multipart(protocol.encode(done, *arrays), copy=False)
 
-    def _fail(self, job: _Job, reason: str, message: str) -> None:
+    def _fail(self, job: Job, reason: str, message: str) -> None:
         self._forget(job.header.job)
         self.results.send_multipart(protocol.encode(protocol.Failed(self.generation, job.header.job, reason, message)))
 
@@ -403,7 +281,7 @@ def main() -> int:
         socket.setsockopt(zmq.RCVHWM, 0)
         socket.setsockopt(zmq.LINGER, 1000)
         socket.connect(address)
-    receiver = _Receiver(jobs, launch, Progress())
+    receiver = Receiver(jobs, launch, Progress())
     receiver.start()
     try:
         core = _load(launch)

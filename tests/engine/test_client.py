@@ -16,7 +16,8 @@ import structlog
 
 from embedding_service.engine import replica as replica_module
 from embedding_service.engine.client import SLICE_TEXTS, SLICE_TOKENS, _slices
-from embedding_service.engine.replica import TRANSITIONS, Event, Replica, State
+from embedding_service.engine.replica import Replica
+from embedding_service.engine.states import TRANSITIONS, Event, State
 from embedding_service.errors import ModelNotLoaded
 from embedding_service.settings import ModelOptions
 from embedding_service.types import Batch, Output, Priority

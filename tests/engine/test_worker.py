@@ -14,7 +14,9 @@ import zmq
 from embedding_service.engine import protocol
 from embedding_service.engine.core import ModelRefused
 from embedding_service.engine.fake import FAULTS, FakeCore, fake_vectors
-from embedding_service.engine.worker import Launch, Progress, StepRecord, Worker, _Job, _Receiver, warm_up
+from embedding_service.engine.inbox import Job, Launch, Progress, Receiver
+from embedding_service.engine.step_record import StepRecord
+from embedding_service.engine.worker import Worker, warm_up
 from embedding_service.settings import ModelOptions
 from embedding_service.types import Output, Priority
 
@@ -61,7 +63,7 @@ class Bench:
             other.connect(name)
         launch = Launch(GENERATION, "", "", "", {})
         self.core = ScriptedCore(**options)
-        self.receiver = _Receiver(theirs, launch, Progress())
+        self.receiver = Receiver(theirs, launch, Progress())
         self.record_path = folder / "step"
         self.worker = Worker(self.core, self.receiver, results, StepRecord(str(self.record_path)), gather_s=gather_s)
         self.sockets = [self.jobs, theirs, self.results, results]
@@ -72,7 +74,7 @@ class Bench:
         flat = np.array(list(itertools.chain(*inputs)), np.int32)
         fields = {"outputs": DENSE, "deadline": time.monotonic() + 600, **fields}
         run = protocol.Run(GENERATION, job=job, n=len(inputs), total=len(flat), priority=priority, **fields)
-        self.receiver.inbox.put(_Job(run, lengths, flat, self.receiver.progress.steps))
+        self.receiver.inbox.put(Job(run, lengths, flat, self.receiver.progress.steps))
 
     def cancel(self, job: int) -> None:
         self.receiver.inbox.put(protocol.Cancel(GENERATION, job))
