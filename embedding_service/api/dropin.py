@@ -100,12 +100,12 @@ def emb_infer(lifecycle: Lifecycle) -> APIRouter:
     }
 
     def statistics() -> dict[str, float]:
-        done = [replica.progress for replica in model.engine.replicas if replica.progress is not None]
+        done = [replica.totals for replica in model.engine.replicas]  # restarts included
         batches, texts = sum(each.steps for each in done), sum(each.texts for each in done)
         average = round(texts / batches, 2) if batches else 0.0
         seconds = round(sum(each.busy_s for each in done) / batches, 4) if batches else 0.0
         return {
-            "queue_size": sum(each.waiting for each in done),
+            "queue_size": sum(replica.progress.waiting for replica in model.engine.replicas if replica.progress),
             "processed_requests": texts,
             "average_batch_size": average,
             "average_processing_time": seconds,
