@@ -29,7 +29,8 @@ STARTING_RETRY_S = 5.0
 class ServedModel:
     """One model. `encoder` (embeds) or `pairs` (scores) is there once the engine has loaded it.
 
-    `preparing` counts requests that are being tokenised and will reach the engine in a moment.
+    `preparing` counts requests that are being tokenised and will reach the engine in a moment;
+    `characters_per_token` is the mean of the last ones.
     """
 
     options: ModelOptions
@@ -40,6 +41,7 @@ class ServedModel:
     pairs: PairEncoder | None = None
     created: int = field(default_factory=lambda: int(time.time()))
     preparing: int = 0
+    characters_per_token: float = 4.0
     load_s: float = 0.0
 
     @property
