@@ -1,21 +1,29 @@
-"""The composition root of the HTTP side: routes, and the onion around them."""
+"""The composition root of the HTTP side: which dialect answers where, and the onion around the routes."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from functools import reduce
+from operator import or_
 from typing import TYPE_CHECKING, Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from embedding_service import __version__
-from embedding_service.api import bge, metrics, openai, ops, problems, rerank
-from embedding_service.api.auth import OPEN_PATHS, Auth
+from embedding_service.api import bge, cohere, dropin, metrics, openai, ops, problems, records, rerank, tei, wire
+from embedding_service.api.auth import OPEN_PATHS, Auth, Words
 from embedding_service.api.middleware import Body, RequestLog
 from embedding_service.api.ratelimit import RateLimit
-from embedding_service.errors import ServiceError
+from embedding_service.errors import InvalidRequest, ServiceError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from pydantic import BaseModel
+    from starlette.responses import Response
     from starlette.types import ASGIApp
     from structlog.typing import FilteringBoundLogger
 
@@ -25,6 +33,46 @@ if TYPE_CHECKING:
     from embedding_service.settings import Settings
     from embedding_service.tracing import Tracer
 
+
+@dataclass(frozen=True, slots=True)
+class Surface:
+    """What a preset changes: its own routes win over the default ones, and errors have its envelope.
+
+    `embeddings` and `rerank` are options of these dialects' routers.
+    """
+
+    envelope: problems.Envelope = problems.DETAIL
+    routes: Callable[[Lifecycle], APIRouter] | None = None
+    embeddings: Mapping[str, Any] = field(default_factory=dict)
+    rerank: Mapping[str, Any] = field(default_factory=dict)
+    open_paths: frozenset[str] = OPEN_PATHS
+    words: Words = field(default_factory=Words)
+
+
+SURFACES: dict[str | None, Surface] = {
+    None: Surface(problems.OPENAI),
+    "qwen3-embedding": Surface(embeddings={"check": dropin.refuse_blank}),
+    "qwen3-reranker": Surface(),
+    "embed": Surface(routes=dropin.embed),
+    "emb-infer-bge-m3": Surface(
+        problems.EMB_INFER,
+        dropin.emb_infer,
+        embeddings={"all_kinds": True},
+        open_paths=OPEN_PATHS | {"/"},
+        words=Words(missing="Missing API token", wrong="Invalid API token", bare=True),
+    ),
+    "bge-inference-service": Surface(
+        routes=dropin.bge_inference, rerank={"raw_scores": True, "return_documents": True}
+    ),
+    "matching-service": Surface(problems.MATCHING, records.preset),
+}
+# Paths of several dialects: without a preset of its own for them, the field that is sent decides.
+SHARED = {
+    "/embed": {"inputs": "tei", "texts": "embed", "text": "records"},
+    "/rerank": {"texts": "tei", "documents": "rerank", "pairs": "rerank"},
+}
+TEI_PATHS = {"/", "/embed", "/embed_all", "/embed_sparse", "/similarity", "/tokenize", "/decode", "/info"}
+COHERE_PATHS = {"/v2/embed", "/v2/rerank"}
 EXPOSED_HEADERS = (
     *("x-request-id", "openai-processing-ms", "x-truncated-inputs", "x-chunked-inputs", "x-cache", "retry-after"),
     *(f"x-ratelimit-{what}-{kind}" for what in ("limit", "remaining", "reset") for kind in ("requests", "tokens")),
@@ -42,16 +90,30 @@ def create_app(
 ) -> ASGIApp:
     """Return the whole gateway as one ASGI application."""
     app = create_routes(settings, lifecycle)
-    open_paths = OPEN_PATHS | ({"/metrics"} if settings.metrics == "open" else set())
+    surface = SURFACES[settings.preset]
+    open_paths = surface.open_paths | ({"/metrics"} if settings.metrics == "open" else set())
     if settings.docs == "open":
         assets = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")
         open_paths |= {"/docs", "/openapi.json", *(f"/docs/assets/{name}" for name in assets)}
     onion: ASGIApp = Body(app, max_bytes=settings.max_body_bytes, pause_s=settings.body_timeout_s)
-    onion = RateLimit(onion, rates=rates, exempt=open_paths)
+    onion = RateLimit(
+        onion, rates=rates, exempt=open_paths - {"/"}
+    )  # to read, "/" may be open; to post to, it computes
     onion = Auth(
-        onion, keys=keys, open_paths=open_paths, local_paths={"/metrics"} if settings.metrics == "loopback" else set()
+        onion,
+        keys=keys,
+        words=surface.words,
+        open_paths=open_paths,
+        local_paths={"/metrics"} if settings.metrics == "loopback" else set(),
     )
-    onion = RequestLog(onion, lifecycle=lifecycle, timeout_s=settings.request_timeout_s, log=log, tracer=tracer)
+    onion = RequestLog(
+        onion,
+        lifecycle=lifecycle,
+        timeout_s=settings.request_timeout_s,
+        envelope_of=_envelope if settings.preset is None else lambda _: surface.envelope,
+        log=log,
+        tracer=tracer,
+    )
     if settings.cors_origins:
         onion = CORSMiddleware(
             onion,
@@ -79,11 +141,16 @@ def create_routes(settings: Settings, lifecycle: Lifecycle) -> FastAPI:
             Exception: problems.unexpected_error,
         },
     )
-    app.include_router(openai.router(lifecycle.service))
-    app.include_router(bge.router(lifecycle.service, settings))
-    app.include_router(rerank.router(lifecycle.service))
-    app.include_router(ops.router(lifecycle))
-    app.include_router(metrics.router(lifecycle, expose_metrics=settings.metrics != "off"))
+    for router in _routers(settings, lifecycle):
+        known = {
+            (route.path, method) for route in app.routes if isinstance(route, APIRoute) for method in route.methods
+        }
+        router.routes = [
+            route
+            for route in router.routes
+            if isinstance(route, APIRoute) and known.isdisjoint((route.path, method) for method in route.methods)
+        ]
+        app.include_router(router)
     if settings.docs != "off":
         ops.add_documentation(app)
     describe = app.openapi
@@ -91,9 +158,10 @@ def create_routes(settings: Settings, lifecycle: Lifecycle) -> FastAPI:
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             document = describe()
-            for model in (openai.EmbeddingsRequest, bge.SparseRequest, rerank.RerankRequest):
-                schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-                document["components"]["schemas"] |= schema.pop("$defs", {}) | {model.__name__: schema}
+            for route in app.routes:
+                for model in _requests(route):
+                    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+                    document["components"]["schemas"] |= schema.pop("$defs", {}) | {model.__name__: schema}
             _forget_422(document)
             document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
             document["security"] = [{"key": []}, {}]  # without configured keys none is needed
@@ -103,10 +171,87 @@ def create_routes(settings: Settings, lifecycle: Lifecycle) -> FastAPI:
     return app
 
 
+def _routers(settings: Settings, lifecycle: Lifecycle) -> list[APIRouter]:
+    """Return the dialects' routes, those that win first."""
+    service, surface = lifecycle.service, SURFACES[settings.preset]
+    dialects = {
+        "openai": openai.router(service, **surface.embeddings),
+        "bge": bge.router(service, settings),
+        "rerank": rerank.router(service, **surface.rerank),
+        "cohere": cohere.router(service),
+        "tei": tei.router(service),
+        "records": records.router(lifecycle),
+        "ops": ops.router(lifecycle),
+        "metrics": metrics.router(lifecycle, expose_metrics=settings.metrics != "off"),
+    }
+    own = [surface.routes(lifecycle)] if surface.routes else []
+    by_field = {**dialects, "embed": dropin.embed(lifecycle)}
+    shared = [
+        _by_field(path, {name: by_field[d] for name, d in fields.items()}, envelopes=settings.preset is None)
+        for path, fields in SHARED.items()
+    ]
+    return [*own, *shared, *dialects.values()]
+
+
+def _by_field(path: str, dialects: dict[str, APIRouter], *, envelopes: bool) -> APIRouter:
+    """Return a route that hands a request to the dialect whose field it has; none or two is a 400."""
+    routes = {name: _route(router, path) for name, router in dialects.items()}
+
+    async def choose(request: Request) -> Response:
+        tree = await wire.read_object(request)
+        named = {name: route for name, route in routes.items() if name in tree}
+        if len({id(route) for route in named.values()}) != 1:
+            if envelopes:
+                problems.use(request.scope, problems.OPENAI)
+            raise InvalidRequest(f"send exactly one of {', '.join(routes)}", param=next(iter(named), None))
+        route = next(iter(named.values()))
+        if envelopes:
+            problems.use(request.scope, problems.TEI if "TEI" in route.tags else problems.OPENAI)
+        response: Response = await route.endpoint(request)
+        return response
+
+    distinct = {id(route): route for route in routes.values()}.values()
+    shared = APIRouter(tags=[tag for route in distinct for tag in route.tags])
+    shared.post(
+        path,
+        summary=f"By field: {', '.join(routes)}",
+        response_model=reduce(or_, (route.response_model for route in distinct)),
+        responses={
+            **problems.TEI.responses,
+            **problems.ERRORS,
+            400: {
+                "model": problems.OPENAI.model | problems.TEI.model,
+                "description": problems.ERRORS[400]["description"],
+            },
+        },
+        openapi_extra=wire.RequestSchema(*(model for route in distinct for model in _requests(route))),
+        operation_id=path.strip("/"),
+    )(choose)
+    return shared
+
+
+def _requests(route: object) -> tuple[type[BaseModel], ...]:
+    """Return the models that describe a route's body."""
+    extra = getattr(route, "openapi_extra", None)
+    return extra.models if isinstance(extra, wire.RequestSchema) else ()
+
+
+def _envelope(path: str) -> problems.Envelope:
+    """Return how errors are written at a path, where no preset says so."""
+    if path in TEI_PATHS:
+        return problems.TEI
+    return problems.COHERE if path in COHERE_PATHS else problems.OPENAI
+
+
+def _route(router: APIRouter, path: str) -> APIRoute:
+    return next(route for route in router.routes if isinstance(route, APIRoute) and route.path == path)
+
+
 def _forget_422(document: dict[str, Any]) -> None:
     """Take out what FastAPI documents for every route with a parameter: wrong requests get a 400 here."""
     for operations in document["paths"].values():
         for operation in operations.values():
-            operation["responses"].pop("422", None)
+            if "HTTPValidationError" in str(operation["responses"].get("422")):
+                del operation["responses"]["422"]
     for name in ("HTTPValidationError", "ValidationError"):
         document["components"]["schemas"].pop(name, None)

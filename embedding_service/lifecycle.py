@@ -77,6 +77,7 @@ class Lifecycle:
         facts = model.engine.facts
         assert facts is not None  # noqa: S101 - a started engine has said hello
         await asyncio.to_thread(model.open)
+        model.load_s = time.monotonic() - began
         gc.collect()
         gc.freeze()  # what start-up made stays: looking through it again took a full collection 50 ms, on this loop
         self._log.info(

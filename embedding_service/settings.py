@@ -26,7 +26,8 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from embedding_service.errors import BadConfiguration
-from embedding_service.types import InputType, TokenIdPolicy
+from embedding_service.presets import PLAIN_RECORDS, OldVariables, Preset, RecordSettings, apply_old_variables
+from embedding_service.types import InputType, TokenIdPolicy, Truncate
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -167,6 +168,7 @@ class ModelOptions(EngineOptions):
     )
     default_instruction: str | None = Field(None, description="For `input_type: query` without an instruction.")
     matryoshka: bool | None = Field(None, description="May vectors be cut? Default: by model family.")
+    expected_dimension: int | None = Field(None, ge=1, description="Refuse to start if vectors have another size.")
     token_ids: TokenIdPolicy = Field(TokenIdPolicy.CL100K, description="How inputs sent as token ids are read.")
 
 
@@ -179,6 +181,12 @@ class Settings(ModelOptions, BaseSettings):
     yaml_tree: ClassVar[dict[str, Any]] = {}
 
     models: tuple[ModelOptions, ...] = Field((), description="Several models behind one address.")
+
+    preset: Preset | None = Field(None, description="The system to stand in for; its file is in config/drop-in/.")
+    environment: OldVariables = Field(
+        default_factory=dict, description="That system's variables, and the settings that they stand for."
+    )
+    service_name: str = Field("embedding-service", description="What the service calls itself.")
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8890, ge=0, le=65535, description="TCP port; 0 takes a free one.")
@@ -215,6 +223,12 @@ class Settings(ModelOptions, BaseSettings):
         None, pattern="^https?://", description="Where traces go (OTLP over HTTP), such as http://localhost:4318."
     )
     unknown_model: Literal["reject", "serve_default"] = Field("reject", description="What a foreign model name gets.")
+    echo_model: bool = Field(default=False, description="Answers name the model as the request did.")
+    default_truncate: Truncate = Field(Truncate.ERROR, description="For over-long inputs of requests that do not say.")
+    model_checksum: Literal["settings", "legacy"] = Field(
+        "settings", description="legacy: md5 of the name and dimensions only, as matching-service had it."
+    )
+    records: RecordSettings = Field(PLAIN_RECORDS, description="The fields of records and their text.")
     sparse_token_mapping: Literal["tokenizer", "hash"] = Field(
         "tokenizer", description="Indices of sparse vectors: token ids, or hashes of them."
     )
@@ -222,11 +236,14 @@ class Settings(ModelOptions, BaseSettings):
     runtime_dir: Path | None = Field(None, description="Where sockets live (mode 0700); default: a fresh one.")
 
     max_inputs: int = Field(2048, ge=1, description="Inputs in one request.")
+    max_text_characters: int | None = Field(None, ge=1, description="Characters of one text.")
+    max_concurrent_requests: int | None = Field(None, ge=1, description="Requests computed or waiting at a time.")
     max_request_tokens: int = Field(300_000, ge=1, description="Tokens in one request.")
     max_body_bytes: int = Field(32 << 20, ge=1024, description="Request body, after inflation.")
     max_response_bytes: int = Field(256 << 20, ge=1024, description="Answer to one request.")
     max_inflight_response_bytes: int = Field(1 << 30, ge=1024, description="Answers being computed or sent.")
     cache_max_bytes: int = Field(256 << 20, ge=0, description="Results kept in memory; 0 keeps none.")
+    cache_max_entries: int | None = Field(None, ge=1, description="Results kept at most, whatever their size.")
     cache_ttl_s: float = Field(3600, gt=0, description="How long a result is kept.")
     cache_isolation: Literal["none", "tenant"] = Field(
         "none", description="tenant: nobody can tell from an answer's speed what others have asked."
@@ -269,11 +286,14 @@ class Settings(ModelOptions, BaseSettings):
 
     @model_validator(mode="after")
     def _check_as_a_whole(self) -> Self:
-        if not (self.uds or self.has_keys or self.allow_anonymous or _is_loopback(self.host)):
-            raise ValueError(
-                f"host: {self.host} can be reached from other machines; set api_keys or api_keys_file, "
-                "or allow_anonymous: true if that is what you want"
-            )
+        if not (self.has_keys or self.allow_anonymous):
+            if self.preset == "emb-infer-bge-m3":
+                raise ValueError("API_TOKEN: it has to be set; this preset does not start without a token")
+            if not (self.uds or _is_loopback(self.host)):
+                raise ValueError(
+                    f"host: {self.host} can be reached from other machines; set api_keys or api_keys_file, "
+                    "or allow_anonymous: true if that is what you want"
+                )
         taken: dict[str, str] = {}
         for model in self.served_models:
             for name in (model.model_name, *model.aliases):
@@ -350,14 +370,18 @@ def load(config: Path | None = None, flags: Mapping[str, Any] | None = None) -> 
             f"EMBEDDING_PORT is {service_link!r}, which Kubernetes sets for a service named 'embedding'; "
             "set enableServiceLinks: false on the pod, or rename the service"
         )
-    bound = type("BoundSettings", (Settings,), {"yaml_tree": _read_yaml(config) if config else {}})
+    tree = _read_yaml(config) if config else {}
+    applied: dict[str, str] = {}
     try:
-        settings: Settings = bound(**(flags or {}))
+        ignored = apply_old_variables(tree, os.environ, applied)
+        settings: Settings = type("BoundSettings", (Settings,), {"yaml_tree": tree})(**(flags or {}))
+    except BadConfiguration:
+        raise
     except ValidationError as error:
-        raise BadConfiguration(one_line(error)) from None
+        raise BadConfiguration(one_line(error, applied)) from None
     except Exception as error:  # noqa: BLE001 - pydantic-settings' own SettingsError, by way of JSON in the environment
         raise BadConfiguration(str(error).splitlines()[0]) from None
-    return settings, _unknown_variables(os.environ)
+    return settings, ignored + _unknown_variables(os.environ, settings.environment)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -389,12 +413,17 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def one_line(error: ValidationError) -> str:
-    """Return every problem with its place and never a value, which might be a secret."""
+def one_line(error: ValidationError, sources: Mapping[str, str] | None = None) -> str:
+    """Return every problem with its place and never a value, which might be a secret.
+
+    `sources` names variables that set what is at a place.
+    """
     problems = []
     for item in error.errors(include_url=False, include_context=False):
         where = ".".join(str(part) for part in item["loc"])
         what = item["msg"].removeprefix("Value error, ")
+        if sources and where in sources:
+            where = f"{sources[where]} (which sets {where})"
         if item["type"] == "extra_forbidden":
             fields = ModelOptions.model_fields if item["loc"][0] == "models" else Settings.model_fields
             what = "no such setting" + _did_you_mean(str(item["loc"][-1]), fields)
@@ -409,8 +438,8 @@ def _did_you_mean(name: str, fields: Iterable[str]) -> str:
     return f" (did you mean {close[0]}?)" if close else ""
 
 
-def _unknown_variables(environ: Mapping[str, str]) -> list[str]:
-    known = {ENV_PREFIX + name.upper() for name in Settings.model_fields} | {f"{ENV_PREFIX}CONFIG"}
+def _unknown_variables(environ: Mapping[str, str], old: Iterable[str]) -> list[str]:
+    known = {ENV_PREFIX + name.upper() for name in Settings.model_fields} | {f"{ENV_PREFIX}CONFIG", *old}
     kubernetes = re.compile(r"_(SERVICE_(HOST|PORT.*)|PORT_\d+_(TCP|UDP).*)$")
     return [
         f"{name} is set and means nothing here"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -61,10 +62,25 @@ def test_exit_codes_tell_causes_apart() -> None:
 @pytest.mark.parametrize("kind", SERVICE_ERRORS)
 def test_every_error_has_an_answer(kind: type[ServiceError]) -> None:
     """Each error becomes an answer with its status and a type, in OpenAI's envelope."""
-    response = problems.respond(kind("why", param="input", retry_after_s=1.2))
+    response = problems.respond(kind("why", param="input", retry_after_s=1.2), {})
     assert response.status_code == kind.status
     assert response.headers["retry-after"] == "2"
     assert kind.type in bytes(response.body).decode()
+
+
+@pytest.mark.parametrize("kind", SERVICE_ERRORS)
+def test_every_dialect_can_write_every_error(kind: type[ServiceError]) -> None:
+    """Each envelope has a status and a body of its documented shape for each error, and keeps the headers."""
+    for envelope in (problems.DETAIL, problems.TEI, problems.COHERE, problems.EMB_INFER, problems.MATCHING):
+        scope: dict[str, Any] = {}
+        problems.use(scope, envelope)
+        response = problems.respond(kind("why", retry_after_s=1.2), scope)
+        assert response.status_code == envelope.write(kind("why"))[0] >= 400
+        assert response.headers["retry-after"] == "2"
+        body = json.loads(response.body)
+        assert "why" in next(iter(body.values()))
+        if not (kind is errors.RateLimited and envelope is problems.MATCHING):
+            envelope.model.model_validate(body, strict=True, extra="forbid")
 
 
 @pytest.mark.parametrize("kind", SERVICE_ERRORS)

@@ -100,7 +100,8 @@ def router(service: EmbeddingService, settings: Settings) -> APIRouter:
     async def answer(request: Request, outputs: frozenset[Output]) -> Response:
         exchange = exchange_of(request.scope)
         fields, ignored = await wire.read_request(request, SparseRequest)
-        job = EmbedJob(fields.model, fields.input, outputs, truncate=fields.truncate)
+        truncate = fields.truncate if "truncate" in fields.model_fields_set else settings.default_truncate
+        job = EmbedJob(fields.model, fields.input, outputs, truncate=truncate)
         return await embedding.answer(service, exchange, job, render, ignored)
 
     async def sparse_embeddings(request: Request) -> Response:
@@ -119,7 +120,7 @@ def router(service: EmbeddingService, settings: Settings) -> APIRouter:
             summary=f"Embed texts as {kind} vectors",
             response_model=response,
             responses=ERRORS,
-            openapi_extra=wire.request_schema(SparseRequest),
+            openapi_extra=wire.RequestSchema(SparseRequest),
             operation_id=f"create_{kind}_embeddings",
         )(endpoint)
     return routes

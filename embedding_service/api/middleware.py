@@ -21,6 +21,8 @@ from embedding_service.core.call import Call
 from embedding_service.errors import BodyTooLarge, InvalidRequest, ServiceError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
     from structlog.typing import FilteringBoundLogger
 
@@ -62,12 +64,14 @@ class RequestLog:
         *,
         lifecycle: Lifecycle,
         timeout_s: float,
+        envelope_of: Callable[[str], problems.Envelope],
         log: FilteringBoundLogger,
         tracer: Tracer | None = None,
     ) -> None:
         self.app = app
         self.tracer = tracer
         self.lifecycle = lifecycle
+        self.envelope_of = envelope_of
         self.timeout_s = timeout_s
         self.log = log
 
@@ -78,6 +82,7 @@ class RequestLog:
             return
         exchange = _exchange(Headers(scope=scope), self.timeout_s)
         scope.setdefault("state", {})["exchange"] = exchange
+        problems.use(scope, self.envelope_of(scope["path"]))
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -96,13 +101,13 @@ class RequestLog:
                 with self.lifecycle.request():
                     await self.app(scope, receive, send_with_headers)
         except ServiceError as error:
-            await problems.respond(error)(scope, receive, send_with_headers)
+            await problems.respond(error, scope)(scope, receive, send_with_headers)
         except ClientGone:
             exchange.status = CLIENT_GONE
         except Exception:
             self.log.exception("request_failed", id=exchange.id)
             if not exchange.status:
-                response = problems.respond(ServiceError(problems.INTERNAL, code="internal_error"))
+                response = problems.respond(ServiceError(problems.INTERNAL, code="internal_error"), scope)
                 await response(scope, receive, send_with_headers)
         finally:
             self._count(scope, exchange)

@@ -17,10 +17,13 @@ from embedding_service.errors import InvalidRequest, ModelNotFound
 from embedding_service.types import EmbedDtype, EmbedJob, Encoding, InputType, Output, Truncate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from embedding_service.core.service import EmbeddingService
     from embedding_service.types import Embeddings, ModelCard
+
+
+KINDS = ("return_dense", "return_sparse", "return_colbert")
 
 
 class EmbeddingsRequest(wire.Fields):
@@ -38,7 +41,9 @@ class EmbeddingsRequest(wire.Fields):
     instruction: str | None = Field(None, description="Task for an instructed model; put before every input.")
     input_type: Annotated[InputType, embedding.Lax] | None = Field(None, description="Selects the model's prompt.")
     prompt_name: str | None = Field(None, description="One of the model's named prompts.")
-    truncate: embedding.TruncateField = Field(Truncate.ERROR, description="What to do with an over-long input.")
+    truncate: embedding.TruncateField = Field(
+        Truncate.ERROR, description="What to do with an over-long input; the server may have another default."
+    )
     normalize: bool = Field(default=True, description="Scale vectors to length 1.")
     embed_dtype: Annotated[EmbedDtype, embedding.Lax] = Field(
         EmbedDtype.FLOAT32, description="Number format of the vectors."
@@ -49,7 +54,7 @@ class EmbeddingsRequest(wire.Fields):
     return_sparse: bool | None = Field(None, description="Lexical weights by token id; default false.")
     return_colbert: bool | None = Field(None, description="One vector for each token; default false.")
 
-    def job(self) -> EmbedJob:
+    def job(self, default_truncate: Truncate) -> EmbedJob:
         """Return the request free of dialect. Raises `InvalidRequest` if it asks for nothing."""
         return EmbedJob(
             model=self.model,
@@ -59,7 +64,7 @@ class EmbeddingsRequest(wire.Fields):
             instruction=self.instruction,
             prompt_name=self.prompt_name,
             input_type=self.input_type,
-            truncate=self.truncate,
+            truncate=self.truncate if "truncate" in self.model_fields_set else default_truncate,
             normalize=self.normalize,
             embed_dtype=self.embed_dtype,
             encoding=self.encoding,
@@ -123,6 +128,8 @@ class ModelEntry(BaseModel):
     created: int
     owned_by: str
     root: str = Field(description="The model that the alias stands for.")
+    parent: str | None = Field(None, description="Always null; vLLM's clients know the field.")
+    permission: list[dict[str, Any]] = Field(default=[], description="Always empty, as `parent`.")
     dimension: int | None
     max_model_len: int
     outputs: list[Output]
@@ -183,6 +190,8 @@ def model_entry(card: ModelCard, name: str) -> dict[str, Any]:
         "created": card.created,
         "owned_by": "embedding-service",
         "root": card.name,
+        "parent": None,
+        "permission": [],
         "dimension": card.dimension,
         "max_model_len": card.max_tokens,
         "outputs": list(card.outputs),
@@ -191,15 +200,25 @@ def model_entry(card: ModelCard, name: str) -> dict[str, Any]:
     }
 
 
-def router(service: EmbeddingService) -> APIRouter:
-    """Return the routes of this dialect."""
+def router(
+    service: EmbeddingService, *, all_kinds: bool = False, check: Callable[[dict[str, Any]], None] | None = None
+) -> APIRouter:
+    """Return the routes of this dialect.
+
+    `all_kinds`: a kind of vector that a request does not name is wanted. `check` may refuse a body first.
+    """
     routes = APIRouter(tags=["OpenAI"])
+    default_truncate = service.settings.default_truncate
 
     async def create_embeddings(request: Request) -> Response:
         exchange = exchange_of(request.scope)
+        if check is not None:
+            check(await wire.read_object(request))
         fields, ignored = await wire.read_request(request, EmbeddingsRequest)
+        if all_kinds:
+            fields = fields.model_copy(update={name: True for name in KINDS if getattr(fields, name) is None})
         write = partial(render, encoding=fields.encoding, names_kinds=fields.names_kinds)
-        return await embedding.answer(service, exchange, fields.job(), write, ignored)
+        return await embedding.answer(service, exchange, fields.job(default_truncate), write, ignored)
 
     for path in ("/v1/embeddings", "/embeddings"):
         routes.post(
@@ -207,7 +226,7 @@ def router(service: EmbeddingService) -> APIRouter:
             summary="Embed texts",
             response_model=EmbeddingsResponse,
             responses=ERRORS,
-            openapi_extra=wire.request_schema(EmbeddingsRequest),
+            openapi_extra=wire.RequestSchema(EmbeddingsRequest),
             operation_id=f"create_embeddings{path.replace('/', '_').removesuffix('_embeddings')}",
         )(create_embeddings)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from importlib.resources import files
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import APIRouter, FastAPI, Query
 from fastapi.openapi.docs import get_swagger_ui_html
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.staticfiles import StaticFiles
 
@@ -61,8 +62,10 @@ class CacheState(BaseModel):
 
     enabled: bool
     current_size: int
+    max_size: int | None
     bytes: int
     max_bytes: int
+    utilization_percent: float = Field(description="Of `max_size` or `max_bytes`, whichever is nearer.")
     ttl_seconds: float
     hits: int
     misses: int
@@ -83,7 +86,12 @@ def router(lifecycle: Lifecycle) -> APIRouter:
     @routes.get("/", summary="Which service is this?", response_model=ServiceInfo)
     async def info() -> dict[str, Any]:
         status = "running" if lifecycle.ready else lifecycle.phase
-        return {"service": SERVICE_NAME, "version": __version__, "model": service.models.default.name, "status": status}
+        return {
+            "service": service.settings.service_name,
+            "version": __version__,
+            "model": service.models.default.name,
+            "status": status,
+        }
 
     @routes.head("/livez", include_in_schema=False)
     @routes.get("/livez", summary="Is the gateway alive?", response_model=Alive)
@@ -139,11 +147,14 @@ def _add_cache(routes: APIRouter, service: EmbeddingService) -> None:
     async def cache_stats() -> CacheState:
         cache = service.models.cache or MemoryCache(0, 0)
         state = cache.stats()
+        shares = state.bytes / (state.max_bytes or 1), state.entries / (state.max_entries or sys.maxsize)
         return CacheState(
             enabled=service.models.cache is not None,
             current_size=state.entries,
+            max_size=state.max_entries,
             bytes=state.bytes,
             max_bytes=state.max_bytes,
+            utilization_percent=round(100 * max(shares), 2),
             ttl_seconds=state.ttl_s,
             hits=state.hits,
             misses=state.misses,

@@ -6,21 +6,19 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
-import orjson
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field, model_validator
-from starlette.responses import Response
 
-from embedding_service.api import wire
+from embedding_service.api import problems, scoring, wire
 from embedding_service.api.middleware import exchange_of
-from embedding_service.api.problems import ERRORS
 from embedding_service.errors import InvalidRequest
 from embedding_service.types import RerankJob
 
 if TYPE_CHECKING:
+    from starlette.responses import Response
+
     from embedding_service.core.service import EmbeddingService
-    from embedding_service.types import Floats, Scores
+    from embedding_service.types import Scores
 
 Text = Annotated[str, Field(min_length=1)]
 
@@ -42,9 +40,9 @@ class RerankRequest(wire.Fields):
     )
     pairs: list[Pair] | None = Field(None, min_length=1, description="Instead of query and documents.")
     top_n: int | None = Field(None, ge=1, description="How many results to return; all by default.")
-    return_documents: bool = Field(default=False, description="Send each document back with its score.")
+    return_documents: bool | None = Field(None, description="Send each document back with its score; default false.")
     instruction: str | None = Field(None, description="For models that were trained with instructions.")
-    raw_scores: bool = Field(default=False, description="The model's logit instead of its sigmoid.")
+    raw_scores: bool | None = Field(None, description="The model's logit instead of its sigmoid; default false.")
     max_tokens_per_doc: int | None = Field(None, ge=1, description="Documents are cut to this many tokens.")
     weights: Annotated[list[float], Field(min_length=3, max_length=3)] | None = Field(
         None,
@@ -104,25 +102,11 @@ def _text_of(document: str | dict[str, Any], index: int) -> str:
     return text
 
 
-def relevance(scores: Scores, *, raw: bool) -> Floats:
-    """Return what a client sees: the sigmoid of a logit unless `raw`; a similarity as it is."""
-    if raw or not scores.logits:
-        return scores.values
-    values = scores.values.astype(np.float64)
-    return np.asarray(1 / (1 + np.exp(-values)), np.float32)
-
-
-def ranking(values: Floats, top_n: int | None) -> list[int]:
-    """Return indices, best first; equal scores keep the order sent."""
-    order: list[int] = np.argsort(-values, kind="stable").tolist()
-    return order[:top_n]
-
-
 def render(fields: RerankRequest, scores: Scores, *, version: str) -> dict[str, Any]:
     """Return the answer in Cohere's shape, with Jina's `usage`."""
-    values = relevance(scores, raw=fields.raw_scores)
+    values = scoring.relevance(scores, raw=bool(fields.raw_scores))
     results: list[dict[str, Any]] = []
-    for index in ranking(values, fields.top_n):
+    for index in scoring.ranking(values, fields.top_n):
         document = (fields.documents or [])[index]
         result = {"index": index, "relevance_score": values[index]}
         if version == "1":
@@ -144,7 +128,7 @@ def render(fields: RerankRequest, scores: Scores, *, version: str) -> dict[str, 
 
 def render_pairs(fields: RerankRequest, scores: Scores, *, seconds: float) -> dict[str, Any]:
     """Return the answer to `pairs`, in the order sent."""
-    values = relevance(scores, raw=fields.raw_scores)
+    values = scoring.relevance(scores, raw=bool(fields.raw_scores))
     results = [
         {"index": i, "relevance_score": values[i], "query": pair.query, "document": pair.document}
         for i, pair in enumerate(fields.pairs or [])
@@ -152,30 +136,25 @@ def render_pairs(fields: RerankRequest, scores: Scores, *, seconds: float) -> di
     return {"results": results, "model": scores.model, "processing_time": round(seconds, 4)}
 
 
-def router(service: EmbeddingService) -> APIRouter:
-    """Return the routes of this dialect."""
+def router(service: EmbeddingService, *, raw_scores: bool = False, return_documents: bool = False) -> APIRouter:
+    """Return the routes of this dialect; the flags are for requests that do not say."""
     routes = APIRouter(tags=["Rerank"])
 
     async def answer(request: Request, *, version: str) -> Response:
-        exchange = exchange_of(request.scope)
         fields, ignored = await wire.read_request(request, RerankRequest)
+        defaults = {"raw_scores": raw_scores, "return_documents": return_documents}
+        unsaid = {name: value for name, value in defaults.items() if getattr(fields, name) is None}
+        fields = fields.model_copy(update=unsaid)
         job = fields.job()
         if version == "2" and not all(isinstance(document, str) for document in fields.documents or []):
             raise InvalidRequest("documents must be a list of strings in version 2", param="documents")
-        exchange.log |= {"model": job.model, "texts": len(job.pairs)}
         began = time.monotonic()
-        scores = await service.rerank(job, exchange.call)
-        exchange.log |= {"model": scores.model, "tokens": scores.tokens, "engine_s": round(scores.engine_s, 4)}
+        scores = await scoring.score(service, exchange_of(request.scope), job)
         if fields.pairs is not None:
             body = render_pairs(fields, scores, seconds=time.monotonic() - began)
         else:
             body = render(fields, scores, version=version)
-        headers = {"openai-model": wire.header_list([scores.model])}
-        if scores.truncated:
-            headers["x-truncated-inputs"] = wire.header_list(map(str, scores.truncated))
-        if ignored:
-            headers["x-ignored-fields"] = wire.header_list(ignored)
-        return Response(orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY), 200, headers, "application/json")
+        return scoring.respond(body, scores, ignored)
 
     async def rerank(request: Request) -> Response:
         return await answer(request, version="1")
@@ -184,12 +163,7 @@ def router(service: EmbeddingService) -> APIRouter:
         return await answer(request, version="2")
 
     for path, endpoint in (("/v1/rerank", rerank), ("/rerank", rerank), ("/v2/rerank", rerank_v2)):
-        routes.post(
-            path,
-            summary="Score documents against a query",
-            response_model=RerankResponse,
-            responses=ERRORS,
-            openapi_extra=wire.request_schema(RerankRequest),
-            operation_id=path.strip("/").replace("/", "_"),
-        )(endpoint)
+        errors = problems.COHERE if path == "/v2/rerank" else problems.OPENAI
+        summary = "Score documents against a query"
+        wire.post(routes, path, endpoint, (RerankRequest, RerankResponse), summary=summary, errors=errors)
     return routes

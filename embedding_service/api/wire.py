@@ -18,12 +18,15 @@ from embedding_service.errors import InvalidRequest
 from embedding_service.types import Encoding
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     import numpy as np
     import numpy.typing as npt
+    from fastapi import APIRouter
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
+
+    from embedding_service.api.problems import Envelope
 
 MAX_DEPTH = 8
 # Answers above this are sent piece by piece: nothing is ever held twice, and rendering never keeps
@@ -47,17 +50,28 @@ class Fields(BaseModel):
 _Model = TypeVar("_Model", bound=Fields)
 
 
+async def read_object(request: Request) -> dict[str, Any]:
+    """Return a request's body, which is parsed once however often it is asked for. Raises `InvalidRequest`."""
+    state = request.scope["state"]
+    if "body" not in state:
+        body, content_type = await request.body(), request.headers.get("content-type")
+        if len(body) <= INLINE_BYTES:
+            state["body"] = parse_object(body, content_type)
+        else:
+            state["body"] = await asyncio.to_thread(parse_object, body, content_type)
+    tree: dict[str, Any] = state["body"]
+    return tree
+
+
 async def read_request(request: Request, model: type[_Model]) -> tuple[_Model, list[str]]:
     """Return the fields of a request's body, and the names of those that `model` does not know.
 
     Raises `InvalidRequest`.
     """
-    body, content_type = await request.body(), request.headers.get("content-type")
-
-    def read() -> tuple[_Model, list[str]]:
-        return read_fields(model, parse_object(body, content_type))
-
-    return read() if len(body) <= INLINE_BYTES else await asyncio.to_thread(read)
+    tree = await read_object(request)
+    if int(request.headers.get("content-length") or INLINE_BYTES + 1) <= INLINE_BYTES:
+        return read_fields(model, tree)
+    return await asyncio.to_thread(read_fields, model, tree)
 
 
 def parse_object(body: bytes, content_type: str | None) -> dict[str, Any]:
@@ -139,10 +153,34 @@ def read_fields(model: type[_Model], tree: Mapping[str, Any]) -> tuple[_Model, l
     return fields, [name for name in tree if name not in model.model_fields]
 
 
-def request_schema(model: type[BaseModel]) -> dict[str, Any]:
-    """Describe a route's body in OpenAPI; `app.create_routes` adds the schema itself."""
-    reference = {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}
-    return {"requestBody": {"required": True, "content": {"application/json": reference}}}
+class RequestSchema(dict[str, Any]):
+    """The OpenAPI description of a route's body; `app.create_routes` adds the schemas of `models` themselves."""
+
+    def __init__(self, *models: type[BaseModel]) -> None:
+        self.models = models
+        references = [{"$ref": f"#/components/schemas/{model.__name__}"} for model in models]
+        schema = references[0] if len(models) == 1 else {"anyOf": references}
+        super().__init__(requestBody={"required": True, "content": {"application/json": {"schema": schema}}})
+
+
+def post(
+    routes: APIRouter,
+    path: str,
+    endpoint: Callable[..., Any],
+    shapes: tuple[type[BaseModel], Any],
+    *,
+    summary: str,
+    errors: Envelope,
+) -> None:
+    """Add a route that takes and sends JSON, with its documentation: `shapes` are its request and its answer."""
+    routes.post(
+        path,
+        summary=summary,
+        response_model=shapes[1],
+        responses=errors.responses,
+        openapi_extra=RequestSchema(shapes[0]),
+        operation_id=path.strip("/").replace("/", "_").replace("-", "_") or "root",
+    )(endpoint)
 
 
 def header_list(names: Iterable[str]) -> str:

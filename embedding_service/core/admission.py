@@ -42,17 +42,21 @@ class Gate:
                 "holds at once; send fewer inputs",
                 param="input",
             )
-        if self.held + amount > self.limit:
-            raise Overloaded(
-                f"the server is busy: {self.held} {self.unit} are waiting; try again shortly",
-                retry_after_s=self._retry_after_s(),
-            )
+        self.check(amount)
         self.held += amount
         try:
             yield
         finally:
             self.held -= amount
             self._count(amount)
+
+    def check(self, amount: int) -> None:
+        """Raise `Overloaded` if there is no room for `amount` at the moment."""
+        if self.held and self.held + amount > self.limit:
+            raise Overloaded(
+                f"the server is busy: {self.held} {self.unit} are waiting; try again shortly",
+                retry_after_s=self._retry_after_s(),
+            )
 
     def _count(self, amount: int) -> None:
         """Keep an exponentially fading sum of what was released, as a measure of speed."""

@@ -44,14 +44,23 @@ class CacheStats:
     entries: int
     bytes: int
     max_bytes: int
+    max_entries: int | None
     ttl_s: float
 
 
 class MemoryCache:
     """A least-recently-used cache in this process. Not thread-safe: the event loop owns it."""
 
-    def __init__(self, max_bytes: int, ttl_s: float, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        max_bytes: int,
+        ttl_s: float,
+        *,
+        max_entries: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.max_bytes = max_bytes
+        self.max_entries = max_entries
         self.ttl_s = ttl_s
         self.bytes = self.hits = self.misses = 0
         self._clock = clock
@@ -81,7 +90,7 @@ class MemoryCache:
             # A row of a larger array would keep all of that array alive.
             self._entries[key] = (value if value.base is None else value.copy(), expires)
             self.bytes += value.nbytes + ENTRY_BYTES
-            while self.bytes > self.max_bytes:
+            while self.bytes > self.max_bytes or len(self._entries) > (self.max_entries or len(self._entries)):
                 self._drop(next(iter(self._entries)))
 
     def clear(self) -> int:
@@ -93,7 +102,9 @@ class MemoryCache:
 
     def stats(self) -> CacheStats:
         """Return the counters."""
-        return CacheStats(self.hits, self.misses, len(self._entries), self.bytes, self.max_bytes, self.ttl_s)
+        return CacheStats(
+            self.hits, self.misses, len(self._entries), self.bytes, self.max_bytes, self.max_entries, self.ttl_s
+        )
 
     def _drop(self, key: Key) -> None:
         value, _ = self._entries.pop(key)

@@ -11,7 +11,7 @@ from embedding_service.core.cache import MemoryCache
 from embedding_service.core.compute import Compute
 from embedding_service.core.pairs import PairEncoder
 from embedding_service.core.prompts import Encoder
-from embedding_service.errors import InvalidRequest, ModelNotFound, Unavailable
+from embedding_service.errors import InvalidRequest, ModelNotFound, ModelNotLoaded, Unavailable
 from embedding_service.types import ModelCard, Output
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ STARTING_RETRY_S = 5.0
 class ServedModel:
     """One model. `encoder` (embeds) or `pairs` (scores) is there once the engine has loaded it.
 
-    `preparing` counts requests that are being tokenised and will reach the engine in a moment.
+    `preparing` counts requests that are being tokenised and will reach the engine in a moment;
+    `characters_per_token` is the mean of the last ones.
     """
 
     options: ModelOptions
@@ -40,6 +41,8 @@ class ServedModel:
     pairs: PairEncoder | None = None
     created: int = field(default_factory=lambda: int(time.time()))
     preparing: int = 0
+    characters_per_token: float = 4.0
+    load_s: float = 0.0
 
     @property
     def name(self) -> str:
@@ -75,9 +78,17 @@ class ServedModel:
         return self.facts.matryoshka if self.facts else None
 
     def open(self) -> None:
-        """Build what turns requests into tokens, from what the engine said. Slow for large vocabularies."""
+        """Build what turns requests into tokens, from what the engine said. Slow for large vocabularies.
+
+        Raises `ModelNotLoaded` if vectors have another size than is expected.
+        """
         facts = self.engine.facts
         assert facts is not None  # noqa: S101 - a started engine has said hello
+        if self.options.expected_dimension not in (None, facts.dimension):
+            raise ModelNotLoaded(
+                f"{self.name}: vectors have {facts.dimension} dimensions, and expected_dimension is "
+                f"{self.options.expected_dimension}"
+            )
         if Output.SCORE in facts.outputs:
             self.pairs = PairEncoder(facts, self.engine.tokenizer_json, self.options)
         else:
@@ -119,7 +130,9 @@ class ModelRegistry:
     """Finds a model by any of its names; iterates over the models, the default one first."""
 
     def __init__(self, settings: Settings, engines: Iterable[ModelEngine], shared: SharedCache | None = None) -> None:
-        cache = MemoryCache(settings.cache_max_bytes, settings.cache_ttl_s) if settings.cache_max_bytes else None
+        cache = None
+        if settings.cache_max_bytes:
+            cache = MemoryCache(settings.cache_max_bytes, settings.cache_ttl_s, max_entries=settings.cache_max_entries)
         self.cache, self.shared = cache, shared
         self._models = [
             ServedModel(
@@ -150,6 +163,16 @@ class ModelRegistry:
         """The first model."""
         return self._models[0]
 
+    def default_for(self, *, scores: bool) -> ServedModel:
+        """Return the first model that `scores` pairs, or embeds.
+
+        Without one that is loaded, this is one of which nothing is known yet: it is not for BGE-M3 to score
+        while its reranker loads, on another scale. The default one if all are loaded.
+        """
+        fitting = (model for model in self._models if model.facts and (model.pairs is not None) == scores)
+        unknown = (model for model in self._models if model.facts is None)
+        return next(fitting, None) or next(unknown, self.default)
+
     def get(self, name: str) -> ServedModel | None:
         """Return the model of that very name or alias."""
         return self._by_name.get(name, (None, None))[0]
@@ -163,8 +186,7 @@ class ModelRegistry:
         if name is not None and name in self._by_name:
             return self._by_name[name]
         if self._serve_default:
-            fitting = (m for m in self._models if m.facts and (m.pairs is not None) == scores)
-            return next(fitting, self.default), None
+            return self.default_for(scores=scores), None
         if name is None:
             raise InvalidRequest("you must provide a model parameter", param="model")
         raise ModelNotFound(f"The model `{name[:100]}` does not exist or you do not have access to it.", param="model")

@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -70,6 +70,16 @@ class _Cut:
 
     truncated: list[int] = field(default_factory=list)
     chunked: list[int] = field(default_factory=list)
+
+
+class Token(NamedTuple):
+    """One token, with the characters it stands for; a special token stands for none."""
+
+    id: int
+    text: str
+    special: bool
+    start: int | None
+    stop: int | None
 
 
 class Encoder:
@@ -145,6 +155,25 @@ class Encoder:
             contents += part
         return self._fit(contents, job.truncate, max_total=max_total, read_as=read_as)
 
+    def tokenize(self, texts: list[str], *, add_special_tokens: bool) -> list[list[Token]]:
+        """Return the tokens of each text, uncut."""
+        encodings = self._tokenizer.encode_batch(texts, add_special_tokens=add_special_tokens)
+        return [
+            [
+                Token(i, token, True, None, None) if special else Token(i, text[start:stop], False, start, stop)  # noqa: FBT003
+                for i, token, special, (start, stop) in zip(
+                    e.ids, e.tokens, e.special_tokens_mask, e.offsets, strict=True
+                )
+            ]
+            for text, e in zip(texts, encodings, strict=True)
+        ]
+
+    def decode(self, inputs: list[list[int]], *, skip_special_tokens: bool) -> list[str]:
+        """Return the text of each list of the model's own token ids. Raises `InvalidRequest`."""
+        for index, ids in enumerate(inputs):
+            self._native(ids, index, field="ids")
+        return list(self._tokenizer.decode_batch(inputs, skip_special_tokens=skip_special_tokens))
+
     def _encode(self, texts: list[str], prefix: str, truncate: Truncate) -> list[tuple[list[int], int]]:
         """Return for each text its ids without special tokens, and how many of them are prompt."""
         if prefix:
@@ -158,12 +187,11 @@ class Encoder:
             contents.append((encoding.ids, head if text.startswith(prefix) else 0))
         return contents
 
-    def _native(self, ids: list[int], index: int) -> list[int]:
+    def _native(self, ids: list[int], index: int, *, field: str = "input") -> list[int]:
         """Check ids of the model's own vocabulary, and take off special tokens that `_fit` adds."""
         if max(ids) >= self.facts.vocab_size or min(ids) < 0:
-            raise InvalidRequest(
-                f"input[{index}] holds a token id outside 0 to {self.facts.vocab_size - 1}", param=f"input[{index}]"
-            )
+            where = f"{field}[{index}]"
+            raise InvalidRequest(f"{where} holds a token id outside 0 to {self.facts.vocab_size - 1}", param=where)
         head, tail = self._head, self._tail
         if head and ids[: len(head)] == head:
             ids = ids[len(head) :]

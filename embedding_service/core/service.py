@@ -6,6 +6,7 @@ Between the dialects above and the engine below; knows neither HTTP nor ZeroMQ.
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -38,7 +39,8 @@ if TYPE_CHECKING:
     from embedding_service.core.call import Call
     from embedding_service.core.compute import Computed
     from embedding_service.core.models import ServedModel
-    from embedding_service.core.prompts import Encoder, Prepared
+    from embedding_service.core.pairs import PreparedPairs
+    from embedding_service.core.prompts import Encoder, Prepared, Token
     from embedding_service.core.shared_cache import SharedCache
     from embedding_service.engine.client import ModelEngine
     from embedding_service.settings import AliasSettings, Settings
@@ -46,8 +48,11 @@ if TYPE_CHECKING:
     from embedding_service.types import Floats, RerankJob, Sparse, TokenIds
 
 _T = TypeVar("_T")
+_Prepared = TypeVar("_Prepared", "Prepared", "PreparedPairs")
 _Array = TypeVar("_Array", bound="np.ndarray[Any, Any]")
 INTERACTIVE_TEXTS = 8
+# How much of the tokens that are expected from a request's length it is taken to have at least.
+SURELY = 0.8
 # Work on less than this stays on the event loop: a thread costs 0.09 ms, 4,096 characters
 # 1.7 ms to tokenise (MiniLM), 2**18 numbers 1.4 ms to normalise.
 INLINE_CHARACTERS = 4096
@@ -66,6 +71,7 @@ class EmbeddingService:
         self.metrics = metrics
         self.models = ModelRegistry(settings, engines, shared)
         self.answers = Gate(settings.max_inflight_response_bytes, "bytes of answers")
+        self.requests = Gate(settings.max_concurrent_requests or sys.maxsize, "requests")
         self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="core")
 
     def close(self) -> None:
@@ -80,18 +86,20 @@ class EmbeddingService:
         model, alias = self._find(job.model, call)
         encoder = model.embedder()
         self._check(model, encoder, job)
+        call.leases.enter_context(self.requests.admit(1))
         prefix = encoder.prefix(job, alias)
         prepared = await self._prepare(
             model,
             call,
             lambda: encoder.prepare(job, prefix, max_total=self.settings.max_request_tokens),
+            texts=len(job.inputs),
             characters=_characters(job, prefix),
         )
         call.leases.enter_context(self.answers.admit(self._answer_bytes(encoder, job, prepared)))
         computed = await self._compute(model, prepared.ids, call, outputs=job.outputs)
         rows = prepared.total if Output.COLBERT in job.outputs else len(prepared.ids)
         return await self._maybe_in_thread(
-            lambda: _finish(job, model.name, encoder, prepared, computed),
+            lambda: _finish(job, self._name(model, job.model), encoder, prepared, computed),
             inline=rows * (encoder.facts.dimension or 1) <= INLINE_NUMBERS,
         )
 
@@ -117,6 +125,7 @@ class EmbeddingService:
                 f"input has {len(job.inputs)} items; this server takes at most {self.settings.max_inputs} a request",
                 param="input",
             )
+        self._check_characters(job.inputs, "input")
         if job.dimensions is not None:
             self._check_dimensions(model, encoder, job.dimensions)
         if not job.normalize and job.embed_dtype in (EmbedDtype.INT8, EmbedDtype.UINT8):
@@ -137,6 +146,42 @@ class EmbeddingService:
             allowed = f"one of {', '.join(map(str, sizes))}" if sizes else f"between {least} and {full}"
             raise InvalidRequest(f"dimensions must be {allowed} for {model.name}", param="dimensions")
 
+    def _check_characters(self, inputs: list[str] | list[list[int]], field: str) -> None:
+        limit = self.settings.max_text_characters
+        if limit is None or max(map(len, inputs)) <= limit:
+            return
+        for index, text in enumerate(inputs):
+            if isinstance(text, str) and len(text) > limit:
+                where = f"{field}[{index}]"
+                raise InvalidRequest(
+                    f"{where} has {len(text)} characters; this server takes at most {limit}", param=where
+                )
+
+    def _name(self, model: ServedModel, asked: str | None) -> str:
+        """Return what an answer calls the model."""
+        if not self.settings.echo_model:
+            return model.name
+        return asked or next(iter(model.options.aliases), model.name)
+
+    async def tokenize(
+        self, texts: list[str], *, add_special_tokens: bool, prompt_name: str | None
+    ) -> list[list[Token]]:
+        """Return the tokens of each text as the default embedding model reads them."""
+        encoder = self.models.default_for(scores=False).embedder()
+        prefix = encoder.prefix(EmbedJob(None, texts, prompt_name=prompt_name), None) if prompt_name else ""
+        return await self._maybe_in_thread(
+            lambda: encoder.tokenize([prefix + text for text in texts], add_special_tokens=add_special_tokens),
+            inline=sum(map(len, texts)) <= INLINE_CHARACTERS,
+        )
+
+    async def decode(self, inputs: list[list[int]], *, skip_special_tokens: bool) -> list[str]:
+        """Return the texts of token ids of the default embedding model."""
+        encoder = self.models.default_for(scores=False).embedder()
+        return await self._maybe_in_thread(
+            lambda: encoder.decode(inputs, skip_special_tokens=skip_special_tokens),
+            inline=sum(map(len, inputs)) <= INLINE_CHARACTERS,
+        )
+
     async def rerank(self, job: RerankJob, call: Call) -> Scores:
         """Score every pair before the deadline, with a cross-encoder or by late interaction."""
         model, _ = self._find(job.model, call, scores=True)
@@ -145,6 +190,7 @@ class EmbeddingService:
                 f"{len(job.pairs)} documents; this server takes at most {self.settings.max_inputs} in one request",
                 param="documents",
             )
+        self._check_characters([document for _, document in job.pairs], "documents")
         if model.pairs is None:
             return await self._rerank_late(model, job, call)
         if job.weights is not None:
@@ -156,6 +202,7 @@ class EmbeddingService:
             model,
             call,
             lambda: pairs.prepare(job, max_total=self.settings.max_request_tokens),
+            texts=len(job.pairs),
             characters=sum(len(query) + len(document) for query, document in job.pairs),
         )
         computed = await self._compute(
@@ -165,7 +212,12 @@ class EmbeddingService:
         assert scores is not None  # noqa: S101 - it was asked for
         check_finite(vectors.finite_rows(scores).tolist(), range(len(job.pairs)), field="documents")
         return Scores(
-            model.name, scores[:, 0], prepared.total, prepared.truncated, logits=True, engine_s=computed.seconds
+            self._name(model, job.model),
+            scores[:, 0],
+            prepared.total,
+            prepared.truncated,
+            logits=True,
+            engine_s=computed.seconds,
         )
 
     async def _rerank_late(self, model: ServedModel, job: RerankJob, call: Call) -> Scores:
@@ -185,17 +237,28 @@ class EmbeddingService:
                 raise ContextLengthExceeded("the query is longer than the model's context; shorten it", param="query")
             values = await self._maybe_in_thread(lambda: score_pairs(job, queries, vectors_), inline=False)
         cut = tuple(index - len(queries) for index in vectors_.truncated)
-        return Scores(model.name, values, vectors_.total_tokens, cut, logits=False, engine_s=vectors_.engine_s)
+        name = self._name(model, job.model)
+        return Scores(name, values, vectors_.total_tokens, cut, logits=False, engine_s=vectors_.engine_s)
 
-    async def _prepare(self, model: ServedModel, call: Call, work: Callable[[], _T], *, characters: int) -> _T:
-        """Tokenise; short requests on the event loop, long ones in a thread."""
+    async def _prepare(
+        self, model: ServedModel, call: Call, work: Callable[[], _Prepared], *, texts: int, characters: int
+    ) -> _Prepared:
+        """Tokenise; short requests on the event loop, long ones in a thread.
+
+        While the queue is full, a bulk request is refused unread if its tokens, going by the last ones,
+        will not fit. A short one may be in the cache and need no room.
+        """
+        if texts > INTERACTIVE_TEXTS:
+            model.gate.check(int(SURELY * characters / model.characters_per_token))
         began = time.monotonic()
         model.preparing += 1
         try:
-            return await self._maybe_in_thread(work, inline=characters <= INLINE_CHARACTERS)
+            prepared = await self._maybe_in_thread(work, inline=characters <= INLINE_CHARACTERS)
         finally:
             model.preparing -= 1
             self._note(model, call, "tokenize", began, time.monotonic() - began)
+        model.characters_per_token += (characters / prepared.total - model.characters_per_token) / 16
+        return prepared
 
     def _note(self, model: ServedModel, call: Call, stage: str, began: float, seconds: float) -> None:
         call.stages[stage] = (began, seconds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
@@ -22,6 +23,13 @@ class Address(NamedTuple):
 
     base_url: str
     api_key: str
+
+
+@pytest.fixture(scope="module")
+def leaky() -> Iterator[None]:
+    """Let clients that never close their sockets lose them here, and not in somebody else's test."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -215,3 +215,28 @@ def test_numbers_are_the_models_own_without_normalisation(service: Service) -> N
     raw = service.embed(replace(JOB, inputs=["w1"], normalize=False, embed_dtype=EmbedDtype.FLOAT16))
     np.testing.assert_array_equal(dense(raw)[0], raw_vector("w1").astype(np.float16))
     assert raw.tokens == [len(ids_of("w1"))]
+
+
+def test_a_bulk_request_is_refused_unread_while_the_queue_is_full(
+    start_gateway: Callable[..., RunningGateway], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What surely does not fit is not tokenised first; a short request is, since the cache may know it."""
+    gateway = start_gateway(**FAKE, max_queued_tokens=400, cache_max_bytes=1 << 20)
+    full = Service(gateway)
+    full.embed(replace(JOB, inputs=["w1"]))
+    waiting = full.begin(replace(JOB, inputs=["fault-slow " + "w2 " * 300]))
+    while full.held()[0] == 0:
+        time.sleep(0.01)
+    prepared: list[EmbedJob] = []
+    encoder = full.model.embedder()
+    prepare = encoder.prepare
+    monkeypatch.setattr(encoder, "prepare", lambda job, *a, **k: (prepared.append(job), prepare(job, *a, **k))[1])
+    bulk = replace(JOB, inputs=["w3 " * 20] * (INTERACTIVE_TEXTS + 1))
+    assert isinstance(full.refusal(bulk), Overloaded)
+    assert prepared == []
+    assert full.embed(replace(JOB, inputs=["w1"])).cached == [True]
+    assert isinstance(full.refusal(replace(JOB, inputs=["w3 " * 200])), Overloaded)
+    assert len(prepared) == 2
+    waiting.result(60)
+    assert len(full.embed(bulk).tokens) == INTERACTIVE_TEXTS + 1
+    gateway.stop()

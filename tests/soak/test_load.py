@@ -53,13 +53,13 @@ async def test_a_warm_hit(server: Server, record: Record) -> None:
 async def test_a_refusal_is_cheap_and_disturbs_nobody(server: Server, record: Record) -> None:
     """At ten times the load, refusals stay cheap and what was admitted is computed as fast as before.
 
-    Work comes in requests of 32 texts. Two clients fill the engine; ten times as many offer ten times as much.
+    Work comes in requests of 32 texts. Three clients fill the engine; ten times as many offer ten times as much.
     They come back after a second, as `Retry-After` asks.
     """
     await Load(server).run(2, clients=2, texts=32)
     kept, costs = [], []
     for _ in range(ROUNDS):
-        alone = await Load(server).run(SECONDS, clients=2, texts=32)
+        alone = await Load(server).run(SECONDS, clients=3, texts=32)
         quiet = await _refusals(server, alone)
         crowd = await _crowd(server, SECONDS)
         assert not alone.failed + crowd.failed
@@ -93,7 +93,7 @@ async def _refusals(server: Server, load: Load) -> float:
 
 
 async def _crowd(server: Server, seconds: float) -> Load:
-    """Offer ten times what two clients do."""
+    """Offer ten times what three clients do."""
     load = Load(server)
     until = time.monotonic() + seconds
 
@@ -110,7 +110,7 @@ async def _crowd(server: Server, seconds: float) -> Load:
                 await asyncio.sleep(1)
 
     async with session() as http, asyncio.TaskGroup() as group:
-        for _ in range(20):
+        for _ in range(30):
             group.create_task(polite(http))
     return load
 

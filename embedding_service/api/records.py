@@ -1,0 +1,278 @@
+"""Records and single texts, as matching-service spoke: `/embed`, `/prepare-and-embed`, `/batch`, `/reindex`.
+
+The fields of a record and the text made of them are settings (`records`); an item of a batch fails alone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import orjson
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, Field, create_model
+from starlette.responses import JSONResponse, Response
+
+from embedding_service.api import problems, wire
+from embedding_service.api.middleware import exchange_of
+from embedding_service.core import records
+from embedding_service.core.checksum import model_checksum
+from embedding_service.errors import InvalidRequest
+from embedding_service.types import EmbedJob, Truncate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from embedding_service.core.models import ServedModel
+    from embedding_service.lifecycle import Lifecycle
+    from embedding_service.presets import RecordField
+    from embedding_service.settings import Settings
+    from embedding_service.types import Floats
+
+NO_VECTOR: list[float] = []
+EMPTY = "All fields are empty"
+_TYPES: dict[str, Any] = {"integer": int, "number": float, "mapping": dict[str, Any]}
+SQL_EXAMPLES = {
+    "create": "ALTER TABLE items ADD COLUMN embedding vector({dimensions});",
+    "index": "CREATE INDEX ON items USING hnsw (embedding vector_cosine_ops);",
+    "search": "SELECT id, 1 - (embedding <=> $1) AS similarity FROM items ORDER BY embedding <=> $1 LIMIT 10;",
+}
+
+
+class TextRequest(wire.Fields):
+    """One text to embed."""
+
+    text: str
+
+
+class TextEmbedding(BaseModel):
+    """One vector, and what it was made with."""
+
+    embedding: list[float]
+    dimensions: int
+    model_version: str
+    model_checksum: str
+    cached: bool
+
+
+class RecordEmbedding(TextEmbedding):
+    """The vector of a record, and its text."""
+
+    prepared_text: str
+
+
+class Reindexed(RecordEmbedding):
+    """The new vector of a record that is already stored."""
+
+    entity_id: str
+    entity_type: str
+    message: str
+
+
+class BatchResult(BaseModel):
+    """One item's vector, or why it has none."""
+
+    entity_id: str
+    embedding: list[float]
+    success: bool
+    error: str | None
+    cached: bool
+
+
+class BatchResponse(BaseModel):
+    """All items in the order sent, also where ids repeat."""
+
+    results: list[BatchResult]
+    dimensions: int
+    total: int
+    successful: int
+    success: int = Field(description="The same as `successful`.")
+    failed: int
+    cached_count: int
+    model_version: str
+    model_checksum: str
+
+
+class ModelInfo(BaseModel):
+    """The model, its limits and its cache."""
+
+    model_name: str
+    model: str
+    model_version: str
+    model_checksum: str
+    dimensions: int | None
+    model_load_time_seconds: float
+    limits: dict[str, float | None]
+    cache: dict[str, Any]
+    sql_examples: dict[str, str]
+
+
+def _field(field: RecordField) -> tuple[Any, Any]:
+    """Return a record's field as pydantic takes it; numbers may come as text, as they could before."""
+    kind = _TYPES.get(field.type)
+    if kind is None:
+        return (Annotated[str, Field(max_length=field.max_length)] | None, None)
+    return (Annotated[kind, Field(strict=field.type == "mapping")] | None, None)
+
+
+def _item_fields(name: str, fields: dict[str, RecordField], **more: Any) -> type[wire.Fields]:
+    shape = {**{name: _field(field) for name, field in fields.items()}, **more}
+    model: type[wire.Fields] = create_model(name, __base__=wire.Fields, __doc__="A record.", **shape)
+    return model
+
+
+def router(lifecycle: Lifecycle) -> APIRouter:  # noqa: C901, PLR0915 - one small function for each route
+    """Return the routes of this dialect that no other has, and `/embed`."""
+    service = lifecycle.service
+    settings = service.settings
+    routes = APIRouter(tags=["Records"])
+    fields = settings.records.fields
+    record_request = _item_fields("RecordRequest", fields)
+    reindex_request = _item_fields("ReindexRequest", fields, entity_id=(str, ...), entity_type=(str, "entity"))
+    item = _item_fields("RecordItem", fields, entity_id=(str, ...))
+    items: Any = (Annotated[list[item], Field(min_length=1)] | None, None)  # type: ignore[valid-type]
+    batch_request = create_model("BatchRequest", __base__=wire.Fields, __doc__="Records.", items=items, entities=items)
+
+    async def embed_texts(request: Request, texts: list[str]) -> tuple[Floats, list[bool]]:
+        exchange = exchange_of(request.scope)
+        model = service.models.default_for(scores=False).name
+        exchange.log |= {"model": model, "texts": len(texts)}
+        answer = await service.embed(
+            EmbedJob(model, texts, truncate=_truncate(settings.default_truncate)),
+            exchange.call,
+        )
+        exchange.log |= {"tokens": answer.total_tokens, "engine_s": round(answer.engine_s, 4)}
+        return np.asarray(answer.dense, np.float32), answer.cached
+
+    async def embed_one(request: Request, text: str, **more: Any) -> Response:
+        vectors, cached = await embed_texts(request, [text])
+        body = {"embedding": vectors[0], "dimensions": vectors.shape[1], "cached": cached[0]}
+        return _json(body | _identity(settings, service.models.default_for(scores=False)) | more)
+
+    async def embed(request: Request) -> Response:
+        body, _ = await wire.read_request(request, TextRequest)
+        if not body.text.strip():
+            raise InvalidRequest("text is empty; send some", param="text")
+        return await embed_one(request, body.text)
+
+    async def prepare_and_embed(request: Request) -> Response:
+        record, _ = await wire.read_request(request, record_request)
+        text = records.prepare(settings.records, record.model_dump())
+        if not text:
+            raise InvalidRequest(EMPTY)
+        return await embed_one(request, text, prepared_text=text)
+
+    async def reindex(request: Request) -> Response:
+        body, _ = await wire.read_request(request, reindex_request)
+        record = body.model_dump()
+        text = records.prepare(settings.records, record)
+        if not text:
+            raise InvalidRequest(EMPTY)
+        kind, name = record["entity_type"], record["entity_id"]
+        message = f"Reindex successful for {kind} '{name}'. Update embedding in your database."
+        return await embed_one(request, text, prepared_text=text, entity_id=name, entity_type=kind, message=message)
+
+    async def batch(request: Request) -> Response:
+        body, _ = await wire.read_request(request, batch_request)
+        sent = body.model_dump()
+        if (sent["items"] is None) == (sent["entities"] is None):
+            raise InvalidRequest("send either items or entities: a list of records", param="items")
+        given: list[dict[str, Any]] = sent["items"] or sent["entities"]
+        if len(given) > settings.max_inputs:
+            raise InvalidRequest(f"{len(given)} items; this server takes at most {settings.max_inputs}", param="items")
+        texts = [records.prepare(settings.records, record) for record in given]
+        errors = [_fault(text, settings.max_text_characters) for text in texts]
+        good = [text for text, error in zip(texts, errors, strict=True) if error is None]
+        model = service.models.default_for(scores=False)
+        dimensions = model.embedder().facts.dimension
+        rows: Iterator[tuple[Any, bool]] = iter(())
+        if good:
+            rows = zip(*await embed_texts(request, good), strict=True)
+        results: list[dict[str, Any]] = []
+        for record, error in zip(given, errors, strict=True):
+            vector, cached = next(rows) if error is None else (NO_VECTOR, False)
+            result = {"entity_id": record["entity_id"], "embedding": vector, "cached": cached}
+            results.append(result | {"success": error is None, "error": error})
+        counts = {"total": len(given), "successful": len(good), "success": len(good), "failed": len(given) - len(good)}
+        counts["cached_count"] = sum(result["cached"] for result in results)
+        return _json({"results": results, "dimensions": dimensions, **counts, **_identity(settings, model)})
+
+    posts: list[tuple[str, Callable[..., Any], str, type[wire.Fields], type[BaseModel]]] = [
+        ("/embed", embed, "Embed a text", TextRequest, TextEmbedding),
+        ("/prepare-and-embed", prepare_and_embed, "Embed a record", record_request, RecordEmbedding),
+        ("/reindex", reindex, "Embed a stored record anew", reindex_request, Reindexed),
+        ("/batch", batch, "Embed records", batch_request, BatchResponse),
+        ("/reindex-batch", batch, "Embed stored records anew", batch_request, BatchResponse),
+    ]
+    for path, endpoint, summary, request, response in posts:
+        wire.post(routes, path, endpoint, (request, response), summary=summary, errors=problems.OPENAI)
+
+    @routes.get("/model-info", summary="The model, its limits, its cache", response_model=ModelInfo)
+    async def model_info() -> dict[str, Any]:
+        model, cache = service.models.default_for(scores=False), service.models.cache
+        dimensions = model.facts.dimension if model.facts else None
+        limits = {"max_batch_size": settings.max_inputs, "max_text_length": settings.max_text_characters}
+        limits |= {name: field.max_length for name, field in fields.items() if field.max_length}
+        return {
+            "model_name": model.name,
+            "model": model.name,
+            **_identity(settings, model),
+            "dimensions": dimensions,
+            "model_load_time_seconds": round(model.load_s, 2),
+            "limits": limits,
+            "cache": {
+                "enabled": cache is not None,
+                "max_size": settings.cache_max_entries,
+                "ttl_seconds": settings.cache_ttl_s,
+            },
+            "sql_examples": {name: sql.format(dimensions=dimensions) for name, sql in SQL_EXAMPLES.items()},
+        }
+
+    return routes
+
+
+def preset(lifecycle: Lifecycle) -> APIRouter:
+    """Return the routes that are this dialect's under its preset only."""
+    routes = router(lifecycle)
+    service = lifecycle.service
+
+    @routes.get("/health", summary="Health of the model")
+    async def health() -> Response:
+        model, cache = service.models.default_for(scores=False), service.models.cache
+        identity = _identity(service.settings, model)
+        body = {
+            "status": "healthy" if lifecycle.ready else str(lifecycle.phase),
+            "model": model.name,
+            "dimensions": model.facts.dimension if model.facts else None,
+            "version": identity["model_version"],
+            "model_checksum": identity["model_checksum"],
+            "cache_enabled": cache is not None,
+            "cache_size": cache.stats().entries if cache else 0,
+        }
+        return JSONResponse(body, 200 if lifecycle.ready else 503)
+
+    return routes
+
+
+def _identity(settings: Settings, model: ServedModel) -> dict[str, str]:
+    checksum = model_checksum(settings, model)
+    revision = model.options.revision or (model.facts.revision if model.facts else None)
+    return {"model_version": revision or checksum, "model_checksum": checksum}
+
+
+def _truncate(default: Truncate) -> Truncate:
+    """Return how over-long texts are cut: these routes have no field for it, and never refused one."""
+    return Truncate.RIGHT if default is Truncate.ERROR else default
+
+
+def _fault(text: str, limit: int | None) -> str | None:
+    """Return why an item cannot be embedded, or None."""
+    if not text:
+        return EMPTY
+    if limit is not None and len(text) > limit:
+        return f"the text has {len(text)} characters; this server takes at most {limit}"
+    return None
+
+
+def _json(body: dict[str, Any]) -> Response:
+    return Response(orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json")

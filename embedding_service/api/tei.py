@@ -1,0 +1,267 @@
+"""Hugging Face's text-embeddings-inference: `/embed`, `/rerank`, `/similarity` and its other routes.
+
+Requests name no model: the first one that embeds, or scores, answers. Shapes and defaults are those of
+https://huggingface.github.io/text-embeddings-inference/ except that an absent `truncate` means true.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+import orjson
+from fastapi import APIRouter, Request
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
+from starlette.responses import JSONResponse, Response
+
+from embedding_service import __version__
+from embedding_service.api import embedding, problems, scoring, wire
+from embedding_service.api.middleware import exchange_of
+from embedding_service.errors import InvalidRequest, Unavailable
+from embedding_service.types import EmbedJob, Encoding, Output, RerankJob, Truncate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from embedding_service.core.service import EmbeddingService
+    from embedding_service.types import Embeddings
+
+
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
+def _as_list(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else value
+
+
+Texts = Annotated[str | list[str], AfterValidator(_as_list)]
+Direction = Annotated[Literal["left", "right"], BeforeValidator(_lower)]
+
+
+class TeiEmbedRequest(wire.Fields):
+    """Texts, or token ids, to embed; null is the same as absent."""
+
+    inputs: embedding.Input
+    normalize: bool | None = Field(None, description="Scale vectors to length 1; default true.")
+    truncate: bool | None = Field(None, description="Cut over-long inputs; default true.")
+    truncation_direction: Direction | None = Field(None, description="Which end is cut off; default right.")
+    prompt_name: str | None = None
+    dimensions: int | None = Field(None, ge=1, le=embedding.TOKEN_LIMIT)
+
+    def job(self, model: str, output: Output) -> EmbedJob:
+        """Return the request free of dialect."""
+        cut = Truncate.LEFT if self.truncation_direction == "left" else Truncate.RIGHT
+        return EmbedJob(
+            model=model,
+            inputs=self.inputs,
+            outputs=frozenset({output}),
+            dimensions=self.dimensions,
+            prompt_name=self.prompt_name,
+            truncate=Truncate.ERROR if self.truncate is False else cut,
+            normalize=self.normalize is not False,
+        )
+
+
+class TeiRerankRequest(wire.Fields):
+    """A query and the texts to score; scores are sigmoids unless raw ones are asked for."""
+
+    query: str = Field(min_length=1)
+    texts: list[Annotated[str, Field(min_length=1)]]
+    raw_scores: bool = False
+    return_text: bool = False
+    truncate: bool | None = Field(None, description="Accepted; over-long texts are always cut.")
+
+
+class Sentences(wire.Fields):
+    """A sentence, and those to compare it with."""
+
+    source_sentence: str = Field(min_length=1)
+    sentences: list[Annotated[str, Field(min_length=1)]]
+
+
+class TeiSimilarityRequest(wire.Fields):
+    """What to compare."""
+
+    inputs: Sentences
+
+
+class TokenizeRequest(wire.Fields):
+    """Texts to split into tokens."""
+
+    inputs: Texts
+    add_special_tokens: bool = True
+    prompt_name: str | None = None
+
+
+class DecodeRequest(wire.Fields):
+    """Token ids of one text, or of several."""
+
+    ids: embedding.Input
+    skip_special_tokens: bool = True
+
+
+class Weight(BaseModel):
+    """A token id and its weight."""
+
+    index: int
+    value: float
+
+
+class Rank(BaseModel):
+    """One text's place; `text` only if asked for."""
+
+    index: int
+    score: float
+    text: str | None = None
+
+
+class SimpleToken(BaseModel):
+    """A token; `start` and `stop` count characters of the text, and are null for special tokens."""
+
+    id: int
+    text: str
+    special: bool
+    start: int | None
+    stop: int | None
+
+
+class Info(BaseModel):
+    """What is served, as TEI describes it; limits that this server does not have are null."""
+
+    model_id: str
+    model_sha: str | None
+    model_dtype: str
+    model_type: dict[str, Any]
+    max_concurrent_requests: int | None
+    max_input_length: int
+    max_batch_tokens: int
+    max_batch_requests: int | None
+    max_client_batch_size: int
+    auto_truncate: bool
+    version: str
+
+
+def _render(answer: Embeddings) -> Iterator[bytes]:
+    """Write a bare list with one item for each input: a vector, a matrix, or index and value of each weight."""
+    for index in range(len(answer.tokens)):
+        yield b"," if index else b"["
+        if answer.sparse is not None:
+            sparse = answer.sparse[index]
+            pairs = zip(sparse.indices.tolist(), sparse.values.tolist(), strict=True)
+            yield orjson.dumps([{"index": i, "value": value} for i, value in pairs])
+        else:
+            rows = answer.dense if answer.dense is not None else answer.colbert or []
+            yield wire.vector_json(rows[index], Encoding.FLOAT)
+    yield b"]"
+
+
+def router(service: EmbeddingService) -> APIRouter:  # noqa: C901 - one small function for each route
+    """Return the routes of this dialect."""
+    routes = APIRouter(tags=["TEI"])
+
+    async def compute(request: Request, output: Output) -> Response:
+        tree = await wire.read_object(request)
+        _refuse_empty(tree.get("inputs"), "inputs")
+        fields, ignored = await wire.read_request(request, TeiEmbedRequest)
+        job = fields.job(service.models.default_for(scores=False).name, output)
+        return await embedding.answer(service, exchange_of(request.scope), job, _render, ignored)
+
+    async def embed(request: Request) -> Response:
+        return await compute(request, Output.DENSE)
+
+    async def embed_all(request: Request) -> Response:
+        return await compute(request, Output.COLBERT)
+
+    async def embed_sparse(request: Request) -> Response:
+        return await compute(request, Output.SPARSE)
+
+    async def similarity(request: Request) -> Response:
+        fields, ignored = await wire.read_request(request, TeiSimilarityRequest)
+        _refuse_empty(fields.inputs.sentences, "sentences")
+        texts = [fields.inputs.source_sentence, *fields.inputs.sentences]
+        job = EmbedJob(service.models.default_for(scores=False).name, texts, truncate=Truncate.RIGHT)
+
+        def render(answer: Embeddings) -> Iterator[bytes]:
+            vectors = np.asarray(answer.dense, np.float32)
+            yield wire.vector_json(vectors[1:] @ vectors[0], Encoding.FLOAT)
+
+        return await embedding.answer(service, exchange_of(request.scope), job, render, ignored)
+
+    async def root(request: Request) -> Response:
+        inputs = (await wire.read_object(request)).get("inputs")
+        return await (similarity if isinstance(inputs, dict) else embed)(request)
+
+    async def rerank(request: Request) -> Response:
+        fields, ignored = await wire.read_request(request, TeiRerankRequest)
+        _refuse_empty(fields.texts, "texts")
+        pairs = [(fields.query, text) for text in fields.texts]
+        job = RerankJob(service.models.default_for(scores=True).name, pairs)
+        scores = await scoring.score(service, exchange_of(request.scope), job)
+        values = scoring.relevance(scores, raw=fields.raw_scores)
+        ranks: list[dict[str, Any]] = []
+        for index in scoring.ranking(values):
+            text = {"text": fields.texts[index]} if fields.return_text else {}
+            ranks.append({"index": index, "score": values[index], **text})
+        return scoring.respond(ranks, scores, ignored)
+
+    async def tokenize(request: Request) -> Response:
+        fields, _ = await wire.read_request(request, TokenizeRequest)
+        _refuse_empty(fields.inputs, "inputs")
+        tokens = await service.tokenize(
+            list(fields.inputs), add_special_tokens=fields.add_special_tokens, prompt_name=fields.prompt_name
+        )
+        return JSONResponse([[token._asdict() for token in text] for text in tokens])
+
+    async def decode(request: Request) -> Response:
+        fields, _ = await wire.read_request(request, DecodeRequest)
+        if isinstance(fields.ids[0], str):
+            raise InvalidRequest("ids must be a list of token ids, or a list of such lists", param="ids")
+        return JSONResponse(await service.decode(fields.ids, skip_special_tokens=fields.skip_special_tokens))
+
+    posts: list[tuple[str, Callable[..., Any], str, type[wire.Fields], Any]] = [
+        ("/", root, "Embed, or compare by the shape of `inputs`", TeiEmbedRequest, list[list[float]]),
+        ("/embed", embed, "Embed texts", TeiEmbedRequest, list[list[float]]),
+        (
+            "/embed_all",
+            embed_all,
+            "Embed tokens (ColBERT vectors)",
+            TeiEmbedRequest,
+            list[list[list[float]]],
+        ),
+        ("/embed_sparse", embed_sparse, "Weigh the tokens of texts", TeiEmbedRequest, list[list[Weight]]),
+        ("/similarity", similarity, "Compare a sentence with others", TeiSimilarityRequest, list[float]),
+        ("/rerank", rerank, "Score texts against a query", TeiRerankRequest, list[Rank]),
+        ("/tokenize", tokenize, "Split texts into tokens", TokenizeRequest, list[list[SimpleToken]]),
+        ("/decode", decode, "Join tokens to texts", DecodeRequest, list[str]),
+    ]
+    for path, endpoint, summary, request, response in posts:
+        wire.post(routes, path, endpoint, (request, response), summary=summary, errors=problems.TEI)
+
+    @routes.get("/info", summary="Describe the default model", response_model=Info, responses=problems.TEI.responses)
+    async def info() -> dict[str, Any]:
+        model, settings = service.models.default, service.settings
+        facts = model.facts
+        if facts is None:
+            raise Unavailable(f"{model.name} is still loading", retry_after_s=5)
+        scores = {"reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}}
+        return {
+            "model_id": model.name,
+            "model_sha": facts.revision,
+            "model_dtype": facts.dtype,
+            "model_type": scores if model.pairs else {"embedding": {"pooling": facts.pooling.lower()}},
+            "max_concurrent_requests": settings.max_concurrent_requests,
+            "max_input_length": facts.max_tokens,
+            "max_batch_tokens": settings.max_request_tokens,
+            "max_batch_requests": None,
+            "max_client_batch_size": settings.max_inputs,
+            "auto_truncate": True,
+            "version": __version__,
+        }
+
+    return routes
+
+
+def _refuse_empty(value: object, field: str) -> None:
+    if value == []:
+        raise InvalidRequest(f"`{field}` cannot be empty", param=field, code=problems.EMPTY)

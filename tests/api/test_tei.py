@@ -1,0 +1,174 @@
+"""Hugging Face's text-embeddings-inference, route by route, without a preset."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from tests.api.calls import raw_vector, unit_vectors
+from tests.api.test_bge import expected_colbert, expected_sparse
+from tests.api.test_rerank import MODELS, score
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import httpx
+
+    from tests.conftest import RunningGateway
+
+TEXTS = ["w1 w2", "w3"]
+
+
+@pytest.fixture(scope="module")
+def http(start_gateway: Callable[..., RunningGateway]) -> Iterator[httpx.Client]:
+    """Return a client of a gateway with an embedder of three vectors and a cross-encoder."""
+    gateway = start_gateway(**MODELS, max_body_bytes=1 << 20)
+    while gateway.gateway.service.models.find("cross")[0].facts is None:
+        pass
+    with gateway.client() as client:
+        yield client
+
+
+def answer(http: httpx.Client, path: str, **fields: Any) -> Any:
+    response = http.post(path, json=fields)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+@pytest.mark.parametrize("path", ["/embed", "/"])
+@pytest.mark.parametrize("inputs", ["w1 w2", TEXTS])
+def test_embed(http: httpx.Client, path: str, inputs: str | list[str]) -> None:
+    """A text or several become a bare list of unit vectors."""
+    texts = [inputs] if isinstance(inputs, str) else inputs
+    np.testing.assert_allclose(answer(http, path, inputs=inputs), unit_vectors(*texts), atol=1e-6)
+
+
+def test_normalize_and_null(http: httpx.Client) -> None:
+    """`normalize: false` leaves a vector as it is; null is the default of every option."""
+    np.testing.assert_allclose(answer(http, "/embed", inputs="w1", normalize=False), [raw_vector("w1")], atol=1e-6)
+    nulls: dict[str, Any] = dict.fromkeys(["normalize", "truncate", "truncation_direction", "prompt_name"])
+    np.testing.assert_allclose(answer(http, "/embed", inputs="w1", **nulls), unit_vectors("w1"), atol=1e-6)
+
+
+@pytest.mark.parametrize(("direction", "kept"), [({}, "w1"), ({"truncation_direction": "Left"}, "w2")])
+def test_truncation(http: httpx.Client, direction: dict[str, str], kept: str) -> None:
+    """Without `truncate`, over-long texts are cut, on the right unless told otherwise; false refuses them."""
+    text = "w1 " * 62 + "w2 " * 62
+    for more in ({}, {"truncate": True}):
+        vectors = answer(http, "/embed", inputs=text, **direction, **more)
+        np.testing.assert_allclose(vectors, unit_vectors(f"{kept} " * 62), atol=1e-6)
+    refused = http.post("/embed", json={"inputs": text, "truncate": False})
+    assert (refused.status_code, refused.json()["error_type"]) == (422, "Validation")
+    assert "maximum context length is 64" in refused.json()["error"]
+
+
+def test_embed_sparse(http: httpx.Client) -> None:
+    """Lexical weights are lists of index and value."""
+    for weights, text in zip(answer(http, "/embed_sparse", inputs=TEXTS), TEXTS, strict=True):
+        expected = expected_sparse(text)
+        assert [weight["index"] for weight in weights] == expected.indices.tolist()
+        np.testing.assert_allclose([weight["value"] for weight in weights], expected.values, rtol=1e-5)
+
+
+def test_embed_all(http: httpx.Client) -> None:
+    """Every token has a vector; here those are the ColBERT vectors."""
+    for rows, text in zip(answer(http, "/embed_all", inputs=TEXTS), TEXTS, strict=True):
+        np.testing.assert_allclose(rows, expected_colbert(text), atol=1e-6)
+
+
+@pytest.mark.parametrize("path", ["/similarity", "/"])
+def test_similarity(http: httpx.Client, path: str) -> None:
+    """A sentence is compared with others by cosine; `POST /` tells by the shape of `inputs`."""
+    scores = answer(http, path, inputs={"source_sentence": "w1 w2", "sentences": ["w1 w2", "w3"]})
+    source, other = unit_vectors("w1 w2", "w3")
+    np.testing.assert_allclose(scores, [1, source @ other], atol=1e-6)
+
+
+def test_rerank(http: httpx.Client) -> None:
+    """Texts are ranked by sigmoid or raw score, with their text only when asked."""
+    texts = ["w2 w3", "w4", "w5 w6 w7"]
+    logits = np.array([score("w1", text) for text in texts])
+    order = np.argsort(-logits).tolist()
+    ranks = answer(http, "/rerank", query="w1", texts=texts)
+    assert [set(rank) for rank in ranks] == [{"index", "score"}] * 3
+    assert [rank["index"] for rank in ranks] == order
+    np.testing.assert_allclose([rank["score"] for rank in ranks], 1 / (1 + np.exp(-logits[order])), rtol=1e-5)
+    raw = answer(http, "/rerank", query="w1", texts=texts, raw_scores=True, return_text=True)
+    np.testing.assert_allclose([rank["score"] for rank in raw], logits[order], rtol=1e-5)
+    assert [rank["text"] for rank in raw] == [texts[i] for i in order]
+
+
+def test_tokenize_and_decode(http: httpx.Client) -> None:
+    """Tokens come with their place in the text, and lead back to it."""
+    (tokens,) = answer(http, "/tokenize", inputs="w1  w22")
+    cls, first, second, sep = tokens
+    assert cls == {"id": 0, "text": "[CLS]", "special": True, "start": None, "stop": None}
+    assert first == {"id": 101, "text": "w1", "special": False, "start": 0, "stop": 2}
+    assert second == {"id": 122, "text": "w22", "special": False, "start": 4, "stop": 7}
+    assert sep["special"] is True
+    assert answer(http, "/tokenize", inputs=["w1", "w2"], add_special_tokens=False)[1][0]["id"] == 102
+    ids = [token["id"] for token in tokens]
+    assert answer(http, "/decode", ids=ids[1:-1]) == ["w1 w22"]
+    assert answer(http, "/decode", ids=[ids, [105]], skip_special_tokens=False) == ["[CLS] w1 w22 [SEP]", "w5"]
+
+
+def test_info_and_probes(http: httpx.Client) -> None:
+    """`/info` tells the model and its limits; probes answer 200."""
+    info = http.get("/info").json()
+    expected = {"model_id": "m3", "model_dtype": "float32", "max_input_length": 64, "auto_truncate": True}
+    assert {name: info[name] for name in expected} == expected
+    assert info["model_type"] == {"embedding": {"pooling": "cls"}}
+    for path in ("/", "/health", "/ping"):
+        assert http.get(path).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "kind"),
+    [
+        ("/embed", {"inputs": []}, 400, "Empty"),
+        ("/", {"inputs": []}, 400, "Empty"),
+        ("/embed_sparse", {"inputs": []}, 400, "Empty"),
+        ("/rerank", {"query": "w1", "texts": []}, 400, "Empty"),
+        ("/similarity", {"inputs": {"source_sentence": "w1", "sentences": []}}, 400, "Empty"),
+        ("/tokenize", {"inputs": []}, 400, "Empty"),
+        ("/embed", {"inputs": ""}, 422, "Validation"),
+        ("/embed", {"inputs": 7}, 422, "Validation"),
+        ("/embed", {"inputs": "w1", "truncate": 1}, 422, "Validation"),
+        ("/embed", {"inputs": "w1", "prompt_name": "nobody"}, 422, "Validation"),
+        ("/embed", {"inputs": "w1", "dimensions": 7}, 422, "Validation"),
+        ("/embed_sparse", {}, 422, "Validation"),
+        ("/embed", {"inputs": ["w1"] * 2049}, 422, "Validation"),
+        ("/rerank", {"query": 7, "texts": ["w1"]}, 422, "Validation"),
+        ("/decode", {"ids": [9_999_999]}, 422, "Validation"),
+        ("/decode", {"ids": "w1"}, 422, "Validation"),
+        ("/embed", {"inputs": "fault-nan"}, 424, "Backend"),
+        ("/embed", {"inputs": "w" * (2 << 20)}, 413, "Validation"),
+    ],
+)
+def test_errors(http: httpx.Client, path: str, body: dict[str, Any], status: int, kind: str) -> None:
+    """Errors have TEI's body and status."""
+    response = http.post(path, json=body)
+    assert (response.status_code, response.json()["error_type"]) == (status, kind)
+    assert response.json().keys() == {"error", "error_type"}
+
+
+def test_other_methods(http: httpx.Client) -> None:
+    """A wrong method is a 405 in TEI's shape as well."""
+    response = http.get("/embed_sparse")
+    assert (response.status_code, set(response.json())) == (405, {"error", "error_type"})
+
+
+def test_errors_of_load(start_gateway: Callable[..., RunningGateway]) -> None:
+    """A full queue is 429 Overloaded, a model that is loading 503 Unhealthy."""
+    gateway = start_gateway(engine="fake", model_name="fake", port=0, max_concurrent_requests=1)
+    with gateway.client() as client, gateway.gateway.service.requests.admit(1):
+        response = client.post("/embed", json={"inputs": "w1"})
+    assert (response.status_code, response.json()["error_type"]) == (429, "Overloaded")
+    gateway.stop()
+    gateway = start_gateway(engine="fake", model_name="fake", port=0, wait=False, engine_args={"load_s": 3600})
+    with gateway.client() as client:
+        response = client.post("/embed", json={"inputs": "w1"})
+    assert (response.status_code, response.json()["error_type"]) == (503, "Unhealthy")
+    gateway.stop()

@@ -1,0 +1,61 @@
+"""Gateways from the preset files as they are, but for the fake core and a free port of this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from embedding_service.settings import load
+from tests.conftest import RunningGateway
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+PRESETS = Path(__file__).parents[2] / "config" / "drop-in"
+M3 = {"outputs": ["dense", "sparse", "colbert"]}
+CROSS = {"outputs": ["score"]}
+ENGINE_ARGS: dict[str, Any] = {"qwen3-reranker": CROSS, "emb-infer-bge-m3": M3}
+
+
+def fake_file(name: str, folder: Path, reranker: dict[str, Any]) -> Path:
+    """Return a copy of a preset whose models are fake."""
+    tree = yaml.safe_load((PRESETS / f"{name}.yaml").read_text(encoding="utf-8"))
+    tree |= {"engine": "fake", "engine_args": ENGINE_ARGS.get(name, {})}
+    for model, arguments in zip(tree.get("models", []), (M3, reranker), strict=False):
+        model["engine_args"] = arguments
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(tree, allow_unicode=True), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def start_preset(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., RunningGateway]]:
+    """Return a function that starts a preset with old variables, and waits until its models are loaded."""
+    started: list[RunningGateway] = []
+
+    def start(
+        name: str,
+        *,
+        wait: bool = True,
+        environ: dict[str, str] | None = None,
+        reranker: dict[str, Any] = CROSS,
+        **flags: Any,
+    ) -> RunningGateway:
+        with pytest.MonkeyPatch.context() as patch:
+            for variable, value in (environ or {}).items():
+                patch.setenv(variable, value)
+            settings, _ = load(fake_file(name, tmp_path_factory.mktemp(name), reranker), flags)
+            gateway = RunningGateway(settings.model_copy(update={"host": "127.0.0.1", "port": 0, "drain_grace_s": 0}))
+        started.append(gateway)
+        if wait:
+            gateway.wait_ready()
+            while any(model.facts is None for model in gateway.gateway.service.models):
+                pass
+        return gateway
+
+    yield start
+    for gateway in started:
+        gateway.stop()

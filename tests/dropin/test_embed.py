@@ -1,0 +1,84 @@
+"""The preset embed, request by request."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from tests.api.calls import raw_vector, unit_vectors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import httpx
+
+    from tests.conftest import RunningGateway
+
+MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+@pytest.fixture(scope="module")
+def http(start_preset: Callable[..., RunningGateway]) -> Iterator[httpx.Client]:
+    """Return a client of the preset."""
+    with start_preset("embed").client() as client:
+        yield client
+
+
+@pytest.mark.parametrize("normalize", [None, True, False])
+def test_embed(http: httpx.Client, normalize: bool | None) -> None:
+    """Texts become vectors of length 1, or as the model made them."""
+    fields: dict[str, Any] = {} if normalize is None else {"normalize": normalize}
+    answer = http.post("/embed", json={"texts": ["w1", "w2 w3"], **fields})
+    assert answer.status_code == 200
+    body = answer.json()
+    assert body.keys() == {"embeddings", "model", "dimension"}
+    assert (body["model"], body["dimension"]) == (MODEL, 32)
+    raw = np.stack([raw_vector("w1"), raw_vector("w2 w3")])
+    expected = raw if normalize is False else unit_vectors("w1", "w2 w3")
+    np.testing.assert_allclose(body["embeddings"], expected, atol=1e-6)
+
+
+def test_a_hundred_texts_and_no_more(http: httpx.Client) -> None:
+    """100 texts are served, 101 are a 400 that says so."""
+    assert len(http.post("/embed", json={"texts": ["w1"] * 100}).json()["embeddings"]) == 100
+    answer = http.post("/embed", json={"texts": ["w1"] * 101})
+    assert answer.status_code == 400
+    assert "101" in answer.json()["detail"]
+    assert "100" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("body", [{}, {"texts": []}, {"texts": "w1"}, {"texts": [""]}, {"texts": [1]}, {"text": "w1"}])
+def test_wrong_requests(http: httpx.Client, body: dict[str, Any]) -> None:
+    """A wrong request is a 400 with a detail that names the field."""
+    answer = http.post("/embed", json=body)
+    assert (answer.status_code, list(answer.json())) == (400, ["detail"])
+    assert "texts" in answer.json()["detail"]
+
+
+def test_over_long_texts_are_cut(http: httpx.Client) -> None:
+    """What is over the model's length is left out without a word."""
+    answer = http.post("/embed", json={"texts": ["w1 " * 600]})
+    np.testing.assert_allclose(answer.json()["embeddings"], unit_vectors("w1 " * 510), atol=1e-6)
+
+
+def test_health(http: httpx.Client) -> None:
+    """Health tells the model, where it runs and the size of its vectors."""
+    health = http.get("/health")
+    expected = {"status": "healthy", "model": MODEL, "device": "cpu", "dimension": 32}
+    assert (health.status_code, health.json()) == (200, expected)
+
+
+def test_a_key_may_be_asked_for(start_preset: Callable[..., RunningGateway]) -> None:
+    """With a key configured, `X-API-Key` has to hold it; health stays open."""
+    gateway = start_preset("embed", environ={"API_KEY": "k1,k2", "DEVICE": "cpu"})
+    body = {"texts": ["w1"]}
+    with gateway.client() as http:
+        assert http.post("/embed", json=body, headers={"x-api-key": "k1,k2"}).status_code == 200
+        refused = http.post("/embed", json=body, headers={"x-api-key": "k1"})
+        assert (refused.status_code, list(refused.json())) == (401, ["detail"])
+        assert http.post("/embed", json=body).status_code == 401
+        assert http.get("/health").status_code == 200
+    assert gateway.settings.device == "cpu"
+    gateway.stop()

@@ -1,0 +1,313 @@
+"""The preset matching-service, request by request."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from tests.api.calls import unit_vectors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import httpx
+
+    from tests.conftest import RunningGateway
+
+MODEL = "sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2"
+IDENTITY = {"model_version", "model_checksum"}
+VECTOR = {"embedding", "dimensions", "cached"} | IDENTITY
+FLAT = {
+    "title": "w1 w2",
+    "description": "w3",
+    "requirement": {"этаж": 5, "балкон": None, "ремонт": "w4"},
+    "price": 10_000_000,
+    "district": "Центр",
+    "rooms": 3,
+    "area": 45,
+    "address": "Невский 1",
+}
+PREPARED = (
+    "Название: w1 w2. Описание: w3. Требования: этаж: 5, ремонт: w4. "
+    "Параметры: цена 10,000,000₽, район Центр, 3-комнатная, площадь 45.0м², адрес: Невский 1"
+)
+
+
+@pytest.fixture(scope="module")
+def gateway(start_preset: Callable[..., RunningGateway]) -> RunningGateway:
+    """Return the preset."""
+    return start_preset("matching-service")
+
+
+@pytest.fixture(scope="module")
+def http(gateway: RunningGateway) -> Iterator[httpx.Client]:
+    """Return a client of the preset."""
+    with gateway.client() as client:
+        yield client
+
+
+def test_embed(http: httpx.Client) -> None:
+    """A text becomes a vector; the second time it comes from the cache."""
+    first, second = (http.post("/embed", json={"text": "w11 w12"}).json() for _ in range(2))
+    assert first.keys() == VECTOR
+    np.testing.assert_allclose(first["embedding"], unit_vectors("w11 w12")[0], atol=1e-6)
+    assert (first["dimensions"], first["cached"], second["cached"]) == (32, False, True)
+    assert second["embedding"] == first["embedding"]
+
+
+@pytest.mark.parametrize("body", [{}, {"text": ""}, {"text": "  "}, {"text": 7}, {"text": "w" * 10_001}])
+def test_wrong_texts(http: httpx.Client, body: dict[str, Any]) -> None:
+    """No text, a blank one or more than 10,000 characters are a 400 with a detail."""
+    answer = http.post("/embed", json=body)
+    assert (answer.status_code, list(answer.json())) == (400, ["detail"])
+
+
+def test_prepare_and_embed(http: httpx.Client) -> None:
+    """A record becomes the documented text, and that text's vector."""
+    body = http.post("/prepare-and-embed", json=FLAT).json()
+    assert body.keys() == VECTOR | {"prepared_text"}
+    assert body["prepared_text"] == PREPARED
+    assert body["embedding"] == http.post("/embed", json={"text": PREPARED}).json()["embedding"]
+
+
+@pytest.mark.parametrize(
+    ("record", "text"),
+    [
+        ({"title": "w1"}, "Название: w1"),
+        ({"title": " ", "description": "w1"}, "Описание: w1"),
+        ({"price": 0, "rooms": 0, "area": 0}, "Параметры: цена 0₽, 0-комнатная, площадь 0.0м²"),
+        ({"area": 45.25, "address": None}, "Параметры: площадь 45.25м²"),
+        ({"requirement": {"a": None, "b": 0}}, "Требования: b: 0"),
+        ({"title": "w1", "requirement": {"a": None}}, "Название: w1"),
+        ({"price": 1234567.0, "unknown": "x"}, "Параметры: цена 1,234,567₽"),
+        ({"title": "w1 {price}"}, "Название: w1 {price}"),
+    ],
+)
+def test_prepared_texts(http: httpx.Client, record: dict[str, Any], text: str) -> None:
+    """Absent parts and null requirements are left out, zeros are printed, an area is a float."""
+    assert http.post("/prepare-and-embed", json=record).json()["prepared_text"] == text
+
+
+@pytest.mark.parametrize(
+    "record", [{}, {"title": ""}, {"title": None, "requirement": {}}, {"requirement": {"a": None}}]
+)
+def test_an_empty_record(http: httpx.Client, record: dict[str, Any]) -> None:
+    """A record that says nothing is a 400 in the original's words."""
+    answer = http.post("/prepare-and-embed", json=record)
+    assert (answer.status_code, answer.json()) == (400, {"detail": "All fields are empty"})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("title", "w" * 501),
+        ("description", "w" * 5001),
+        ("title", 7),
+        ("requirement", "w1"),
+        ("price", "much"),
+        ("rooms", 1.5),
+        ("area", []),
+    ],
+)
+def test_fields_have_types(http: httpx.Client, field: str, value: Any) -> None:
+    """A field of another type or length is a 400 that names it."""
+    answer = http.post("/prepare-and-embed", json={field: value})
+    assert answer.status_code == 400
+    assert answer.json()["detail"].startswith(field)
+
+
+@pytest.mark.parametrize("path", ["/batch", "/reindex-batch"])
+@pytest.mark.parametrize("name", ["items", "entities"])
+def test_batch(http: httpx.Client, path: str, name: str) -> None:
+    """Items come back in the order sent, also where ids repeat; an empty one fails alone."""
+    records = [{"title": "w21"}, {}, {"title": "w22"}, {"title": "w21"}]
+    ids = ["b", "a", "b", "c"]
+    sent = [{"entity_id": i, **record} for i, record in zip(ids, records, strict=True)]
+    body = http.post(path, json={name: sent}).json()
+    counts = {"total": 4, "successful": 3, "success": 3, "failed": 1, "dimensions": 32}
+    assert {key: body[key] for key in counts} == counts
+    assert body.keys() == {"results", "cached_count", *counts, *IDENTITY}
+    assert [result["entity_id"] for result in body["results"]] == ids
+    for result, record in zip(body["results"], records, strict=True):
+        assert result.keys() == {"entity_id", "embedding", "success", "error", "cached"}
+        if record:
+            assert (result["success"], result["error"]) == (True, None)
+            np.testing.assert_allclose(result["embedding"], unit_vectors(f"Название: {record['title']}")[0], atol=1e-6)
+        else:
+            assert result == {
+                "entity_id": "a",
+                "embedding": [],
+                "success": False,
+                "error": "All fields are empty",
+                "cached": False,
+            }
+    again = http.post(path, json={name: sent}).json()
+    assert again["cached_count"] == 3
+
+
+def test_a_batch_of_empty_items(http: httpx.Client) -> None:
+    """A batch in which all items fail is answered as any other."""
+    body = http.post("/batch", json={"items": [{"entity_id": "1"}]}).json()
+    assert (body["total"], body["success"], body["failed"], body["dimensions"]) == (1, 0, 1, 32)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"items": []},
+        {"entities": []},
+        {"items": [{"entity_id": "1"}], "entities": [{"entity_id": "1"}]},
+        {"items": [{"title": "w1"}]},
+        {"items": [{"entity_id": "1", "title": 7}]},
+        {"items": [{"entity_id": "1", "title": "w1"}] * 129},
+    ],
+)
+@pytest.mark.parametrize("path", ["/batch", "/reindex-batch"])
+def test_wrong_batches(http: httpx.Client, path: str, body: dict[str, Any]) -> None:
+    """An empty list, both names, an item without id or of wrong type, or 129 items are a 400."""
+    answer = http.post(path, json=body)
+    assert (answer.status_code, list(answer.json())) == (400, ["detail"])
+
+
+def test_reindex(http: httpx.Client) -> None:
+    """A stored record's new vector comes with the documented message."""
+    body = http.post("/reindex", json={"entity_id": "7", "entity_type": "flat", **FLAT}).json()
+    assert body.keys() == (VECTOR | {"entity_id", "entity_type", "prepared_text", "message"})
+    assert (body["entity_id"], body["entity_type"], body["prepared_text"]) == ("7", "flat", PREPARED)
+    assert body["message"] == "Reindex successful for flat '7'. Update embedding in your database."
+    assert http.post("/reindex", json={"entity_id": "7", "entity_type": "flat"}).status_code == 400
+
+
+def test_health(http: httpx.Client) -> None:
+    """Health has the documented fields."""
+    body = http.get("/health").json()
+    expected = {"status": "healthy", "model": MODEL, "dimensions": 32, "cache_enabled": True}
+    assert {name: body[name] for name in expected} == expected
+    assert body.keys() == {*expected, "version", "model_checksum", "cache_size"}
+
+
+def test_model_info(http: httpx.Client) -> None:
+    """Model info has the documented fields, with SQL for vectors of this size."""
+    body = http.get("/model-info").json()
+    assert body.keys() == {
+        *("model_name", "model", "model_version", "model_checksum", "dimensions", "model_load_time_seconds"),
+        *("limits", "cache", "sql_examples"),
+    }
+    assert body["limits"] == {"max_batch_size": 128, "max_text_length": 10_000, "title": 500, "description": 5000}
+    assert body["model_load_time_seconds"] > 0
+    assert "vector(32)" in str(body["sql_examples"])
+
+
+def test_the_cache_is_told_and_cleared(http: httpx.Client) -> None:
+    """Statistics have the documented fields, and clearing says how much was forgotten."""
+    http.post("/embed", json={"text": "w31"})
+    stats = http.get("/cache/stats").json()
+    assert (stats["enabled"], stats["max_size"], stats["ttl_seconds"]) == (True, 10_000, 3600)
+    assert stats["current_size"] >= 1
+    assert 0 < stats["utilization_percent"] < 100
+    cleared = http.post("/cache/clear").json()
+    assert cleared["cleared"] == stats["current_size"]
+    assert cleared["message"]
+    assert http.get("/cache/stats").json()["current_size"] == 0
+
+
+def test_browsers_may_call(http: httpx.Client) -> None:
+    """Any origin may call, as before."""
+    answer = http.get("/health", headers={"origin": "https://example.org"})
+    assert answer.headers["access-control-allow-origin"] == "*"
+
+
+def test_the_checksum_follows_what_determines_the_vectors(
+    start_preset: Callable[..., RunningGateway], gateway: RunningGateway
+) -> None:
+    """Equal settings give equal checksums after a restart; another model, length or prompt another one."""
+
+    def checksum(**options: Any) -> str:
+        other = start_preset("matching-service", **options)
+        with other.client() as http:
+            body = http.get("/health").json()
+        other.stop()
+        return str(body["model_checksum"])
+
+    with gateway.client() as http:
+        here = http.get("/health").json()["model_checksum"]
+    assert len(here) == 12
+    assert checksum(port=1, max_batch_size=4, cache_max_bytes=0, runtime_dir=None) == here
+    settings: list[dict[str, Any]] = [
+        {"model_name": "other"},
+        {"revision": "abc"},
+        {"max_model_len": 64},
+        {"default_truncate": "left"},
+        {"instruction_template": "{instruction}: "},
+        {"engine_args": {"prompts": {"query": "q: "}}},
+        {"environ": {"EMBEDDING_MODEL": "mine"}},
+    ]
+    assert len({here, *(checksum(**options) for options in settings)}) == 1 + len(settings)
+    legacy = hashlib.md5(f"{MODEL}:32".encode()).hexdigest()[:12]
+    assert checksum(model_checksum="legacy") == legacy
+
+
+def test_the_old_variables(start_preset: Callable[..., RunningGateway]) -> None:
+    """The original's variables set what they set there; API_KEY is checked now."""
+    environ = {
+        "EMBEDDING_MODEL": "mine",
+        "MAX_BATCH_SIZE": "2",
+        "MAX_TEXT_LENGTH": "20",
+        "CACHE_ENABLED": "false",
+        "CACHE_TTL_SECONDS": "60",
+        "CACHE_MAX_SIZE": "5",
+        "MAX_CONCURRENT_REQUESTS": "4",
+        "ENCODE_TIMEOUT_SECONDS": "9",
+        "ALLOWED_ORIGINS": "https://a.example,https://b.example",
+        "API_KEY": "secret",
+    }
+    gateway = start_preset("matching-service", environ=environ)
+    settings = gateway.settings
+    assert (settings.model_name, settings.max_inputs, settings.max_text_characters) == ("mine", 2, 20)
+    assert (settings.cache_max_bytes, settings.cache_ttl_s, settings.cache_max_entries) == (0, 60, 5)
+    assert settings.request_timeout_s == 9
+    assert settings.cors_origins == ("https://a.example", "https://b.example")
+    with gateway.client() as http:
+        refused = http.post("/embed", json={"text": "w1"})
+        assert (refused.status_code, list(refused.json())) == (401, ["detail"])
+    with gateway.client(headers={"x-api-key": "secret"}) as http:
+        assert http.get("/cache/stats").json()["enabled"] is False
+        items = [{"entity_id": "1", "title": "w1"}, {"entity_id": "2", "title": "w2 " * 10}]
+        body = http.post("/batch", json={"items": items}).json()
+        assert [result["success"] for result in body["results"]] == [True, False]
+        assert "20" in body["results"][1]["error"]
+    gateway.stop()
+
+
+def test_the_cache_has_as_many_entries_as_it_may(start_preset: Callable[..., RunningGateway]) -> None:
+    """CACHE_MAX_SIZE bounds the entries; the oldest goes first."""
+    gateway = start_preset("matching-service", environ={"CACHE_MAX_SIZE": "2"})
+    with gateway.client() as http:
+        for text in ("w1", "w2", "w3"):
+            http.post("/embed", json={"text": text})
+        stats = http.get("/cache/stats").json()
+        assert (stats["current_size"], stats["max_size"], stats["utilization_percent"]) == (2, 2, 100)
+        assert http.post("/embed", json={"text": "w1"}).json()["cached"] is False
+        assert http.post("/embed", json={"text": "w3"}).json()["cached"] is True
+    gateway.stop()
+
+
+def test_rates(start_preset: Callable[..., RunningGateway]) -> None:
+    """RATE_LIMIT and RATE_LIMIT_BATCH are kept apart, and told in the original's words."""
+    gateway = start_preset("matching-service", environ={"RATE_LIMIT": "3/minute", "RATE_LIMIT_BATCH": "1/minute"})
+    with gateway.client() as http:
+        items = {"items": [{"entity_id": "1", "title": "w1"}]}
+        assert [http.post("/batch", json=items).status_code for _ in range(2)] == [200, 429]
+        assert [http.post("/reindex-batch", json=items).status_code for _ in range(2)] == [200, 429]
+        answers = [http.post("/embed", json={"text": "w1"}) for _ in range(4)]
+        assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
+        assert list(answers[3].json()) == ["error"]
+        assert answers[3].json()["error"].startswith("Rate limit exceeded: ")
+        assert answers[3].headers["retry-after"]
+        assert http.get("/health").status_code == 200
+        assert http.get("/metrics").text.startswith("# HELP")
+    gateway.stop()
