@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 REQUESTS = int(os.environ.get("FUZZ_REQUESTS", "2000"))
 Strategy = st.SearchStrategy[Any]
 
-TEXT = st.one_of(st.text(max_size=20), st.sampled_from(["w1 w2", "w1 " * 600, "\ud83d", "\0", "null", "fault-nan"]))
+TEXT = st.one_of(st.text(max_size=20), st.sampled_from(["w1 w2", "w1 " * 600, "\ud83d", "\0", "null"]))
 NUMBER = st.one_of(st.integers(-3, 40), st.sampled_from([2**31, -(2**63), 2**64, 10**400, 1e308, 0.5, float("nan")]))
 LEAF = st.one_of(st.none(), st.booleans(), NUMBER, TEXT)
 ANYTHING = st.recursive(
@@ -35,6 +35,8 @@ ANYTHING = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=8,
 )
+
+OTHER_ENVELOPES = ({"error", "error_type"}, {"message"})  # TEI's and Cohere's
 
 
 def made_by(schema: dict[str, Any], schemas: dict[str, Any]) -> Strategy:
@@ -175,13 +177,11 @@ def test_nothing_unforeseen(start_gateway: Callable[..., RunningGateway], monkey
                 headers={"content-type": "application/json"} | headers | more,
             )
             statuses[answer.status_code] = statuses.get(answer.status_code, 0) + 1
-            if b"fault-nan" in raw and answer.status_code == 500:
-                assert error_of(answer, 500)["code"] == "engine_failed"
-            elif headers.get("x-request-timeout-ms") is not None and answer.status_code == 504:
-                assert error_of(answer, 504)["code"] == "deadline_exceeded"
-            elif answer.status_code >= 400 and method != "HEAD":
-                assert answer.status_code < 500, (answer.text, raw)
-                error_of(answer, answer.status_code)
+            if answer.status_code >= 400 and method != "HEAD":
+                in_time = answer.status_code != 504 or "x-request-timeout-ms" not in headers
+                assert answer.status_code < 500 or not in_time, (answer.text, raw)
+                if answer.json().keys() not in OTHER_ENVELOPES:
+                    error_of(answer, answer.status_code)
 
         send()
         assert embed(http, input="w1").status_code == 200

@@ -28,6 +28,7 @@ MODELS = [
 KEYS = [
     {"name": "all", "key": "key-for-all"},
     {"name": "one", "key": "key-for-one", "models": ["open"]},
+    {"name": "second", "key": "key-for-second", "models": ["closed"]},
     {"name": "by-alias", "key": "key-by-alias", "models": ["text-embedding-3-small"]},
 ]
 REQUESTS: list[tuple[str, dict[str, Any]]] = [
@@ -38,8 +39,22 @@ REQUESTS: list[tuple[str, dict[str, Any]]] = [
     ("/v1/rerank", {"query": "w1", "documents": ["w2"]}),
     ("/rerank", {"query": "w1", "documents": ["w2"]}),
     ("/v2/rerank", {"query": "w1", "documents": ["w2"]}),
+    ("/v2/embed", {"texts": ["w1"]}),
     ("/v1/rerank", {"pairs": [{"query": "w1", "document": "w2"}]}),
 ]
+# These mean the first model that can do it.
+WITHOUT_MODEL: list[tuple[str, dict[str, Any]]] = [
+    ("/", {"inputs": "w1"}),
+    ("/", {"inputs": {"source_sentence": "w1", "sentences": ["w2"]}}),
+    ("/embed", {"inputs": "w1"}),
+    ("/embed", {"text": "w1"}),
+    ("/embed_all", {"inputs": "w1"}),
+    ("/embed_sparse", {"inputs": "w1"}),
+    ("/similarity", {"inputs": {"source_sentence": "w1", "sentences": ["w2"]}}),
+    ("/rerank", {"query": "w1", "texts": ["w2"]}),
+]
+# Records are settings of their own; tokens are no secret of a model's.
+NO_MODEL = {"/cache/clear", "/tokenize", "/decode", "/batch", "/prepare-and-embed", "/reindex", "/reindex-batch"}
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +73,8 @@ def test_every_way_to_the_models_is_known(gateway: RunningGateway) -> None:
     """All routes that take a model are in the list below, so that none is forgotten here."""
     with with_key(gateway, "key-for-all") as http:
         paths = http.get("/openapi.json").json()["paths"]
-    assert {path for path, methods in paths.items() if "post" in methods} - {path for path, _ in REQUESTS} == {
-        "/cache/clear"
-    }
+    tried = {path for path, _ in REQUESTS + WITHOUT_MODEL}
+    assert {path for path, methods in paths.items() if "post" in methods} - tried == NO_MODEL
 
 
 @pytest.mark.parametrize("key", ["key-for-one", "key-by-alias"])
@@ -72,9 +86,26 @@ def test_other_models_are_refused(
     """A key for one model gets 403 for another by any of its names, on every route, and nothing is computed."""
     computed = watch_engine(gateway, "closed", monkeypatch)
     with with_key(gateway, key) as http:
-        error = error_of(http.post(path, json={"model": name, **body}), 403)
-    assert (error["type"], error["param"], error["code"]) == ("permission_error", "model", "permission_denied")
+        answer = http.post(path, json={"model": name, **body})
+    if path.startswith("/v2/"):  # Cohere's envelope
+        assert (answer.status_code, answer.json()) == (403, {"message": "this key may not use closed"})
+    else:
+        error = error_of(answer, 403)
+        assert (error["type"], error["param"], error["code"]) == ("permission_error", "model", "permission_denied")
     assert computed == []
+
+
+@pytest.mark.parametrize(("path", "body"), WITHOUT_MODEL)
+def test_routes_without_a_model_are_no_way_around(
+    gateway: RunningGateway, path: str, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a request names no model, the one that is meant is refused to a key for another one."""
+    computed = watch_engine(gateway, "open", monkeypatch)
+    with with_key(gateway, "key-for-second") as http:
+        answer = http.post(path, json=body)
+    assert (answer.status_code, "this key may not use open" in answer.text, computed) == (403, True, [])
+    with with_key(gateway, "key-for-one") as http:
+        assert http.post(path, json=body).status_code == 200
 
 
 @pytest.mark.parametrize("key", ["key-for-all", "key-for-one", "key-by-alias"])
