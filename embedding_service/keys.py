@@ -72,6 +72,8 @@ def _read(settings: Settings) -> dict[bytes, Tenant]:
         if name in names:
             raise BadConfiguration(f"{where}: two keys are called {name!r}; limits are counted by name")
         names.add(name)
+        if (other := tenants.get(entry.digest)) is not None:
+            raise BadConfiguration(f"{where}: {name} and {other.name} are the same key; leave one of them out")
         if unknown := set(entry.models or ()) - served:
             raise BadConfiguration(f"{where}: {name}: models: {min(unknown)!r} is not served here")
         models = None if entry.models is None else frozenset(entry.models)
@@ -86,24 +88,30 @@ def _entries(settings: Settings) -> Iterator[tuple[str, KeySettings]]:
         if value := os.environ.get(variable, "").strip():
             yield variable, _parse(variable, {"name": variable.lower(), "key": value})
     if (path := settings.keys_path) is not None:
-        for item in _read_file(path):
-            yield str(path), _parse(str(path), item)
+        for number, item in enumerate(_read_file(path), 1):
+            where = f"api_keys_file: {path}: entry {number}"
+            yield where, _parse(where, item)
 
 
 def _read_file(path: Path) -> list[object]:
-    """Return the entries of a file: a YAML list, or a single key."""
+    """Return the entries of a file: a YAML list, or a single key. No message quotes what is in it."""
     try:
-        with path.open(encoding="utf-8") as file:
-            tree = yaml.safe_load(file.read(_LARGEST_FILE))
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadConfiguration(f"api_keys_file: {path}: {getattr(error, 'strerror', None) or error}") from None
-    except yaml.YAMLError as error:  # its message quotes the line, and with it perhaps a key
-        line = getattr(getattr(error, "problem_mark", None), "line", 0) + 1
-        raise BadConfiguration(f"api_keys_file: {path}: line {line} is not valid YAML") from None
-    entries = tree if isinstance(tree, list) else [tree]
+        with path.open("rb") as file:
+            raw = file.read(_LARGEST_FILE + 1)
+        if len(raw) > _LARGEST_FILE:
+            raise BadConfiguration(f"api_keys_file: {path} is larger than 1 MiB, which a list of keys never is")
+        tree = yaml.safe_load(raw.decode())
+    except OSError as error:
+        raise BadConfiguration(f"api_keys_file: {path}: {error.strerror or type(error).__name__}") from None
+    except UnicodeDecodeError:
+        raise BadConfiguration(f"api_keys_file: {path} is not a text in UTF-8") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}" if mark else "something in it"
+        raise BadConfiguration(f"api_keys_file: {path}: {where} is not valid YAML; put keys in quotes") from None
     if not tree:
-        raise BadConfiguration(f"api_keys_file: {path} holds no key")
-    return entries
+        raise BadConfiguration(f"api_keys_file: {path} holds no key; `embedding-service keys new` makes one")
+    return tree if isinstance(tree, list) else [tree]
 
 
 def _parse(where: str, item: object) -> KeySettings:

@@ -84,7 +84,13 @@ class KeySettings(_Strict):
     @model_validator(mode="before")
     @classmethod
     def _read_bare_key(cls, value: object) -> object:
-        return {"key": value} if isinstance(value, str | SecretStr) else value
+        entry = {"key": value} if isinstance(value, str | SecretStr | int | float) else value
+        if isinstance(entry, dict):
+            if isinstance(entry.get("key"), int | float):
+                raise ValueError("a key is text; put it in quotes, or YAML takes it for a number")  # noqa: TRY004
+            if not entry.keys() <= cls.model_fields.keys():  # unnamed, since it may be a key that stands there
+                raise ValueError(f"an entry has {', '.join(cls.model_fields)} and nothing else")
+        return entry
 
     @model_validator(mode="after")
     def _check_key(self) -> Self:
@@ -313,7 +319,8 @@ class Settings(ModelOptions, BaseSettings):
     @property
     def has_keys(self) -> bool:
         """Whether anything names a key."""
-        return bool(self.api_keys or self.keys_path or any(os.environ.get(name) for name in self.api_keys_env))
+        in_environment = any(os.environ.get(name, "").strip() for name in self.api_keys_env)
+        return bool(self.api_keys or self.keys_path or in_environment)
 
     def device_shares(self) -> dict[str, float]:
         """Return which share of each device's memory all replicas on it will take together."""

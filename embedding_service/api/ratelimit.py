@@ -74,6 +74,8 @@ def _address(scope: Scope) -> str:
         address = ipaddress.ip_address(client[0])
     except ValueError:
         return "unknown"
+    if address.version == 6 and address.ipv4_mapped is not None:  # noqa: PLR2004 - how a listener on `::` sees IPv4
+        address = address.ipv4_mapped
     if address.version == 4:  # noqa: PLR2004
         return str(address)
     return str(ipaddress.ip_network((int(address), 64), strict=False))

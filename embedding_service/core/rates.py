@@ -50,9 +50,9 @@ class Rates:
         self._breaker = breaker
         self._local = SlidingWindowCounterRateLimiter(MemoryStorage())
         self._shared = None
-        if settings.redis_url is not None and redis is not None:
+        if redis is not None:
             storage = RedisStorage(
-                f"async+{settings.redis_url.get_secret_value()}",
+                "async+redis://the.pool:1",  # looked at and not used; it takes no URL without a port
                 implementation="redispy",
                 key_prefix=f"{settings.redis_prefix}rates",
                 connection_pool=redis.connection_pool,  # type: ignore[arg-type]

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.exceptions import RedisError
 
+from embedding_service.errors import BadConfiguration
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from redis.asyncio.connection import AbstractConnection
     from structlog.typing import FilteringBoundLogger
 
     from embedding_service.telemetry import Metrics
@@ -37,6 +41,7 @@ class Breaker:
         self._failures = 0
         self._closed_from = 0.0
         metrics.redis_open.labels(use).set(0)
+        metrics.redis_errors.labels(use)  # from the beginning, or the first error would not look like an increase
 
     @property
     def open(self) -> bool:
@@ -72,7 +77,48 @@ class Breaker:
             self._log.warning("redis_left_alone", use=self.use, reason=reason)
 
 
+class _Pool(BlockingConnectionPool):
+    """Goes on connecting when who asked waits no longer: name, TLS and password may take longer than an answer may."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._connecting: dict[AbstractConnection, asyncio.Task[None]] = {}
+
+    async def ensure_connection(self, connection: AbstractConnection) -> None:
+        """Return once the connection can be used; being cancelled does not keep it from getting there."""
+        task = self._connecting.get(connection)
+        if task is None and not connection.is_connected:
+            task = self._connecting[connection] = asyncio.create_task(connection.connect())  # type: ignore[no-untyped-call]
+            task.add_done_callback(partial(self._connected, connection))
+        if task is not None:
+            await asyncio.shield(task)
+        await super().ensure_connection(connection)
+
+    def _connected(self, connection: AbstractConnection, task: asyncio.Task[None]) -> None:
+        del self._connecting[connection]
+        if not task.cancelled():
+            task.exception()  # nobody may be waiting
+
+    async def aclose(self) -> None:
+        """Disconnect."""
+        tasks = list(self._connecting.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await super().aclose()
+
+
 def connect(url: str) -> Redis:
-    """Return a client that connects when it is first used; `rediss://` means TLS, and a password may be in the URL."""
-    pool = BlockingConnectionPool.from_url(url, max_connections=_CONNECTIONS, timeout=ANSWER_WITHIN_S)
-    return Redis(connection_pool=pool)
+    """Return a client that connects when it is first used. Raises `BadConfiguration`, which quotes no password.
+
+    `rediss://` means TLS; redis-py's options may follow, such as `?ssl_ca_certs=/path/of/ca.pem`.
+    """
+    try:
+        pool = _Pool.from_url(url, max_connections=_CONNECTIONS, timeout=ANSWER_WITHIN_S)
+        pool.make_connection()  # type: ignore[no-untyped-call] # only here would a wrong option be noticed
+    except (ValueError, TypeError):
+        raise BadConfiguration(
+            "redis_url: expected redis://, rediss:// or unix://, [USER:PASSWORD@]HOST:PORT/DB (percent-encoded) and "
+            "perhaps ?ssl_ca_certs=FILE or another option of redis-py"
+        ) from None
+    return Redis.from_pool(pool)

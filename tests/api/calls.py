@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import httpx
+    import pytest
 
-    from embedding_service.types import Floats
+    from embedding_service.types import Batch, BatchResult, Floats
     from tests.conftest import RunningGateway
 
 MOST_ERROR_BYTES = 4096
@@ -95,3 +96,17 @@ def routes_of(gateway: RunningGateway) -> list[tuple[str, str]]:
     while not hasattr(app, "routes"):
         app = app.app
     return [(route.path, method) for route in app.routes if hasattr(route, "methods") for method in route.methods]
+
+
+def watch_engine(gateway: RunningGateway, name: str, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list to which every call of a model's engine adds its number of inputs."""
+    model = gateway.gateway.service.models.get(name)
+    assert model is not None
+    engine, seen, run = model.engine, [], model.engine.run
+
+    async def watched(batch: Batch, **options: Any) -> BatchResult:
+        seen.append(len(batch.ids))
+        return await run(batch, **options)
+
+    monkeypatch.setattr(engine, "run", watched)
+    return seen

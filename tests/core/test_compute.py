@@ -15,13 +15,14 @@ from embedding_service.core.call import Call
 from embedding_service.core.compute import Compute
 from embedding_service.errors import DeadlineExceeded, EngineFailed, Overloaded
 from embedding_service.settings import ModelOptions
-from embedding_service.types import Batch, BatchResult, Output, Priority
+from embedding_service.types import Batch, BatchResult, Output, Priority, Tenant
 
 if TYPE_CHECKING:
     from embedding_service.engine.client import ModelEngine
 
 
 CALL = Call(deadline=0)
+A, B = (Call(deadline=0, tenant=Tenant(name)) for name in "ab")
 
 
 class Engine:
@@ -179,3 +180,35 @@ async def test_without_a_cache_everything_is_computed() -> None:
     engine = Engine()
     await compute(engine, cache=False).run(batch([1], [1]), call=CALL, more_coming=False)
     assert engine.seen == [[1], [1]]
+
+
+async def test_isolated_tenants_gain_nothing_from_each_other() -> None:
+    """With isolation, what one tenant has had computed or is waiting for is computed again for another."""
+    engine = Engine()
+    work = compute(engine)
+    work.isolated = True
+    await work.run(batch([1]), call=A, more_coming=False)
+    assert (await work.run(batch([1]), call=B, more_coming=False)).cached == [False]
+    assert (await work.run(batch([1]), call=A, more_coming=False)).cached == [True]
+    assert engine.seen == [[1], [1]]
+    engine.hold.clear()
+    tasks = [asyncio.create_task(work.run(batch([2]), call=call, more_coming=False)) for call in (A, B, A)]
+    for _ in range(3):
+        await asyncio.sleep(0)
+    engine.hold.set()
+    await asyncio.gather(*tasks)
+    assert engine.seen == [[1], [1], [2], [2]]
+
+
+async def test_without_isolation_tenants_share() -> None:
+    """Otherwise it does not matter who asked first, or asks at the same time."""
+    engine = Engine()
+    work = compute(engine)
+    await work.run(batch([1]), call=A, more_coming=False)
+    assert (await work.run(batch([1]), call=B, more_coming=False)).cached == [True]
+    engine.hold.clear()
+    tasks = [asyncio.create_task(work.run(batch([2]), call=call, more_coming=False)) for call in (A, B)]
+    await asyncio.sleep(0)
+    engine.hold.set()
+    await asyncio.gather(*tasks)
+    assert engine.seen == [[1], [2]]

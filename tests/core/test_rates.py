@@ -1,0 +1,178 @@
+"""Rates: taken whole or not at all, given back for work that came to nothing, counted for each on its own."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+
+from embedding_service.core.rates import Rates, TokenBudget, over_limit
+from embedding_service.errors import RateLimited
+from embedding_service.settings import Settings
+from embedding_service.telemetry import Metrics
+from embedding_service.types import ANYONE, Tenant
+
+NOON = 1_800_014_400.0  # a whole number of hours
+
+
+class Clock:
+    """The time of day, which passes when told to."""
+
+    def __init__(self) -> None:
+        self.now = NOON
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Return the time that all counters go by."""
+    clock = Clock()
+    monkeypatch.setattr(time, "time", clock)
+    return clock
+
+
+def rates(**settings: Any) -> Rates:
+    return Rates(Settings(engine="fake", **settings), Metrics())
+
+
+def count(kept: Rates, kind: str) -> float | None:
+    return kept._metrics.registry.get_sample_value("embedding_rate_limited_total", {"limit": kind})
+
+
+async def test_a_rate_is_used_up(clock: Clock) -> None:
+    """So much is allowed and no more, and each window tells limit, rest and when it turns."""
+    kept = rates()
+    clock.now += 15
+    windows = [await kept.take("requests", "a", "3/minute", 1) for _ in range(4)]
+    assert [window.allowed for window in windows] == [True, True, True, False]
+    assert [window.remaining for window in windows] == [2, 1, 0, 0]
+    assert {window.limit for window in windows} == {3}
+    assert [window.reset_s for window in windows] == pytest.approx([45] * 4)
+    assert count(kept, "requests") == 1
+
+
+async def test_all_or_nothing(clock: Clock) -> None:
+    """What does not fit takes nothing away from what would."""
+    kept = rates()
+    assert not (await kept.take("tokens", "a", "10/minute", 11)).allowed
+    assert (await kept.take("tokens", "a", "10/minute", 4)).remaining == 6
+    assert not (await kept.take("tokens", "a", "10/minute", 7)).allowed
+    assert (await kept.take("tokens", "a", "10/minute", 6)).remaining == 0
+
+
+@pytest.mark.parametrize(
+    ("rate", "seconds"), [("4/second", 1), ("4/minute", 60), ("4 / 2 minutes", 120), ("4/hour", 3600), ("4/day", 86400)]
+)
+async def test_it_comes_back(clock: Clock, rate: str, seconds: int) -> None:
+    """A used rate slides back: nothing just before the window turns, half of it half a window later, then all."""
+    kept = rates()
+    begin = clock.now - clock.now % seconds
+    clock.now = begin
+    assert (await kept.take("requests", "a", rate, 4)).allowed
+    clock.now = begin + 0.99 * seconds
+    assert not (await kept.take("requests", "a", rate, 1)).allowed
+    clock.now = begin + 1.5 * seconds
+    assert (await kept.take("requests", "a", rate, 2)).allowed
+    assert not (await kept.take("requests", "a", rate, 1)).allowed
+    clock.now = begin + 4 * seconds
+    assert (await kept.take("requests", "a", rate, 4)).allowed
+
+
+async def test_everybody_has_his_own(clock: Clock) -> None:
+    """Callers, kinds and rates are counted apart."""
+    kept = rates()
+    for kind, who, rate in (
+        ("requests", "key:a", "1/minute"),
+        ("requests", "key:b", "1/minute"),
+        ("tokens", "key:a", "1/minute"),
+        ("requests", "key:a", "1/hour"),
+        ("requests", "key:a/v1/rerank", "1/minute"),
+    ):
+        assert (await kept.take(kind, who, rate, 1)).allowed
+        assert not (await kept.take(kind, who, rate, 1)).allowed
+
+
+async def test_what_is_given_back_can_be_taken_again(clock: Clock) -> None:
+    """Giving back restores exactly what was taken."""
+    kept = rates()
+    await kept.take("tokens", "a", "10/minute", 10)
+    assert (await kept.take("tokens", "a", "10/minute", -7)).remaining == 7
+    assert not (await kept.take("tokens", "a", "10/minute", 8)).allowed
+    assert (await kept.take("tokens", "a", "10/minute", 7)).allowed
+
+
+def test_whose_rate_applies() -> None:
+    """A path's own rate goes first, then the key's, then everybody's; without any there is none."""
+    kept = rates(rate_limit_requests="5/minute", rate_limit_paths={"/v1/rerank": "1/minute"})
+    own = Tenant("own", None, "9/minute", "90/minute")
+    assert kept.requests(ANYONE, "/v1/embeddings") == "5/minute"
+    assert kept.requests(own, "/v1/embeddings") == "9/minute"
+    assert kept.requests(own, "/v1/rerank") == kept.requests(ANYONE, "/v1/rerank") == "1/minute"
+    assert (kept.tokens(own), kept.tokens(ANYONE)) == ("90/minute", None)
+    assert rates(rate_limit_tokens="7/hour").tokens(ANYONE) == "7/hour"
+    assert rates().requests(ANYONE, "/v1/embeddings") is None
+
+
+async def test_work_that_succeeds_is_paid(clock: Clock) -> None:
+    """Tokens are gone once the block has ended well, and `last` tells what is left."""
+    budget = TokenBudget(rates(), "a", "10/minute")
+    assert budget.last is None
+    async with budget.spend(6):
+        pass
+    assert budget.last is not None
+    assert budget.last.remaining == 4
+    with pytest.raises(RateLimited, match="4 are left"):
+        async with budget.spend(5):
+            pytest.fail("it was not to begin")
+    async with budget.spend(4):
+        pass
+
+
+@pytest.mark.parametrize("error", [ValueError, asyncio.CancelledError, KeyboardInterrupt])
+async def test_work_that_fails_is_not_paid(clock: Clock, error: type[BaseException]) -> None:
+    """Whatever ends the work, an error or a client that goes away, its tokens are given back."""
+    budget = TokenBudget(rates(), "a", "10/minute")
+    with pytest.raises(error):
+        async with budget.spend(6):
+            raise error
+    async with budget.spend(10):
+        pass
+
+
+async def test_cancelled_work_is_not_paid(clock: Clock) -> None:
+    """A request that is cancelled in the middle gives its tokens back."""
+    budget = TokenBudget(rates(), "a", "10/minute")
+
+    began = asyncio.Event()
+
+    async def work() -> None:
+        async with budget.spend(10):
+            began.set()
+            await asyncio.sleep(3600)
+
+    task = asyncio.create_task(work())
+    await began.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    async with budget.spend(10):
+        pass
+
+
+async def test_the_error_says_when_to_come_back(clock: Clock) -> None:
+    """Who is over a limit hears when it turns, at least a second; what can never fit is not to be tried again."""
+    kept = rates()
+    clock.now += 59.5
+    await kept.take("tokens", "a", "10/minute", 8)
+    window = await kept.take("tokens", "a", "10/minute", 5)
+    error = over_limit(window, "10/minute", "tokens", 5)
+    assert (error.status, error.code, error.should_retry, error.retry_after_s) == (429, "rate_limit_exceeded", None, 1)
+    assert error.message == "rate limit of 10/minute tokens exceeded: 2 are left for now"
+    error = over_limit(window, "10/minute", "tokens", 11)
+    assert (error.should_retry, error.retry_after_s) == (False, None)
+    assert "11, which never fits" in error.message
+    clock.now += 20.5
+    assert over_limit(await kept.take("tokens", "b", "1/minute", 1), "1/minute", "tokens", 1).retry_after_s == 40
