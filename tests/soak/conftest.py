@@ -127,6 +127,8 @@ class Load:
     seconds_of: dict[int, list[float]] = field(default_factory=dict)
     texts: int = 0
     failed: list[str] = field(default_factory=list)
+    began: float = field(default_factory=time.monotonic)
+    ended: float = 0.0
     _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(time.monotonic_ns()))
 
     def body(self, texts: int, words: int) -> bytes:
@@ -150,9 +152,19 @@ class Load:
             except aiohttp.ClientError as error:
                 self.failed.append(repr(error))
                 continue
-            self.seconds_of.setdefault(status, []).append(time.monotonic() - began)
-            if status == 200:
-                self.texts += texts
+            self.count(status, began, texts)
+
+    def count(self, status: int, began: float, texts: int) -> None:
+        """Count one answer."""
+        self.ended = time.monotonic()
+        self.seconds_of.setdefault(status, []).append(self.ended - began)
+        if status == 200:
+            self.texts += texts
+
+    @property
+    def texts_per_s(self) -> float:
+        """Return what was computed in a second, up to the last answer."""
+        return self.texts / (self.ended - self.began)
 
     async def run(self, seconds: float, *, clients: int, texts: int, words: int = 40, **options: Any) -> Load:
         """Run the loop."""

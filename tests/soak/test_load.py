@@ -63,7 +63,7 @@ async def test_a_refusal_is_cheap_and_disturbs_nobody(server: Server, record: Re
         quiet = await _refusals(server, alone)
         crowd = await _crowd(server, SECONDS)
         assert not alone.failed + crowd.failed
-        kept.append(crowd.texts / alone.texts)
+        kept.append(crowd.texts_per_s / alone.texts_per_s)
         costs.append(crowd.median_ms(429) / quiet)
     record(
         "Accepted work at 10 × load, of its throughput without",
@@ -102,10 +102,8 @@ async def _crowd(server: Server, seconds: float) -> Load:
             body = load.body(32, 40)
             began = time.monotonic()
             status = await post(http, server.url, body)
-            load.seconds_of.setdefault(status, []).append(time.monotonic() - began)
-            if status == 200:
-                load.texts += 32
-            else:
+            load.count(status, began, 32)
+            if status != 200:
                 assert status == 429
                 await asyncio.sleep(1)
 
@@ -123,7 +121,7 @@ async def test_bulk_is_not_starved(server: Server, record: Record) -> None:
         bulk, interactive = Load(server), Load(server)
         await asyncio.gather(bulk.run(SECONDS, clients=1, texts=100), interactive.run(SECONDS, clients=16, texts=1))
         assert not alone.failed + bulk.failed + interactive.failed
-        shares.append((bulk.texts / SECONDS) / (alone.texts / (SECONDS / 2)))
+        shares.append(bulk.texts_per_s / alone.texts_per_s)
         waits.append(interactive.median_ms())
     record(
         "Bulk work beside 16 interactive clients, of its throughput alone",
