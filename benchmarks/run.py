@@ -16,9 +16,11 @@ import json
 import os
 import random
 import re
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +32,7 @@ from tokenizers import Tokenizer
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-CONFIG = ROOT / "config" / "demo.yaml"
+DEMO = ROOT / "config" / "demo.yaml"
 CELLS = [(1, 1), (8, 32), (64, 1)]
 
 
@@ -70,9 +72,9 @@ class Server:
 class Ceiling:
     """Offline `LLM.embed` in a process of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: Path) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, str(ROOT / "benchmarks" / "ceiling.py"), str(CONFIG)],
+            [sys.executable, str(ROOT / "benchmarks" / "ceiling.py"), str(config)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -170,12 +172,31 @@ async def wait_ready(server: Server, *, timeout_s: float = 180) -> None:
     raise SystemExit(f"{server.name} was not ready after {timeout_s} s")
 
 
-def servers(settings: dict, model: str, *, defaults: bool) -> list[Server]:
+def one_layer(folder: Path) -> Path:
+    """Make a configuration whose model is MiniLM's first layer: nearly all time is spent around it."""
+    from safetensors.numpy import load_file, save_file
+
+    from embedding_service.engine.location import resolve_model
+    from embedding_service.settings import load as load_settings
+
+    source, target = Path(resolve_model(load_settings(DEMO)[0].served_models[0])), folder / "one-layer"
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.safetensors", "onnx"))
+    (weights,) = source.glob("*.safetensors")
+    tensors = {name: tensor for name, tensor in load_file(weights).items() if not re.search(r"layer\.[1-9]", name)}
+    save_file(tensors, target / weights.name, metadata={"format": "pt"})
+    config = json.loads((source / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
+    path = folder / "one-layer.yaml"
+    path.write_text(f"model_name: one-layer\nmodel_path: {target}\n")
+    return path
+
+
+def servers(config: Path, settings: dict, model: str, *, defaults: bool) -> list[Server]:
     from embedding_service.engine.process import environment
     from embedding_service.settings import load as load_settings
 
-    options = load_settings(CONFIG)[0].served_models[0]
-    gateway = [sys.executable, "-m", "embedding_service", "serve", "--config", str(CONFIG), "--log-level", "warning"]
+    options = load_settings(config)[0].served_models[0]
+    gateway = [sys.executable, "-m", "embedding_service", "serve", "--config", str(config), "--log-level", "warning"]
     found = [Server("gateway", [*gateway, "--port", "8871", "--cache-max-bytes", "0"], 8871, options.model_name)]
     vllm = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--runner", "pooling"]
     vllm += ["--served-model-name", "m", "--gpu-memory-utilization", "0.3", "--disable-uvicorn-access-log"]
@@ -208,18 +229,21 @@ async def main() -> None:
     parser.add_argument("--tokens", type=int, default=50)
     parser.add_argument("--defaults", action="store_true", help="also vLLM's server with its own defaults")
     parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument("--one-layer", action="store_true", help="a model that costs next to nothing")
     options = parser.parse_args()
-    ceiling = Ceiling()
+    scratch = tempfile.TemporaryDirectory()
+    config = one_layer(Path(scratch.name)) if options.one_layer else DEMO
+    ceiling = Ceiling(config)
     from embedding_service.engine.location import resolve_model
     from embedding_service.settings import load as load_settings
 
-    model = resolve_model(load_settings(CONFIG)[0].served_models[0])
+    model = resolve_model(load_settings(config)[0].served_models[0])
     tokenizer = Tokenizer.from_file(f"{model}/tokenizer.json")
     tokenizer.no_truncation()
     tokenizer.no_padding()
     texts = make_texts(2048, tokens=options.tokens, tokenizer=tokenizer, seed=1)
     ids = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
-    under_test = servers(ceiling.settings, model, defaults=options.defaults)
+    under_test = servers(config, ceiling.settings, model, defaults=options.defaults)
     limits: dict[tuple[int, int], list[float]] = {cell: [] for cell in CELLS}
     cpu = time.process_time()
     try:
@@ -247,6 +271,7 @@ async def main() -> None:
         for server in under_test:
             server.stop()
         ceiling.stop()
+        scratch.cleanup()
     report(under_test, limits, share=share, options=options)
 
 

@@ -209,7 +209,10 @@ def router(service: EmbeddingService) -> APIRouter:  # noqa: C901 - one small fu
         fields, _ = await wire.read_request(request, TokenizeRequest)
         _refuse_empty(fields.inputs, "inputs")
         tokens = await service.tokenize(
-            list(fields.inputs), add_special_tokens=fields.add_special_tokens, prompt_name=fields.prompt_name
+            list(fields.inputs),
+            exchange_of(request.scope).call,
+            add_special_tokens=fields.add_special_tokens,
+            prompt_name=fields.prompt_name,
         )
         return JSONResponse([[token._asdict() for token in text] for text in tokens])
 
@@ -217,7 +220,8 @@ def router(service: EmbeddingService) -> APIRouter:  # noqa: C901 - one small fu
         fields, _ = await wire.read_request(request, DecodeRequest)
         if isinstance(fields.ids[0], str):
             raise InvalidRequest("ids must be a list of token ids, or a list of such lists", param="ids")
-        return JSONResponse(await service.decode(fields.ids, skip_special_tokens=fields.skip_special_tokens))
+        call = exchange_of(request.scope).call
+        return JSONResponse(await service.decode(fields.ids, call, skip_special_tokens=fields.skip_special_tokens))
 
     posts: list[tuple[str, Callable[..., Any], str, type[wire.Fields], Any]] = [
         ("/", root, "Embed, or compare by the shape of `inputs`", TeiEmbedRequest, list[list[float]]),

@@ -163,20 +163,25 @@ class EmbeddingService:
             return model.name
         return asked or next(iter(model.options.aliases), model.name)
 
+    def _default_encoder(self, call: Call) -> Encoder:
+        """Return what the default embedding model reads with. Raises `PermissionDenied`, `Unavailable`."""
+        model, _ = self._find(self.models.default_for(scores=False).name, call)
+        return model.embedder()
+
     async def tokenize(
-        self, texts: list[str], *, add_special_tokens: bool, prompt_name: str | None
+        self, texts: list[str], call: Call, *, add_special_tokens: bool, prompt_name: str | None
     ) -> list[list[Token]]:
         """Return the tokens of each text as the default embedding model reads them."""
-        encoder = self.models.default_for(scores=False).embedder()
+        encoder = self._default_encoder(call)
         prefix = encoder.prefix(EmbedJob(None, texts, prompt_name=prompt_name), None) if prompt_name else ""
         return await self._maybe_in_thread(
             lambda: encoder.tokenize([prefix + text for text in texts], add_special_tokens=add_special_tokens),
             inline=sum(map(len, texts)) <= INLINE_CHARACTERS,
         )
 
-    async def decode(self, inputs: list[list[int]], *, skip_special_tokens: bool) -> list[str]:
+    async def decode(self, inputs: list[list[int]], call: Call, *, skip_special_tokens: bool) -> list[str]:
         """Return the texts of token ids of the default embedding model."""
-        encoder = self.models.default_for(scores=False).embedder()
+        encoder = self._default_encoder(call)
         return await self._maybe_in_thread(
             lambda: encoder.decode(inputs, skip_special_tokens=skip_special_tokens),
             inline=sum(map(len, inputs)) <= INLINE_CHARACTERS,

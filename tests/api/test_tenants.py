@@ -52,9 +52,14 @@ WITHOUT_MODEL: list[tuple[str, dict[str, Any]]] = [
     ("/embed_sparse", {"inputs": "w1"}),
     ("/similarity", {"inputs": {"source_sentence": "w1", "sentences": ["w2"]}}),
     ("/rerank", {"query": "w1", "texts": ["w2"]}),
+    ("/tokenize", {"inputs": "w1"}),
+    ("/decode", {"ids": [1, 2]}),
+    ("/prepare-and-embed", {"title": "w1"}),
+    ("/reindex", {"entity_id": "1", "title": "w1"}),
+    ("/batch", {"items": [{"entity_id": "1", "title": "w1"}]}),
+    ("/reindex-batch", {"items": [{"entity_id": "1", "title": "w1"}]}),
 ]
-# Records are settings of their own; tokens are no secret of a model's.
-NO_MODEL = {"/cache/clear", "/tokenize", "/decode", "/batch", "/prepare-and-embed", "/reindex", "/reindex-batch"}
+NO_MODEL = {"/cache/clear"}
 
 
 @pytest.fixture(scope="module")
