@@ -96,9 +96,7 @@ def create_app(
         assets = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")
         open_paths |= {"/docs", "/openapi.json", *(f"/docs/assets/{name}" for name in assets)}
     onion: ASGIApp = Body(app, max_bytes=settings.max_body_bytes, pause_s=settings.body_timeout_s)
-    onion = RateLimit(
-        onion, rates=rates, exempt=open_paths - {"/"}
-    )  # to read, "/" may be open; to post to, it computes
+    onion = RateLimit(onion, rates=rates)
     onion = Auth(
         onion,
         keys=keys,
@@ -110,6 +108,7 @@ def create_app(
         onion,
         lifecycle=lifecycle,
         timeout_s=settings.request_timeout_s,
+        send_timeout_s=settings.send_timeout_s,
         envelope_of=_envelope if settings.preset is None else lambda _: surface.envelope,
         log=log,
         tracer=tracer,

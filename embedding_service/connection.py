@@ -10,11 +10,40 @@ if TYPE_CHECKING:
     import asyncio
 
 
+# A body may end and the next request begin in one piece of data, so a piece that begins a request is not counted.
+LONGEST_HEADERS = 64 << 10
+_BODY = (
+    b'{"error":{"message":"The headers of the request are too large.","type":"invalid_request_error",'
+    b'"param":null,"code":"headers_too_large"}}'
+)
+_TOO_LARGE = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\n"
+    b"content-length: %d\r\nconnection: close\r\n\r\n%s" % (len(_BODY), _BODY)
+)
+
+
 class Connection(HttpToolsProtocol):
-    """Closes a connection whose next request has not all its headers in time; between requests keep-alive counts."""
+    """Closes a connection whose next request has not all its headers in time, or too many of them.
+
+    Between requests keep-alive counts.
+    """
 
     headers_within_s = 10.0
     _too_late: asyncio.TimerHandle | None = None
+    _received = 0
+
+    def data_received(self, data: bytes) -> None:
+        """Take what has come; empty lines before a request count as its beginning."""
+        waiting = self._too_late
+        super().data_received(data)
+        if self._too_late is None and (self.cycle is None or self.cycle.response_complete):
+            if self.timeout_keep_alive_task is None and not self.transport.is_closing():
+                self._wait()
+        elif self._too_late is waiting is not None:
+            self._received += len(data)
+            if self._received > LONGEST_HEADERS:
+                self.transport.write(_TOO_LARGE)
+                self.transport.close()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the first request."""
@@ -38,6 +67,7 @@ class Connection(HttpToolsProtocol):
 
     def _wait(self) -> None:
         if self._too_late is None:
+            self._received = 0
             self._too_late = self.loop.call_later(self.headers_within_s, self.transport.close)
 
     def _stop_waiting(self) -> None:

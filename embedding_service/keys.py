@@ -68,7 +68,7 @@ def _read(settings: Settings) -> dict[bytes, Tenant]:
     tenants: dict[bytes, Tenant] = {}
     names: set[str] = set()
     for where, entry in _entries(settings):
-        name = entry.name or f"key-{len(tenants) + 1}"
+        name = entry.name or f"key-{hashlib.sha256(b'name of ' + entry.digest).hexdigest()[:8]}"
         if name in names:
             raise BadConfiguration(f"{where}: two keys are called {name!r}; limits are counted by name")
         names.add(name)

@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from embedding_service import systemd
-from embedding_service.errors import ModelNotLoaded, NoModelLeft, Unavailable
+from embedding_service.errors import NoModelLeft, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,8 +67,9 @@ class Lifecycle:
             if not model.required:
                 try:
                     await self._load(model)
-                except ModelNotLoaded as error:
+                except Exception as error:  # noqa: BLE001 - whatever it is, the others are served
                     self._log.error("model_not_loaded", model=model.name, reason=str(error))
+                    await model.engine.stop()
 
     async def _load(self, model: ServedModel) -> None:
         began = time.monotonic()

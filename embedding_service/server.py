@@ -25,7 +25,7 @@ from embedding_service.engine.client import ModelEngine
 from embedding_service.engine.process import share_cores
 from embedding_service.errors import BadConfiguration, PortInUse
 from embedding_service.keys import KeyRing
-from embedding_service.lifecycle import Lifecycle
+from embedding_service.lifecycle import Lifecycle, Phase
 from embedding_service.telemetry import Metrics
 from embedding_service.tracing import Tracer
 
@@ -98,13 +98,16 @@ class Gateway:
 
     def reload(self) -> None:
         """Read the keys again; running requests keep what they came with."""
-        systemd.reloading()
+        ready = self.lifecycle.phase is Phase.READY  # to systemd, READY=1 while loading would be the start
+        if ready:
+            systemd.reloading()
         try:
             self.keys.reload()
             self.log.info("reloaded", keys=len(self.keys))
         except BadConfiguration as error:
             self.log.error("reload_failed", reason=str(error))  # noqa: TRY400 - the reason says it all
-        systemd.notify("READY=1")
+        if ready:
+            systemd.notify("READY=1")
 
     async def run(self) -> int:
         """Listen, load, serve until `stop`; return the exit status. Raises `StartupError`."""

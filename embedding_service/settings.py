@@ -21,6 +21,7 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
+    field_validator,
     model_validator,
 )
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
@@ -92,22 +93,22 @@ class KeySettings(_Strict):
                 raise ValueError(f"an entry has {', '.join(cls.model_fields)} and nothing else")
         return entry
 
-    @model_validator(mode="after")
-    def _check_key(self) -> Self:
-        text = self.key.get_secret_value()
+    @field_validator("key")
+    @classmethod
+    def _keep_only_the_digest(cls, key: SecretStr) -> SecretStr:
+        text = key.get_secret_value()
         if not text:
             raise ValueError("a key must not be empty; it would let everybody in")
-        if text.startswith("sha256:") and not re.fullmatch(r"sha256:[0-9a-fA-F]{64}", text):
+        if not text.startswith("sha256:"):
+            return SecretStr("sha256:" + hashlib.sha256(text.encode()).hexdigest())
+        if not re.fullmatch(r"sha256:[0-9a-fA-F]{64}", text):
             raise ValueError("sha256: must be followed by the 64 hexadecimal digits of a key's digest")
-        return self
+        return key
 
     @property
     def digest(self) -> bytes:
         """The sha256 of the key."""
-        text = self.key.get_secret_value()
-        if text.startswith("sha256:"):
-            return bytes.fromhex(text.removeprefix("sha256:"))
-        return hashlib.sha256(text.encode()).digest()
+        return bytes.fromhex(self.key.get_secret_value().removeprefix("sha256:"))
 
 
 class AliasSettings(_Strict):
@@ -253,6 +254,7 @@ class Settings(ModelOptions, BaseSettings):
     request_timeout_s: float = Field(30, gt=0, description="Longest that a request may take.")
     header_timeout_s: float = Field(10, gt=0, description="Longest that a request's headers may take to arrive.")
     body_timeout_s: float = Field(15, gt=0, description="Longest pause while a body arrives.")
+    send_timeout_s: float = Field(60, gt=0, description="Longest that a client may leave a piece of its answer unread.")
     drain_timeout_s: float = Field(30, ge=0, description="Longest that accepted requests may take after SIGTERM.")
     drain_grace_s: float = Field(
         1, ge=0, description="After SIGTERM, new requests hear 503 for so long before the port closes."

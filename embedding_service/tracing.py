@@ -6,6 +6,8 @@ tracing costs nothing, and with one nothing on the way knows of it.
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Tracer:
-    """Sends spans in the background. `OTEL_*` variables are obeyed where no setting says otherwise."""
+    """Sends spans in the background. `OTEL_*` variables are obeyed, but for the endpoint."""
 
     def __init__(self, endpoint: str) -> None:
         # These take a third of a second to import, and most gateways trace nothing.
@@ -26,7 +28,8 @@ class Tracer:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator  # noqa: PLC0415
 
-        resource = Resource.create({SERVICE_NAME: "embedding-service", SERVICE_VERSION: __version__})
+        name = os.environ.get("OTEL_SERVICE_NAME", "embedding-service")
+        resource = Resource.create({SERVICE_NAME: name, SERVICE_VERSION: __version__})
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces")
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
@@ -62,6 +65,7 @@ class Tracer:
         span.end(nanoseconds(time.monotonic()))
 
     def close(self) -> None:
-        """Send what is left, for five seconds at most."""
-        self._provider.force_flush(5000)
-        self._provider.shutdown()
+        """Send what is left, for five seconds at most: a collector that hangs does not keep the process."""
+        closing = threading.Thread(target=self._provider.shutdown, daemon=True)
+        closing.start()
+        closing.join(5)

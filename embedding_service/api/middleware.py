@@ -18,7 +18,7 @@ from starlette.datastructures import Headers, MutableHeaders
 
 from embedding_service.api import problems
 from embedding_service.core.call import Call
-from embedding_service.errors import BodyTooLarge, InvalidRequest, ServiceError
+from embedding_service.errors import BodyTooLarge, DeadlineExceeded, InvalidRequest, ServiceError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,7 +52,7 @@ class Exchange:
 
 
 class ClientGone(Exception):
-    """The client closed the connection before it had an answer."""
+    """The client closed the connection before it had its answer, or stopped reading it."""
 
 
 class RequestLog:
@@ -64,6 +64,7 @@ class RequestLog:
         *,
         lifecycle: Lifecycle,
         timeout_s: float,
+        send_timeout_s: float,
         envelope_of: Callable[[str], problems.Envelope],
         log: FilteringBoundLogger,
         tracer: Tracer | None = None,
@@ -73,6 +74,7 @@ class RequestLog:
         self.lifecycle = lifecycle
         self.envelope_of = envelope_of
         self.timeout_s = timeout_s
+        self.send_timeout_s = send_timeout_s
         self.log = log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -91,7 +93,11 @@ class RequestLog:
                 headers.update(exchange.headers)
                 headers["x-request-id"] = exchange.id
                 headers["openai-processing-ms"] = str(round((time.monotonic() - exchange.started) * 1000))
-            await send(message)
+            try:
+                async with asyncio.timeout(self.send_timeout_s):
+                    await send(message)
+            except TimeoutError:
+                raise ClientGone from None
 
         try:
             with exchange.call.leases:
@@ -172,7 +178,8 @@ class Body:
         headers = Headers(scope=scope)
         if int(headers.get("content-length") or 0) > self.max_bytes:
             raise self._too_large()
-        body = await self._read(receive, headers.get("content-encoding", "identity").strip().lower())
+        coding = headers.get("content-encoding", "identity").strip().lower()
+        body = await self._read(receive, coding, exchange_of(scope).call.deadline)
         given = False
 
         async def replay() -> Message:
@@ -194,7 +201,7 @@ class Body:
                 task.cancel()
             await asyncio.gather(answer, gone, return_exceptions=True)
 
-    async def _read(self, receive: Receive, coding: str) -> bytes:
+    async def _read(self, receive: Receive, coding: str, deadline: float) -> bytes:
         if coding not in ("identity", "gzip"):
             raise InvalidRequest("content-encoding must be gzip or absent")
         inflate = zlib.decompressobj(wbits=31) if coding == "gzip" else None
@@ -202,9 +209,12 @@ class Body:
         size = received = 0
         more = True
         while more:
+            left_s = deadline - time.monotonic()
             try:
-                message = await asyncio.wait_for(receive(), self.pause_s)
+                message = await asyncio.wait_for(receive(), min(self.pause_s, left_s))
             except TimeoutError:
+                if left_s < self.pause_s:
+                    raise DeadlineExceeded("the request body was not complete before the deadline") from None
                 raise InvalidRequest(f"the request body stopped for {self.pause_s:g} s", code="body_timeout") from None
             if message["type"] == "http.disconnect":
                 raise ClientGone

@@ -6,17 +6,18 @@ import sys
 from importlib.resources import files
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from fastapi import APIRouter, FastAPI, Query
+from fastapi import APIRouter, FastAPI, Query, Request
 from fastapi.openapi.docs import get_swagger_ui_html
 from pydantic import BaseModel, Field
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from embedding_service import __version__
+from embedding_service.api.middleware import exchange_of
 from embedding_service.api.problems import ERRORS
 from embedding_service.core.cache import MemoryCache
 from embedding_service.engine.states import State
-from embedding_service.errors import ModelNotFound, Unavailable
+from embedding_service.errors import ModelNotFound, PermissionDenied, Unavailable
 
 if TYPE_CHECKING:
     from embedding_service.core.service import EmbeddingService
@@ -161,7 +162,9 @@ def _add_cache(routes: APIRouter, service: EmbeddingService) -> None:
         )
 
     @routes.post("/cache/clear", summary="Forget all results", response_model=Cleared)
-    async def cache_clear() -> Cleared:
+    async def cache_clear(request: Request) -> Cleared:
+        if exchange_of(request.scope).call.tenant.models is not None:
+            raise PermissionDenied("the cache belongs to all models; only a key for all of them may clear it")
         cleared = service.models.cache.clear() if service.models.cache else 0
         if service.models.shared is not None:
             cleared += await service.models.shared.clear()

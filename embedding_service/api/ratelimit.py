@@ -10,8 +10,6 @@ from embedding_service.core.rates import TokenBudget, over_limit
 from embedding_service.types import ANYONE
 
 if TYPE_CHECKING:
-    from collections.abc import Container
-
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from embedding_service.api.middleware import Exchange
@@ -19,16 +17,15 @@ if TYPE_CHECKING:
 
 
 class RateLimit:
-    """Middleware that counts what is posted, for each key, or each address where there are no keys."""
+    """Middleware that counts what may have a body, for each key, or each address where there are no keys."""
 
-    def __init__(self, app: ASGIApp, *, rates: Rates, exempt: Container[str]) -> None:
+    def __init__(self, app: ASGIApp, *, rates: Rates) -> None:
         self.app = app
         self.rates = rates
-        self.exempt = exempt
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request with its limits in the headers. Raises `RateLimited`."""
-        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] in self.exempt:
+        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
             await self.app(scope, receive, send)
             return
         exchange = exchange_of(scope)
@@ -38,7 +35,7 @@ class RateLimit:
         if (rate := self.rates.tokens(tenant)) is not None:
             budget = exchange.call.budget = TokenBudget(self.rates, who, rate)
         if (rate := self.rates.requests(tenant, scope["path"])) is not None:
-            own = scope["path"] if scope["path"] in self.rates.paths else ""  # a path with a rate has its own counter
+            own = scope["path"] if rate != tenant.requests and scope["path"] in self.rates.paths else ""
             window = await self.rates.take("requests", who + own, rate, 1)
             _tell(exchange, "requests", window)
             if not window.allowed:

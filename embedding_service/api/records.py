@@ -112,7 +112,8 @@ def _field(field: RecordField) -> tuple[Any, Any]:
     kind = _TYPES.get(field.type)
     if kind is None:
         return (Annotated[str, Field(max_length=field.max_length)] | None, None)
-    return (Annotated[kind, Field(strict=field.type == "mapping")] | None, None)
+    limits: dict[str, Any] = {"allow_inf_nan": False} if field.type == "number" else {}
+    return (Annotated[kind, Field(strict=field.type == "mapping", **limits)] | None, None)
 
 
 def _item_fields(name: str, fields: dict[str, RecordField], **more: Any) -> type[wire.Fields]:

@@ -6,6 +6,7 @@ https://huggingface.github.io/text-embeddings-inference/ except that an absent `
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -214,7 +215,11 @@ def router(service: EmbeddingService) -> APIRouter:  # noqa: C901 - one small fu
             add_special_tokens=fields.add_special_tokens,
             prompt_name=fields.prompt_name,
         )
-        return JSONResponse([[token._asdict() for token in text] for text in tokens])
+
+        def write() -> bytes:
+            return b"[%s]" % b",".join(orjson.dumps([token._asdict() for token in text]) for text in tokens)
+
+        return Response(await asyncio.to_thread(write), media_type="application/json")
 
     async def decode(request: Request) -> Response:
         fields, _ = await wire.read_request(request, DecodeRequest)

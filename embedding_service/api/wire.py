@@ -55,6 +55,7 @@ async def read_object(request: Request) -> dict[str, Any]:
     state = request.scope["state"]
     if "body" not in state:
         body, content_type = await request.body(), request.headers.get("content-type")
+        state["body_bytes"] = len(body)
         if len(body) <= INLINE_BYTES:
             state["body"] = parse_object(body, content_type)
         else:
@@ -69,7 +70,7 @@ async def read_request(request: Request, model: type[_Model]) -> tuple[_Model, l
     Raises `InvalidRequest`.
     """
     tree = await read_object(request)
-    if int(request.headers.get("content-length") or INLINE_BYTES + 1) <= INLINE_BYTES:
+    if request.scope["state"]["body_bytes"] <= INLINE_BYTES:
         return read_fields(model, tree)
     return await asyncio.to_thread(read_fields, model, tree)
 

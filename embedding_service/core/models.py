@@ -30,7 +30,7 @@ class ServedModel:
     """One model. `encoder` (embeds) or `pairs` (scores) is there once the engine has loaded it.
 
     `preparing` counts requests that are being tokenised and will reach the engine in a moment;
-    `characters_per_token` is the mean of the last ones.
+    `characters_per_token` is the mean of the last bulk requests.
     """
 
     options: ModelOptions

@@ -155,9 +155,10 @@ class Encoder:
             contents += part
         return self._fit(contents, job.truncate, max_total=max_total, read_as=read_as)
 
-    def tokenize(self, texts: list[str], *, add_special_tokens: bool) -> list[list[Token]]:
-        """Return the tokens of each text, uncut."""
+    def tokenize(self, texts: list[str], *, add_special_tokens: bool, max_total: int) -> list[list[Token]]:
+        """Return the tokens of each text, uncut. Raises `InvalidRequest` for more than `max_total`."""
         encodings = self._tokenizer.encode_batch(texts, add_special_tokens=add_special_tokens)
+        check_total(sum(map(len, encodings)), max_total, param="inputs")
         return [
             [
                 Token(i, token, True, None, None) if special else Token(i, text[start:stop], False, start, stop)  # noqa: FBT003

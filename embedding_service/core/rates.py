@@ -63,8 +63,7 @@ class Rates:
 
     def requests(self, tenant: Tenant, path: str) -> str | None:
         """Return the rate of requests that applies, or None."""
-        default = tenant.requests or self._settings.rate_limit_requests
-        return self.paths.get(path, default)
+        return tenant.requests or self.paths.get(path, self._settings.rate_limit_requests)
 
     def tokens(self, tenant: Tenant) -> str | None:
         """Return the rate of tokens that applies, or None."""

@@ -40,6 +40,7 @@ class Breaker:
         self._clock = clock
         self._failures = 0
         self._closed_from = 0.0
+        self._failed = -ANSWER_WITHIN_S
         metrics.redis_open.labels(use).set(0)
         metrics.redis_errors.labels(use)  # from the beginning, or the first error would not look like an increase
 
@@ -67,12 +68,15 @@ class Breaker:
         return answer
 
     def _count_failure(self, error: Exception) -> None:
-        self._failures += 1
+        """Count a failure; what fails together, as when this process itself was held up, counts once."""
+        now = self._clock()
+        together, self._failed = now - self._failed < ANSWER_WITHIN_S, now
+        self._failures += not together
         self._metrics.redis_errors.labels(self.use).inc()
         if self._failures >= FAILURES_ALLOWED:
-            self._closed_from = self._clock() + LEFT_ALONE_S
+            self._closed_from = now + LEFT_ALONE_S
             self._metrics.redis_open.labels(self.use).set(1)
-        if self._failures == FAILURES_ALLOWED:
+        if self._failures == FAILURES_ALLOWED and not together:
             reason = "too slow" if isinstance(error, TimeoutError) else type(error).__name__
             self._log.warning("redis_left_alone", use=self.use, reason=reason)
 

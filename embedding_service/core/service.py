@@ -19,6 +19,7 @@ from embedding_service.core import vectors
 from embedding_service.core.admission import Gate
 from embedding_service.core.late_interaction import score_pairs
 from embedding_service.core.models import ModelRegistry
+from embedding_service.core.prompts import check_total
 from embedding_service.core.sparse import merge_sparse
 from embedding_service.errors import ContextLengthExceeded, EngineFailed, InvalidRequest, PermissionDenied
 from embedding_service.types import (
@@ -34,7 +35,7 @@ from embedding_service.types import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence, Sized
 
     from embedding_service.core.call import Call
     from embedding_service.core.compute import Computed
@@ -51,6 +52,8 @@ _T = TypeVar("_T")
 _Prepared = TypeVar("_Prepared", "Prepared", "PreparedPairs")
 _Array = TypeVar("_Array", bound="np.ndarray[Any, Any]")
 INTERACTIVE_TEXTS = 8
+# No natural language needs so few tokens. Longer requests are refused unread: their tokens would fill the memory.
+CHARACTERS_PER_TOKEN = 8
 # How much of the tokens that are expected from a request's length it is taken to have at least.
 SURELY = 0.8
 # Work on less than this stays on the event loop: a thread costs 0.09 ms, 4,096 characters
@@ -120,11 +123,7 @@ class EmbeddingService:
                 f"{model.name} gives {has} and no {' or '.join(missing)}",
                 param="model" if Output.DENSE in missing else f"return_{missing[0]}",
             )
-        if len(job.inputs) > self.settings.max_inputs:
-            raise InvalidRequest(
-                f"input has {len(job.inputs)} items; this server takes at most {self.settings.max_inputs} a request",
-                param="input",
-            )
+        self._check_count(job.inputs, "input")
         self._check_characters(job.inputs, "input")
         if job.dimensions is not None:
             self._check_dimensions(model, encoder, job.dimensions)
@@ -145,6 +144,13 @@ class EmbeddingService:
         if (sizes and dimensions not in sizes) or not least <= dimensions <= full:
             allowed = f"one of {', '.join(map(str, sizes))}" if sizes else f"between {least} and {full}"
             raise InvalidRequest(f"dimensions must be {allowed} for {model.name}", param="dimensions")
+
+    def _check_count(self, items: Sized, field: str) -> None:
+        if len(items) > self.settings.max_inputs:
+            raise InvalidRequest(
+                f"{field} has {len(items)} items; this server takes at most {self.settings.max_inputs} a request",
+                param=field,
+            )
 
     def _check_characters(self, inputs: list[str] | list[list[int]], field: str) -> None:
         limit = self.settings.max_text_characters
@@ -173,15 +179,25 @@ class EmbeddingService:
     ) -> list[list[Token]]:
         """Return the tokens of each text as the default embedding model reads them."""
         encoder = self._default_encoder(call)
+        self._check_count(texts, "inputs")
+        self._check_characters(texts, "inputs")
+        call.leases.enter_context(self.requests.admit(1))
+        limit = self.settings.max_request_tokens
+        check_total(sum(map(len, texts)) // CHARACTERS_PER_TOKEN, limit, param="inputs")
         prefix = encoder.prefix(EmbedJob(None, texts, prompt_name=prompt_name), None) if prompt_name else ""
         return await self._maybe_in_thread(
-            lambda: encoder.tokenize([prefix + text for text in texts], add_special_tokens=add_special_tokens),
+            lambda: encoder.tokenize(
+                [prefix + text for text in texts], add_special_tokens=add_special_tokens, max_total=limit
+            ),
             inline=sum(map(len, texts)) <= INLINE_CHARACTERS,
         )
 
     async def decode(self, inputs: list[list[int]], call: Call, *, skip_special_tokens: bool) -> list[str]:
         """Return the texts of token ids of the default embedding model."""
         encoder = self._default_encoder(call)
+        self._check_count(inputs, "ids")
+        check_total(sum(map(len, inputs)), self.settings.max_request_tokens, param="ids")
+        call.leases.enter_context(self.requests.admit(1))
         return await self._maybe_in_thread(
             lambda: encoder.decode(inputs, skip_special_tokens=skip_special_tokens),
             inline=sum(map(len, inputs)) <= INLINE_CHARACTERS,
@@ -202,6 +218,7 @@ class EmbeddingService:
             raise InvalidRequest(
                 f"weights are for models with three vectors; {model.name} scores pairs", param="weights"
             )
+        call.leases.enter_context(self.requests.admit(1))
         pairs = model.pairs
         prepared = await self._prepare(
             model,
@@ -253,8 +270,10 @@ class EmbeddingService:
         While the queue is full, a bulk request is refused unread if its tokens, going by the last ones,
         will not fit. A short one may be in the cache and need no room.
         """
+        check_total(characters // CHARACTERS_PER_TOKEN, self.settings.max_request_tokens)
         if texts > INTERACTIVE_TEXTS:
-            model.gate.check(int(SURELY * characters / model.characters_per_token))
+            expected = min(characters / model.characters_per_token, self.settings.max_request_tokens)
+            model.gate.check(int(SURELY * expected))
         began = time.monotonic()
         model.preparing += 1
         try:
@@ -262,7 +281,8 @@ class EmbeddingService:
         finally:
             model.preparing -= 1
             self._note(model, call, "tokenize", began, time.monotonic() - began)
-        model.characters_per_token += (characters / prepared.total - model.characters_per_token) / 16
+        if texts > INTERACTIVE_TEXTS:
+            model.characters_per_token += (characters / prepared.total - model.characters_per_token) / 16
         return prepared
 
     def _note(self, model: ServedModel, call: Call, stage: str, began: float, seconds: float) -> None:

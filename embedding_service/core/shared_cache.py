@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 _HEAD = struct.Struct("<IBII")  # checksum of all that follows, number of axes, their lengths (0 if absent)
 # So much is asked or written in one go: it has to pass within `ANSWER_WITHIN_S`.
-_KEYS_AT_ONCE = 128
-_LARGEST_BYTES = 64 << 10
+_KEYS_AT_ONCE = 64
+_LARGEST_BYTES = 16 << 10
 _CLEAR_WITHIN_S = 10.0
 # Results are handed over behind the answer's back; more than this many batches at a time are let go.
 _WRITES_AT_ONCE = 32

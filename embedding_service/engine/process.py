@@ -98,7 +98,7 @@ class WorkerProcess:
 
 def _inherited() -> dict[str, str]:
     """Return our own variables without what is the gateway's business: keys, and the line to systemd."""
-    private = re.compile(r"NOTIFY_SOCKET|WATCHDOG_\w+|CREDENTIALS_DIRECTORY|API_KEY|API_TOKEN|EMBEDDING_\w+")
+    private = re.compile(r"NOTIFY_SOCKET|WATCHDOG_\w+|CREDENTIALS_DIRECTORY|API_KEY|API_TOKEN|EMBEDDING_\w+|OTEL_\w+")
     return {name: value for name, value in os.environ.items() if not private.fullmatch(name)}
 
 
