@@ -69,11 +69,11 @@ def _read(settings: Settings) -> dict[bytes, Tenant]:
     names: set[str] = set()
     for where, entry in _entries(settings):
         name = entry.name or f"key-{hashlib.sha256(b'name of ' + entry.digest).hexdigest()[:8]}"
+        if (other := tenants.get(entry.digest)) is not None:
+            raise BadConfiguration(f"{where}: {name} and {other.name} are the same key; leave one of them out")
         if name in names:
             raise BadConfiguration(f"{where}: two keys are called {name!r}; limits are counted by name")
         names.add(name)
-        if (other := tenants.get(entry.digest)) is not None:
-            raise BadConfiguration(f"{where}: {name} and {other.name} are the same key; leave one of them out")
         if unknown := set(entry.models or ()) - served:
             raise BadConfiguration(f"{where}: {name}: models: {min(unknown)!r} is not served here")
         models = None if entry.models is None else frozenset(entry.models)

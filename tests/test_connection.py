@@ -93,3 +93,68 @@ def test_many_slow_connections_keep_nobody_out(strict: RunningGateway) -> None:
     for connection in slow:
         assert connection.recv(1000) == b""
         connection.close()
+
+
+def test_an_empty_line_does_not_keep_a_connection(strict: RunningGateway) -> None:
+    """A bare line end between requests is the beginning of one: it does not stop the clock of an idle connection."""
+    with connect(strict) as client:
+        client.sendall(HEAD + b"\r\n" + BODY)
+        assert answer(client).startswith(b"HTTP/1.1 200")
+        client.sendall(b"\r\n")
+        assert client.recv(1000) == b""
+
+
+def test_headers_without_end_are_refused(fake: RunningGateway) -> None:
+    """More than 64 KiB of headers are not collected: 431 in the envelope, and the connection is closed."""
+    with connect(fake) as client:
+        client.sendall(HEAD)
+        received = b""
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            for _ in range(400):
+                client.sendall(b"x-long: " + b"a" * 8000)
+                time.sleep(0.005)
+        with contextlib.suppress(ConnectionResetError):
+            received = client.recv(1000)
+    assert not received or received.startswith(b"HTTP/1.1 431")
+
+
+def test_a_body_that_trickles_ends_at_the_deadline(fake: RunningGateway) -> None:
+    """A byte now and then is progress, and still does not go on for longer than the request may take."""
+    with connect(fake) as slow:
+        slow.sendall(HEAD + b"x-request-timeout-ms: 600\r\n\r\n")
+        slow.settimeout(0.1)
+        text = b""
+        for number in range(len(BODY) - 1):
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                slow.sendall(BODY[number : number + 1])
+            with contextlib.suppress(TimeoutError):
+                text += slow.recv(4096)
+            if text:
+                break
+    assert text.startswith(b"HTTP/1.1 504")
+    assert b"deadline_exceeded" in text
+
+
+def test_an_answer_that_nobody_reads_is_let_go(start_gateway: Callable[..., RunningGateway]) -> None:
+    """A client that stops reading does not hold what its answer has reserved."""
+    gateway = start_gateway(**FAKE, send_timeout_s=0.5, keep_alive_s=60)
+    body = b'{"model":"fake","input":[%s]}' % b",".join(b'"w%d"' % (number % 5000) for number in range(2048))
+    ends = []
+    for _ in range(4):  # beyond what the sockets' buffers take
+        client = socket.socket()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(gateway._sockets[0].getsockname()[:2])
+        client.sendall(b"POST /v1/embeddings HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+        ends.append(client)
+    until = time.monotonic() + 60
+    answers = gateway.gateway.service.answers
+    while not gateway.requests_logged() or answers.held:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    while len(gateway.requests_logged()) < len(ends):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    assert answers.held == 0
+    for client in ends:
+        client.close()
+    gateway.stop()

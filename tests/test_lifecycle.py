@@ -222,3 +222,34 @@ def test_one_dead_model_leaves_the_others(
         assert http.get("/readyz").status_code == 200
         assert http.get("/readyz?model=dying").status_code == 503
     assert gateway.stop() == 0
+
+
+def test_a_reload_while_loading_is_not_ready(start: Callable[..., Server], manager: Systemd) -> None:
+    """SIGHUP before the models are loaded does not make systemd believe that they are."""
+    server = start("--engine-args", "{load_s: 3}", NOTIFY_SOCKET=str(manager.path))
+    server.wait_for("loading")
+    server.process.send_signal(signal.SIGHUP)
+    server.wait_for("reloaded")
+    manager.wait_for("READY=1")
+    assert httpx.get(server.url + "/readyz").status_code == 200
+    assert manager.heard == ["READY=1\nSTATUS=serving"]
+
+
+def test_an_optional_model_that_cannot_be_loaded_is_let_go(start_gateway: Callable[..., RunningGateway]) -> None:
+    """It is told to be missing and not to be loading, holds no process, and the others are served."""
+    sound = {"model_name": "sound", "gpu_memory_utilization": 0.2}
+    wrong = {**sound, "model_name": "wrong", "expected_dimension": 7, "replicas": 2}
+    gateway = start_gateway(engine="fake", port=0, models=[sound, wrong])
+    model = gateway.gateway.service.models.get("wrong")
+    assert model is not None
+    until = time.monotonic() + 60
+    while not model.engine.dead:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    with gateway.client() as http:
+        answer = http.post("/v1/embeddings", json={"model": "wrong", "input": "w1"})
+        assert answer.status_code == 503
+        assert "could not be loaded" in answer.json()["error"]["message"]
+        assert http.post("/v1/embeddings", json={"model": "sound", "input": "w1"}).status_code == 200
+    assert all(replica._process is None for replica in model.engine.replicas)
+    assert gateway.stop() == 0

@@ -40,7 +40,7 @@ class Breaker:
         self._clock = clock
         self._failures = 0
         self._closed_from = 0.0
-        self._failed = -ANSWER_WITHIN_S
+        self._failed = float("-inf")
         metrics.redis_open.labels(use).set(0)
         metrics.redis_errors.labels(use)  # from the beginning, or the first error would not look like an increase
 
@@ -55,11 +55,12 @@ class Breaker:
             return None
         if self._failures >= FAILURES_ALLOWED:
             self._closed_from = self._clock() + LEFT_ALONE_S  # the others wait for what this one finds
+        asked = self._clock()
         try:
             async with asyncio.timeout(ANSWER_WITHIN_S):
                 answer = await question()
         except (RedisError, OSError, TimeoutError) as error:
-            self._count_failure(error)
+            self._count_failure(error, asked)
             return None
         if self._failures >= FAILURES_ALLOWED:
             self._log.info("redis_is_back", use=self.use)
@@ -67,10 +68,10 @@ class Breaker:
         self._failures, self._closed_from = 0, 0.0
         return answer
 
-    def _count_failure(self, error: Exception) -> None:
-        """Count a failure; what fails together, as when this process itself was held up, counts once."""
+    def _count_failure(self, error: Exception, asked: float) -> None:
+        """Count a failure; what was asked before the last one came of the same trouble, and is not another."""
         now = self._clock()
-        together, self._failed = now - self._failed < ANSWER_WITHIN_S, now
+        together, self._failed = asked < self._failed, now
         self._failures += not together
         self._metrics.redis_errors.labels(self.use).inc()
         if self._failures >= FAILURES_ALLOWED:

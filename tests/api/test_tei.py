@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +27,7 @@ def http(start_gateway: Callable[..., RunningGateway]) -> Iterator[httpx.Client]
     """Return a client of a gateway with an embedder of three vectors and a cross-encoder."""
     gateway = start_gateway(**MODELS, max_body_bytes=1 << 20)
     while gateway.gateway.service.models.find("cross")[0].facts is None:
-        pass
+        time.sleep(0.01)
     with gateway.client() as client:
         yield client
 
@@ -171,4 +172,27 @@ def test_errors_of_load(start_gateway: Callable[..., RunningGateway]) -> None:
     with gateway.client() as client:
         response = client.post("/embed", json={"inputs": "w1"})
     assert (response.status_code, response.json()["error_type"]) == (503, "Unhealthy")
+    gateway.stop()
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "words"),
+    [
+        ("/tokenize", {"inputs": ["w1"] * 11}, "inputs has 11 items"),
+        ("/tokenize", {"inputs": "w1 " * 60}, "more than 50 tokens"),
+        ("/tokenize", {"inputs": "w" * 500}, "more than 50 tokens"),
+        ("/decode", {"ids": [[1]] * 11}, "ids has 11 items"),
+        ("/decode", {"ids": [1] * 60}, "more than 50 tokens"),
+        ("/embed", {"inputs": "w" * 500}, "more than 50 tokens"),
+    ],
+)
+def test_everything_is_bounded(
+    start_gateway: Callable[..., RunningGateway], path: str, body: dict[str, Any], words: str
+) -> None:
+    """Routes that compute no vectors obey the limits of a request too, and very long texts are refused unread."""
+    gateway = start_gateway(engine="fake", model_name="fake", port=0, max_inputs=10, max_request_tokens=50)
+    with gateway.client() as client:
+        response = client.post(path, json=body)
+    assert (response.status_code, response.json()["error_type"]) == (422, "Validation")
+    assert words in response.json()["error"]
     gateway.stop()

@@ -239,3 +239,11 @@ def test_keys_change_under_load(tmp_path: Path) -> None:
         for thread in load:
             thread.ended.set()
         assert child.end() == 0
+
+
+def test_the_cache_of_all_is_not_cleared_by_one(gateway: RunningGateway) -> None:
+    """Only a key for all models may forget what belongs to all of them."""
+    with with_key(gateway, "key-for-one") as http:
+        assert error_of(http.post("/cache/clear"), 403)["code"] == "permission_denied"
+    with with_key(gateway, "key-for-all") as http:
+        assert http.post("/cache/clear").status_code == 200

@@ -240,3 +240,15 @@ def test_a_bulk_request_is_refused_unread_while_the_queue_is_full(
     waiting.result(60)
     assert len(full.embed(bulk).tokens) == INTERACTIVE_TEXTS + 1
     gateway.stop()
+
+
+def test_short_queries_do_not_change_what_is_expected_of_bulk(start_gateway: Callable[..., RunningGateway]) -> None:
+    """How many tokens a long request should have is learnt from long requests alone."""
+    gateway = start_gateway(**FAKE)
+    own = Service(gateway)
+    for _ in range(20):
+        own.embed(replace(JOB, inputs=["w"]))
+    assert own.model.characters_per_token == 4
+    own.embed(replace(JOB, inputs=["w1 w2 w3"] * 20))
+    assert own.model.characters_per_token < 4
+    gateway.stop()
