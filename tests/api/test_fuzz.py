@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from tests.api.calls import embed, error_of
@@ -159,6 +159,9 @@ def test_nothing_unforeseen(start_gateway: Callable[..., RunningGateway], monkey
         embed(http, input="w1")
         before = state.tasks(), state.descriptors()
 
+        def troubles() -> list[dict[str, Any]]:
+            return [event for event in gateway.log if event["level"] in ("error", "warning")]
+
         @settings(
             max_examples=REQUESTS,
             database=None,
@@ -170,6 +173,9 @@ def test_nothing_unforeseen(start_gateway: Callable[..., RunningGateway], monkey
         def send(request: Any) -> None:
             (method, path, body), slip, headers, noise, where = request
             raw, more = written(body, slip, noise, where)
+            assume(
+                b"fault-" not in raw
+            )  # Hypothesis finds the fake core's words in the source, and they do as they say
             answer = http.request(
                 method,
                 path.replace("{name}", "fake"),
@@ -179,7 +185,7 @@ def test_nothing_unforeseen(start_gateway: Callable[..., RunningGateway], monkey
             statuses[answer.status_code] = statuses.get(answer.status_code, 0) + 1
             if answer.status_code >= 400 and method != "HEAD":
                 in_time = answer.status_code != 504 or "x-request-timeout-ms" not in headers
-                assert answer.status_code < 500 or not in_time, (answer.text, raw)
+                assert answer.status_code < 500 or not in_time, (answer.text, raw, troubles())
                 if answer.json().keys() not in OTHER_ENVELOPES:
                     error_of(answer, answer.status_code)
 
@@ -192,5 +198,5 @@ def test_nothing_unforeseen(start_gateway: Callable[..., RunningGateway], monkey
     assert sum(statuses.values()) >= min(REQUESTS, 2000) * 0.9, statuses
     assert {200, 400, 404, 405} <= statuses.keys(), statuses
     assert statuses[200] >= 0.05 * sum(statuses.values()), statuses
-    assert [event for event in gateway.log if event["level"] in ("error", "warning")] == []
+    assert troubles() == []
     gateway.stop()
