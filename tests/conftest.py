@@ -80,6 +80,13 @@ class RunningGateway:
             assert time.monotonic() < until, "the gateway did not get ready"
             time.sleep(0.01)
 
+    def wait_loaded(self, timeout_s: float = 60) -> None:
+        """Return once the models on which readiness does not depend are loaded, too."""
+        until = time.monotonic() + timeout_s
+        while any(model.facts is None for model in self.gateway.service.models):
+            assert time.monotonic() < until, "a model was not loaded"
+            time.sleep(0.01)
+
     def stop(self) -> int | None:
         """Drain and end the gateway; return its exit status."""
         if self._thread.is_alive():

@@ -14,6 +14,7 @@ import pytest
 
 from embedding_service import systemd
 from embedding_service.errors import NoModelLeft
+from tests.child import wait_until
 from tests.conftest import FAKE
 from tests.test_cli import Server
 
@@ -211,10 +212,7 @@ def test_one_dead_model_leaves_the_others(
     gateway = start_gateway(engine="fake", port=0, models=[sound, dying])
     model = gateway.gateway.service.models.get("dying")
     assert model is not None
-    until = time.monotonic() + 60
-    while not model.engine.dead:
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    wait_until(lambda: model.engine.dead)
     with gateway.client() as http:
         answer = http.post("/v1/embeddings", json={"model": "dying", "input": "w1"})
         assert answer.status_code == 503
@@ -242,10 +240,7 @@ def test_an_optional_model_that_cannot_be_loaded_is_let_go(start_gateway: Callab
     gateway = start_gateway(engine="fake", port=0, models=[sound, wrong])
     model = gateway.gateway.service.models.get("wrong")
     assert model is not None
-    until = time.monotonic() + 60
-    while not model.engine.dead:
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    wait_until(lambda: model.engine.dead)
     with gateway.client() as http:
         answer = http.post("/v1/embeddings", json={"model": "wrong", "input": "w1"})
         assert answer.status_code == 503

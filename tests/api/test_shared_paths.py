@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 def http(start_gateway: Callable[..., RunningGateway]) -> Iterator[httpx.Client]:
     """Return a client of a gateway with an embedder and a cross-encoder."""
     gateway = start_gateway(**MODELS)
-    while gateway.gateway.service.models.find("cross")[0].facts is None:
-        pass
+    gateway.wait_loaded()
     with gateway.client() as client:
         yield client
 

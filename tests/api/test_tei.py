@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,8 +25,7 @@ TEXTS = ["w1 w2", "w3"]
 def http(start_gateway: Callable[..., RunningGateway]) -> Iterator[httpx.Client]:
     """Return a client of a gateway with an embedder of three vectors and a cross-encoder."""
     gateway = start_gateway(**MODELS, max_body_bytes=1 << 20)
-    while gateway.gateway.service.models.find("cross")[0].facts is None:
-        time.sleep(0.01)
+    gateway.wait_loaded()
     with gateway.client() as client:
         yield client
 

@@ -25,8 +25,7 @@ TEXTS = ["w1 w2", "w3", "w4 w5"]
 def gateway(start_gateway: Callable[..., RunningGateway]) -> RunningGateway:
     """Return a gateway with an embedder and a cross-encoder that wants a key."""
     gateway = start_gateway(**MODELS, api_keys=[KEY])
-    while gateway.gateway.service.models.find("cross")[0].facts is None:
-        pass
+    gateway.wait_loaded()
     return gateway
 
 

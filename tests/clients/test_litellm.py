@@ -27,8 +27,7 @@ TEXTS = ["w1 w2", "w3", "w4 w5"]
 def found(start_gateway: Callable[..., RunningGateway]) -> dict[str, Any]:
     """Return what LiteLLM made of the answers of a gateway that wants a key."""
     gateway = start_gateway(**MODELS, api_keys=[KEY])
-    while gateway.gateway.service.models.find("cross")[0].facts is None:
-        pass
+    gateway.wait_loaded()
     script = str(Path(__file__).with_name("litellm_check.py"))
     done = subprocess.run(
         [sys.executable, "-W", "ignore", script, gateway.url, KEY, *TEXTS],

@@ -52,8 +52,7 @@ def start_preset(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
         started.append(gateway)
         if wait:
             gateway.wait_ready()
-            while any(model.facts is None for model in gateway.gateway.service.models):
-                pass
+            gateway.wait_loaded()
         return gateway
 
     yield start
