@@ -11,17 +11,15 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
-
-import numpy as np
+from typing import TYPE_CHECKING, TypeVar
 
 from embedding_service.core import vectors
 from embedding_service.core.admission import Gate
+from embedding_service.core.finish import check_finite, finish
 from embedding_service.core.late_interaction import score_pairs
 from embedding_service.core.models import ModelRegistry
 from embedding_service.core.prompts import check_total
-from embedding_service.core.sparse import merge_sparse
-from embedding_service.errors import ContextLengthExceeded, EngineFailed, InvalidRequest, PermissionDenied
+from embedding_service.errors import ContextLengthExceeded, InvalidRequest, PermissionDenied
 from embedding_service.types import (
     Batch,
     Embeddings,
@@ -35,7 +33,7 @@ from embedding_service.types import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence, Sized
+    from collections.abc import Callable, Iterable, Sized
 
     from embedding_service.core.call import Call
     from embedding_service.core.compute import Computed
@@ -46,11 +44,10 @@ if TYPE_CHECKING:
     from embedding_service.engine.client import ModelEngine
     from embedding_service.settings import AliasSettings, Settings
     from embedding_service.telemetry import Metrics
-    from embedding_service.types import Floats, RerankJob, Sparse, TokenIds
+    from embedding_service.types import RerankJob, TokenIds
 
 _T = TypeVar("_T")
 _Prepared = TypeVar("_Prepared", "Prepared", "PreparedPairs")
-_Array = TypeVar("_Array", bound="np.ndarray[Any, Any]")
 INTERACTIVE_TEXTS = 8
 # No natural language needs so few tokens. Longer requests are refused unread: their tokens would fill the memory.
 CHARACTERS_PER_TOKEN = 8
@@ -102,7 +99,7 @@ class EmbeddingService:
         computed = await self._compute(model, prepared.ids, call, outputs=job.outputs)
         rows = prepared.total if Output.COLBERT in job.outputs else len(prepared.ids)
         return await self._maybe_in_thread(
-            lambda: _finish(job, self._name(model, job.model), encoder, prepared, computed),
+            lambda: finish(job, self._name(model, job.model), encoder, prepared, computed),
             inline=rows * (encoder.facts.dimension or 1) <= INLINE_NUMBERS,
         )
 
@@ -343,68 +340,3 @@ def _characters(job: EmbedJob, prefix: str) -> int:
     """Return about how many characters are to be tokenised; a token id stands for four."""
     per_item = 1 if isinstance(job.inputs[0], str) else 4
     return per_item * sum(map(len, job.inputs)) + len(prefix) * len(job.inputs)
-
-
-def _finish(job: EmbedJob, name: str, encoder: Encoder, prepared: Prepared, computed: Computed) -> Embeddings:
-    """Turn the engine's numbers into what was asked for. Raises `EngineFailed` if they are not numbers."""
-    result = computed.result
-    owner, lengths = prepared.owner, [len(ids) for ids in prepared.ids]
-    tokens = np.bincount(owner, weights=lengths).astype(int).tolist()
-    dense = None
-    if result.dense is not None:
-        check_finite(vectors.finite_rows(result.dense).tolist(), owner)
-        means = vectors.chunk_mean(result.dense, owner, lengths)
-        shaped = vectors.shape_dense(means, dimensions=job.dimensions, normalize=job.normalize)
-        dense = vectors.quantise(shaped, job.embed_dtype)
-    colbert = None
-    if result.colbert is not None:
-        check_finite([bool(np.isfinite(rows).all()) for rows in result.colbert], owner)
-        colbert = [vectors.quantise(rows, job.embed_dtype) for rows in _per_input(result.colbert, owner)]
-    sparse = None
-    if result.sparse is not None:
-        check_finite([bool(np.isfinite(weights).all()) for weights in result.sparse], owner)
-        sparse = _merge(prepared, result.sparse, encoder)
-    return Embeddings(
-        model=name,
-        tokens=tokens,
-        dense=dense,
-        sparse=sparse,
-        colbert=colbert,
-        truncated=prepared.truncated,
-        chunked=prepared.chunked,
-        token_ids_read_as=prepared.read_as,
-        cached=_all_cached(computed.cached, owner),
-        engine_s=computed.seconds,
-    )
-
-
-def _all_cached(cached: list[bool], owner: list[int]) -> list[bool]:
-    """Tell for each input whether all its chunks came from the cache."""
-    missing = {index for index, hit in zip(owner, cached, strict=True) if not hit}
-    return [index not in missing for index in range(owner[-1] + 1)]
-
-
-def _merge(prepared: Prepared, weights: list[Floats], encoder: Encoder) -> list[Sparse]:
-    """Give each input one weight for each token id, the largest of all its chunks."""
-    merged = _per_input(weights, prepared.owner)
-    if merged[0].ndim == 2:  # noqa: PLR2004 - token ids of the vocabulary, and their weights
-        return [merge_sparse(rows[:, 0].astype(np.int64), rows[:, 1], skip_ids=()) for rows in merged]
-    ids = _per_input(prepared.ids, prepared.owner)
-    return [merge_sparse(i, w, skip_ids=encoder.facts.special_ids) for i, w in zip(ids, merged, strict=True)]
-
-
-def _per_input(arrays: list[_Array], owner: list[int]) -> list[_Array]:
-    """Join the arrays of each input's chunks."""
-    if len(arrays) == owner[-1] + 1:
-        return arrays
-    joined: list[list[_Array]] = [[] for _ in range(owner[-1] + 1)]
-    for array, index in zip(arrays, owner, strict=True):
-        joined[index].append(array)
-    return [np.concatenate(parts) for parts in joined]
-
-
-def check_finite(finite: list[bool], owner: Sequence[int], *, field: str = "input") -> None:
-    """Raise `EngineFailed` about the first input whose numbers are not all finite."""
-    if not all(finite):
-        where = f"{field}[{owner[finite.index(False)]}]"
-        raise EngineFailed(f"the model gave numbers that are not finite for {where}", param=where)
