@@ -15,6 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 from embedding_service import __version__
 from embedding_service.api import bge, cohere, dropin, metrics, openai, ops, problems, records, rerank, tei, wire
 from embedding_service.api.auth import OPEN_PATHS, Auth, Words
+from embedding_service.api.direct import DirectRoute, Shortcut
 from embedding_service.api.middleware import Body, RequestLog
 from embedding_service.api.ratelimit import RateLimit
 from embedding_service.errors import InvalidRequest, ServiceError
@@ -95,7 +96,7 @@ def create_app(
     if settings.docs == "open":
         assets = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")
         open_paths |= {"/docs", "/openapi.json", *(f"/docs/assets/{name}" for name in assets)}
-    onion: ASGIApp = Body(app, max_bytes=settings.max_body_bytes, pause_s=settings.body_timeout_s)
+    onion: ASGIApp = Body(Shortcut(app), max_bytes=settings.max_body_bytes, pause_s=settings.body_timeout_s)
     onion = RateLimit(onion, rates=rates)
     onion = Auth(
         onion,
@@ -211,8 +212,11 @@ def _by_field(path: str, dialects: dict[str, APIRouter], *, envelopes: bool) -> 
 
     distinct = {id(route): route for route in routes.values()}.values()
     shared = APIRouter(tags=[tag for route in distinct for tag in route.tags])
-    shared.post(
+    shared.add_api_route(
         path,
+        choose,
+        methods=["POST"],
+        route_class_override=DirectRoute,
         summary=f"By field: {', '.join(routes)}",
         response_model=reduce(or_, (route.response_model for route in distinct)),
         responses={
@@ -225,7 +229,7 @@ def _by_field(path: str, dialects: dict[str, APIRouter], *, envelopes: bool) -> 
         },
         openapi_extra=wire.RequestSchema(*(model for route in distinct for model in _requests(route))),
         operation_id=path.strip("/"),
-    )(choose)
+    )
     return shared
 
 

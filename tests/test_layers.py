@@ -36,7 +36,7 @@ LAYERS = {
     "__main__": 4,
 }
 # What the dialects share; every other module of `api` is a dialect.
-SHARED_BY_DIALECTS = {"wire", "problems", "middleware", "auth", "ratelimit", "embedding", "scoring"}
+SHARED_BY_DIALECTS = {"wire", "direct", "problems", "middleware", "auth", "ratelimit", "embedding", "scoring"}
 PLUGINS = "engine.plugins"  # imports vLLM when vLLM calls it
 WORKER_SIDE = {"engine.vllm_compat", "engine.bge_m3_model", "engine.roberta_models", "engine.splade_model"}
 WEB = {"fastapi", "starlette", "uvicorn", "httptools", "httpx"}

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from embedding_service.api import embedding, wire
 from embedding_service.api.middleware import exchange_of
-from embedding_service.api.problems import ERRORS
+from embedding_service.api.problems import OPENAI
 from embedding_service.core.sparse import hash_indices
 from embedding_service.types import EmbedJob, Output, Truncate
 
@@ -115,12 +115,7 @@ def router(service: EmbeddingService, settings: Settings) -> APIRouter:
         ("hybrid", hybrid_embeddings, HybridResponse),
     ]
     for kind, endpoint, response in kinds:
-        routes.post(
-            f"/v1/{kind}-embeddings",
-            summary=f"Embed texts as {kind} vectors",
-            response_model=response,
-            responses=ERRORS,
-            openapi_extra=wire.RequestSchema(SparseRequest),
-            operation_id=f"create_{kind}_embeddings",
-        )(endpoint)
+        path, shapes, name = f"/v1/{kind}-embeddings", (SparseRequest, response), f"create_{kind}_embeddings"
+        summary = f"Embed texts as {kind} vectors"
+        wire.post(routes, path, endpoint, shapes, summary=summary, errors=OPENAI, operation_id=name)
     return routes

@@ -14,7 +14,7 @@ import zlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 
 from embedding_service.api import problems
 from embedding_service.core.call import Call
@@ -49,6 +49,7 @@ class Exchange:
     headers: dict[str, str] = field(default_factory=dict)
     status: int = 0
     code: str = "other"
+    answered: bool = False
 
 
 class ClientGone(Exception):
@@ -86,19 +87,7 @@ class RequestLog:
         scope.setdefault("state", {})["exchange"] = exchange
         problems.use(scope, self.envelope_of(scope["path"]))
 
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                exchange.status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers.update(exchange.headers)
-                headers["x-request-id"] = exchange.id
-                headers["openai-processing-ms"] = str(round((time.monotonic() - exchange.started) * 1000))
-            try:
-                async with asyncio.timeout(self.send_timeout_s):
-                    await send(message)
-            except TimeoutError:
-                raise ClientGone from None
-
+        send_with_headers = self._finishing(exchange, send)
         try:
             with exchange.call.leases:
                 if scope["path"] in _QUIET_PATHS:
@@ -118,6 +107,25 @@ class RequestLog:
         finally:
             self._count(scope, exchange)
             self._write_line(scope, exchange)
+
+    def _finishing(self, exchange: Exchange, send: Send) -> Send:
+        """Return `send` with our headers, and a limit on how long the client may take to read."""
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                exchange.status = message["status"]
+                milliseconds = str(round((time.monotonic() - exchange.started) * 1000))
+                own = exchange.headers | {"x-request-id": exchange.id, "openai-processing-ms": milliseconds}
+                message["headers"] = [*message["headers"], *((k.encode(), v.encode()) for k, v in own.items())]
+            elif not message.get("more_body"):
+                exchange.answered = True
+            try:
+                async with asyncio.timeout(self.send_timeout_s):
+                    await send(message)
+            except TimeoutError:
+                raise ClientGone from None
+
+        return send_with_headers
 
     def _count(self, scope: Scope, exchange: Exchange) -> None:
         metrics, route = self.lifecycle.service.metrics, getattr(scope.get("route"), "path", "other")
@@ -189,17 +197,27 @@ class Body:
             given = True
             return {"type": "http.request", "body": body, "more_body": False}
 
-        answer = asyncio.ensure_future(self.app(scope, replay, send))
+        exchange, work = exchange_of(scope), asyncio.current_task()
+        assert work is not None  # noqa: S101 - a coroutine runs in a task
+        left = False
+
+        def leave(_: asyncio.Task[None]) -> None:
+            nonlocal left
+            if not exchange.answered:
+                left = True
+                work.cancel()
+
         gone = asyncio.ensure_future(_disconnected(receive))
+        gone.add_done_callback(leave)
         try:
-            await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if not answer.done():
-                raise ClientGone
-            await answer
+            await self.app(scope, replay, send)
+        except asyncio.CancelledError:
+            if left and not work.uncancel():
+                raise ClientGone from None
+            raise
         finally:
-            for task in (answer, gone):
-                task.cancel()
-            await asyncio.gather(answer, gone, return_exceptions=True)
+            gone.remove_done_callback(leave)
+            gone.cancel()
 
     async def _read(self, receive: Receive, coding: str, deadline: float) -> bytes:
         if coding not in ("identity", "gzip"):
@@ -211,7 +229,8 @@ class Body:
         while more:
             left_s = deadline - time.monotonic()
             try:
-                message = await asyncio.wait_for(receive(), min(self.pause_s, left_s))
+                async with asyncio.timeout(min(self.pause_s, left_s)):
+                    message = await receive()
             except TimeoutError:
                 if left_s < self.pause_s:
                     raise DeadlineExceeded("the request body was not complete before the deadline") from None

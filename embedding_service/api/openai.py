@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from embedding_service.api import embedding, wire
 from embedding_service.api.middleware import exchange_of
-from embedding_service.api.problems import ERRORS
+from embedding_service.api.problems import ERRORS, OPENAI
 from embedding_service.errors import InvalidRequest, ModelNotFound
 from embedding_service.types import EmbedDtype, EmbedJob, Encoding, InputType, Output, Truncate
 
@@ -221,14 +221,9 @@ def router(
         return await embedding.answer(service, exchange, fields.job(default_truncate), write, ignored)
 
     for path in ("/v1/embeddings", "/embeddings"):
-        routes.post(
-            path,
-            summary="Embed texts",
-            response_model=EmbeddingsResponse,
-            responses=ERRORS,
-            openapi_extra=wire.RequestSchema(EmbeddingsRequest),
-            operation_id=f"create_embeddings{path.replace('/', '_').removesuffix('_embeddings')}",
-        )(create_embeddings)
+        name = f"create_embeddings{path.replace('/', '_').removesuffix('_embeddings')}"
+        shapes = (EmbeddingsRequest, EmbeddingsResponse)
+        wire.post(routes, path, create_embeddings, shapes, summary="Embed texts", errors=OPENAI, operation_id=name)
 
     @routes.get("/v1/models", summary="List the served models and their aliases", response_model=ModelList)
     async def list_models(request: Request) -> dict[str, Any]:

@@ -14,11 +14,12 @@ import orjson
 from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.responses import Response
 
+from embedding_service.api.direct import DirectRoute
 from embedding_service.errors import InvalidRequest
 from embedding_service.types import Encoding
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 
     import numpy as np
     import numpy.typing as npt
@@ -167,21 +168,25 @@ class RequestSchema(dict[str, Any]):
 def post(
     routes: APIRouter,
     path: str,
-    endpoint: Callable[..., Any],
+    endpoint: Callable[[Request], Awaitable[Response]],
     shapes: tuple[type[BaseModel], Any],
     *,
     summary: str,
     errors: Envelope,
+    operation_id: str | None = None,
 ) -> None:
     """Add a route that takes and sends JSON, with its documentation: `shapes` are its request and its answer."""
-    routes.post(
+    routes.add_api_route(
         path,
+        endpoint,
+        methods=["POST"],
+        route_class_override=DirectRoute,
         summary=summary,
         response_model=shapes[1],
         responses=errors.responses,
         openapi_extra=RequestSchema(shapes[0]),
-        operation_id=path.strip("/").replace("/", "_").replace("-", "_") or "root",
-    )(endpoint)
+        operation_id=operation_id or path.strip("/").replace("/", "_").replace("-", "_") or "root",
+    )
 
 
 def header_list(names: Iterable[str]) -> str:

@@ -2,36 +2,73 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import zmq
-import zmq.asyncio
 
 from embedding_service.engine import protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+    import numpy as np
 
 
 class Line:
-    """The two sockets of one generation, and the file in which the worker records its step."""
+    """The two sockets of one generation, and the file in which the worker records its step.
 
-    def __init__(self, context: zmq.asyncio.Context, folder: Path, name: str) -> None:
+    Plain sockets in the event loop: those of `zmq.asyncio` took 0.2 ms of 1.3 ms that a request cost.
+    """
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        folder: Path,
+        name: str,
+        received: Callable[[protocol.AnyMessage, list[memoryview]], None],
+    ) -> None:
         self.paths = [folder / f"{name}.jobs", folder / f"{name}.results"]
         self.step_path = folder / f"{name}.step"
-        self.jobs = context.socket(zmq.PAIR)
-        self.results = context.socket(zmq.PULL)
-        for socket, path in zip((self.jobs, self.results), self.paths, strict=True):
+        self.broken: asyncio.Future[str] = (loop := asyncio.get_running_loop()).create_future()
+        self._received = received
+        self._jobs = context.socket(zmq.PAIR)
+        self._results = context.socket(zmq.PULL)
+        for socket, path in zip((self._jobs, self._results), self.paths, strict=True):
             socket.setsockopt(zmq.SNDHWM, 0)
             socket.setsockopt(zmq.RCVHWM, 0)
             socket.setsockopt(zmq.LINGER, 0)
             socket.bind(f"ipc://{path}")
+            loop.add_reader(socket.fileno(), self._read, socket)
+
+    def send(self, message: protocol.Message, *frames: np.ndarray) -> None:
+        """Send to the worker. Without one nothing is sent: its death will be noticed, or its silence."""
+        with contextlib.suppress(zmq.Again):
+            self._jobs.send_multipart(protocol.encode(message, *frames), zmq.DONTWAIT)
+        if int(self._jobs.getsockopt(zmq.EVENTS)) & zmq.POLLIN:  # sending may have used up the sign for it
+            self._read(self._jobs)
+
+    def _read(self, socket: zmq.Socket[bytes]) -> None:
+        """Hand over all messages that have come: the descriptor gives one sign for any number of them."""
+        try:
+            while not self.broken.done():
+                header, *frames = socket.recv_multipart(zmq.DONTWAIT, copy=False)
+                self._received(protocol.decode(header.buffer), [frame.buffer for frame in frames])
+        except zmq.Again:
+            pass
+        except Exception as error:  # noqa: BLE001 - whatever it is, this worker cannot be listened to any more
+            self.broken.set_result(f"{type(error).__name__}: {error}")
 
     def close(self) -> None:
         """Close the sockets and remove what they leave in the file system."""
-        self.jobs.close()
-        self.results.close()
+        loop = asyncio.get_running_loop()
+        for socket in (self._jobs, self._results):
+            loop.remove_reader(socket.fileno())
+            socket.close()
+        self.broken.cancel()
         for path in (*self.paths, self.step_path):
             path.unlink(missing_ok=True)
 

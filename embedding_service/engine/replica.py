@@ -10,10 +10,10 @@ import contextlib
 import itertools
 import time
 import uuid
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import zmq.asyncio
+import zmq
 
 from embedding_service.engine import protocol
 from embedding_service.engine.identity import identity
@@ -85,13 +85,14 @@ class Replica:
         self._start_lock = start_lock
         self._shares_cores = shares_cores
         self._log = log.bind(replica=index)
-        self._context = zmq.asyncio.Context.instance()
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
         self._numbers = itertools.count(1)
         self._pending: dict[int, _Pending] = {}
         self._deaths: list[float] = []
         self._start_took_s = 0.0
         self._spawned = 0.0
         self._line: Line | None = None
+        self._greeting: asyncio.Future[str | None]  # None: the model is loaded; else why it is not
         self._process: WorkerProcess | None = None
         self._last_pong = self._last_step = 0.0
         self._watcher: asyncio.Task[None] | None = None
@@ -111,7 +112,7 @@ class Replica:
         if self._watcher is not None:
             self._watcher.cancel()
         if self._line is not None and self._process is not None:
-            await self._line.jobs.send_multipart(protocol.encode(protocol.Stop(self.generation)))
+            self._line.send(protocol.Stop(self.generation))
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._process.wait(), STOP_GRACE_S)
         await self._bury("the server is shutting down")
@@ -154,11 +155,11 @@ class Replica:
         self.outstanding_tokens += total
         line = self._line
         try:
-            await line.jobs.send_multipart(protocol.encode(header, lengths, np.concatenate(batch.ids)))
+            line.send(header, lengths, np.concatenate(batch.ids))
             return await pending.future
         except asyncio.CancelledError:
             if line is self._line:
-                line.jobs.send_multipart(protocol.encode(protocol.Cancel(header.generation, job)))
+                line.send(protocol.Cancel(header.generation, job))
             raise
         finally:
             self.outstanding_tokens -= total
@@ -174,7 +175,8 @@ class Replica:
         async with self._start_lock:
             self.generation += 1
             name = f"{uuid.uuid4().hex[:12]}-{self.index}-{self.generation}"  # model names may be alike, or not ASCII
-            self._line = Line(self._context, self._folder, name)
+            self._line = Line(self._context, self._folder, name, self._receive)
+            self._greeting = asyncio.get_running_loop().create_future()
             jobs, results = (f"ipc://{path}" for path in self._line.paths)
             options = self.options.model_dump(mode="json")
             launch = Launch(self.generation, jobs, results, str(self._line.step_path), options)
@@ -195,29 +197,23 @@ class Replica:
     async def _await_hello(self) -> None:
         assert self._line is not None  # noqa: S101 - set by `_spawn`
         assert self._process is not None  # noqa: S101
-        receive = asyncio.ensure_future(self._line.results.recv_multipart())
-        exited = asyncio.ensure_future(self._process.wait())
+        greeting, exited = self._greeting, asyncio.ensure_future(self._process.wait())
         try:
-            await asyncio.wait(
-                {receive, exited}, timeout=self.options.startup_timeout_s, return_when=asyncio.FIRST_COMPLETED
-            )
-            if not receive.done() and exited.done():  # what it sent before it died may still be on its way
-                await asyncio.wait({receive}, timeout=1)
-            if receive.done():
-                header, *frames = receive.result()
-                message = protocol.decode(header)
-                if isinstance(message, protocol.Hello):
-                    self.hello, self.tokenizer_json = message, bytes(frames[0])
-                    self.identity = identity(self.options, message.facts)
+            signs: set[asyncio.Future[Any]] = {greeting, self._line.broken, exited}
+            await asyncio.wait(signs, timeout=self.options.startup_timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            if not greeting.done() and exited.done():  # what it sent before it died may still be on its way
+                await asyncio.wait({greeting}, timeout=1)
+            if greeting.done():
+                if (reason := greeting.result()) is None:
                     return
-                reason = message.message if isinstance(message, protocol.Failed) else repr(message)
             elif exited.done():
                 reason = f"the engine ended with status {exited.result()}: {self._process.last_words()}"
+            elif self._line.broken.done():
+                reason = self._line.broken.result()
             else:
                 reason = f"not ready after startup_timeout_s = {self.options.startup_timeout_s:g}"
             raise ModelNotLoaded(f"{self.options.model_name}: {reason}")
         finally:
-            receive.cancel()
             exited.cancel()
 
     async def _watch(self) -> None:
@@ -245,56 +241,62 @@ class Replica:
     async def _serve(self) -> str:
         """Pass messages until the worker is gone; return why."""
         assert self._process is not None  # noqa: S101 - set by `_spawn`
-        tasks = {
-            asyncio.create_task(self._receive_results()),
-            asyncio.create_task(self._receive_pongs()),
-            asyncio.create_task(self._heartbeat()),
-            exited := asyncio.create_task(self._process.wait()),
-        }
+        assert self._line is not None  # noqa: S101
+        heartbeat = asyncio.create_task(self._heartbeat())
+        exited = asyncio.create_task(self._process.wait())
+        signs: set[asyncio.Future[Any]] = {heartbeat, exited, self._line.broken}
         try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            if exited not in done:
-                error = next(iter(done)).exception()
-                return str(error) if error else "the connection to the engine ended"
+            await asyncio.wait(signs, return_when=asyncio.FIRST_COMPLETED)
+            if self._line.broken.done():
+                return self._line.broken.result()
+            if not exited.done():
+                return str(heartbeat.exception())
             return f"exit status {exited.result()}: {self._process.last_words()}"
         finally:
-            for task in tasks:
+            for task in (heartbeat, exited):
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(heartbeat, exited, return_exceptions=True)
 
-    async def _receive_results(self) -> None:
-        assert self._line is not None  # noqa: S101 - set by `_spawn`
-        while True:
-            header, *frames = await self._line.results.recv_multipart(copy=False)
-            message = protocol.decode(header.buffer)
-            if message.generation != self.generation:
-                continue
-            pending = self._pending.get(message.job) if isinstance(message, protocol.Done | protocol.Failed) else None
-            if pending is None or pending.future.done():  # cancelled while the engine worked
-                continue
-            if isinstance(message, protocol.Done):
-                arrays = protocol.done_frames(message, [frame.buffer for frame in frames])
-                pending.future.set_result((message, arrays))
-            elif isinstance(message, protocol.Failed):
-                expired = message.reason == "expired"
-                pending.future.set_exception((DeadlineExceeded if expired else EngineFailed)(message.message))
+    def _receive(self, message: protocol.AnyMessage, frames: list[memoryview]) -> None:
+        """Take a message of the worker. Raises `ProtocolError`."""
+        if message.generation != self.generation:
+            return
+        if isinstance(message, protocol.Done | protocol.Failed) and message.job:
+            self._settle(message, frames)
+        elif isinstance(message, protocol.Pong):
+            self._note_progress(message)
+        elif self._greeting.done():
+            raise protocol.ProtocolError(f"the engine sent {type(message).__name__} at the wrong time")
+        elif isinstance(message, protocol.Hello):
+            self.hello, self.tokenizer_json = message, bytes(frames[0])
+            self.identity = identity(self.options, message.facts)
+            self._greeting.set_result(None)
+        else:
+            self._greeting.set_result(message.message if isinstance(message, protocol.Failed) else repr(message))
 
-    async def _receive_pongs(self) -> None:
-        assert self._line is not None  # noqa: S101 - set by `_spawn`
-        while True:
-            message = protocol.decode(await self._line.jobs.recv())
-            if isinstance(message, protocol.Pong) and message.generation == self.generation:
-                now = time.monotonic()
-                before, self.progress, self._last_pong = self.progress, message, now
-                self.totals.add(message, before)
-                if before is None or message.steps != before.steps or not message.running:
-                    self._last_step = now
+    def _settle(self, message: protocol.Done | protocol.Failed, frames: list[memoryview]) -> None:
+        """Tell who waits for a job how it ended, unless it was cancelled while the engine worked."""
+        pending = self._pending.get(message.job)
+        if pending is None or pending.future.done():
+            return
+        if isinstance(message, protocol.Done):
+            pending.future.set_result((message, protocol.done_frames(message, frames)))
+        else:
+            expired = message.reason == "expired"
+            pending.future.set_exception((DeadlineExceeded if expired else EngineFailed)(message.message))
+
+    def _note_progress(self, pong: protocol.Pong) -> None:
+        now = time.monotonic()
+        before, self.progress, self._last_pong = self.progress, pong, now
+        self.totals.add(pong, before)
+        if before is None or pong.steps != before.steps or not pong.running:
+            self._last_step = now
 
     async def _heartbeat(self) -> None:
         assert self._line is not None  # noqa: S101 - set by `_spawn`
         while True:
             asked = time.monotonic()
-            await self._line.jobs.send_multipart(protocol.encode(protocol.Ping(self.generation)))
+            self._line.send(protocol.Ping(self.generation))
             await asyncio.sleep(PING_EVERY_S)
             if time.monotonic() - asked > 2 * PING_EVERY_S:
                 continue  # we were stopped ourselves: what we did not hear is not the worker's fault
