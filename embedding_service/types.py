@@ -26,6 +26,11 @@ class Output(StrEnum):
     SPARSE = "sparse"
     COLBERT = "colbert"
     SCORE = "score"
+    HIDDEN_STATES = "hidden_states"
+
+
+PER_TOKEN = frozenset({Output.COLBERT, Output.HIDDEN_STATES})
+"""Outputs with a vector for each token."""
 
 
 class InputType(StrEnum):
@@ -85,7 +90,8 @@ class Priority(StrEnum):
 class EmbedJob:
     """One embedding request, free of any dialect.
 
-    `inputs` are all texts or all lists of token ids. `outputs` is never empty.
+    `inputs` are all texts or all lists of token ids. `outputs` is never empty; HIDDEN_STATES stands
+    in it alone, and knows no `dimensions`, `normalize` and `embed_dtype`.
     """
 
     model: str | None
@@ -114,8 +120,8 @@ class Embeddings:
     """The answer to an `EmbedJob`; every list runs in the order of its inputs.
 
     `dense` has shape (n, dimensions), or (n, dimensions / 8) for binary formats, in the dtype
-    that was asked for; each item of `colbert` has shape (tokens, dimensions). What was not
-    asked for is None. `tokens` counts what the model read, prompt and special tokens included;
+    that was asked for; each item of `colbert` and `hidden_states` has shape (tokens, dimensions).
+    What was not asked for is None. `tokens` counts what the model read, prompt and special tokens included;
     `cached` tells which inputs it had read before.
     """
 
@@ -124,6 +130,7 @@ class Embeddings:
     dense: npt.NDArray[np.generic] | None = None
     sparse: list[Sparse] | None = None
     colbert: list[npt.NDArray[np.generic]] | None = None
+    hidden_states: list[Floats] | None = None
     truncated: tuple[int, ...] = ()
     chunked: tuple[int, ...] = ()
     token_ids_read_as: TokenIdPolicy | None = None
@@ -223,12 +230,14 @@ class BatchResult:
 
     `dense` (n, dimension) is not normalised; each of `sparse` (tokens,) weighs every token, or
     (k, 2) holds token ids of the whole vocabulary and their weights; each of `colbert`
-    (tokens - 1, dimension) has unit rows; `scores` (n, labels) are raw.
+    (tokens - 1, dimension) has unit rows; each of `hidden_states` (tokens, dimension) is the last
+    layer's output; `scores` (n, labels) are raw.
     """
 
     dense: Floats | None = None
     sparse: list[Floats] | None = None
     colbert: list[Floats] | None = None
+    hidden_states: list[Floats] | None = None
     scores: Floats | None = None
     steps: int = 0
     queued_s: float = 0.0

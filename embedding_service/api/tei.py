@@ -7,6 +7,7 @@ https://huggingface.github.io/text-embeddings-inference/ except that an absent `
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -40,15 +41,13 @@ Texts = Annotated[str | list[str], AfterValidator(_as_list)]
 Direction = Annotated[Literal["left", "right"], BeforeValidator(_lower)]
 
 
-class TeiEmbedRequest(wire.Fields):
-    """Texts, or token ids, to embed; null is the same as absent."""
+class TeiInputs(wire.Fields):
+    """Texts, or token ids; null is the same as absent."""
 
     inputs: embedding.Input
-    normalize: bool | None = Field(None, description="Scale vectors to length 1; default true.")
     truncate: bool | None = Field(None, description="Cut over-long inputs; default true.")
     truncation_direction: Direction | None = Field(None, description="Which end is cut off; default right.")
     prompt_name: str | None = None
-    dimensions: int | None = Field(None, ge=1, le=embedding.TOKEN_LIMIT)
 
     def job(self, model: str, output: Output) -> EmbedJob:
         """Return the request free of dialect."""
@@ -57,11 +56,20 @@ class TeiEmbedRequest(wire.Fields):
             model=model,
             inputs=self.inputs,
             outputs=frozenset({output}),
-            dimensions=self.dimensions,
             prompt_name=self.prompt_name,
             truncate=Truncate.ERROR if self.truncate is False else cut,
-            normalize=self.normalize is not False,
         )
+
+
+class TeiEmbedRequest(TeiInputs):
+    """What to embed, and how long the vectors are."""
+
+    normalize: bool | None = Field(None, description="Scale vectors to length 1; default true.")
+    dimensions: int | None = Field(None, ge=1, le=embedding.TOKEN_LIMIT)
+
+    def job(self, model: str, output: Output) -> EmbedJob:
+        """Return the request free of dialect."""
+        return replace(super().job(model, output), dimensions=self.dimensions, normalize=self.normalize is not False)
 
 
 class TeiRerankRequest(wire.Fields):
@@ -152,7 +160,7 @@ def _render(answer: Embeddings) -> Iterator[bytes]:
             pairs = zip(sparse.indices.tolist(), sparse.values.tolist(), strict=True)
             yield orjson.dumps([{"index": i, "value": value} for i, value in pairs])
         else:
-            rows = answer.dense if answer.dense is not None else answer.colbert or []
+            rows = answer.dense if answer.dense is not None else answer.hidden_states or []
             yield wire.vector_json(rows[index], Encoding.FLOAT)
     yield b"]"
 
@@ -161,18 +169,18 @@ def router(service: EmbeddingService) -> APIRouter:  # noqa: C901 - one small fu
     """Return the routes of this dialect."""
     routes = APIRouter(tags=["TEI"])
 
-    async def compute(request: Request, output: Output) -> Response:
+    async def compute(request: Request, output: Output, shape: type[TeiInputs] = TeiInputs) -> Response:
         tree = await wire.read_object(request)
         _refuse_empty(tree.get("inputs"), "inputs")
-        fields, ignored = await wire.read_request(request, TeiEmbedRequest)
+        fields, ignored = await wire.read_request(request, shape)
         job = fields.job(service.models.default_for(scores=False).name, output)
         return await embedding.answer(service, exchange_of(request.scope), job, _render, ignored)
 
     async def embed(request: Request) -> Response:
-        return await compute(request, Output.DENSE)
+        return await compute(request, Output.DENSE, TeiEmbedRequest)
 
     async def embed_all(request: Request) -> Response:
-        return await compute(request, Output.COLBERT)
+        return await compute(request, Output.HIDDEN_STATES)
 
     async def embed_sparse(request: Request) -> Response:
         return await compute(request, Output.SPARSE)
@@ -231,14 +239,8 @@ def router(service: EmbeddingService) -> APIRouter:  # noqa: C901 - one small fu
     posts: list[tuple[str, Callable[..., Any], str, type[wire.Fields], Any]] = [
         ("/", root, "Embed, or compare by the shape of `inputs`", TeiEmbedRequest, list[list[float]]),
         ("/embed", embed, "Embed texts", TeiEmbedRequest, list[list[float]]),
-        (
-            "/embed_all",
-            embed_all,
-            "Embed tokens (ColBERT vectors)",
-            TeiEmbedRequest,
-            list[list[list[float]]],
-        ),
-        ("/embed_sparse", embed_sparse, "Weigh the tokens of texts", TeiEmbedRequest, list[list[Weight]]),
+        ("/embed_all", embed_all, "Embed every token, without pooling", TeiInputs, list[list[list[float]]]),
+        ("/embed_sparse", embed_sparse, "Weigh the tokens of texts", TeiInputs, list[list[Weight]]),
         ("/similarity", similarity, "Compare a sentence with others", TeiSimilarityRequest, list[float]),
         ("/rerank", rerank, "Score texts against a query", TeiRerankRequest, list[Rank]),
         ("/tokenize", tokenize, "Split texts into tokens", TokenizeRequest, list[list[SimpleToken]]),

@@ -203,6 +203,7 @@ def _rows(result: BatchResult, n: int) -> Iterator[Numbers]:
         Output.DENSE: result.dense,
         Output.SPARSE: result.sparse,
         Output.COLBERT: result.colbert,
+        Output.HIDDEN_STATES: result.hidden_states,
         Output.SCORE: result.scores,
     }
     for i in range(n):
@@ -222,5 +223,6 @@ def _assemble(rows: list[Numbers], outputs: frozenset[Output]) -> BatchResult:
         dense=stacked(Output.DENSE),
         sparse=listed(Output.SPARSE),
         colbert=listed(Output.COLBERT),
+        hidden_states=listed(Output.HIDDEN_STATES),
         scores=stacked(Output.SCORE),
     )

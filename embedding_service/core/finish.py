@@ -36,6 +36,10 @@ def finish(job: EmbedJob, name: str, encoder: Encoder, prepared: Prepared, compu
     if result.colbert is not None:
         check_finite([bool(np.isfinite(rows).all()) for rows in result.colbert], owner)
         colbert = [vectors.quantise(rows, job.embed_dtype) for rows in _per_input(result.colbert, owner)]
+    hidden_states = None
+    if result.hidden_states is not None:
+        check_finite([bool(np.isfinite(rows).all()) for rows in result.hidden_states], owner)
+        hidden_states = _per_input(result.hidden_states, owner)
     sparse = None
     if result.sparse is not None:
         check_finite([bool(np.isfinite(weights).all()) for weights in result.sparse], owner)
@@ -46,6 +50,7 @@ def finish(job: EmbedJob, name: str, encoder: Encoder, prepared: Prepared, compu
         dense=dense,
         sparse=sparse,
         colbert=colbert,
+        hidden_states=hidden_states,
         truncated=prepared.truncated,
         chunked=prepared.chunked,
         token_ids_read_as=prepared.read_as,

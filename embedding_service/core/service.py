@@ -21,6 +21,7 @@ from embedding_service.core.models import ModelRegistry
 from embedding_service.core.prompts import check_total
 from embedding_service.errors import ContextLengthExceeded, InvalidRequest, PermissionDenied
 from embedding_service.types import (
+    PER_TOKEN,
     Batch,
     Embeddings,
     EmbedDtype,
@@ -97,7 +98,7 @@ class EmbeddingService:
         )
         call.leases.enter_context(self.answers.admit(self._answer_bytes(encoder, job, prepared)))
         computed = await self._compute(model, prepared.ids, call, outputs=job.outputs)
-        rows = prepared.total if Output.COLBERT in job.outputs else len(prepared.ids)
+        rows = prepared.total if job.outputs & PER_TOKEN else len(prepared.ids)
         return await self._maybe_in_thread(
             lambda: finish(job, self._name(model, job.model), encoder, prepared, computed),
             inline=rows * (encoder.facts.dimension or 1) <= INLINE_NUMBERS,
@@ -118,7 +119,7 @@ class EmbeddingService:
             has = ", ".join(facts.outputs)
             raise InvalidRequest(
                 f"{model.name} gives {has} and no {' or '.join(missing)}",
-                param="model" if Output.DENSE in missing else f"return_{missing[0]}",
+                param="model" if {Output.DENSE, Output.HIDDEN_STATES} & set(missing) else f"return_{missing[0]}",
             )
         self._check_count(job.inputs, "input")
         self._check_characters(job.inputs, "input")
@@ -317,8 +318,7 @@ class EmbeddingService:
         """Return about how large the answer will be. Raises `InvalidRequest` where that is too much."""
         full = encoder.facts.dimension or 0
         numbers = len(job.inputs) * (job.dimensions or full) if Output.DENSE in job.outputs else 0
-        if Output.COLBERT in job.outputs:
-            numbers += prepared.total * full
+        numbers += len(job.outputs & PER_TOKEN) * prepared.total * full
         needed = vectors.written_bytes(numbers, job.embed_dtype, job.encoding) + 100 * len(job.inputs)
         if Output.SPARSE in job.outputs:
             weights = prepared.total if full else VOCABULARY_WEIGHTS * len(job.inputs)

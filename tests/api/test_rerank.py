@@ -26,7 +26,7 @@ MODELS = {
     "gpu_memory_utilization": 0.3,
     "max_model_len": 64,
     "models": [
-        {"model_name": "m3", "engine_args": {"outputs": ["dense", "sparse", "colbert"]}},
+        {"model_name": "m3", "engine_args": {"outputs": ["dense", "sparse", "colbert", "hidden_states"]}},
         {"model_name": "cross", "engine_args": {"outputs": ["score"]}},
     ],
 }
