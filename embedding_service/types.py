@@ -5,7 +5,8 @@ No behaviour, no I/O and no import of another module of this package.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import dataclasses
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -87,11 +88,20 @@ class Priority(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class FieldNames:
+    """What a dialect calls the fields that the core's errors are about."""
+
+    inputs: str = "input"
+    dimensions: str = "dimensions"
+
+
+@dataclass(frozen=True, slots=True)
 class EmbedJob:
     """One embedding request, free of any dialect.
 
     `inputs` are all texts or all lists of token ids. `outputs` is never empty; HIDDEN_STATES stands
-    in it alone, and knows no `dimensions`, `normalize` and `embed_dtype`.
+    in it alone, and knows no `dimensions`, `normalize` and `embed_dtype`. `more_dtypes` are formats that
+    the dialect itself will make of the float32 vectors.
     """
 
     model: str | None
@@ -104,7 +114,9 @@ class EmbedJob:
     truncate: Truncate = Truncate.ERROR
     normalize: bool = True
     embed_dtype: EmbedDtype = EmbedDtype.FLOAT32
+    more_dtypes: frozenset[EmbedDtype] = frozenset()
     encoding: Encoding = Encoding.FLOAT
+    names: FieldNames = FieldNames()
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +133,8 @@ class Embeddings:
 
     `dense` has shape (n, dimensions), or (n, dimensions / 8) for binary formats, in the dtype
     that was asked for; each item of `colbert` and `hidden_states` has shape (tokens, dimensions).
-    What was not asked for is None. `tokens` counts what the model read, prompt and special tokens included;
+    What was not asked for is None. `ranges` (2, dimensions) is what int8 and uint8 are scaled by, see
+    `core.vectors.quantise`. `tokens` counts what the model read, prompt and special tokens included;
     `cached` tells which inputs it had read before.
     """
 
@@ -131,10 +144,11 @@ class Embeddings:
     sparse: list[Sparse] | None = None
     colbert: list[npt.NDArray[np.generic]] | None = None
     hidden_states: list[Floats] | None = None
+    ranges: Floats | None = None
     truncated: tuple[int, ...] = ()
     chunked: tuple[int, ...] = ()
     token_ids_read_as: TokenIdPolicy | None = None
-    cached: list[bool] = field(default_factory=list)
+    cached: list[bool] = dataclasses.field(default_factory=list)
     engine_s: float = 0.0
 
     @property
@@ -168,7 +182,8 @@ class RerankJob:
     """One reranking request, free of any dialect: pairs of query and document.
 
     `weights` (dense, sparse, ColBERT) asks a BGE-M3 model for the weighted sum of its three
-    similarities; without them it scores by MaxSim alone.
+    similarities; without them it scores by MaxSim alone. `field` is what the dialect calls what holds
+    the documents.
     """
 
     model: str | None
@@ -176,6 +191,7 @@ class RerankJob:
     instruction: str | None = None
     max_tokens_per_document: int | None = None
     weights: tuple[float, float, float] | None = None
+    field: str = "documents"
 
 
 @dataclass(frozen=True, slots=True)

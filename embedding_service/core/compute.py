@@ -99,7 +99,7 @@ class Compute:
     async def _compute(self, batch: Batch, call: Call, *, more_coming: bool) -> BatchResult:
         """Have the engine work, within what is admitted and what the caller may spend."""
         tokens = _tokens(batch)
-        with self.gate.admit(tokens):
+        with self.gate.admit(tokens, param=call.field):
             async with call.budget.spend(tokens):
                 return await self.engine.run(batch, more_coming=more_coming)
 

@@ -142,6 +142,18 @@ def test_refusals_name_the_field(http: httpx.Client, fields: dict[str, Any], par
     assert answer.json()["error"]["param"] == param
 
 
+@pytest.mark.parametrize("model", ["cross", "m3"])
+@pytest.mark.parametrize("field", ["documents", "pairs"])
+def test_failures_name_what_was_sent(http: httpx.Client, model: str, field: str) -> None:
+    """The document that the engine cannot score is named by its place in the request, with late interaction too."""
+    documents = ["w1", "fault-nan"]
+    request: dict[str, Any] = {"query": "w7", "documents": documents}
+    if field == "pairs":
+        request = {"pairs": [{"query": f"w{8 + i}", "document": text} for i, text in enumerate(documents)]}
+    answer = http.post("/v1/rerank", json={"model": model, **request})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (500, f"{field}[1]")
+
+
 def test_late_interaction_without_a_second_model(http: httpx.Client) -> None:
     """A model with ColBERT vectors scores by MaxSim, or by the weighted sum of its three similarities."""
     body = post(http, model="m3", query="w1 w2")
