@@ -201,6 +201,24 @@ def test_errors(http: httpx.Client, path: str, body: dict[str, Any], status: int
     assert response.json().keys() == {"error", "error_type"}
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "words"),
+    [
+        ("/embed", {"inputs": ["w1"] * 2049}, "inputs has 2049 items"),
+        ("/embed", {"inputs": ["w1", "w1 " * 63], "truncate": False}, "inputs[1]"),
+        ("/embed", {"inputs": ["w1", "fault-nan"]}, "inputs[1]"),
+        ("/embed_all", {"inputs": ["w1", "fault-nan"]}, "inputs[1]"),
+        ("/embed", {"inputs": [[1], [9_999_999]]}, "inputs[1]"),
+        ("/similarity", {"inputs": {"source_sentence": "w1", "sentences": ["w1", "fault-nan"]}}, "sentences[1]"),
+        ("/rerank", {"query": "w1", "texts": ["w1"] * 2049}, "texts has 2049 items"),
+        ("/rerank", {"query": "w1", "texts": ["w1", "fault-nan"]}, "texts[1]"),
+    ],
+)
+def test_errors_name_teis_fields(http: httpx.Client, path: str, body: dict[str, Any], words: str) -> None:
+    """What the core has to say is about the field that was sent, and the place in it."""
+    assert words in http.post(path, json=body).json()["error"]
+
+
 def test_other_methods(http: httpx.Client) -> None:
     """A wrong method is a 405 in TEI's shape as well."""
     response = http.get("/embed_sparse")
