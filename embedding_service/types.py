@@ -101,7 +101,8 @@ class EmbedJob:
 
     `inputs` are all texts or all lists of token ids. `outputs` is never empty; HIDDEN_STATES stands
     in it alone, and knows no `dimensions`, `normalize` and `embed_dtype`. `more_dtypes` are formats that
-    the dialect itself will make of the float32 vectors.
+    the dialect itself will make of the float32 vectors. The last `queries` of the inputs are no items of
+    the list that the client sent, and do not count where that is limited.
     """
 
     model: str | None
@@ -117,6 +118,7 @@ class EmbedJob:
     more_dtypes: frozenset[EmbedDtype] = frozenset()
     encoding: Encoding = Encoding.FLOAT
     names: FieldNames = FieldNames()
+    queries: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -211,7 +211,7 @@ class Endpoints:
         sentences = fields.inputs.sentences
         _refuse_empty(sentences, "sentences")
         texts, names = [*sentences, fields.inputs.source_sentence], FieldNames(inputs="sentences")
-        job = EmbedJob(self._model(scores=False), texts, truncate=Truncate.RIGHT, names=names)
+        job = EmbedJob(self._model(scores=False), texts, truncate=Truncate.RIGHT, names=names, queries=1)
         return await embedding.answer(self.service, exchange_of(request.scope), job, _render_scores, ignored)
 
     async def rerank(self, request: Request) -> Response:

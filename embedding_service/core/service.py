@@ -35,7 +35,7 @@ from embedding_service.types import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sized
+    from collections.abc import Callable, Iterable
 
     from embedding_service.core.call import Call
     from embedding_service.core.compute import Computed
@@ -125,7 +125,7 @@ class EmbeddingService:
                 f"{model.name} gives {has} and no {' or '.join(missing)}",
                 param="model" if {Output.DENSE, Output.HIDDEN_STATES} & set(missing) else f"return_{missing[0]}",
             )
-        self._check_count(job.inputs, job.names.inputs)
+        self._check_count(len(job.inputs) - job.queries, job.names.inputs)
         self._check_characters(job.inputs, job.names.inputs)
         if job.dimensions is not None:
             self._check_dimensions(model, encoder, job.dimensions, field=job.names.dimensions)
@@ -159,10 +159,10 @@ class EmbeddingService:
             allowed = f"one of {', '.join(map(str, sizes))}" if sizes else f"between {least} and {full}"
             raise InvalidRequest(f"{field} must be {allowed} for {model.name}", param=field)
 
-    def _check_count(self, items: Sized, field: str) -> None:
-        if len(items) > self.settings.max_inputs:
+    def _check_count(self, items: int, field: str) -> None:
+        if items > self.settings.max_inputs:
             raise InvalidRequest(
-                f"{field} has {len(items)} items; this server takes at most {self.settings.max_inputs} a request",
+                f"{field} has {items} items; this server takes at most {self.settings.max_inputs} a request",
                 param=field,
             )
 
@@ -193,7 +193,7 @@ class EmbeddingService:
     ) -> list[list[Token]]:
         """Return the tokens of each text as the default embedding model reads them."""
         encoder = self._default_encoder(call)
-        self._check_count(texts, "inputs")
+        self._check_count(len(texts), "inputs")
         self._check_characters(texts, "inputs")
         call.leases.enter_context(self.requests.admit(1))
         limit = self.settings.max_request_tokens
@@ -209,7 +209,7 @@ class EmbeddingService:
     async def decode(self, inputs: list[list[int]], call: Call, *, skip_special_tokens: bool) -> list[str]:
         """Return the texts of token ids of the default embedding model."""
         encoder = self._default_encoder(call)
-        self._check_count(inputs, "ids")
+        self._check_count(len(inputs), "ids")
         check_total(sum(map(len, inputs)), self.settings.max_request_tokens, param="ids")
         call.leases.enter_context(self.requests.admit(1))
         return await self._maybe_in_thread(
@@ -221,7 +221,7 @@ class EmbeddingService:
         """Score every pair before the deadline, with a cross-encoder or by late interaction."""
         model, _ = self._find(job.model, call, scores=True)
         call.field = job.field
-        self._check_count(job.pairs, job.field)
+        self._check_count(len(job.pairs), job.field)
         self._check_characters([document for _, document in job.pairs], job.field)
         if model.pairs is None:
             return await self._rerank_late(model, job, call)
@@ -264,8 +264,15 @@ class EmbeddingService:
         n = len(job.pairs)  # documents come first, so that errors give the place that they were sent at
         texts = [*(document for _, document in job.pairs), *queries]
         outputs = frozenset({Output.COLBERT} if job.weights is None else {Output.DENSE, Output.SPARSE, Output.COLBERT})
-        names = FieldNames(inputs=job.field)
-        embed = EmbedJob(model.name, texts, outputs, truncate=Truncate.RIGHT, encoding=Encoding.BASE64, names=names)
+        embed = EmbedJob(
+            model.name,
+            texts,
+            outputs,
+            truncate=Truncate.RIGHT,
+            encoding=Encoding.BASE64,
+            names=FieldNames(inputs=job.field),
+            queries=len(queries),
+        )
         with ExitStack() as leases:  # these vectors are not the answer
             vectors_ = await self.embed(embed, replace(call, leases=leases))
             if vectors_.truncated and vectors_.truncated[-1] >= n:

@@ -154,6 +154,22 @@ def test_failures_name_what_was_sent(http: httpx.Client, model: str, field: str)
     assert (answer.status_code, answer.json()["error"]["param"]) == (500, f"{field}[1]")
 
 
+def test_queries_do_not_count_as_documents(start_gateway: Callable[..., RunningGateway]) -> None:
+    """As many documents as a request may have are scored by late interaction too, also with a query for each."""
+    gateway = start_gateway(**MODELS, max_inputs=4)
+    gateway.wait_loaded()
+    with gateway.client() as client:
+        for model in ("cross", "m3"):
+            for documents, status in ((["w1"] * 4, 200), (["w1"] * 5, 400)):
+                one = {"model": model, "query": "w2", "documents": documents}
+                assert client.post("/v1/rerank", json=one).status_code == status
+                pairs = [{"query": f"w{i}", "document": text} for i, text in enumerate(documents)]
+                answer = client.post("/v1/rerank", json={"model": model, "pairs": pairs})
+                assert answer.status_code == status
+        assert answer.json()["error"]["message"].startswith("pairs has 5 items")
+    gateway.stop()
+
+
 def test_late_interaction_without_a_second_model(http: httpx.Client) -> None:
     """A model with ColBERT vectors scores by MaxSim, or by the weighted sum of its three similarities."""
     body = post(http, model="m3", query="w1 w2")

@@ -106,6 +106,8 @@ def test_limits(http: httpx.Client) -> None:
     assert len(answer(http, "/embed", inputs=["w1"] * 32)) == 32
     refused = http.post("/embed", json={"inputs": ["w1"] * 33})
     assert (refused.status_code, refused.json()["error_type"]) == (422, "Validation")
+    sentences = {"source_sentence": "w1", "sentences": ["w1"] * 32}
+    assert len(answer(http, "/similarity", inputs=sentences)) == 32
     assert http.post("/embed", json={"inputs": "w1 " * 700_000}).status_code == 413
 
 
