@@ -66,6 +66,7 @@ SURFACES: dict[str | None, Surface] = {
         routes=dropin.bge_inference, rerank={"raw_scores": True, "return_documents": True}
     ),
     "matching-service": Surface(problems.MATCHING, records.preset),
+    "tei": Surface(problems.TEI, tei.preset, open_paths=OPEN_PATHS | {"/"}),
 }
 # Paths of several dialects: without a preset of its own for them, the field that is sent decides.
 SHARED = {

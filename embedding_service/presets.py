@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 Preset = Literal[
-    "qwen3-embedding", "qwen3-reranker", "embed", "emb-infer-bge-m3", "bge-inference-service", "matching-service"
+    "qwen3-embedding", "qwen3-reranker", "embed", "emb-infer-bge-m3", "bge-inference-service", "matching-service", "tei"
 ]
 
 

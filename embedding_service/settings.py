@@ -169,6 +169,9 @@ class ModelOptions(EngineOptions):
     )
     default_instruction: str | None = Field(None, description="For `input_type: query` without an instruction.")
     matryoshka: bool | None = Field(None, description="May vectors be cut? Default: by model family.")
+    calibration_file: Path | None = Field(
+        None, description="JSON with `min` and `max` of each dimension, which int8 and uint8 then reach from and to."
+    )
     expected_dimension: int | None = Field(None, ge=1, description="Refuse to start if vectors have another size.")
     token_ids: TokenIdPolicy = Field(TokenIdPolicy.CL100K, description="How inputs sent as token ids are read.")
 

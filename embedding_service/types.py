@@ -5,7 +5,8 @@ No behaviour, no I/O and no import of another module of this package.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import dataclasses
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,11 @@ class Output(StrEnum):
     SPARSE = "sparse"
     COLBERT = "colbert"
     SCORE = "score"
+    HIDDEN_STATES = "hidden_states"
+
+
+PER_TOKEN = frozenset({Output.COLBERT, Output.HIDDEN_STATES})
+"""Outputs with a vector for each token."""
 
 
 class InputType(StrEnum):
@@ -82,10 +88,21 @@ class Priority(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class FieldNames:
+    """What a dialect calls the fields that the core's errors are about."""
+
+    inputs: str = "input"
+    dimensions: str = "dimensions"
+
+
+@dataclass(frozen=True, slots=True)
 class EmbedJob:
     """One embedding request, free of any dialect.
 
-    `inputs` are all texts or all lists of token ids. `outputs` is never empty.
+    `inputs` are all texts or all lists of token ids. `outputs` is never empty; HIDDEN_STATES stands
+    in it alone, and knows no `dimensions`, `normalize` and `embed_dtype`. `more_dtypes` are formats that
+    the dialect itself will make of the float32 vectors. The last `queries` of the inputs are no items of
+    the list that the client sent, and do not count where that is limited.
     """
 
     model: str | None
@@ -98,7 +115,10 @@ class EmbedJob:
     truncate: Truncate = Truncate.ERROR
     normalize: bool = True
     embed_dtype: EmbedDtype = EmbedDtype.FLOAT32
+    more_dtypes: frozenset[EmbedDtype] = frozenset()
     encoding: Encoding = Encoding.FLOAT
+    names: FieldNames = FieldNames()
+    queries: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +134,9 @@ class Embeddings:
     """The answer to an `EmbedJob`; every list runs in the order of its inputs.
 
     `dense` has shape (n, dimensions), or (n, dimensions / 8) for binary formats, in the dtype
-    that was asked for; each item of `colbert` has shape (tokens, dimensions). What was not
-    asked for is None. `tokens` counts what the model read, prompt and special tokens included;
+    that was asked for; each item of `colbert` and `hidden_states` has shape (tokens, dimensions).
+    What was not asked for is None. `ranges` (2, dimensions) is what int8 and uint8 are scaled by, see
+    `core.vectors.quantise`. `tokens` counts what the model read, prompt and special tokens included;
     `cached` tells which inputs it had read before.
     """
 
@@ -124,10 +145,12 @@ class Embeddings:
     dense: npt.NDArray[np.generic] | None = None
     sparse: list[Sparse] | None = None
     colbert: list[npt.NDArray[np.generic]] | None = None
+    hidden_states: list[Floats] | None = None
+    ranges: Floats | None = None
     truncated: tuple[int, ...] = ()
     chunked: tuple[int, ...] = ()
     token_ids_read_as: TokenIdPolicy | None = None
-    cached: list[bool] = field(default_factory=list)
+    cached: list[bool] = dataclasses.field(default_factory=list)
     engine_s: float = 0.0
 
     @property
@@ -161,7 +184,8 @@ class RerankJob:
     """One reranking request, free of any dialect: pairs of query and document.
 
     `weights` (dense, sparse, ColBERT) asks a BGE-M3 model for the weighted sum of its three
-    similarities; without them it scores by MaxSim alone.
+    similarities; without them it scores by MaxSim alone. `field` is what the dialect calls what holds
+    the documents.
     """
 
     model: str | None
@@ -169,6 +193,7 @@ class RerankJob:
     instruction: str | None = None
     max_tokens_per_document: int | None = None
     weights: tuple[float, float, float] | None = None
+    field: str = "documents"
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,12 +248,14 @@ class BatchResult:
 
     `dense` (n, dimension) is not normalised; each of `sparse` (tokens,) weighs every token, or
     (k, 2) holds token ids of the whole vocabulary and their weights; each of `colbert`
-    (tokens - 1, dimension) has unit rows; `scores` (n, labels) are raw.
+    (tokens - 1, dimension) has unit rows; each of `hidden_states` (tokens, dimension) is the last
+    layer's output; `scores` (n, labels) are raw.
     """
 
     dense: Floats | None = None
     sparse: list[Floats] | None = None
     colbert: list[Floats] | None = None
+    hidden_states: list[Floats] | None = None
     scores: Floats | None = None
     steps: int = 0
     queued_s: float = 0.0

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from embedding_service.api import embedding, problems, wire
 from embedding_service.api.middleware import exchange_of
 from embedding_service.core import vectors
-from embedding_service.types import EmbedDtype, EmbedJob, Encoding, InputType, Truncate
+from embedding_service.types import EmbedDtype, EmbedJob, Encoding, FieldNames, InputType, Truncate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,6 +54,8 @@ class CohereEmbedRequest(wire.Fields):
             dimensions=self.output_dimension,
             input_type=input_type,
             truncate=TRUNCATE[self.truncate or "END"],
+            more_dtypes=frozenset(EmbedDtype(kind) for kind in self.embedding_types or () if kind not in DTYPES),
+            names=FieldNames(inputs="texts", dimensions="output_dimension"),
         )
 
 
@@ -85,7 +87,7 @@ def _render(answer: Embeddings, fields: CohereEmbedRequest) -> Iterator[bytes]:
         yield b'%s"%s":[' % (b"," if place else b"", kind.encode())
         encoding = Encoding.BASE64 if kind == "base64" else Encoding.FLOAT
         for index in range(len(dense)):
-            row = vectors.quantise(dense[index], DTYPES.get(kind) or EmbedDtype(kind))
+            row = vectors.quantise(dense[index], DTYPES.get(kind) or EmbedDtype(kind), answer.ranges)
             yield (b"," if index else b"") + wire.vector_json(row, encoding)
         yield b"]"
     units = {"input_tokens": answer.total_tokens}

@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from embedding_service.api import embedding, problems, wire
 from embedding_service.api.middleware import exchange_of
 from embedding_service.errors import InvalidRequest
-from embedding_service.types import EmbedJob, Encoding, Truncate
+from embedding_service.types import EmbedJob, Encoding, FieldNames, Truncate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -58,7 +58,8 @@ def embed(lifecycle: Lifecycle) -> APIRouter:
     async def embed_texts(request: Request) -> Response:
         fields, ignored = await wire.read_request(request, TextsRequest)
         model = service.models.default_for(scores=False).name
-        job = EmbedJob(model, list(fields.texts), truncate=Truncate.RIGHT, normalize=fields.normalize)
+        names = FieldNames(inputs="texts")
+        job = EmbedJob(model, list(fields.texts), truncate=Truncate.RIGHT, normalize=fields.normalize, names=names)
 
         def render(answer: Embeddings) -> Iterator[bytes]:
             assert answer.dense is not None  # noqa: S101 - it was asked for

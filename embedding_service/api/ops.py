@@ -20,7 +20,8 @@ from embedding_service.engine.states import State
 from embedding_service.errors import ModelNotFound, PermissionDenied, Unavailable
 
 if TYPE_CHECKING:
-    from embedding_service.core.service import EmbeddingService
+    from collections.abc import Callable
+
     from embedding_service.lifecycle import Lifecycle
 
 SERVICE_NAME = "embedding-service"
@@ -79,78 +80,62 @@ class Cleared(BaseModel):
     cleared: int
 
 
-def router(lifecycle: Lifecycle) -> APIRouter:
-    """Return the routes; `/livez` answers whatever the engines do, `/readyz` only while they work."""
-    routes = APIRouter(tags=["Operations"])
-    service = lifecycle.service
+class Endpoints:
+    """What the routes do."""
 
-    @routes.get("/", summary="Which service is this?", response_model=ServiceInfo)
-    async def info() -> dict[str, Any]:
-        status = "running" if lifecycle.ready else lifecycle.phase
+    def __init__(self, lifecycle: Lifecycle) -> None:
+        self.lifecycle = lifecycle
+        self.models = lifecycle.service.models
+        self.settings = lifecycle.service.settings
+
+    async def info(self) -> dict[str, Any]:
+        """Tell which service this is."""
         return {
-            "service": service.settings.service_name,
+            "service": self.settings.service_name,
             "version": __version__,
-            "model": service.models.default.name,
-            "status": status,
+            "model": self.models.default.name,
+            "status": "running" if self.lifecycle.ready else self.lifecycle.phase,
         }
 
-    @routes.head("/livez", include_in_schema=False)
-    @routes.get("/livez", summary="Is the gateway alive?", response_model=Alive)
-    @routes.api_route("/ping", methods=["GET", "HEAD"], include_in_schema=False)
-    async def livez() -> dict[str, str]:
+    async def livez(self) -> dict[str, str]:
+        """Answer, whatever the engines do."""
         return {"status": "alive"}
 
-    @routes.head("/readyz", include_in_schema=False)
-    @routes.get(
-        "/readyz",
-        summary="Should a balancer send requests here?",
-        response_model=Readiness,
-        responses={404: ERRORS[404], 503: ERRORS[503]},
-    )
-    async def readyz(model: Annotated[str | None, Query(description="Ask about one model.")] = None) -> dict[str, Any]:
+    async def readyz(
+        self, model: Annotated[str | None, Query(description="Ask about one model.")] = None
+    ) -> dict[str, Any]:
+        """Answer 200 only while all required models, or the one that is asked about, can work."""
         if model is None:
-            ready = lifecycle.ready
+            ready = self.lifecycle.ready
         else:
-            served = service.models.get(model)
+            served = self.models.get(model)
             if served is None:
                 raise ModelNotFound("no model by that name is served here", param="model")
-            ready = served.ready and lifecycle.phase == "ready"
-        states = {each.name: [replica.state for replica in each.engine.replicas] for each in service.models}
+            ready = served.ready and self.lifecycle.phase == "ready"
+        states = {each.name: [replica.state for replica in each.engine.replicas] for each in self.models}
         if not ready:
-            raise Unavailable(f"not ready: {lifecycle.phase}, {states}", retry_after_s=5)
+            raise Unavailable(f"not ready: {self.lifecycle.phase}, {states}", retry_after_s=5)
         return {"status": "ready", "models": states}
 
-    @routes.head("/health", include_in_schema=False)
-    @routes.get(
-        "/health",
-        summary="Health of the default model",
-        response_model=Health,
-        responses={503: {"model": Health, "description": "Not ready."}},
-    )
-    async def health() -> Response:
-        served = service.models.default
+    async def health(self) -> Response:
+        """Describe the default model; 503 until the gateway is ready."""
+        served, ready = self.models.default, self.lifecycle.ready
         card = served.card()
         body = {
-            "status": "healthy" if lifecycle.ready else str(lifecycle.phase),
+            "status": "healthy" if ready else str(self.lifecycle.phase),
             "model": served.name,
             "gpu_memory_utilization": served.options.gpu_memory_utilization,
             "max_model_len": card.max_tokens if card else served.options.max_model_len,
             "device": card.device if card else None,
         }
-        return JSONResponse(body, 200 if lifecycle.ready else 503)
+        return JSONResponse(body, 200 if ready else 503)
 
-    _add_cache(routes, service)
-    return routes
-
-
-def _add_cache(routes: APIRouter, service: EmbeddingService) -> None:
-    @routes.get("/cache/stats", summary="What does the cache hold?", response_model=CacheState)
-    async def cache_stats() -> CacheState:
-        cache = service.models.cache or MemoryCache(0, 0)
-        state = cache.stats()
+    async def cache_stats(self) -> CacheState:
+        """Count what the cache holds."""
+        state = (self.models.cache or MemoryCache(0, 0)).stats()
         shares = state.bytes / (state.max_bytes or 1), state.entries / (state.max_entries or sys.maxsize)
         return CacheState(
-            enabled=service.models.cache is not None,
+            enabled=self.models.cache is not None,
             current_size=state.entries,
             max_size=state.max_entries,
             bytes=state.bytes,
@@ -161,14 +146,33 @@ def _add_cache(routes: APIRouter, service: EmbeddingService) -> None:
             misses=state.misses,
         )
 
-    @routes.post("/cache/clear", summary="Forget all results", response_model=Cleared)
-    async def cache_clear(request: Request) -> Cleared:
+    async def cache_clear(self, request: Request) -> Cleared:
+        """Forget all results, here and in Redis; for keys that may use all models."""
         if exchange_of(request.scope).call.tenant.models is not None:
             raise PermissionDenied("the cache belongs to all models; only a key for all of them may clear it")
-        cleared = service.models.cache.clear() if service.models.cache else 0
-        if service.models.shared is not None:
-            cleared += await service.models.shared.clear()
+        cleared = self.models.cache.clear() if self.models.cache else 0
+        if self.models.shared is not None:
+            cleared += await self.models.shared.clear()
         return Cleared(message=f"{cleared} results forgotten", cleared=cleared)
+
+
+def router(lifecycle: Lifecycle) -> APIRouter:
+    """Return the routes; probes answer HEAD as well."""
+    routes, do = APIRouter(tags=["Operations"]), Endpoints(lifecycle)
+    not_ready: dict[int | str, Any] = {503: {"model": Health, "description": "Not ready."}}
+    probes: list[tuple[str, Callable[..., Any], str, type[BaseModel], dict[int | str, Any]]] = [
+        ("/livez", do.livez, "Is the gateway alive?", Alive, {}),
+        ("/readyz", do.readyz, "Should a balancer send requests here?", Readiness, {s: ERRORS[s] for s in (404, 503)}),
+        ("/health", do.health, "Health of the default model", Health, not_ready),
+    ]
+    routes.get("/", summary="Which service is this?", response_model=ServiceInfo)(do.info)
+    for path, endpoint, summary, response, errors in probes:
+        routes.get(path, summary=summary, response_model=response, responses=errors)(endpoint)
+        routes.head(path, include_in_schema=False)(endpoint)
+    routes.api_route("/ping", methods=["GET", "HEAD"], include_in_schema=False)(do.livez)
+    routes.get("/cache/stats", summary="What does the cache hold?", response_model=CacheState)(do.cache_stats)
+    routes.post("/cache/clear", summary="Forget all results", response_model=Cleared)(do.cache_clear)
+    return routes
 
 
 def add_documentation(app: FastAPI) -> None:

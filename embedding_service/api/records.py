@@ -18,7 +18,7 @@ from embedding_service.api.middleware import exchange_of
 from embedding_service.core import records
 from embedding_service.core.checksum import model_checksum
 from embedding_service.errors import InvalidRequest
-from embedding_service.types import EmbedJob, Truncate
+from embedding_service.types import EmbedJob, FieldNames, Truncate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -122,73 +122,54 @@ def _item_fields(name: str, fields: dict[str, RecordField], **more: Any) -> type
     return model
 
 
-def router(lifecycle: Lifecycle) -> APIRouter:  # noqa: C901, PLR0915 - one small function for each route
-    """Return the routes of this dialect that no other has, and `/embed`."""
-    service = lifecycle.service
-    settings = service.settings
-    routes = APIRouter(tags=["Records"])
-    fields = settings.records.fields
-    record_request = _item_fields("RecordRequest", fields)
-    reindex_request = _item_fields("ReindexRequest", fields, entity_id=(str, ...), entity_type=(str, "entity"))
-    item = _item_fields("RecordItem", fields, entity_id=(str, ...))
-    items: Any = (Annotated[list[item], Field(min_length=1)] | None, None)  # type: ignore[valid-type]
-    batch_request = create_model("BatchRequest", __base__=wire.Fields, __doc__="Records.", items=items, entities=items)
+class Endpoints:
+    """What the routes do; the shapes of records are made from the settings."""
 
-    async def embed_texts(request: Request, texts: list[str]) -> tuple[Floats, list[bool]]:
-        exchange = exchange_of(request.scope)
-        model = service.models.default_for(scores=False).name
-        exchange.log |= {"model": model, "texts": len(texts)}
-        answer = await service.embed(
-            EmbedJob(model, texts, truncate=_truncate(settings.default_truncate)),
-            exchange.call,
-        )
-        exchange.log |= {"tokens": answer.total_tokens, "engine_s": round(answer.engine_s, 4)}
-        return np.asarray(answer.dense, np.float32), answer.cached
+    def __init__(self, lifecycle: Lifecycle) -> None:
+        self.lifecycle = lifecycle
+        self.service = lifecycle.service
+        self.settings = lifecycle.service.settings
+        fields = self.settings.records.fields
+        self.record = _item_fields("RecordRequest", fields)
+        self.stored_record = _item_fields("ReindexRequest", fields, entity_id=(str, ...), entity_type=(str, "entity"))
+        item = _item_fields("RecordItem", fields, entity_id=(str, ...))
+        items: Any = (Annotated[list[item], Field(min_length=1)] | None, None)  # type: ignore[valid-type]
+        lists = {"items": items, "entities": items}
+        self.records = create_model("BatchRequest", __base__=wire.Fields, __doc__="Records.", **lists)
 
-    async def embed_one(request: Request, text: str, **more: Any) -> Response:
-        vectors, cached = await embed_texts(request, [text])
-        body = {"embedding": vectors[0], "dimensions": vectors.shape[1], "cached": cached[0]}
-        return _json(body | _identity(settings, service.models.default_for(scores=False)) | more)
-
-    async def embed(request: Request) -> Response:
+    async def embed(self, request: Request) -> Response:
+        """Embed a text as it is."""
         body, _ = await wire.read_request(request, TextRequest)
         if not body.text.strip():
             raise InvalidRequest("text is empty; send some", param="text")
-        return await embed_one(request, body.text)
+        return await self._embed_one(request, body.text)
 
-    async def prepare_and_embed(request: Request) -> Response:
-        record, _ = await wire.read_request(request, record_request)
-        text = records.prepare(settings.records, record.model_dump())
-        if not text:
-            raise InvalidRequest(EMPTY)
-        return await embed_one(request, text, prepared_text=text)
+    async def prepare_and_embed(self, request: Request) -> Response:
+        """Embed the text that the template makes of a record."""
+        body, _ = await wire.read_request(request, self.record)
+        text = self._prepare(body.model_dump())
+        return await self._embed_one(request, text, prepared_text=text)
 
-    async def reindex(request: Request) -> Response:
-        body, _ = await wire.read_request(request, reindex_request)
+    async def reindex(self, request: Request) -> Response:
+        """Embed a record, and say whose vector it is."""
+        body, _ = await wire.read_request(request, self.stored_record)
         record = body.model_dump()
-        text = records.prepare(settings.records, record)
-        if not text:
-            raise InvalidRequest(EMPTY)
-        kind, name = record["entity_type"], record["entity_id"]
+        text, kind, name = self._prepare(record), record["entity_type"], record["entity_id"]
         message = f"Reindex successful for {kind} '{name}'. Update embedding in your database."
-        return await embed_one(request, text, prepared_text=text, entity_id=name, entity_type=kind, message=message)
+        more = {"prepared_text": text, "entity_id": name, "entity_type": kind, "message": message}
+        return await self._embed_one(request, text, **more)
 
-    async def batch(request: Request) -> Response:
-        body, _ = await wire.read_request(request, batch_request)
-        sent = body.model_dump()
-        if (sent["items"] is None) == (sent["entities"] is None):
-            raise InvalidRequest("send either items or entities: a list of records", param="items")
-        given: list[dict[str, Any]] = sent["items"] or sent["entities"]
-        if len(given) > settings.max_inputs:
-            raise InvalidRequest(f"{len(given)} items; this server takes at most {settings.max_inputs}", param="items")
-        texts = [records.prepare(settings.records, record) for record in given]
-        errors = [_fault(text, settings.max_text_characters) for text in texts]
+    async def batch(self, request: Request) -> Response:
+        """Embed records; one that cannot be embedded fails alone."""
+        given = await self._read_batch(request)
+        texts = [records.prepare(self.settings.records, record) for record in given]
+        errors = [_fault(text, self.settings.max_text_characters) for text in texts]
         good = [text for text, error in zip(texts, errors, strict=True) if error is None]
-        model = service.models.default_for(scores=False)
+        model = self._model()
         dimensions = model.embedder().facts.dimension
         rows: Iterator[tuple[Any, bool]] = iter(())
         if good:
-            rows = zip(*await embed_texts(request, good), strict=True)
+            rows = zip(*await self._embed_texts(request, good), strict=True)
         results: list[dict[str, Any]] = []
         for record, error in zip(given, errors, strict=True):
             vector, cached = next(rows) if error is None else (NO_VECTOR, False)
@@ -196,24 +177,14 @@ def router(lifecycle: Lifecycle) -> APIRouter:  # noqa: C901, PLR0915 - one smal
             results.append(result | {"success": error is None, "error": error})
         counts = {"total": len(given), "successful": len(good), "success": len(good), "failed": len(given) - len(good)}
         counts["cached_count"] = sum(result["cached"] for result in results)
-        return _json({"results": results, "dimensions": dimensions, **counts, **_identity(settings, model)})
+        return _json({"results": results, "dimensions": dimensions, **counts, **_identity(self.settings, model)})
 
-    posts: list[tuple[str, Callable[..., Any], str, type[wire.Fields], type[BaseModel]]] = [
-        ("/embed", embed, "Embed a text", TextRequest, TextEmbedding),
-        ("/prepare-and-embed", prepare_and_embed, "Embed a record", record_request, RecordEmbedding),
-        ("/reindex", reindex, "Embed a stored record anew", reindex_request, Reindexed),
-        ("/batch", batch, "Embed records", batch_request, BatchResponse),
-        ("/reindex-batch", batch, "Embed stored records anew", batch_request, BatchResponse),
-    ]
-    for path, endpoint, summary, request, response in posts:
-        wire.post(routes, path, endpoint, (request, response), summary=summary, errors=problems.OPENAI)
-
-    @routes.get("/model-info", summary="The model, its limits, its cache", response_model=ModelInfo)
-    async def model_info() -> dict[str, Any]:
-        model, cache = service.models.default_for(scores=False), service.models.cache
+    async def model_info(self) -> dict[str, Any]:
+        """Tell what vectors are made with, within which limits."""
+        model, cache, settings = self._model(), self.service.models.cache, self.settings
         dimensions = model.facts.dimension if model.facts else None
         limits = {"max_batch_size": settings.max_inputs, "max_text_length": settings.max_text_characters}
-        limits |= {name: field.max_length for name, field in fields.items() if field.max_length}
+        limits |= {name: field.max_length for name, field in settings.records.fields.items() if field.max_length}
         return {
             "model_name": model.name,
             "model": model.name,
@@ -229,20 +200,12 @@ def router(lifecycle: Lifecycle) -> APIRouter:  # noqa: C901, PLR0915 - one smal
             "sql_examples": {name: sql.format(dimensions=dimensions) for name, sql in SQL_EXAMPLES.items()},
         }
 
-    return routes
-
-
-def preset(lifecycle: Lifecycle) -> APIRouter:
-    """Return the routes that are this dialect's under its preset only."""
-    routes = router(lifecycle)
-    service = lifecycle.service
-
-    @routes.get("/health", summary="Health of the model")
-    async def health() -> Response:
-        model, cache = service.models.default_for(scores=False), service.models.cache
-        identity = _identity(service.settings, model)
+    async def health(self) -> Response:
+        """Tell the model and the cache; 503 until the model is loaded."""
+        model, cache, ready = self._model(), self.service.models.cache, self.lifecycle.ready
+        identity = _identity(self.settings, model)
         body = {
-            "status": "healthy" if lifecycle.ready else str(lifecycle.phase),
+            "status": "healthy" if ready else str(self.lifecycle.phase),
             "model": model.name,
             "dimensions": model.facts.dimension if model.facts else None,
             "version": identity["model_version"],
@@ -250,8 +213,68 @@ def preset(lifecycle: Lifecycle) -> APIRouter:
             "cache_enabled": cache is not None,
             "cache_size": cache.stats().entries if cache else 0,
         }
-        return JSONResponse(body, 200 if lifecycle.ready else 503)
+        return JSONResponse(body, 200 if ready else 503)
 
+    def _model(self) -> ServedModel:
+        return self.service.models.default_for(scores=False)
+
+    def _prepare(self, record: dict[str, Any]) -> str:
+        text = records.prepare(self.settings.records, record)
+        if not text:
+            raise InvalidRequest(EMPTY)
+        return text
+
+    async def _read_batch(self, request: Request) -> list[dict[str, Any]]:
+        """Return the records of a request. Raises `InvalidRequest` for none, two lists, or too many."""
+        body, _ = await wire.read_request(request, self.records)
+        sent = {name: items for name, items in body.model_dump().items() if items is not None}
+        if len(sent) != 1:
+            raise InvalidRequest("send either items or entities: a list of records", param="items")
+        ((name, given),) = sent.items()
+        if len(given) > (limit := self.settings.max_inputs):
+            raise InvalidRequest(f"{len(given)} {name}; this server takes at most {limit}", param=name)
+        return list(given)
+
+    async def _embed_one(self, request: Request, text: str, **more: Any) -> Response:
+        vectors, cached = await self._embed_texts(request, [text])
+        body = {"embedding": vectors[0], "dimensions": vectors.shape[1], "cached": cached[0]}
+        return _json(body | _identity(self.settings, self._model()) | more)
+
+    async def _embed_texts(self, request: Request, texts: list[str]) -> tuple[Floats, list[bool]]:
+        exchange, model = exchange_of(request.scope), self._model().name
+        exchange.log |= {"model": model, "texts": len(texts)}
+        truncate = _truncate(self.settings.default_truncate)
+        job = EmbedJob(model, texts, truncate=truncate, names=FieldNames(inputs="text"))
+        answer = await self.service.embed(job, exchange.call)
+        exchange.log |= {"tokens": answer.total_tokens, "engine_s": round(answer.engine_s, 4)}
+        return np.asarray(answer.dense, np.float32), answer.cached
+
+
+def router(lifecycle: Lifecycle) -> APIRouter:
+    """Return the routes of this dialect that no other has, and `/embed`."""
+    return _routes(Endpoints(lifecycle))
+
+
+def preset(lifecycle: Lifecycle) -> APIRouter:
+    """Return the routes that are this dialect's under its preset only."""
+    do = Endpoints(lifecycle)
+    routes = _routes(do)
+    routes.get("/health", summary="Health of the model")(do.health)
+    return routes
+
+
+def _routes(do: Endpoints) -> APIRouter:
+    routes = APIRouter(tags=["Records"])
+    posts: list[tuple[str, Callable[..., Any], str, type[wire.Fields], type[BaseModel]]] = [
+        ("/embed", do.embed, "Embed a text", TextRequest, TextEmbedding),
+        ("/prepare-and-embed", do.prepare_and_embed, "Embed a record", do.record, RecordEmbedding),
+        ("/reindex", do.reindex, "Embed a stored record anew", do.stored_record, Reindexed),
+        ("/batch", do.batch, "Embed records", do.records, BatchResponse),
+        ("/reindex-batch", do.batch, "Embed stored records anew", do.records, BatchResponse),
+    ]
+    for path, endpoint, summary, request, response in posts:
+        wire.post(routes, path, endpoint, (request, response), summary=summary, errors=problems.OPENAI)
+    routes.get("/model-info", summary="The model, its limits, its cache", response_model=ModelInfo)(do.model_info)
     return routes
 
 

@@ -72,6 +72,7 @@ class RerankRequest(wire.Fields):
             instruction=self.instruction,
             max_tokens_per_document=self.max_tokens_per_doc,
             weights=None if self.weights is None else (self.weights[0], self.weights[1], self.weights[2]),
+            field="documents" if self.pairs is None else "pairs",
         )
 
 

@@ -7,6 +7,7 @@ https://huggingface.github.io/text-embeddings-inference/ except that an absent `
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -19,12 +20,13 @@ from embedding_service import __version__
 from embedding_service.api import embedding, problems, scoring, wire
 from embedding_service.api.middleware import exchange_of
 from embedding_service.errors import InvalidRequest, Unavailable
-from embedding_service.types import EmbedJob, Encoding, Output, RerankJob, Truncate
+from embedding_service.types import EmbedJob, Encoding, FieldNames, Output, RerankJob, Truncate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from embedding_service.core.service import EmbeddingService
+    from embedding_service.lifecycle import Lifecycle
     from embedding_service.types import Embeddings
 
 
@@ -40,28 +42,38 @@ Texts = Annotated[str | list[str], AfterValidator(_as_list)]
 Direction = Annotated[Literal["left", "right"], BeforeValidator(_lower)]
 
 
-class TeiEmbedRequest(wire.Fields):
-    """Texts, or token ids, to embed; null is the same as absent."""
+class TeiInputs(wire.Fields):
+    """Texts, or token ids; null is the same as absent."""
 
     inputs: embedding.Input
-    normalize: bool | None = Field(None, description="Scale vectors to length 1; default true.")
     truncate: bool | None = Field(None, description="Cut over-long inputs; default true.")
     truncation_direction: Direction | None = Field(None, description="Which end is cut off; default right.")
     prompt_name: str | None = None
-    dimensions: int | None = Field(None, ge=1, le=embedding.TOKEN_LIMIT)
 
-    def job(self, model: str, output: Output) -> EmbedJob:
-        """Return the request free of dialect."""
+    def job(self, model: str, output: Output, *, auto_truncate: bool) -> EmbedJob:
+        """Return the request free of dialect; `auto_truncate` is what an absent `truncate` means."""
+        truncate = auto_truncate if self.truncate is None else self.truncate
         cut = Truncate.LEFT if self.truncation_direction == "left" else Truncate.RIGHT
         return EmbedJob(
             model=model,
             inputs=self.inputs,
             outputs=frozenset({output}),
-            dimensions=self.dimensions,
             prompt_name=self.prompt_name,
-            truncate=Truncate.ERROR if self.truncate is False else cut,
-            normalize=self.normalize is not False,
+            truncate=cut if truncate else Truncate.ERROR,
+            names=FieldNames(inputs="inputs"),
         )
+
+
+class TeiEmbedRequest(TeiInputs):
+    """What to embed, and how long the vectors are."""
+
+    normalize: bool | None = Field(None, description="Scale vectors to length 1; default true.")
+    dimensions: int | None = Field(None, ge=1, le=embedding.TOKEN_LIMIT)
+
+    def job(self, model: str, output: Output, *, auto_truncate: bool) -> EmbedJob:
+        """Return the request free of dialect."""
+        job = super().job(model, output, auto_truncate=auto_truncate)
+        return replace(job, dimensions=self.dimensions, normalize=self.normalize is not False)
 
 
 class TeiRerankRequest(wire.Fields):
@@ -152,53 +164,63 @@ def _render(answer: Embeddings) -> Iterator[bytes]:
             pairs = zip(sparse.indices.tolist(), sparse.values.tolist(), strict=True)
             yield orjson.dumps([{"index": i, "value": value} for i, value in pairs])
         else:
-            rows = answer.dense if answer.dense is not None else answer.colbert or []
+            rows = answer.dense if answer.dense is not None else answer.hidden_states or []
             yield wire.vector_json(rows[index], Encoding.FLOAT)
     yield b"]"
 
 
-def router(service: EmbeddingService) -> APIRouter:  # noqa: C901 - one small function for each route
-    """Return the routes of this dialect."""
-    routes = APIRouter(tags=["TEI"])
+def _render_scores(answer: Embeddings) -> Iterator[bytes]:
+    """Write the similarity of all texts with the last one."""
+    vectors = np.asarray(answer.dense, np.float32)
+    yield wire.vector_json(vectors[:-1] @ vectors[-1], Encoding.FLOAT)
 
-    async def compute(request: Request, output: Output) -> Response:
-        tree = await wire.read_object(request)
-        _refuse_empty(tree.get("inputs"), "inputs")
-        fields, ignored = await wire.read_request(request, TeiEmbedRequest)
-        job = fields.job(service.models.default_for(scores=False).name, output)
-        return await embedding.answer(service, exchange_of(request.scope), job, _render, ignored)
 
-    async def embed(request: Request) -> Response:
-        return await compute(request, Output.DENSE)
+@dataclass(frozen=True, slots=True)
+class Endpoints:
+    """What the routes do; requests without `truncate` are cut if `auto_truncate`."""
 
-    async def embed_all(request: Request) -> Response:
-        return await compute(request, Output.COLBERT)
+    service: EmbeddingService
+    auto_truncate: bool = True
 
-    async def embed_sparse(request: Request) -> Response:
-        return await compute(request, Output.SPARSE)
-
-    async def similarity(request: Request) -> Response:
-        fields, ignored = await wire.read_request(request, TeiSimilarityRequest)
-        _refuse_empty(fields.inputs.sentences, "sentences")
-        texts = [fields.inputs.source_sentence, *fields.inputs.sentences]
-        job = EmbedJob(service.models.default_for(scores=False).name, texts, truncate=Truncate.RIGHT)
-
-        def render(answer: Embeddings) -> Iterator[bytes]:
-            vectors = np.asarray(answer.dense, np.float32)
-            yield wire.vector_json(vectors[1:] @ vectors[0], Encoding.FLOAT)
-
-        return await embedding.answer(service, exchange_of(request.scope), job, render, ignored)
-
-    async def root(request: Request) -> Response:
+    async def root(self, request: Request) -> Response:
+        """Embed, or compare a sentence with others where `inputs` is an object."""
         inputs = (await wire.read_object(request)).get("inputs")
-        return await (similarity if isinstance(inputs, dict) else embed)(request)
+        return await (self.similarity if isinstance(inputs, dict) else self.embed)(request)
 
-    async def rerank(request: Request) -> Response:
+    async def embed(self, request: Request) -> Response:
+        """Give each text one vector."""
+        return await self._compute(request, TeiEmbedRequest, Output.DENSE)
+
+    async def embed_all(self, request: Request) -> Response:
+        """Give each token the last layer's output as it is, special tokens included."""
+        return await self._compute(request, TeiInputs, Output.HIDDEN_STATES)
+
+    async def embed_sparse(self, request: Request) -> Response:
+        """Give each token of a text, or of the vocabulary, its lexical weight."""
+        return await self._compute(request, TeiInputs, Output.SPARSE)
+
+    async def _compute(self, request: Request, shape: type[TeiInputs], output: Output) -> Response:
+        _refuse_empty((await wire.read_object(request)).get("inputs"), "inputs")
+        fields, ignored = await wire.read_request(request, shape)
+        job = fields.job(self._model(scores=False), output, auto_truncate=self.auto_truncate)
+        return await embedding.answer(self.service, exchange_of(request.scope), job, _render, ignored)
+
+    async def similarity(self, request: Request) -> Response:
+        """Give the cosine of a sentence and each of the others."""
+        fields, ignored = await wire.read_request(request, TeiSimilarityRequest)
+        sentences = fields.inputs.sentences
+        _refuse_empty(sentences, "sentences")
+        texts, names = [*sentences, fields.inputs.source_sentence], FieldNames(inputs="sentences")
+        job = EmbedJob(self._model(scores=False), texts, truncate=Truncate.RIGHT, names=names, queries=1)
+        return await embedding.answer(self.service, exchange_of(request.scope), job, _render_scores, ignored)
+
+    async def rerank(self, request: Request) -> Response:
+        """Rank texts by how well they answer a query."""
         fields, ignored = await wire.read_request(request, TeiRerankRequest)
         _refuse_empty(fields.texts, "texts")
         pairs = [(fields.query, text) for text in fields.texts]
-        job = RerankJob(service.models.default_for(scores=True).name, pairs)
-        scores = await scoring.score(service, exchange_of(request.scope), job)
+        job = RerankJob(self._model(scores=True), pairs, field="texts")
+        scores = await scoring.score(self.service, exchange_of(request.scope), job)
         values = scoring.relevance(scores, raw=fields.raw_scores)
         ranks: list[dict[str, Any]] = []
         for index in scoring.ranking(values):
@@ -206,10 +228,11 @@ def router(service: EmbeddingService) -> APIRouter:  # noqa: C901 - one small fu
             ranks.append({"index": index, "score": values[index], **text})
         return scoring.respond(ranks, scores, ignored)
 
-    async def tokenize(request: Request) -> Response:
+    async def tokenize(self, request: Request) -> Response:
+        """Split texts into the tokens of the default embedding model."""
         fields, _ = await wire.read_request(request, TokenizeRequest)
         _refuse_empty(fields.inputs, "inputs")
-        tokens = await service.tokenize(
+        tokens = await self.service.tokenize(
             list(fields.inputs),
             exchange_of(request.scope).call,
             add_special_tokens=fields.add_special_tokens,
@@ -221,35 +244,17 @@ def router(service: EmbeddingService) -> APIRouter:  # noqa: C901 - one small fu
 
         return Response(await asyncio.to_thread(write), media_type="application/json")
 
-    async def decode(request: Request) -> Response:
+    async def decode(self, request: Request) -> Response:
+        """Turn token ids of the default embedding model into texts."""
         fields, _ = await wire.read_request(request, DecodeRequest)
         if isinstance(fields.ids[0], str):
             raise InvalidRequest("ids must be a list of token ids, or a list of such lists", param="ids")
-        call = exchange_of(request.scope).call
-        return JSONResponse(await service.decode(fields.ids, call, skip_special_tokens=fields.skip_special_tokens))
+        call, skip = exchange_of(request.scope).call, fields.skip_special_tokens
+        return JSONResponse(await self.service.decode(fields.ids, call, skip_special_tokens=skip))
 
-    posts: list[tuple[str, Callable[..., Any], str, type[wire.Fields], Any]] = [
-        ("/", root, "Embed, or compare by the shape of `inputs`", TeiEmbedRequest, list[list[float]]),
-        ("/embed", embed, "Embed texts", TeiEmbedRequest, list[list[float]]),
-        (
-            "/embed_all",
-            embed_all,
-            "Embed tokens (ColBERT vectors)",
-            TeiEmbedRequest,
-            list[list[list[float]]],
-        ),
-        ("/embed_sparse", embed_sparse, "Weigh the tokens of texts", TeiEmbedRequest, list[list[Weight]]),
-        ("/similarity", similarity, "Compare a sentence with others", TeiSimilarityRequest, list[float]),
-        ("/rerank", rerank, "Score texts against a query", TeiRerankRequest, list[Rank]),
-        ("/tokenize", tokenize, "Split texts into tokens", TokenizeRequest, list[list[SimpleToken]]),
-        ("/decode", decode, "Join tokens to texts", DecodeRequest, list[str]),
-    ]
-    for path, endpoint, summary, request, response in posts:
-        wire.post(routes, path, endpoint, (request, response), summary=summary, errors=problems.TEI)
-
-    @routes.get("/info", summary="Describe the default model", response_model=Info, responses=problems.TEI.responses)
-    async def info() -> dict[str, Any]:
-        model, settings = service.models.default, service.settings
+    async def info(self) -> dict[str, Any]:
+        """Tell the default model, and the limits of requests."""
+        model, settings = self.service.models.default, self.service.settings
         facts = model.facts
         if facts is None:
             raise Unavailable(f"{model.name} is still loading", retry_after_s=5)
@@ -264,10 +269,50 @@ def router(service: EmbeddingService) -> APIRouter:  # noqa: C901 - one small fu
             "max_batch_tokens": settings.max_request_tokens,
             "max_batch_requests": None,
             "max_client_batch_size": settings.max_inputs,
-            "auto_truncate": True,
+            "auto_truncate": self.auto_truncate,
             "version": __version__,
         }
 
+    def _model(self, *, scores: bool) -> str:
+        return self.service.models.default_for(scores=scores).name
+
+
+def router(service: EmbeddingService) -> APIRouter:
+    """Return the routes of this dialect."""
+    return _routes(Endpoints(service))
+
+
+def preset(lifecycle: Lifecycle) -> APIRouter:
+    """Return the routes that are this dialect's under its preset only: probes answer without a body."""
+    service = lifecycle.service
+    routes = _routes(Endpoints(service, auto_truncate=service.settings.default_truncate is not Truncate.ERROR))
+
+    async def health() -> Response:
+        if not lifecycle.ready:
+            raise Unavailable(f"not ready: {lifecycle.phase}", retry_after_s=5)
+        return Response()
+
+    for path in ("/", "/health", "/ping"):
+        routes.get(path, summary="Is the service up?", responses=problems.TEI.responses)(health)
+    return routes
+
+
+def _routes(do: Endpoints) -> APIRouter:
+    routes = APIRouter(tags=["TEI"])
+    posts: list[tuple[str, Callable[..., Any], str, type[wire.Fields], Any]] = [
+        ("/", do.root, "Embed, or compare by the shape of `inputs`", TeiEmbedRequest, list[list[float]]),
+        ("/embed", do.embed, "Embed texts", TeiEmbedRequest, list[list[float]]),
+        ("/embed_all", do.embed_all, "Embed every token, without pooling", TeiInputs, list[list[list[float]]]),
+        ("/embed_sparse", do.embed_sparse, "Weigh the tokens of texts", TeiInputs, list[list[Weight]]),
+        ("/similarity", do.similarity, "Compare a sentence with others", TeiSimilarityRequest, list[float]),
+        ("/rerank", do.rerank, "Score texts against a query", TeiRerankRequest, list[Rank]),
+        ("/tokenize", do.tokenize, "Split texts into tokens", TokenizeRequest, list[list[SimpleToken]]),
+        ("/decode", do.decode, "Join tokens to texts", DecodeRequest, list[str]),
+    ]
+    for path, endpoint, summary, request, response in posts:
+        wire.post(routes, path, endpoint, (request, response), summary=summary, errors=problems.TEI)
+    responses = problems.TEI.responses
+    routes.get("/info", summary="Describe the default model", response_model=Info, responses=responses)(do.info)
     return routes
 
 

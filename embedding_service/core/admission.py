@@ -31,16 +31,16 @@ class Gate:
         self._since = self._began = time.monotonic()
 
     @contextmanager
-    def admit(self, amount: int) -> Iterator[None]:
+    def admit(self, amount: int, *, param: str | None = None) -> Iterator[None]:
         """Hold `amount` for the length of the block.
 
-        Raises `Overloaded` while too much is held, `InvalidRequest` if it can never fit.
+        Raises `Overloaded` while too much is held, `InvalidRequest` (which names `param`) if it can never fit.
         """
         if amount > self.limit:
             raise InvalidRequest(
                 f"this request needs {amount} {self.unit}, more than the {self.limit} that this server ever "
                 "holds at once; send fewer inputs",
-                param="input",
+                param=param,
             )
         self.check(amount)
         self.held += amount

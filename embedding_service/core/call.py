@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from contextlib import ExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from embedding_service.types import ANYONE, Tenant
@@ -34,11 +35,13 @@ class Call:
     """The circumstances of one request; `deadline` is in monotonic seconds.
 
     What is put into `leases` stays reserved until they are closed, once the answer has been sent.
-    `stages` notes when each part of the work began, and the seconds it took.
+    `stages` notes when each part of the work began, and the seconds it took; `field` is what the request
+    calls its inputs.
     """
 
     deadline: float
     tenant: Tenant = ANYONE
-    budget: Budget = field(default_factory=Unlimited)
-    leases: ExitStack = field(default_factory=ExitStack)
-    stages: dict[str, tuple[float, float]] = field(default_factory=dict)
+    budget: Budget = dataclasses.field(default_factory=Unlimited)
+    leases: ExitStack = dataclasses.field(default_factory=ExitStack)
+    stages: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    field: str | None = None

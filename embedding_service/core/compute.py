@@ -99,7 +99,7 @@ class Compute:
     async def _compute(self, batch: Batch, call: Call, *, more_coming: bool) -> BatchResult:
         """Have the engine work, within what is admitted and what the caller may spend."""
         tokens = _tokens(batch)
-        with self.gate.admit(tokens):
+        with self.gate.admit(tokens, param=call.field):
             async with call.budget.spend(tokens):
                 return await self.engine.run(batch, more_coming=more_coming)
 
@@ -203,6 +203,7 @@ def _rows(result: BatchResult, n: int) -> Iterator[Numbers]:
         Output.DENSE: result.dense,
         Output.SPARSE: result.sparse,
         Output.COLBERT: result.colbert,
+        Output.HIDDEN_STATES: result.hidden_states,
         Output.SCORE: result.scores,
     }
     for i in range(n):
@@ -222,5 +223,6 @@ def _assemble(rows: list[Numbers], outputs: frozenset[Output]) -> BatchResult:
         dense=stacked(Output.DENSE),
         sparse=listed(Output.SPARSE),
         colbert=listed(Output.COLBERT),
+        hidden_states=listed(Output.HIDDEN_STATES),
         scores=stacked(Output.SCORE),
     )

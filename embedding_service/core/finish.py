@@ -21,24 +21,33 @@ if TYPE_CHECKING:
 _Array = TypeVar("_Array", bound="np.ndarray[Any, Any]")
 
 
-def finish(job: EmbedJob, name: str, encoder: Encoder, prepared: Prepared, computed: Computed) -> Embeddings:
-    """Turn the engine's numbers into what was asked for. Raises `EngineFailed` if they are not numbers."""
+def finish(
+    job: EmbedJob, name: str, encoder: Encoder, prepared: Prepared, computed: Computed, *, ranges: Floats | None
+) -> Embeddings:
+    """Turn the engine's numbers into what was asked for. Raises `EngineFailed` if they are not numbers.
+
+    `ranges`, if there are any, scale int8 and uint8 of dense vectors.
+    """
     result = computed.result
-    owner, lengths = prepared.owner, [len(ids) for ids in prepared.ids]
+    owner, lengths, field = prepared.owner, [len(ids) for ids in prepared.ids], job.names.inputs
     tokens = np.bincount(owner, weights=lengths).astype(int).tolist()
     dense = None
     if result.dense is not None:
-        check_finite(vectors.finite_rows(result.dense).tolist(), owner)
+        check_finite(vectors.finite_rows(result.dense).tolist(), owner, field)
         means = vectors.chunk_mean(result.dense, owner, lengths)
         shaped = vectors.shape_dense(means, dimensions=job.dimensions, normalize=job.normalize)
-        dense = vectors.quantise(shaped, job.embed_dtype)
+        dense = vectors.quantise(shaped, job.embed_dtype, ranges)
     colbert = None
     if result.colbert is not None:
-        check_finite([bool(np.isfinite(rows).all()) for rows in result.colbert], owner)
+        check_finite([bool(np.isfinite(rows).all()) for rows in result.colbert], owner, field)
         colbert = [vectors.quantise(rows, job.embed_dtype) for rows in _per_input(result.colbert, owner)]
+    hidden_states = None
+    if result.hidden_states is not None:
+        check_finite([bool(np.isfinite(rows).all()) for rows in result.hidden_states], owner, field)
+        hidden_states = _per_input(result.hidden_states, owner)
     sparse = None
     if result.sparse is not None:
-        check_finite([bool(np.isfinite(weights).all()) for weights in result.sparse], owner)
+        check_finite([bool(np.isfinite(weights).all()) for weights in result.sparse], owner, field)
         sparse = _merge(prepared, result.sparse, encoder)
     return Embeddings(
         model=name,
@@ -46,6 +55,8 @@ def finish(job: EmbedJob, name: str, encoder: Encoder, prepared: Prepared, compu
         dense=dense,
         sparse=sparse,
         colbert=colbert,
+        hidden_states=hidden_states,
+        ranges=ranges,
         truncated=prepared.truncated,
         chunked=prepared.chunked,
         token_ids_read_as=prepared.read_as,
@@ -79,8 +90,8 @@ def _per_input(arrays: list[_Array], owner: list[int]) -> list[_Array]:
     return [np.concatenate(parts) for parts in joined]
 
 
-def check_finite(finite: list[bool], owner: Sequence[int], *, field: str = "input") -> None:
-    """Raise `EngineFailed` about the first input whose numbers are not all finite."""
+def check_finite(finite: list[bool], owner: Sequence[int], field: str) -> None:
+    """Raise `EngineFailed` about the first item of `field` whose numbers are not all finite."""
     if not all(finite):
         where = f"{field}[{owner[finite.index(False)]}]"
         raise EngineFailed(f"the model gave numbers that are not finite for {where}", param=where)

@@ -36,14 +36,14 @@ def weighted(scores: tuple[float, float, float], weights: tuple[float, float, fl
 
 
 def score_pairs(job: RerankJob, queries: list[str], embedded: Embeddings) -> Floats:
-    """Score the pairs of `job` from the vectors of its distinct `queries`, followed by its documents'."""
-    place = {query: i for i, query in enumerate(queries)}
+    """Score the pairs of `job` from the vectors of its documents, followed by its distinct `queries`'."""
+    place = {query: i for i, query in enumerate(queries, len(job.pairs))}
     scores = np.empty(len(job.pairs), np.float32)
-    for i, (query, _) in enumerate(job.pairs):
-        q, d = place[query], len(queries) + i
-        scores[i] = max_sim(embedded.colbert[q], embedded.colbert[d])  # type: ignore[index, arg-type]
+    for d, (query, _) in enumerate(job.pairs):
+        q = place[query]
+        scores[d] = max_sim(embedded.colbert[q], embedded.colbert[d])  # type: ignore[index, arg-type]
         if job.weights is not None and embedded.dense is not None and embedded.sparse is not None:
             dense = float(np.asarray(embedded.dense[q]) @ np.asarray(embedded.dense[d]))
             sparse = lexical(embedded.sparse[q], embedded.sparse[d])
-            scores[i] = weighted((dense, sparse, float(scores[i])), job.weights)
+            scores[d] = weighted((dense, sparse, float(scores[d])), job.weights)
     return scores

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from embedding_service.core.admission import Gate
 from embedding_service.core.cache import MemoryCache
+from embedding_service.core.calibration import read_ranges
 from embedding_service.core.compute import Compute
 from embedding_service.core.pairs import PairEncoder
 from embedding_service.core.prompts import Encoder
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from embedding_service.engine.client import ModelEngine
     from embedding_service.engine.protocol import ModelFacts
     from embedding_service.settings import AliasSettings, ModelOptions, Settings
+    from embedding_service.types import Floats
 
 STARTING_RETRY_S = 5.0
 
@@ -30,13 +32,15 @@ class ServedModel:
     """One model. `encoder` (embeds) or `pairs` (scores) is there once the engine has loaded it.
 
     `preparing` counts requests that are being tokenised and will reach the engine in a moment;
-    `characters_per_token` is the mean of the last bulk requests.
+    `characters_per_token` is the mean of the last bulk requests. `ranges` (2, dimension) is what int8
+    and uint8 are scaled by, if that was calibrated.
     """
 
     options: ModelOptions
     engine: ModelEngine
     compute: Compute
     required: bool
+    ranges: Floats | None = None
     encoder: Encoder | None = None
     pairs: PairEncoder | None = None
     created: int = field(default_factory=lambda: int(time.time()))
@@ -146,6 +150,7 @@ class ModelRegistry:
                     isolated=settings.cache_isolation == "tenant",
                 ),
                 required=i == 0 if engine.options.required is None else engine.options.required,
+                ranges=read_ranges(engine.options.calibration_file) if engine.options.calibration_file else None,
             )
             for i, engine in enumerate(engines)
         ]

@@ -73,7 +73,7 @@ class PairEncoder:
             ids.append(np.array([*start, *second[:room], *self._tail], np.int32))
             boundaries.append(len(start))
             total += len(ids[-1])
-            check_total(total, max_total, param="documents")
+            check_total(total, max_total, param=job.field)
         return PreparedPairs(ids, boundaries if self._has_types else None, tuple(truncated))
 
     def _room(self, query: list[int]) -> int:

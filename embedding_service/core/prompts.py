@@ -132,18 +132,18 @@ class Encoder:
         """
         if len(prefix) > MAX_PROMPT_CHARACTERS:
             raise InvalidRequest(f"the prompt has more than {MAX_PROMPT_CHARACTERS} characters", param="instruction")
-        read_as = None
+        read_as, field = None, job.names.inputs
         inputs: Sequence[str] | Sequence[list[int]] = job.inputs
         if not isinstance(inputs[0], str):
             read_as = self.options.token_ids
             if read_as is TokenIdPolicy.NATIVE:
                 if prefix:
-                    raise InvalidRequest("a prompt cannot be put before native token ids; send text", param="input")
-                contents = [(self._native(ids, i), 0) for i, ids in enumerate(job.inputs)]  # type: ignore[arg-type]
-                return self._fit(contents, job.truncate, max_total=max_total, read_as=read_as)
+                    raise InvalidRequest("a prompt cannot be put before native token ids; send text", param=field)
+                contents = [(self._native(ids, f"{field}[{i}]"), 0) for i, ids in enumerate(job.inputs)]  # type: ignore[arg-type]
+                return self._fit(contents, job, max_total=max_total, read_as=read_as)
             if read_as is TokenIdPolicy.REJECT:
-                raise InvalidRequest("this model takes text, not token ids; send strings", param="input")
-            inputs = [_decode_cl100k(ids, i) for i, ids in enumerate(job.inputs)]  # type: ignore[arg-type]
+                raise InvalidRequest("this model takes text, not token ids; send strings", param=field)
+            inputs = [_decode_cl100k(ids, f"{field}[{i}]") for i, ids in enumerate(job.inputs)]  # type: ignore[arg-type]
         contents = []
         texts: list[str] = list(inputs)  # type: ignore[arg-type]
         budget = max_total
@@ -151,9 +151,9 @@ class Encoder:
             part = self._encode(texts[start : start + ENCODE_TEXTS], prefix, job.truncate)
             if job.truncate in (Truncate.ERROR, Truncate.CHUNK_MEAN):
                 budget -= sum(len(ids) for ids, _ in part)
-                check_total(max_total - budget, max_total)
+                check_total(max_total - budget, max_total, param=field)
             contents += part
-        return self._fit(contents, job.truncate, max_total=max_total, read_as=read_as)
+        return self._fit(contents, job, max_total=max_total, read_as=read_as)
 
     def tokenize(self, texts: list[str], *, add_special_tokens: bool, max_total: int) -> list[list[Token]]:
         """Return the tokens of each text, uncut. Raises `InvalidRequest` for more than `max_total`."""
@@ -172,7 +172,7 @@ class Encoder:
     def decode(self, inputs: list[list[int]], *, skip_special_tokens: bool) -> list[str]:
         """Return the text of each list of the model's own token ids. Raises `InvalidRequest`."""
         for index, ids in enumerate(inputs):
-            self._native(ids, index, field="ids")
+            self._native(ids, f"ids[{index}]")
         return list(self._tokenizer.decode_batch(inputs, skip_special_tokens=skip_special_tokens))
 
     def _encode(self, texts: list[str], prefix: str, truncate: Truncate) -> list[tuple[list[int], int]]:
@@ -188,10 +188,9 @@ class Encoder:
             contents.append((encoding.ids, head if text.startswith(prefix) else 0))
         return contents
 
-    def _native(self, ids: list[int], index: int, *, field: str = "input") -> list[int]:
+    def _native(self, ids: list[int], where: str) -> list[int]:
         """Check ids of the model's own vocabulary, and take off special tokens that `_fit` adds."""
         if max(ids) >= self.facts.vocab_size or min(ids) < 0:
-            where = f"{field}[{index}]"
             raise InvalidRequest(f"{where} holds a token id outside 0 to {self.facts.vocab_size - 1}", param=where)
         head, tail = self._head, self._tail
         if head and ids[: len(head)] == head:
@@ -203,7 +202,7 @@ class Encoder:
     def _fit(
         self,
         contents: list[tuple[list[int], int]],
-        truncate: Truncate,
+        job: EmbedJob,
         *,
         max_total: int,
         read_as: TokenIdPolicy | None,
@@ -212,38 +211,40 @@ class Encoder:
         owner: list[int] = []
         cut = _Cut()
         for index, (ids, prompt) in enumerate(contents):
-            for chunk in self._chunks(ids, prompt, index, truncate, cut):
+            for chunk in self._chunks(ids, prompt, index, job, cut):
                 if not (chunk or self._head or self._tail):
-                    raise InvalidRequest(f"input[{index}] has no tokens", param=f"input[{index}]")
+                    where = f"{job.names.inputs}[{index}]"
+                    raise InvalidRequest(f"{where} has no tokens", param=where)
                 arrays.append(np.array([*self._head, *chunk, *self._tail], np.int32))
                 owner.append(index)
         prepared = Prepared(arrays, owner, tuple(cut.truncated), tuple(cut.chunked), read_as)
-        check_total(prepared.total, max_total)
+        check_total(prepared.total, max_total, param=job.names.inputs)
         return prepared
 
-    def _chunks(self, ids: list[int], prompt: int, index: int, truncate: Truncate, cut: _Cut) -> list[list[int]]:
+    def _chunks(self, ids: list[int], prompt: int, index: int, job: EmbedJob, cut: _Cut) -> list[list[int]]:
         room = self.room
         if len(ids) <= room:
             return [ids]
-        if truncate is Truncate.ERROR:
+        where = f"{job.names.inputs}[{index}]"
+        if job.truncate is Truncate.ERROR:
             requested = len(ids) + self.max_tokens - room
             raise ContextLengthExceeded(
                 f"This model's maximum context length is {self.max_tokens} tokens, however you requested {requested} "
-                f"tokens in input[{index}]. Shorten it, or set truncate to left, right or chunk_mean.",
-                param=f"input[{index}]",
+                f"tokens in {where}. Shorten it, or set truncate to left, right or chunk_mean.",
+                param=where,
             )
         if prompt >= room:
             raise ContextLengthExceeded(
-                f"the prompt alone has {prompt} tokens, which leaves no room for input[{index}] in this model's "
+                f"the prompt alone has {prompt} tokens, which leaves no room for {where} in this model's "
                 f"maximum context length of {self.max_tokens} tokens; shorten the instruction",
                 param="instruction",
             )
-        if truncate is Truncate.CHUNK_MEAN:
+        if job.truncate is Truncate.CHUNK_MEAN:
             cut.chunked.append(index)
             head, rest, size = ids[:prompt], ids[prompt:], room - prompt
             return [head + rest[i : i + size] for i in range(0, len(rest), size)]
         cut.truncated.append(index)
-        if truncate is Truncate.RIGHT:
+        if job.truncate is Truncate.RIGHT:
             return [ids[:room]]
         return [ids[:prompt] + ids[len(ids) - (room - prompt) :]]
 
@@ -282,7 +283,7 @@ def _special_tokens(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     return [], []  # pragma: no cover - a post-processor that rewrites the text itself
 
 
-def check_total(total: int, allowed: int, *, param: str = "input") -> None:
+def check_total(total: int, allowed: int, *, param: str | None) -> None:
     """Raise `InvalidRequest` for a request of more than `allowed` tokens."""
     if total > allowed:
         raise InvalidRequest(
@@ -312,17 +313,15 @@ def _cl100k() -> list[bytes | None]:
     return pieces
 
 
-def _decode_cl100k(ids: list[int], index: int) -> str:
+def _decode_cl100k(ids: list[int], where: str) -> str:
     if max(ids) >= CL100K_VOCABULARY or min(ids) < 0:
         raise InvalidRequest(
-            f"input[{index}] holds a token id outside cl100k_base, which this server reads token ids as; "
+            f"{where} holds a token id outside cl100k_base, which this server reads token ids as; "
             "send text, or set token_ids: native in the server's configuration",
-            param=f"input[{index}]",
+            param=where,
         )
     pieces = _cl100k()
     try:
         return b"".join([pieces[token] for token in ids]).decode("utf-8", "replace")  # type: ignore[misc]
     except TypeError:  # one of them is None
-        raise InvalidRequest(
-            f"input[{index}] holds a token id that cl100k_base leaves unused", param=f"input[{index}]"
-        ) from None
+        raise InvalidRequest(f"{where} holds a token id that cl100k_base leaves unused", param=where) from None

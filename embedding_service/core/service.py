@@ -21,11 +21,13 @@ from embedding_service.core.models import ModelRegistry
 from embedding_service.core.prompts import check_total
 from embedding_service.errors import ContextLengthExceeded, InvalidRequest, PermissionDenied
 from embedding_service.types import (
+    PER_TOKEN,
     Batch,
     Embeddings,
     EmbedDtype,
     EmbedJob,
     Encoding,
+    FieldNames,
     Output,
     Priority,
     Scores,
@@ -33,7 +35,7 @@ from embedding_service.types import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sized
+    from collections.abc import Callable, Iterable
 
     from embedding_service.core.call import Call
     from embedding_service.core.compute import Computed
@@ -57,6 +59,8 @@ SURELY = 0.8
 # 1.7 ms to tokenise (MiniLM), 2**18 numbers 1.4 ms to normalise.
 INLINE_CHARACTERS = 4096
 INLINE_NUMBERS = 1 << 18
+# Formats whose scale can be calibrated.
+SCALED = frozenset({EmbedDtype.INT8, EmbedDtype.UINT8})
 # What a SPLADE model, which has no dense vectors, gives for a text: 100 to 300 weights, however long it is.
 VOCABULARY_WEIGHTS = 256
 
@@ -84,7 +88,7 @@ class EmbeddingService:
         The bytes of the answer stay reserved in `call.leases` until they are sent.
         """
         model, alias = self._find(job.model, call)
-        encoder = model.embedder()
+        encoder, call.field = model.embedder(), job.names.inputs
         self._check(model, encoder, job)
         call.leases.enter_context(self.requests.admit(1))
         prefix = encoder.prefix(job, alias)
@@ -95,11 +99,12 @@ class EmbeddingService:
             texts=len(job.inputs),
             characters=_characters(job, prefix),
         )
-        call.leases.enter_context(self.answers.admit(self._answer_bytes(encoder, job, prepared)))
+        needed = self._answer_bytes(encoder, job, prepared)
+        call.leases.enter_context(self.answers.admit(needed, param=call.field))
         computed = await self._compute(model, prepared.ids, call, outputs=job.outputs)
-        rows = prepared.total if Output.COLBERT in job.outputs else len(prepared.ids)
+        rows = prepared.total if job.outputs & PER_TOKEN else len(prepared.ids)
         return await self._maybe_in_thread(
-            lambda: finish(job, self._name(model, job.model), encoder, prepared, computed),
+            lambda: finish(job, self._name(model, job.model), encoder, prepared, computed, ranges=model.ranges),
             inline=rows * (encoder.facts.dimension or 1) <= INLINE_NUMBERS,
         )
 
@@ -118,34 +123,46 @@ class EmbeddingService:
             has = ", ".join(facts.outputs)
             raise InvalidRequest(
                 f"{model.name} gives {has} and no {' or '.join(missing)}",
-                param="model" if Output.DENSE in missing else f"return_{missing[0]}",
+                param="model" if {Output.DENSE, Output.HIDDEN_STATES} & set(missing) else f"return_{missing[0]}",
             )
-        self._check_count(job.inputs, "input")
-        self._check_characters(job.inputs, "input")
+        self._check_count(len(job.inputs) - job.queries, job.names.inputs)
+        self._check_characters(job.inputs, job.names.inputs)
         if job.dimensions is not None:
-            self._check_dimensions(model, encoder, job.dimensions)
-        if not job.normalize and job.embed_dtype in (EmbedDtype.INT8, EmbedDtype.UINT8):
-            raise InvalidRequest(f"{job.embed_dtype} is made from unit vectors; leave normalize out", param="normalize")
+            self._check_dimensions(model, encoder, job.dimensions, field=job.names.dimensions)
+        if scaled := sorted(SCALED & {job.embed_dtype, *job.more_dtypes}):
+            if not job.normalize:
+                raise InvalidRequest(f"{scaled[0]} is made from unit vectors; leave normalize out", param="normalize")
+            if model.ranges is not None and Output.DENSE in job.outputs:
+                self._check_ranges(model, job, job.dimensions or facts.dimension, calibrated=model.ranges.shape[1])
 
-    def _check_dimensions(self, model: ServedModel, encoder: Encoder, dimensions: int) -> None:
+    def _check_ranges(self, model: ServedModel, job: EmbedJob, dimensions: int | None, *, calibrated: int) -> None:
+        if dimensions != calibrated:
+            field = job.names.dimensions
+            raise InvalidRequest(
+                f"int8 and uint8 of {model.name} are calibrated for {calibrated} dimensions, and these vectors have "
+                f"{dimensions}; set {field} to {calibrated}, or ask for another format",
+                param=field,
+            )
+
+    def _check_dimensions(self, model: ServedModel, encoder: Encoder, dimensions: int, *, field: str) -> None:
         full, sizes = encoder.facts.dimension, model.matryoshka
         if full is None:
-            raise InvalidRequest(f"{model.name} has no dense vectors to shorten", param="dimensions")
+            raise InvalidRequest(f"{model.name} has no dense vectors to shorten", param=field)
         if dimensions == full:
             return
         if sizes is None:
             raise InvalidRequest(
-                f"dimensions must be {full}: {model.name} was not trained for shorter vectors", param="dimensions"
+                f"{field} must be {full}: {model.name} was not trained for shorter vectors", param=field
             )
         least = encoder.profile.smallest_dimension
         if (sizes and dimensions not in sizes) or not least <= dimensions <= full:
             allowed = f"one of {', '.join(map(str, sizes))}" if sizes else f"between {least} and {full}"
-            raise InvalidRequest(f"dimensions must be {allowed} for {model.name}", param="dimensions")
+            raise InvalidRequest(f"{field} must be {allowed} for {model.name}", param=field)
 
-    def _check_count(self, items: Sized, field: str) -> None:
-        if len(items) > self.settings.max_inputs:
+    def _check_count(self, items: int, field: str) -> None:
+        if items > self.settings.max_inputs:
             raise InvalidRequest(
-                f"{field} has {len(items)} items; this server takes at most {self.settings.max_inputs} a request",
+                f"{field} has {items} items; this server takes at most {self.settings.max_inputs} a request",
                 param=field,
             )
 
@@ -176,7 +193,7 @@ class EmbeddingService:
     ) -> list[list[Token]]:
         """Return the tokens of each text as the default embedding model reads them."""
         encoder = self._default_encoder(call)
-        self._check_count(texts, "inputs")
+        self._check_count(len(texts), "inputs")
         self._check_characters(texts, "inputs")
         call.leases.enter_context(self.requests.admit(1))
         limit = self.settings.max_request_tokens
@@ -192,7 +209,7 @@ class EmbeddingService:
     async def decode(self, inputs: list[list[int]], call: Call, *, skip_special_tokens: bool) -> list[str]:
         """Return the texts of token ids of the default embedding model."""
         encoder = self._default_encoder(call)
-        self._check_count(inputs, "ids")
+        self._check_count(len(inputs), "ids")
         check_total(sum(map(len, inputs)), self.settings.max_request_tokens, param="ids")
         call.leases.enter_context(self.requests.admit(1))
         return await self._maybe_in_thread(
@@ -203,12 +220,9 @@ class EmbeddingService:
     async def rerank(self, job: RerankJob, call: Call) -> Scores:
         """Score every pair before the deadline, with a cross-encoder or by late interaction."""
         model, _ = self._find(job.model, call, scores=True)
-        if len(job.pairs) > self.settings.max_inputs:
-            raise InvalidRequest(
-                f"{len(job.pairs)} documents; this server takes at most {self.settings.max_inputs} in one request",
-                param="documents",
-            )
-        self._check_characters([document for _, document in job.pairs], "documents")
+        call.field = job.field
+        self._check_count(len(job.pairs), job.field)
+        self._check_characters([document for _, document in job.pairs], job.field)
         if model.pairs is None:
             return await self._rerank_late(model, job, call)
         if job.weights is not None:
@@ -229,7 +243,7 @@ class EmbeddingService:
         )
         scores = computed.result.scores
         assert scores is not None  # noqa: S101 - it was asked for
-        check_finite(vectors.finite_rows(scores).tolist(), range(len(job.pairs)), field="documents")
+        check_finite(vectors.finite_rows(scores).tolist(), range(len(job.pairs)), job.field)
         return Scores(
             self._name(model, job.model),
             scores[:, 0],
@@ -247,17 +261,25 @@ class EmbeddingService:
             name = "instruction" if job.instruction is not None else "max_tokens_per_doc"
             raise InvalidRequest(f"{name} is for cross-encoders; {model.name} scores by late interaction", param=name)
         queries = list(dict.fromkeys(query for query, _ in job.pairs))
-        texts = [*queries, *(document for _, document in job.pairs)]
+        n = len(job.pairs)  # documents come first, so that errors give the place that they were sent at
+        texts = [*(document for _, document in job.pairs), *queries]
         outputs = frozenset({Output.COLBERT} if job.weights is None else {Output.DENSE, Output.SPARSE, Output.COLBERT})
-        embed = EmbedJob(model.name, texts, outputs, truncate=Truncate.RIGHT, encoding=Encoding.BASE64)
+        embed = EmbedJob(
+            model.name,
+            texts,
+            outputs,
+            truncate=Truncate.RIGHT,
+            encoding=Encoding.BASE64,
+            names=FieldNames(inputs=job.field),
+            queries=len(queries),
+        )
         with ExitStack() as leases:  # these vectors are not the answer
             vectors_ = await self.embed(embed, replace(call, leases=leases))
-            if vectors_.truncated and vectors_.truncated[0] < len(queries):
+            if vectors_.truncated and vectors_.truncated[-1] >= n:
                 raise ContextLengthExceeded("the query is longer than the model's context; shorten it", param="query")
             values = await self._maybe_in_thread(lambda: score_pairs(job, queries, vectors_), inline=False)
-        cut = tuple(index - len(queries) for index in vectors_.truncated)
         name = self._name(model, job.model)
-        return Scores(name, values, vectors_.total_tokens, cut, logits=False, engine_s=vectors_.engine_s)
+        return Scores(name, values, vectors_.total_tokens, vectors_.truncated, logits=False, engine_s=vectors_.engine_s)
 
     async def _prepare(
         self, model: ServedModel, call: Call, work: Callable[[], _Prepared], *, texts: int, characters: int
@@ -267,7 +289,7 @@ class EmbeddingService:
         While the queue is full, a bulk request is refused unread if its tokens, going by the last ones,
         will not fit. A short one may be in the cache and need no room.
         """
-        check_total(characters // CHARACTERS_PER_TOKEN, self.settings.max_request_tokens)
+        check_total(characters // CHARACTERS_PER_TOKEN, self.settings.max_request_tokens, param=call.field)
         if texts > INTERACTIVE_TEXTS:
             expected = min(characters / model.characters_per_token, self.settings.max_request_tokens)
             model.gate.check(int(SURELY * expected))
@@ -317,9 +339,9 @@ class EmbeddingService:
         """Return about how large the answer will be. Raises `InvalidRequest` where that is too much."""
         full = encoder.facts.dimension or 0
         numbers = len(job.inputs) * (job.dimensions or full) if Output.DENSE in job.outputs else 0
-        if Output.COLBERT in job.outputs:
-            numbers += prepared.total * full
-        needed = vectors.written_bytes(numbers, job.embed_dtype, job.encoding) + 100 * len(job.inputs)
+        numbers += len(job.outputs & PER_TOKEN) * prepared.total * full
+        dtypes = [(job.embed_dtype, job.encoding), *((dtype, Encoding.FLOAT) for dtype in job.more_dtypes)]
+        needed = sum(vectors.written_bytes(numbers, *each) for each in dtypes) + 100 * len(job.inputs)
         if Output.SPARSE in job.outputs:
             weights = prepared.total if full else VOCABULARY_WEIGHTS * len(job.inputs)
             needed += 24 * weights
@@ -328,7 +350,7 @@ class EmbeddingService:
                 f"the answer would have about {needed} bytes, and this server sends at most "
                 f"{self.settings.max_response_bytes}; ask for encoding_format base64, embed_dtype float16 "
                 "or fewer texts",
-                param="input",
+                param=job.names.inputs,
             )
         return needed
 

@@ -48,12 +48,14 @@ def shape_dense(vectors: Floats, *, dimensions: int | None, normalize: bool) -> 
     return np.ascontiguousarray(vectors)
 
 
-def quantise(vectors: Floats, dtype: EmbedDtype) -> npt.NDArray[np.generic]:
+def quantise(vectors: Floats, dtype: EmbedDtype, ranges: Floats | None = None) -> npt.NDArray[np.generic]:
     """Convert unit vectors (n, d) to a number format.
 
-    int8 = round(127·x), uint8 = that + 128 (so 1 to 255); ubinary packs the signs, most
-    significant bit first, 8 dimensions a byte; binary = ubinary - 128 as int8. The packings are
-    those of Cohere and sentence-transformers. float16 and float32 keep any scale.
+    int8 = round(127·x), uint8 = that + 128 (so 1 to 255). With `ranges`, the least and the largest
+    value of each dimension (2, d), uint8 = floor(255·(x - least) / (largest - least)) within 0 to 255
+    and int8 = that - 128, as sentence-transformers has it. ubinary packs the signs, most significant
+    bit first, 8 dimensions a byte; binary = ubinary - 128 as int8. The packings are those of Cohere
+    and sentence-transformers. float16 and float32 keep any scale.
     """
     if dtype is EmbedDtype.FLOAT32:
         return vectors
@@ -62,7 +64,11 @@ def quantise(vectors: Floats, dtype: EmbedDtype) -> npt.NDArray[np.generic]:
     if dtype in (EmbedDtype.BINARY, EmbedDtype.UBINARY):
         packed = np.packbits(vectors > 0, axis=-1)
         return packed if dtype is EmbedDtype.UBINARY else (packed.astype(np.int16) - 128).astype(np.int8)
-    steps: Floats = np.clip(np.rint(vectors * np.float32(127)), -127, 127)
+    if ranges is None:
+        steps: Floats = np.clip(np.rint(vectors * np.float32(127)), -127, 127)
+    else:
+        least, widths = ranges[0], (ranges[1] - ranges[0]) / 255
+        steps = np.clip(np.floor((vectors - least) / np.where(widths > 0, widths, 1)), 0, 255) - 128
     return steps.astype(np.int8) if dtype is EmbedDtype.INT8 else (steps + 128).astype(np.uint8)
 
 

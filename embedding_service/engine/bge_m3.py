@@ -1,4 +1,4 @@
-"""BGE-M3's three vectors: which a checkpoint has, how they are asked for, and the answer read.
+"""BGE-M3's vectors: which a checkpoint has, how they are asked for, and the answer read.
 
 Imports neither vLLM nor torch; the model's class is in `bge_m3_model.py`.
 """
@@ -32,12 +32,13 @@ class Vectors(NamedTuple):
 
     `dense` (hidden,) is not normalised. `sparse` (tokens,) has one weight ≥ 0 for each token
     position, special tokens included. `colbert` (tokens - 1, hidden) has unit rows for all
-    tokens but the first.
+    tokens but the first. `hidden_states` (tokens, hidden) are what all others are made of.
     """
 
     dense: Floats | None
     sparse: Floats | None
     colbert: Floats | None
+    hidden_states: Floats | None
 
 
 def pooling_kwargs(outputs: Collection[Output]) -> dict[str, Any]:
@@ -67,17 +68,22 @@ def head_files(model: str, *, revision: str | None = None, cache_dir: str | None
 
 
 def available_outputs(model: str, *, revision: str | None = None, cache_dir: str | None = None) -> frozenset[Output]:
-    """Return which of the three vectors this checkpoint can give; dense always."""
-    return frozenset({Output.DENSE, *head_files(model, revision=revision, cache_dir=cache_dir)})
+    """Return what this checkpoint can give; dense vectors and hidden states always."""
+    return frozenset({Output.DENSE, Output.HIDDEN_STATES, *head_files(model, revision=revision, cache_dir=cache_dir)})
 
 
 def unpack(flat: Floats, *, n_tokens: int, hidden: int, outputs: Collection[Output]) -> Vectors:
     """Split the engine's answer for one text, without copying.
 
-    `flat` is dense | sparse | colbert, of those in `outputs`; `n_tokens` is the prompt's length.
+    `flat` is dense | sparse | colbert | hidden states, of those in `outputs`; `n_tokens` is the prompt's length.
     Raises ValueError when the sizes disagree, as when the checkpoint lacks a head.
     """
-    sizes = {Output.DENSE: hidden, Output.SPARSE: n_tokens, Output.COLBERT: (n_tokens - 1) * hidden}
+    sizes = {
+        Output.DENSE: hidden,
+        Output.SPARSE: n_tokens,
+        Output.COLBERT: (n_tokens - 1) * hidden,
+        Output.HIDDEN_STATES: n_tokens * hidden,
+    }
     expected = sum(size for output, size in sizes.items() if output in outputs)
     if flat.shape != (expected,):
         raise ValueError(f"{sorted(outputs)} of {n_tokens} tokens take {expected} numbers; got shape {flat.shape}")
@@ -87,9 +93,10 @@ def unpack(flat: Floats, *, n_tokens: int, hidden: int, outputs: Collection[Outp
         if output in outputs:
             parts[output] = flat[start : start + size]
             start += size
-    colbert = parts.get(Output.COLBERT)
+    colbert, hidden_states = parts.get(Output.COLBERT), parts.get(Output.HIDDEN_STATES)
     return Vectors(
         dense=parts.get(Output.DENSE),
         sparse=parts.get(Output.SPARSE),
         colbert=None if colbert is None else colbert.reshape(n_tokens - 1, hidden),
+        hidden_states=None if hidden_states is None else hidden_states.reshape(n_tokens, hidden),
     )

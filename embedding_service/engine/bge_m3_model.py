@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class BgeM3Pooler(Pooler):
-    """Gives each prompt one flat fp32 tensor: dense | sparse | colbert, of those it asked for.
+    """Gives each prompt one flat fp32 tensor: dense | sparse | colbert | hidden states, of those it asked for.
 
     A prompt that names nothing gets all there is, so vLLM's memory profile sees the largest
     answer. One that names a head the checkpoint lacks goes without: an exception here would end
@@ -39,7 +39,7 @@ class BgeM3Pooler(Pooler):
     def __init__(self, *, hidden: int, heads: Collection[Output], dtype: torch.dtype) -> None:
         super().__init__()
         self.dtype = dtype
-        self.available = frozenset({Output.DENSE, *heads})
+        self.available = frozenset({Output.DENSE, Output.HIDDEN_STATES, *heads})
         widths = {Output.SPARSE: 1, Output.COLBERT: hidden}
         self.heads = nn.ModuleDict({head: nn.Linear(hidden, widths[head], dtype=dtype) for head in heads})
 
@@ -63,6 +63,9 @@ class BgeM3Pooler(Pooler):
                 vectors = self._project(head, [prompts[row] for row in rows])
                 for row, part in zip(rows, vectors, strict=True):
                     parts[row].append(part.flatten())
+        for prompt, part, outputs in zip(prompts, parts, wanted, strict=True):
+            if Output.HIDDEN_STATES in outputs:
+                part.append(prompt.float().flatten())
         return [torch.cat(part) if part else dense.new_empty(0) for part in parts]
 
     def _wanted(self, params: PoolingParams) -> frozenset[Output]:

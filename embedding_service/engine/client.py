@@ -212,11 +212,12 @@ def _join(batch: Batch, parts: list[tuple[protocol.Done, list[Floats]]]) -> Batc
         arrays = [arrays[place] for _, arrays in parts]
         columns[output] = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
     lengths = np.array([len(ids) for ids in batch.ids])
-    sparse, colbert = columns.get(Output.SPARSE), columns.get(Output.COLBERT)
+    sparse, colbert, hidden_states = map(columns.get, (Output.SPARSE, Output.COLBERT, Output.HIDDEN_STATES))
     return BatchResult(
         dense=columns.get(Output.DENSE),
         sparse=None if sparse is None else _split_sparse(sparse, lengths),
         colbert=None if colbert is None else np.split(colbert, np.cumsum(lengths - 1)[:-1]),
+        hidden_states=None if hidden_states is None else np.split(hidden_states, np.cumsum(lengths)[:-1]),
         scores=columns.get(Output.SCORE),
         steps=max(done.steps for done, _ in parts),
         queued_s=max(done.queued_s for done, _ in parts),

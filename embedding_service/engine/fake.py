@@ -107,15 +107,19 @@ class FakeCore:
 
 
 def fake_vectors(ids: list[int], output: Output) -> Floats:
-    """Return the flat vector(s) of one input: seeded by its ids, NaN where `fault-nan` is among them."""
+    """Return the vector(s) of one input: seeded by its ids, NaN where `fault-nan` is among them."""
     seed = hashlib.sha256(np.asarray(ids, np.int32).tobytes() + output.encode()).digest()
     random = np.random.default_rng(np.frombuffer(seed, np.uint32))
-    size = {Output.DENSE: DIMENSION, Output.SPARSE: len(ids), Output.COLBERT: (len(ids) - 1) * DIMENSION}.get(output, 1)
-    vector = random.standard_normal(size).astype(np.float32)
+    shape: dict[Output, tuple[int, ...]] = {
+        Output.DENSE: (DIMENSION,),
+        Output.SPARSE: (len(ids),),
+        Output.COLBERT: (len(ids) - 1, DIMENSION),
+        Output.HIDDEN_STATES: (len(ids), DIMENSION),
+    }
+    vector = random.standard_normal(shape.get(output, (1,))).astype(np.float32)
     if output is Output.SPARSE:
         vector = np.maximum(vector, 0)
     if output is Output.COLBERT:
-        vector = vector.reshape(-1, DIMENSION)
         vector /= np.linalg.norm(vector, axis=1, keepdims=True)
     if FAULTS["fault-nan"] in ids:
         vector[...] = np.nan

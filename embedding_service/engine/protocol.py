@@ -121,8 +121,9 @@ class Done(Message, frozen=True):
 
     dense (n, dimension), not normalised; sparse (total,), a weight for every token, or for a
     model that weighs its vocabulary (rows, 2), see `splade`; colbert (total - n, dimension), all
-    tokens but each input's first; score (n, labels), raw. `steps` is the number of engine steps
-    between the arrival of the job and its end, `queued_s` the time until its first input was computed.
+    tokens but each input's first; score (n, labels), raw; hidden states (total, dimension). `steps` is
+    the number of engine steps between the arrival of the job and its end, `queued_s` the time until
+    its first input was computed.
     """
 
     job: int

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from transformers import AutoTokenizer
 from vllm import EngineArgs, PoolingParams
 from vllm.platforms import current_platform
+from vllm.transformers_utils.config import try_get_dense_modules
 from vllm.v1.engine.llm_engine import LLMEngine
 
 from embedding_service.engine import bge_m3, plugins, profiles, splade
@@ -126,7 +127,9 @@ class VllmCore:
             return frozenset({Output.SPARSE})
         tasks = self._engine.get_supported_tasks()
         if "embed" in tasks:
-            return frozenset({Output.DENSE})
+            # vLLM sends hidden states through the Dense modules that sentence-transformers has behind its pooling.
+            whole = "token_embed" in tasks and not try_get_dense_modules(self.model, self.options.revision)
+            return frozenset({Output.DENSE, Output.HIDDEN_STATES} if whole else {Output.DENSE})
         if "classify" in tasks:
             return frozenset({Output.SCORE})
         raise ModelRefused(f"{self.options.model_name} neither embeds nor scores (vLLM offers: {', '.join(tasks)})")
@@ -138,7 +141,7 @@ class VllmCore:
             return PoolingParams(task="classify", use_activation=True, extra_kwargs=types)
         if self._is_bge_m3:
             return PoolingParams(task=bge_m3.TASK, use_activation=False, extra_kwargs=bge_m3.pooling_kwargs(outputs))
-        return PoolingParams(task="embed", use_activation=False)
+        return PoolingParams(task="token_embed" if Output.HIDDEN_STATES in outputs else "embed", use_activation=False)
 
     def _unpack(self, data: torch.Tensor, n_tokens: int, outputs: frozenset[Output]) -> Mapping[Output, Floats]:
         flat = data.detach().to(device="cpu", dtype=torch.float32).numpy().reshape(-1)
@@ -147,6 +150,8 @@ class VllmCore:
             return {output: getattr(vectors, output) for output in outputs}
         if self._is_splade:
             return {Output.SPARSE: splade.pack(flat)}
+        if Output.HIDDEN_STATES in outputs:
+            return {Output.HIDDEN_STATES: flat.reshape(n_tokens, -1)}
         return {next(iter(outputs)): flat}
 
 

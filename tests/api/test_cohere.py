@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,11 +11,12 @@ import pytest
 
 from embedding_service.core.vectors import quantise
 from embedding_service.types import EmbedDtype
-from tests.api.calls import unit_vectors
+from tests.api.calls import unit_vectors, watch_engine
 from tests.conftest import FAKE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     import httpx
 
@@ -97,6 +99,64 @@ def test_truncation(http: httpx.Client) -> None:
     assert refused.status_code == 400
 
 
+RANGES = {"min": np.linspace(-0.3, -0.1, 8).tolist(), "max": np.linspace(0.5, 0.1, 8).tolist()}
+
+
+@pytest.fixture
+def calibrated(start_gateway: Callable[..., RunningGateway], tmp_path: Path) -> Iterator[RunningGateway]:
+    """Return a gateway whose int8 and uint8 are calibrated for the first eight dimensions, one of them constant."""
+    file = tmp_path / "ranges.json"
+    file.write_text(json.dumps({**RANGES, "max": [*RANGES["max"][:-1], RANGES["min"][-1]]}))
+    gateway = start_gateway(**FAKE, matryoshka=True, calibration_file=file)
+    yield gateway
+    gateway.stop()
+
+
+def test_calibrated_formats_are_those_of_sentence_transformers(calibrated: RunningGateway) -> None:
+    """With a calibration file int8 and uint8 are what `quantize_embeddings` makes, also of values out of range."""
+    from sentence_transformers.util.quantization import quantize_embeddings
+
+    texts = [f"w{i}" for i in range(50)]
+    with calibrated.client() as http:
+        kinds = embed(http, texts=texts, output_dimension=8, embedding_types=TYPES)["embeddings"]
+        openai = {"model": "fake", "input": texts, "dimensions": 8, "embed_dtype": "int8"}
+        data = http.post("/v1/embeddings", json=openai).json()["data"]
+    floats = np.array(kinds["float"], np.float32)
+    ranges = np.array([RANGES["min"], [*RANGES["max"][:-1], RANGES["min"][-1]]], np.float32)
+    assert (floats < ranges[0]).any()
+    assert (floats > ranges[1]).any()
+    for precision in ("int8", "uint8", "binary", "ubinary"):
+        expected = quantize_embeddings(floats, precision=precision, ranges=ranges)
+        np.testing.assert_array_equal(kinds[precision], expected, precision)
+    assert [item["embedding"] for item in data] == kinds["int8"]
+
+
+@pytest.mark.parametrize("fields", [{}, {"output_dimension": 16}])
+@pytest.mark.parametrize("kind", ["int8", "uint8"])
+def test_a_calibration_is_for_its_dimension_alone(
+    calibrated: RunningGateway, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], kind: str
+) -> None:
+    """Vectors of another size are a 400 that names the field, before anything is computed; other formats are served."""
+    seen = watch_engine(calibrated, "fake", monkeypatch)
+    request = {"model": "fake", "texts": TEXTS, "embedding_types": ["float", kind], **fields}
+    with calibrated.client() as http:
+        answer = http.post("/v2/embed", json=request)
+        assert answer.status_code == 400
+        assert "set output_dimension to 8" in answer.json()["message"]
+        assert seen == []
+        embed(http, embedding_types=["float", "binary", "base64"], **fields)
+
+
+def test_all_formats_count_towards_the_answers_size(start_gateway: Callable[..., RunningGateway]) -> None:
+    """An answer that fits in one format is refused in five, from the count of numbers."""
+    gateway = start_gateway(**FAKE, max_response_bytes=2000)
+    with gateway.client() as http:
+        embed(http)
+        answer = http.post("/v2/embed", json={"model": "fake", "texts": TEXTS, "embedding_types": TYPES})
+    assert (answer.status_code, "the answer would have" in answer.json()["message"]) == (400, True)
+    gateway.stop()
+
+
 @pytest.mark.parametrize(
     ("fields", "status", "word"),
     [
@@ -107,9 +167,11 @@ def test_truncation(http: httpx.Client) -> None:
         ({"input_type": "query"}, 400, "input_type"),
         ({"truncate": "MIDDLE"}, 400, "truncate"),
         ({"output_dimension": 0}, 400, "output_dimension"),
-        ({"output_dimension": 33}, 400, "dimensions"),
+        ({"output_dimension": 33}, 400, "output_dimension"),
+        ({"texts": ["w1", "w1 " * 63], "truncate": "NONE"}, 400, "texts[1]"),
+        ({"texts": ["w1"] * 2049}, 400, "texts has 2049"),
         ({"model": "nobody"}, 404, "nobody"),
-        ({"texts": ["fault-nan"]}, 500, "finite"),
+        ({"texts": ["w1", "fault-nan"]}, 500, "texts[1]"),
     ],
 )
 def test_errors(http: httpx.Client, fields: dict[str, Any], status: int, word: str) -> None:

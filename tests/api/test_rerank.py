@@ -26,7 +26,7 @@ MODELS = {
     "gpu_memory_utilization": 0.3,
     "max_model_len": 64,
     "models": [
-        {"model_name": "m3", "engine_args": {"outputs": ["dense", "sparse", "colbert"]}},
+        {"model_name": "m3", "engine_args": {"outputs": ["dense", "sparse", "colbert", "hidden_states"]}},
         {"model_name": "cross", "engine_args": {"outputs": ["score"]}},
     ],
 }
@@ -140,6 +140,34 @@ def test_refusals_name_the_field(http: httpx.Client, fields: dict[str, Any], par
     answer = http.post("/v1/rerank", json={name: value for name, value in request.items() if value is not None})
     assert answer.status_code in (400, 404), answer.text
     assert answer.json()["error"]["param"] == param
+
+
+@pytest.mark.parametrize("model", ["cross", "m3"])
+@pytest.mark.parametrize("field", ["documents", "pairs"])
+def test_failures_name_what_was_sent(http: httpx.Client, model: str, field: str) -> None:
+    """The document that the engine cannot score is named by its place in the request, with late interaction too."""
+    documents = ["w1", "fault-nan"]
+    request: dict[str, Any] = {"query": "w7", "documents": documents}
+    if field == "pairs":
+        request = {"pairs": [{"query": f"w{8 + i}", "document": text} for i, text in enumerate(documents)]}
+    answer = http.post("/v1/rerank", json={"model": model, **request})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (500, f"{field}[1]")
+
+
+def test_queries_do_not_count_as_documents(start_gateway: Callable[..., RunningGateway]) -> None:
+    """As many documents as a request may have are scored by late interaction too, also with a query for each."""
+    gateway = start_gateway(**MODELS, max_inputs=4)
+    gateway.wait_loaded()
+    with gateway.client() as client:
+        for model in ("cross", "m3"):
+            for documents, status in ((["w1"] * 4, 200), (["w1"] * 5, 400)):
+                one = {"model": model, "query": "w2", "documents": documents}
+                assert client.post("/v1/rerank", json=one).status_code == status
+                pairs = [{"query": f"w{i}", "document": text} for i, text in enumerate(documents)]
+                answer = client.post("/v1/rerank", json={"model": model, "pairs": pairs})
+                assert answer.status_code == status
+        assert answer.json()["error"]["message"].startswith("pairs has 5 items")
+    gateway.stop()
 
 
 def test_late_interaction_without_a_second_model(http: httpx.Client) -> None:

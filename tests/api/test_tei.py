@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from tests.api.calls import raw_vector, unit_vectors
-from tests.api.test_bge import expected_colbert, expected_sparse
+from embedding_service.engine.fake import fake_vectors
+from embedding_service.types import Output
+from tests.api.calls import ids_of, raw_vector, unit_vectors
+from tests.api.test_bge import expected_sparse
 from tests.api.test_rerank import MODELS, score
 
 if TYPE_CHECKING:
@@ -72,9 +74,53 @@ def test_embed_sparse(http: httpx.Client) -> None:
 
 
 def test_embed_all(http: httpx.Client) -> None:
-    """Every token has a vector; here those are the ColBERT vectors."""
+    """Every token has a vector, special tokens included: the last layer's output as it is."""
     for rows, text in zip(answer(http, "/embed_all", inputs=TEXTS), TEXTS, strict=True):
-        np.testing.assert_allclose(rows, expected_colbert(text), atol=1e-6)
+        np.testing.assert_allclose(rows, fake_vectors(ids_of(text), Output.HIDDEN_STATES), rtol=1e-6)
+
+
+def test_embed_all_of_many(http: httpx.Client) -> None:
+    """Texts that fill several messages and steps, some of them twice, come back in their order."""
+    texts = [f"w{i % 150} w3" + " w4" * (i % 7) for i in range(200)]
+    for rows, text in zip(answer(http, "/embed_all", inputs=texts), texts, strict=True):
+        np.testing.assert_allclose(rows, fake_vectors(ids_of(text), Output.HIDDEN_STATES), rtol=1e-6)
+
+
+def test_embed_all_has_no_options_of_pooled_vectors(http: httpx.Client) -> None:
+    """`normalize` and `dimensions` are no fields of `/embed_all`, in TEI neither, and said to be ignored."""
+    response = http.post("/embed_all", json={"inputs": "w1", "normalize": True, "dimensions": 8})
+    assert response.headers["x-ignored-fields"] == "normalize, dimensions"
+    np.testing.assert_allclose(response.json()[0], fake_vectors(ids_of("w1"), Output.HIDDEN_STATES), rtol=1e-6)
+
+
+def test_embed_all_is_cached_apart(start_gateway: Callable[..., RunningGateway]) -> None:
+    """Hidden states are kept in the cache, and not mistaken for another kind of vector."""
+    knobs = {"outputs": ["dense", "hidden_states"]}
+    gateway = start_gateway(engine="fake", model_name="fake", port=0, engine_args=knobs, cache_max_bytes=1 << 20)
+    with gateway.client() as client:
+        answers = [client.post(path, json={"inputs": "w1"}) for path in ("/embed", "/embed_all", "/embed_all")]
+    assert [answer.headers.get("x-cache") for answer in answers] == [None, None, "1/1"]
+    assert answers[1].json() == answers[2].json()
+    gateway.stop()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"max_response_bytes": 20_000}, "the answer would have about"),
+        ({"engine_args": {"outputs": ["dense"]}}, "fake gives dense and no hidden_states"),
+        ({"engine_args": {"outputs": ["score"]}}, "fake scores pairs and does not embed"),
+    ],
+)
+def test_embed_all_is_refused(
+    start_gateway: Callable[..., RunningGateway], settings: dict[str, Any], words: str
+) -> None:
+    """Too large an answer is refused from the count of tokens; models without hidden states say so."""
+    knobs = {"outputs": ["dense", "hidden_states"]}
+    gateway = start_gateway(**{"engine": "fake", "model_name": "fake", "port": 0, "engine_args": knobs, **settings})
+    with gateway.client() as client:
+        assert client.post("/embed_all", json={"inputs": "w1 " * 50}).json()["error"].startswith(words)
+    gateway.stop()
 
 
 @pytest.mark.parametrize("path", ["/similarity", "/"])
@@ -138,6 +184,8 @@ def test_info_and_probes(http: httpx.Client) -> None:
         ("/embed", {"inputs": "w1", "prompt_name": "nobody"}, 422, "Validation"),
         ("/embed", {"inputs": "w1", "dimensions": 7}, 422, "Validation"),
         ("/embed_sparse", {}, 422, "Validation"),
+        ("/embed_all", {"inputs": []}, 400, "Empty"),
+        ("/embed_all", {"inputs": "fault-nan"}, 424, "Backend"),
         ("/embed", {"inputs": ["w1"] * 2049}, 422, "Validation"),
         ("/rerank", {"query": 7, "texts": ["w1"]}, 422, "Validation"),
         ("/decode", {"ids": [9_999_999]}, 422, "Validation"),
@@ -151,6 +199,24 @@ def test_errors(http: httpx.Client, path: str, body: dict[str, Any], status: int
     response = http.post(path, json=body)
     assert (response.status_code, response.json()["error_type"]) == (status, kind)
     assert response.json().keys() == {"error", "error_type"}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "words"),
+    [
+        ("/embed", {"inputs": ["w1"] * 2049}, "inputs has 2049 items"),
+        ("/embed", {"inputs": ["w1", "w1 " * 63], "truncate": False}, "inputs[1]"),
+        ("/embed", {"inputs": ["w1", "fault-nan"]}, "inputs[1]"),
+        ("/embed_all", {"inputs": ["w1", "fault-nan"]}, "inputs[1]"),
+        ("/embed", {"inputs": [[1], [9_999_999]]}, "inputs[1]"),
+        ("/similarity", {"inputs": {"source_sentence": "w1", "sentences": ["w1", "fault-nan"]}}, "sentences[1]"),
+        ("/rerank", {"query": "w1", "texts": ["w1"] * 2049}, "texts has 2049 items"),
+        ("/rerank", {"query": "w1", "texts": ["w1", "fault-nan"]}, "texts[1]"),
+    ],
+)
+def test_errors_name_teis_fields(http: httpx.Client, path: str, body: dict[str, Any], words: str) -> None:
+    """What the core has to say is about the field that was sent, and the place in it."""
+    assert words in http.post(path, json=body).json()["error"]
 
 
 def test_other_methods(http: httpx.Client) -> None:

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
     from tests.conftest import RunningGateway
 
-MODEL: dict[str, Any] = {"engine": "fake", "engine_args": {"outputs": ["dense", "sparse", "colbert"]}}
+MODEL: dict[str, Any] = {
+    "engine": "fake",
+    "engine_args": {"outputs": ["dense", "sparse", "colbert", "hidden_states"]},
+}
 MODELS = [
     {**MODEL, "model_name": "open", "aliases": {"text-embedding-3-small": {}}},
     {**MODEL, "model_name": "closed", "aliases": {"also-closed": {}}},

@@ -71,7 +71,7 @@ def test_errors_become_the_sdks_exceptions(gateway: RunningGateway, sdk: cohere.
     """The SDK tells a wrong key, a wrong model and a wrong request apart, with our message."""
     with pytest.raises(cohere.NotFoundError, match="nobody"):
         sdk.embed(model="nobody", texts=["w1"], input_type="clustering", embedding_types=["float"])
-    with pytest.raises(cohere.BadRequestError, match="dimensions"):
+    with pytest.raises(cohere.BadRequestError, match="output_dimension must be 32"):
         sdk.embed(model="m3", texts=["w1"], input_type="clustering", embedding_types=["float"], output_dimension=7)
     with httpx.Client() as http, pytest.raises(cohere.UnauthorizedError, match="Incorrect API key"):
         cohere.ClientV2(api_key="wrong", base_url=gateway.url, httpx_client=http).rerank(

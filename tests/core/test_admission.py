@@ -43,9 +43,9 @@ def test_a_full_gate_is_a_429_that_holds_nothing() -> None:
 def test_what_can_never_fit_is_a_400() -> None:
     """A request beyond the whole limit is told so, as coming back would not help; the limit itself fits."""
     gate = Gate(10, "tokens")
-    with pytest.raises(InvalidRequest) as caught, gate.admit(11):
+    with pytest.raises(InvalidRequest) as caught, gate.admit(11, param="texts"):
         pass
-    assert caught.value.param == "input"
+    assert caught.value.param == "texts"
     with gate.admit(10):
         pass
 

@@ -21,7 +21,7 @@ from embedding_service.errors import (
     Overloaded,
     ServiceError,
 )
-from embedding_service.types import Embeddings, EmbedDtype, EmbedJob, Encoding, Output
+from embedding_service.types import Embeddings, EmbedDtype, EmbedJob, Encoding, FieldNames, Output
 from tests.api.calls import ids_of, raw_vector, unit_vectors
 from tests.conftest import FAKE
 
@@ -170,9 +170,9 @@ def test_too_many_tokens_at_once_are_a_429(narrow: Service) -> None:
 
 def test_more_tokens_than_the_queue_holds_are_a_400(narrow: Service) -> None:
     """What would never fit is not told to come back."""
-    refused = narrow.refusal(replace(JOB, inputs=["w1 " * 40] * 3))
+    refused = narrow.refusal(replace(JOB, inputs=["w1 " * 40] * 3, names=FieldNames("texts")))
     assert isinstance(refused, InvalidRequest)
-    assert refused.param == "input"
+    assert refused.param == "texts"
 
 
 def test_answers_are_reserved_until_they_are_sent(narrow: Service) -> None:

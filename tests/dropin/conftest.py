@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 PRESETS = Path(__file__).parents[2] / "config" / "drop-in"
 M3 = {"outputs": ["dense", "sparse", "colbert"]}
 CROSS = {"outputs": ["score"]}
-ENGINE_ARGS: dict[str, Any] = {"qwen3-reranker": CROSS, "emb-infer-bge-m3": M3}
+TEI = {"outputs": ["dense", "sparse", "hidden_states"]}
+ENGINE_ARGS: dict[str, Any] = {"qwen3-reranker": CROSS, "emb-infer-bge-m3": M3, "tei": TEI}
 
 
 def fake_file(name: str, folder: Path, reranker: dict[str, Any]) -> Path:

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 HIDDEN = 64
 SPECIAL_IDS = (0, 1, 2, 3)  # <s> <pad> </s> <unk>
-DENSE, SPARSE, COLBERT = Output.DENSE, Output.SPARSE, Output.COLBERT
-ALL = (DENSE, SPARSE, COLBERT)
-SUBSETS = [subset for size in (1, 2, 3) for subset in itertools.combinations(ALL, size)]
+DENSE, SPARSE, COLBERT, HIDDEN_STATES = Output.DENSE, Output.SPARSE, Output.COLBERT, Output.HIDDEN_STATES
+ALL = (DENSE, SPARSE, COLBERT, HIDDEN_STATES)
+SUBSETS = [subset for size in (1, 2, 3, 4) for subset in itertools.combinations(ALL, size)]
 HAND_WRITTEN = [
     "",
     "a",
@@ -106,11 +106,13 @@ def oracle(model: Path) -> dict[str, Any]:
 
 def assert_parity(answers: list[np.ndarray], token_ids: list[list[int]], oracle: dict[str, Any]) -> None:
     for row, (answer, ids) in enumerate(zip(answers, token_ids, strict=True)):
-        dense, weights, colbert = unpack(answer, ids, ALL)
+        dense, weights, colbert, hidden_states = unpack(answer, ids, ALL)
         assert dense is not None
+        assert hidden_states is not None
         assert weights is not None
         assert colbert is not None
         np.testing.assert_allclose(dense, oracle["raw_dense"][row], atol=1e-5)
+        np.testing.assert_array_equal(hidden_states[0], dense)
         np.testing.assert_allclose(dense / np.linalg.norm(dense), oracle["dense_vecs"][row], atol=1e-5)
         np.testing.assert_allclose(colbert, oracle["colbert_vecs"][row], atol=1e-5)
         sparse = merge_sparse(np.array(ids), weights, skip_ids=SPECIAL_IDS)
@@ -188,7 +190,7 @@ def test_a_checkpoint_without_heads_serves_the_rest(
     """A missing head leaves the engine alive and the other vectors as they were; its absence is seen by `unpack`."""
     model, ids = checkpoint("tiny_bge_m3", heads=heads), token_ids[10]
     available = bge_m3.available_outputs(str(model))
-    assert available == {DENSE, *heads}
+    assert available == {DENSE, HIDDEN_STATES, *heads}
     (batch,) = run(model, [ask([ids, ids], [ALL, (DENSE,)])], tmp_path)
     expected = unpack(served[0].answers[10], ids, ALL)
     for part, whole in zip(unpack(batch.answers[0], ids, tuple(available)), expected, strict=True):
@@ -200,9 +202,9 @@ def test_a_checkpoint_without_heads_serves_the_rest(
 
 def test_available_outputs_looks_for_the_files(tmp_path: Path) -> None:
     """A folder's head files decide what it can give."""
-    assert bge_m3.available_outputs(str(tmp_path)) == {DENSE}
+    assert bge_m3.available_outputs(str(tmp_path)) == {DENSE, HIDDEN_STATES}
     (tmp_path / "sparse_linear.pt").touch()
-    assert bge_m3.available_outputs(str(tmp_path)) == {DENSE, SPARSE}
+    assert bge_m3.available_outputs(str(tmp_path)) == {DENSE, SPARSE, HIDDEN_STATES}
     (tmp_path / "colbert_linear.pt").touch()
     assert bge_m3.available_outputs(str(tmp_path)) == set(ALL)
 
@@ -217,13 +219,13 @@ def test_available_outputs_reads_the_hub_cache(tmp_path: Path, monkeypatch: pyte
     snapshot = repository / "snapshots" / ("0" * 40)
     snapshot.mkdir(parents=True)
     (snapshot / "colbert_linear.pt").touch()
-    assert bge_m3.available_outputs("someone/m3", cache_dir=str(tmp_path)) == {DENSE, COLBERT}
+    assert bge_m3.available_outputs("someone/m3", cache_dir=str(tmp_path)) == {DENSE, COLBERT, HIDDEN_STATES}
 
 
 @pytest.mark.parametrize("outputs", SUBSETS)
 def test_unpack_gives_views(outputs: tuple[Output, ...]) -> None:
     """Each part lies where the model put it, shares its memory, and has its shape."""
-    sizes = {DENSE: (4,), SPARSE: (3,), COLBERT: (2, 4)}
+    sizes = {DENSE: (4,), SPARSE: (3,), COLBERT: (2, 4), HIDDEN_STATES: (3, 4)}
     flat = np.arange(sum(int(np.prod(sizes[output])) for output in outputs), dtype=np.float32)
     vectors = bge_m3.unpack(flat, n_tokens=3, hidden=4, outputs=outputs)
     parts = [part for part in vectors if part is not None]

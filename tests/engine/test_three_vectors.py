@@ -103,6 +103,21 @@ def test_all_three_equal_flagembedding(http: httpx.Client, oracle: dict[str, Any
             assert item["sparse_embedding"][token] == pytest.approx(float(weight), abs=1e-5)
 
 
+def test_embed_all_equals_transformers(http: httpx.Client, checkpoint: Checkpoint) -> None:
+    """`/embed_all` of BGE-M3 gives the encoder's last hidden state of every token, not its ColBERT vectors."""
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = checkpoint("tiny_bge_m3")
+    tokenizer, encoder = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    answer = http.post("/embed_all", json={"inputs": DOCUMENTS})
+    assert answer.status_code == 200, answer.text
+    for rows, text in zip(answer.json(), DOCUMENTS, strict=True):
+        with torch.no_grad():
+            expected = encoder(torch.tensor([tokenizer(text)["input_ids"]])).last_hidden_state[0]
+        np.testing.assert_allclose(rows, expected, atol=1e-4)
+
+
 def test_sparse_and_hybrid_equal_flagembedding(http: httpx.Client, oracle: dict[str, Any]) -> None:
     """The stores' formats carry the same weights, sorted by index."""
     request = {"model": "bge-m3", "input": DOCUMENTS}

@@ -18,7 +18,7 @@ from embedding_service.engine.inbox import Job, Launch, Progress, Receiver
 from embedding_service.engine.step_record import StepRecord
 from embedding_service.engine.worker import Worker, warm_up
 from embedding_service.settings import ModelOptions
-from embedding_service.types import Output, Priority
+from embedding_service.types import PER_TOKEN, Output, Priority
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -143,12 +143,10 @@ def test_results_come_in_the_jobs_order(bench: Bench) -> None:
 def test_every_kind_of_output_has_its_frame(bench: Bench) -> None:
     """Outputs are sent in `Output`'s order: stacked vectors, or flat runs over all tokens."""
     inputs = [[0, 100, 101, 1], [0, 102, 1]]
-    bench.put(1, inputs, outputs=(Output.COLBERT, Output.SPARSE, Output.DENSE))
-    assert done(bench.run(1)[1]).shapes == ((2, 32), (7,), (5, 32))
-    for frame, output, join in zip(
-        bench.frames[1], (Output.DENSE, Output.SPARSE, Output.COLBERT), (np.stack, np.concatenate, np.concatenate),
-        strict=True,
-    ):  # fmt: skip
+    bench.put(1, inputs, outputs=(Output.HIDDEN_STATES, Output.COLBERT, Output.SPARSE, Output.DENSE))
+    assert done(bench.run(1)[1]).shapes == ((2, 32), (7,), (5, 32), (7, 32))
+    joins = {Output.DENSE: np.stack, **dict.fromkeys((Output.SPARSE, *sorted(PER_TOKEN)), np.concatenate)}
+    for frame, (output, join) in zip(bench.frames[1], joins.items(), strict=True):
         np.testing.assert_array_equal(frame, join([fake_vectors(ids, output) for ids in inputs]))
 
 
