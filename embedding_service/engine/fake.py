@@ -23,7 +23,7 @@ from embedding_service.types import Output
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from embedding_service.settings import ModelOptions
+    from embedding_service.options import ModelOptions
     from embedding_service.types import Floats
 
 CLS, SEP, UNKNOWN = 0, 1, 2

@@ -10,7 +10,7 @@ import msgspec
 
 if TYPE_CHECKING:
     from embedding_service.engine.protocol import ModelFacts
-    from embedding_service.settings import ModelOptions
+    from embedding_service.options import ModelOptions
 
 _SUFFIXES = frozenset({".safetensors", ".bin", ".pt", ".json", ".txt", ".model"})
 _OTHER_RUNTIMES = frozenset({"onnx", "openvino"})

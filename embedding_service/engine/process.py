@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from embedding_service.engine.inbox import Launch
-    from embedding_service.settings import ModelOptions, Settings
+    from embedding_service.options import ModelOptions
+    from embedding_service.settings import Settings
 
 _TAIL_LINES = 50
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from embedding_service.settings import load
+from embedding_service.configuration import load
 from tests.conftest import RunningGateway
 
 if TYPE_CHECKING:

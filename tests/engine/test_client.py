@@ -19,7 +19,7 @@ from embedding_service.engine.client import SLICE_TEXTS, SLICE_TOKENS, _slices
 from embedding_service.engine.replica import Replica
 from embedding_service.engine.states import TRANSITIONS, Event, State
 from embedding_service.errors import ModelNotLoaded
-from embedding_service.settings import ModelOptions
+from embedding_service.options import ModelOptions
 from embedding_service.types import Batch, Output, Priority
 from tests.api.calls import embed, unit_vectors, vectors_of
 from tests.conftest import FAKE

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedding_service.engine.process import cpu_binding, environment, share_cores
-from embedding_service.settings import ModelOptions, Settings
+from embedding_service.options import ModelOptions
+from embedding_service.settings import Settings
 
 
 @pytest.mark.parametrize(
