@@ -72,13 +72,13 @@ class ModelEngine:
         *,
         folder: Path,
         start_lock: asyncio.Lock,
+        environ: dict[str, str],
         log: FilteringBoundLogger,
-        shares_cores: bool = False,
     ) -> None:
         self.options = options
         self._log = log.bind(model=options.model_name)
         self.replicas = [
-            Replica(options, index, folder=folder, start_lock=start_lock, shares_cores=shares_cores, log=self._log)
+            Replica(options, index, folder=folder, start_lock=start_lock, environ=environ, log=self._log)
             for index in range(options.replicas)
         ]
         self.poison = Poison()

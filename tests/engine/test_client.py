@@ -56,7 +56,9 @@ def quiet_log() -> Any:
 @pytest.mark.parametrize(("state", "event"), list(itertools.product(State, Event)))
 async def test_every_pair_of_state_and_event_is_decided(tmp_path: Path, state: State, event: Event) -> None:
     """Each event either moves a replica to the one right state, or cannot happen there and is an error."""
-    replica = Replica(ModelOptions(engine="fake"), 0, folder=tmp_path, start_lock=asyncio.Lock(), log=quiet_log())
+    replica = Replica(
+        ModelOptions(engine="fake"), 0, folder=tmp_path, start_lock=asyncio.Lock(), environ={}, log=quiet_log()
+    )
     changes: list[State] = []
     replica.changed = lambda: changes.append(replica.state)
     replica.state = state
