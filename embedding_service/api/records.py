@@ -148,7 +148,7 @@ def router(lifecycle: Lifecycle) -> APIRouter:  # noqa: C901, PLR0915 - one smal
     async def embed_one(request: Request, text: str, **more: Any) -> Response:
         vectors, cached = await embed_texts(request, [text])
         body = {"embedding": vectors[0], "dimensions": vectors.shape[1], "cached": cached[0]}
-        return _json(body | _identity(settings, service.models.default_for(scores=False)) | more)
+        return _json(body | await _identity(settings, service.models.default_for(scores=False)) | more)
 
     async def embed(request: Request) -> Response:
         body, _ = await wire.read_request(request, TextRequest)
@@ -196,7 +196,7 @@ def router(lifecycle: Lifecycle) -> APIRouter:  # noqa: C901, PLR0915 - one smal
             results.append(result | {"success": error is None, "error": error})
         counts = {"total": len(given), "successful": len(good), "success": len(good), "failed": len(given) - len(good)}
         counts["cached_count"] = sum(result["cached"] for result in results)
-        return _json({"results": results, "dimensions": dimensions, **counts, **_identity(settings, model)})
+        return _json({"results": results, "dimensions": dimensions, **counts, **await _identity(settings, model)})
 
     posts: list[tuple[str, Callable[..., Any], str, type[wire.Fields], type[BaseModel]]] = [
         ("/embed", embed, "Embed a text", TextRequest, TextEmbedding),
@@ -217,7 +217,7 @@ def router(lifecycle: Lifecycle) -> APIRouter:  # noqa: C901, PLR0915 - one smal
         return {
             "model_name": model.name,
             "model": model.name,
-            **_identity(settings, model),
+            **await _identity(settings, model),
             "dimensions": dimensions,
             "model_load_time_seconds": round(model.load_s, 2),
             "limits": limits,
@@ -240,7 +240,7 @@ def preset(lifecycle: Lifecycle) -> APIRouter:
     @routes.get("/health", summary="Health of the model")
     async def health() -> Response:
         model, cache = service.models.default_for(scores=False), service.models.cache
-        identity = _identity(service.settings, model)
+        identity = await _identity(service.settings, model, wait=False)
         body = {
             "status": "healthy" if lifecycle.ready else str(lifecycle.phase),
             "model": model.name,
@@ -255,8 +255,8 @@ def preset(lifecycle: Lifecycle) -> APIRouter:
     return routes
 
 
-def _identity(settings: Settings, model: ServedModel) -> dict[str, str]:
-    checksum = model_checksum(settings, model)
+async def _identity(settings: Settings, model: ServedModel, *, wait: bool = True) -> dict[str, str]:
+    checksum = await model_checksum(settings, model, wait=wait)
     revision = model.options.revision or (model.facts.revision if model.facts else None)
     return {"model_version": revision or checksum, "model_checksum": checksum}
 

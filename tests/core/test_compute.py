@@ -30,6 +30,7 @@ class Engine:
 
     options = ModelOptions(model_name="counting")
     identity = "counting"
+    portable = True
 
     def __init__(self) -> None:
         self.seen: list[list[int]] = []

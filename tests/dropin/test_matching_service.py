@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -237,7 +238,7 @@ def test_the_checksum_follows_what_determines_the_vectors(
         (model,) = settings.served_models
         core = FakeCore(model)  # what a worker would load, and then say of it
         encoder = Encoder(core.facts(32), core.tokenizer_json, model)
-        return model_checksum(settings, replace(served, options=model, encoder=encoder))
+        return asyncio.run(model_checksum(settings, replace(served, options=model, encoder=encoder)))
 
     with gateway.client() as http:
         here = http.get("/health").json()["model_checksum"]
