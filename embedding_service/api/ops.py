@@ -161,7 +161,15 @@ def _add_cache(routes: APIRouter, service: EmbeddingService) -> None:
             misses=state.misses,
         )
 
-    @routes.post("/cache/clear", summary="Forget all results", response_model=Cleared)
+    @routes.post(
+        "/cache/clear",
+        summary="Forget all results",
+        response_model=Cleared,
+        responses={
+            403: {**ERRORS[403], "description": "The key is not for all models."},
+            503: {**ERRORS[503], "description": "Redis does not answer; what it holds is not forgotten."},
+        },
+    )
     async def cache_clear(request: Request) -> Cleared:
         if exchange_of(request.scope).call.tenant.models is not None:
             raise PermissionDenied("the cache belongs to all models; only a key for all of them may clear it")
