@@ -15,8 +15,8 @@ sys.path.insert(0, str(ROOT))
 
 
 def main() -> None:
+    from embedding_service.configuration import load
     from embedding_service.engine.process import environment
-    from embedding_service.settings import load
 
     options = load(Path(sys.argv[1]))[0].served_models[0]
     os.environ.update(environment(options, replica=0))

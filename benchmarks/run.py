@@ -176,8 +176,8 @@ def one_layer(folder: Path) -> Path:
     """Make a configuration whose model is MiniLM's first layer: nearly all time is spent around it."""
     from safetensors.numpy import load_file, save_file
 
+    from embedding_service.configuration import load as load_settings
     from embedding_service.engine.location import resolve_model
-    from embedding_service.settings import load as load_settings
 
     source, target = Path(resolve_model(load_settings(DEMO)[0].served_models[0])), folder / "one-layer"
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.safetensors", "onnx"))
@@ -192,8 +192,8 @@ def one_layer(folder: Path) -> Path:
 
 
 def servers(config: Path, settings: dict, model: str, *, defaults: bool) -> list[Server]:
+    from embedding_service.configuration import load as load_settings
     from embedding_service.engine.process import environment
-    from embedding_service.settings import load as load_settings
 
     options = load_settings(config)[0].served_models[0]
     gateway = [sys.executable, "-m", "embedding_service", "serve", "--config", str(config), "--log-level", "warning"]
@@ -234,8 +234,8 @@ async def main() -> None:
     scratch = tempfile.TemporaryDirectory()
     config = one_layer(Path(scratch.name)) if options.one_layer else DEMO
     ceiling = Ceiling(config)
+    from embedding_service.configuration import load as load_settings
     from embedding_service.engine.location import resolve_model
-    from embedding_service.settings import load as load_settings
 
     model = resolve_model(load_settings(config)[0].served_models[0])
     tokenizer = Tokenizer.from_file(f"{model}/tokenizer.json")

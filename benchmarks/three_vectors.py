@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto", help="auto: bfloat16 where the hardware has it, else float32")
     options = parser.parse_args()
     from embedding_service.engine.process import environment
-    from embedding_service.settings import ModelOptions
+    from embedding_service.options import ModelOptions
 
     with tempfile.TemporaryDirectory(prefix="bge-m3-") as folder:
         build(Path(folder), layers=options.layers)

@@ -11,8 +11,9 @@ import typer
 import yaml
 
 from embedding_service import __version__
+from embedding_service.configuration import load
 from embedding_service.errors import BadConfiguration, StartupError
-from embedding_service.settings import ENV_PREFIX, Settings, load
+from embedding_service.settings import ENV_PREFIX, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable

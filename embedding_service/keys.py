@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from embedding_service.configuration import one_line
 from embedding_service.errors import BadConfiguration
-from embedding_service.settings import KeySettings, one_line
+from embedding_service.settings import KeySettings
 from embedding_service.types import Tenant
 
 if TYPE_CHECKING:

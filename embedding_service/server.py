@@ -22,7 +22,7 @@ from embedding_service.core.redis import Breaker, connect
 from embedding_service.core.service import EmbeddingService
 from embedding_service.core.shared_cache import SharedCache
 from embedding_service.engine.client import ModelEngine
-from embedding_service.engine.process import share_cores
+from embedding_service.engine.process import inherited
 from embedding_service.errors import BadConfiguration, PortInUse
 from embedding_service.keys import KeyRing
 from embedding_service.lifecycle import Lifecycle, Phase
@@ -59,7 +59,7 @@ class Gateway:
         self.folder = _runtime_dir(settings)
         start_lock = asyncio.Lock()
         engines = [
-            ModelEngine(options, folder=self.folder, start_lock=start_lock, shares_cores=share_cores(settings), log=log)
+            ModelEngine(options, folder=self.folder, start_lock=start_lock, environ=inherited(settings), log=log)
             for options in settings.served_models
         ]
         metrics = Metrics()

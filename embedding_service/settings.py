@@ -1,6 +1,6 @@
-"""The only place where a setting exists: YAML file, then `EMBEDDING_*`, then flags, in rising order.
+"""The only place where a setting exists, beside those of a model, which are in `options.py`; one frozen tree.
 
-Reads the environment and one file; never imports the engine, the core or the API.
+`configuration.py` reads it. Never imports the engine, the core or the API.
 """
 
 from __future__ import annotations
@@ -10,39 +10,23 @@ import ipaddress
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-import yaml
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     SecretStr,
-    ValidationError,
     field_validator,
     model_validator,
 )
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
-from embedding_service.errors import BadConfiguration
-from embedding_service.presets import PLAIN_RECORDS, OldVariables, Preset, RecordSettings, apply_old_variables
-from embedding_service.types import InputType, TokenIdPolicy, Truncate
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+from embedding_service.options import EngineOptions, ModelOptions, Strict, comma_separated
+from embedding_service.presets import PLAIN_RECORDS, OldVariables, Preset, RecordSettings
+from embedding_service.types import Truncate
 
 ENV_PREFIX = "EMBEDDING_"
-
-
-def _comma_separated(value: object) -> object:
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-
-
-def _alias_mapping(value: object) -> object:
-    value = _comma_separated(value)
-    return {name: {} for name in value} if isinstance(value, list) else value
 
 
 def _check_rate(rate: str) -> str:
@@ -66,14 +50,10 @@ def _yaml_off(value: object) -> object:
 
 
 Rate = Annotated[str, AfterValidator(_check_rate)]
-Strings = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_comma_separated)]
+Strings = Annotated[tuple[str, ...], NoDecode, BeforeValidator(comma_separated)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_enum_values=False)
-
-
-class KeySettings(_Strict):
+class KeySettings(Strict):
     """A key and what it may do; a bare string is a key that may do everything."""
 
     name: str | None = Field(None, min_length=1, max_length=64, description="Whose it is, in logs; limits are by name.")
@@ -111,71 +91,6 @@ class KeySettings(_Strict):
         return bytes.fromhex(self.key.get_secret_value().removeprefix("sha256:"))
 
 
-class AliasSettings(_Strict):
-    """Another name for a model, with the prompt that requests under this name get by default."""
-
-    instruction: str | None = None
-    input_type: InputType | None = None
-    prompt_name: str | None = None
-
-
-class EngineOptions(_Strict):
-    """How one model is loaded and run. Every option is also a default for the entries of `models`."""
-
-    engine: Literal["vllm", "fake"] = Field("vllm", description="`fake` serves made-up vectors, for tests.")
-    device: Literal["auto", "cuda", "cpu"] = Field("auto", description="Where the model runs.")
-    devices: Annotated[tuple[int, ...], NoDecode, BeforeValidator(_comma_separated)] = Field(
-        (), description="CUDA device numbers; replicas take them in turn. Empty: all that are visible."
-    )
-    replicas: int = Field(1, ge=1, le=64, description="Engine processes for the model.")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="auto: bfloat16 where the hardware computes in it, else float32."
-    )
-    tensor_parallel_size: int = Field(1, ge=1, le=64, description="Devices that one replica is spread over.")
-    gpu_memory_utilization: float = Field(0.4, gt=0, le=1, description="Share of a device that one replica may take.")
-    max_model_len: int | None = Field(None, ge=1, description="Longest input in tokens; default: the model's own.")
-    max_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
-        "auto", description="Texts in one engine step."
-    )
-    batch_timeout_ms: float = Field(
-        10, ge=0, le=1000, description="Longest that an idle engine gathers, while other requests are on their way."
-    )
-    enforce_eager: bool | Literal["auto"] = Field("auto", description="auto: encoders on a CPU run eager.")
-    revision: str | None = Field(None, description="Branch, tag or commit on the hub.")
-    trust_remote_code: bool = Field(False, description="Run Python code that comes with the model.")
-    engine_args: dict[str, Any] = Field(default_factory=dict, description="Passed on to vLLM's EngineArgs.")
-    startup_timeout_s: float = Field(1800, gt=0, description="Download, load and warm-up together.")
-
-    def devices_of(self, replica: int) -> list[str]:
-        """Name the devices of one replica: numbers from `devices`, taken in turn, else the first ones there are."""
-        count = self.tensor_parallel_size
-        if not self.devices:
-            return ["cpu"] if self.device == "cpu" else [f"device {rank}" for rank in range(count)]
-        return [f"device {self.devices[(replica * count + rank) % len(self.devices)]}" for rank in range(count)]
-
-
-class ModelOptions(EngineOptions):
-    """One served model."""
-
-    model_name: str = Field("Qwen/Qwen3-Embedding-0.6B", min_length=1, description="Public name and hub id.")
-    model_path: str | None = Field(None, description="Local folder, or `package:NAME/FOLDER`; wins over the hub.")
-    aliases: Annotated[dict[str, AliasSettings], BeforeValidator(_alias_mapping), NoDecode] = Field(
-        default_factory=dict, description="Further public names: a list, or name → default prompt."
-    )
-    task: Literal["auto", "embed", "rerank"] = Field("auto", description="auto: by the model's architecture.")
-    required: bool | None = Field(None, description="Does readiness depend on it? Default: the first model only.")
-    instruction_template: str | None = Field(
-        None, pattern=r"\{instruction\}", description="Holds `{instruction}`; default: by model family."
-    )
-    default_instruction: str | None = Field(None, description="For `input_type: query` without an instruction.")
-    matryoshka: bool | None = Field(None, description="May vectors be cut? Default: by model family.")
-    calibration_file: Path | None = Field(
-        None, description="JSON with `min` and `max` of each dimension, which int8 and uint8 then reach from and to."
-    )
-    expected_dimension: int | None = Field(None, ge=1, description="Refuse to start if vectors have another size.")
-    token_ids: TokenIdPolicy = Field(TokenIdPolicy.CL100K, description="How inputs sent as token ids are read.")
-
-
 class Settings(ModelOptions, BaseSettings):
     """Everything that can be set. Top-level model options describe the one model, or are defaults for `models`."""
 
@@ -196,7 +111,7 @@ class Settings(ModelOptions, BaseSettings):
     port: int = Field(8890, ge=0, le=65535, description="TCP port; 0 takes a free one.")
     uds: Path | None = Field(None, description="Unix socket to listen on instead of host and port.")
     workers: Literal[1] = Field(1, description="Gateway processes; scale with `replicas` or several instances.")
-    api_keys: Annotated[tuple[KeySettings, ...], NoDecode, BeforeValidator(_comma_separated)] = Field(
+    api_keys: Annotated[tuple[KeySettings, ...], NoDecode, BeforeValidator(comma_separated)] = Field(
         (), description="Keys that clients may send: `KEY`, `sha256:HEX` of it, or with name, models and limits."
     )
     api_keys_file: Path | None = Field(
@@ -214,7 +129,7 @@ class Settings(ModelOptions, BaseSettings):
     redis_prefix: str = Field("embedding:", description="What the names of our keys in Redis begin with.")
     allow_anonymous: bool = Field(False, description="Serve other hosts without any key.")
     trusted_proxies: Annotated[
-        tuple[Annotated[str, AfterValidator(_check_proxy)], ...], NoDecode, BeforeValidator(_comma_separated)
+        tuple[Annotated[str, AfterValidator(_check_proxy)], ...], NoDecode, BeforeValidator(comma_separated)
     ] = Field((), description="Addresses or networks whose X-Forwarded-For is believed; `*` for all.")
     cors_origins: Strings = Field((), description="Origins that browsers may call from.")
     docs: Annotated[Literal["open", "key", "off"], BeforeValidator(_yaml_off)] = Field(
@@ -362,96 +277,6 @@ class _YamlTree(PydanticBaseSettingsSource):
 
     def __call__(self) -> dict[str, Any]:
         return self.tree
-
-
-def load(config: Path | None = None, flags: Mapping[str, Any] | None = None) -> tuple[Settings, list[str]]:
-    """Read file, environment and flags; return the settings and warnings worth a log line.
-
-    Raises `BadConfiguration` with one line that names the field.
-    """
-    service_link = os.environ.get(f"{ENV_PREFIX}PORT", "")
-    if service_link.startswith("tcp://"):
-        raise BadConfiguration(
-            f"EMBEDDING_PORT is {service_link!r}, which Kubernetes sets for a service named 'embedding'; "
-            "set enableServiceLinks: false on the pod, or rename the service"
-        )
-    tree = _read_yaml(config) if config else {}
-    applied: dict[str, str] = {}
-    try:
-        ignored = apply_old_variables(tree, os.environ, applied)
-        settings: Settings = type("BoundSettings", (Settings,), {"yaml_tree": tree})(**(flags or {}))
-    except BadConfiguration:
-        raise
-    except ValidationError as error:
-        raise BadConfiguration(one_line(error, applied)) from None
-    except Exception as error:  # noqa: BLE001 - pydantic-settings' own SettingsError, by way of JSON in the environment
-        raise BadConfiguration(str(error).splitlines()[0]) from None
-    return settings, ignored + _unknown_variables(os.environ, settings.environment)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)  # noqa: S506 - a SafeLoader
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadConfiguration(f"{path}: {getattr(error, 'strerror', None) or error}") from None
-    except yaml.YAMLError as error:
-        raise BadConfiguration(f"{path}: {' '.join(str(error).split())}") from None
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise BadConfiguration(f"{path}: expected a mapping of settings, found {type(tree).__name__}")
-    for key in tree:
-        if not isinstance(key, str):
-            raise BadConfiguration(f"{path}: {key!r} is not the name of a setting")
-    return tree
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML in which a key given twice is an error instead of a silent loss."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
-        merge = "tag:yaml.org,2002:merge"  # `<<: *anchor`, which may come more than once
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != merge]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.YAMLError(f"{key!r} is given twice, line {node.start_mark.line + 1} ff.")
-        return super().construct_mapping(node, deep)
-
-
-def one_line(error: ValidationError, sources: Mapping[str, str] | None = None) -> str:
-    """Return every problem with its place and never a value, which might be a secret.
-
-    `sources` names variables that set what is at a place.
-    """
-    problems = []
-    for item in error.errors(include_url=False, include_context=False):
-        where = ".".join(str(part) for part in item["loc"])
-        what = item["msg"].removeprefix("Value error, ")
-        if sources and where in sources:
-            where = f"{sources[where]} (which sets {where})"
-        if item["type"] == "extra_forbidden":
-            fields = ModelOptions.model_fields if item["loc"][0] == "models" else Settings.model_fields
-            what = "no such setting" + _did_you_mean(str(item["loc"][-1]), fields)
-        problems.append(f"{where}: {what}" if where else what)
-    return "; ".join(problems)
-
-
-def _did_you_mean(name: str, fields: Iterable[str]) -> str:
-    from difflib import get_close_matches  # noqa: PLC0415 - only on the way out
-
-    close = get_close_matches(name, fields, n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
-
-
-def _unknown_variables(environ: Mapping[str, str], old: Iterable[str]) -> list[str]:
-    known = {ENV_PREFIX + name.upper() for name in Settings.model_fields} | {f"{ENV_PREFIX}CONFIG", *old}
-    kubernetes = re.compile(r"_(SERVICE_(HOST|PORT.*)|PORT_\d+_(TCP|UDP).*)$")
-    return [
-        f"{name} is set and means nothing here"
-        + _did_you_mean(name.removeprefix(ENV_PREFIX).lower(), Settings.model_fields)
-        for name in sorted(environ)
-        if name.upper().startswith(ENV_PREFIX) and name.upper() not in known and not kubernetes.search(name)
-    ]
 
 
 def _is_loopback(host: str) -> bool:

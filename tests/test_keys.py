@@ -12,9 +12,10 @@ import pytest
 import yaml
 
 from embedding_service import keys
+from embedding_service.configuration import load
 from embedding_service.errors import BadConfiguration
 from embedding_service.keys import KeyRing, new_key
-from embedding_service.settings import Settings, load
+from embedding_service.settings import Settings
 from embedding_service.types import Tenant
 from tests.test_cli import ENVIRONMENT, ROOT, run
 

@@ -19,8 +19,10 @@ PACKAGE = "embedding_service"
 LAYERS = {
     "types": 0,
     "errors": 0,
+    "options": 0,
     "presets": 0,
     "settings": 0,
+    "configuration": 0,
     "keys": 1,
     "systemd": 1,
     "telemetry": 1,

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
+from embedding_service.configuration import load
 from embedding_service.errors import BadConfiguration
-from embedding_service.settings import ModelOptions, Settings, load
+from embedding_service.options import ModelOptions
+from embedding_service.settings import Settings
 from embedding_service.types import InputType, TokenIdPolicy
 
 if TYPE_CHECKING:

@@ -171,7 +171,15 @@ def router(lifecycle: Lifecycle) -> APIRouter:
         routes.head(path, include_in_schema=False)(endpoint)
     routes.api_route("/ping", methods=["GET", "HEAD"], include_in_schema=False)(do.livez)
     routes.get("/cache/stats", summary="What does the cache hold?", response_model=CacheState)(do.cache_stats)
-    routes.post("/cache/clear", summary="Forget all results", response_model=Cleared)(do.cache_clear)
+    routes.post(
+        "/cache/clear",
+        summary="Forget all results",
+        response_model=Cleared,
+        responses={
+            403: {**ERRORS[403], "description": "The key is not for all models."},
+            503: {**ERRORS[503], "description": "Redis does not answer; what it holds is not forgotten."},
+        },
+    )(do.cache_clear)
     return routes
 
 

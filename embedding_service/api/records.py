@@ -177,7 +177,7 @@ class Endpoints:
             results.append(result | {"success": error is None, "error": error})
         counts = {"total": len(given), "successful": len(good), "success": len(good), "failed": len(given) - len(good)}
         counts["cached_count"] = sum(result["cached"] for result in results)
-        return _json({"results": results, "dimensions": dimensions, **counts, **_identity(self.settings, model)})
+        return _json({"results": results, "dimensions": dimensions, **counts, **await _identity(self.settings, model)})
 
     async def model_info(self) -> dict[str, Any]:
         """Tell what vectors are made with, within which limits."""
@@ -188,7 +188,7 @@ class Endpoints:
         return {
             "model_name": model.name,
             "model": model.name,
-            **_identity(settings, model),
+            **await _identity(settings, model),
             "dimensions": dimensions,
             "model_load_time_seconds": round(model.load_s, 2),
             "limits": limits,
@@ -203,7 +203,7 @@ class Endpoints:
     async def health(self) -> Response:
         """Tell the model and the cache; 503 until the model is loaded."""
         model, cache, ready = self._model(), self.service.models.cache, self.lifecycle.ready
-        identity = _identity(self.settings, model)
+        identity = await _identity(self.settings, model, wait=False)
         body = {
             "status": "healthy" if ready else str(self.lifecycle.phase),
             "model": model.name,
@@ -238,7 +238,7 @@ class Endpoints:
     async def _embed_one(self, request: Request, text: str, **more: Any) -> Response:
         vectors, cached = await self._embed_texts(request, [text])
         body = {"embedding": vectors[0], "dimensions": vectors.shape[1], "cached": cached[0]}
-        return _json(body | _identity(self.settings, self._model()) | more)
+        return _json(body | await _identity(self.settings, self._model()) | more)
 
     async def _embed_texts(self, request: Request, texts: list[str]) -> tuple[Floats, list[bool]]:
         exchange, model = exchange_of(request.scope), self._model().name
@@ -278,8 +278,8 @@ def _routes(do: Endpoints) -> APIRouter:
     return routes
 
 
-def _identity(settings: Settings, model: ServedModel) -> dict[str, str]:
-    checksum = model_checksum(settings, model)
+async def _identity(settings: Settings, model: ServedModel, *, wait: bool = True) -> dict[str, str]:
+    checksum = await model_checksum(settings, model, wait=wait)
     revision = model.options.revision or (model.facts.revision if model.facts else None)
     return {"model_version": revision or checksum, "model_checksum": checksum}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from typing import TYPE_CHECKING
@@ -15,10 +16,11 @@ HEX_DIGITS = 12
 _DECISIVE = {"hf_overrides", "pooler_config", "quantization"}
 
 
-def model_checksum(settings: Settings, model: ServedModel) -> str:
+async def model_checksum(settings: Settings, model: ServedModel, *, wait: bool = True) -> str:
     """Return 12 hexadecimal digits, the same after a restart and on another machine; all zeros until it is loaded.
 
-    Names, not paths: a local folder counts by a fingerprint of its weights. `legacy` is the formula of
+    Names, not paths: a local folder counts by the digest of its weights, which are read when this is first asked for;
+    all zeros until then for who does not `wait`. `legacy` is the formula of
     matching-service, which knows the name and the size of the vectors alone.
     """
     if model.encoder is None:
@@ -27,11 +29,17 @@ def model_checksum(settings: Settings, model: ServedModel) -> str:
     if settings.model_checksum == "legacy":
         text = f"{model.name}:{facts.dimension}".encode()
         return hashlib.md5(text, usedforsecurity=False).hexdigest()[:HEX_DIGITS]
+    weights = facts.weights
+    if facts.folder is not None:
+        reading = model.engine.weights()
+        if not (wait or reading.done()):
+            return "0" * HEX_DIGITS
+        weights = await asyncio.shield(reading)
     decisive = {
         "model": model.name,
         "architecture": facts.architecture,
         "revision": facts.revision or options.revision,
-        "weights": facts.weights,
+        "weights": weights,
         "dtype": facts.dtype,
         "pooling": facts.pooling,
         "dimensions": facts.dimension,

@@ -120,6 +120,9 @@ class Compute:
         """Return what other instances have computed, and keep it here as well."""
         if self.shared is None:
             return {}
+        if not self.engine.portable:
+            self.engine.weights()  # from when they are read on, this instance shares
+            return {}
         values = await self.shared.get([self._key(key, output) for key in keys for output in outputs])
         known = {}
         for key in keys:
@@ -159,7 +162,7 @@ class Compute:
                     np.isfinite(value).all() for value in numbers.values()
                 ):
                     kept += self._keep(key, numbers)
-            if self.shared is not None:
+            if self.shared is not None and self.engine.portable:
                 self.shared.put(kept)
             return _Flown(known | computed, set(known), result)
         finally:

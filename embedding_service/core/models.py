@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from embedding_service.core.shared_cache import SharedCache
     from embedding_service.engine.client import ModelEngine
     from embedding_service.engine.protocol import ModelFacts
-    from embedding_service.settings import AliasSettings, ModelOptions, Settings
+    from embedding_service.options import AliasSettings, ModelOptions
+    from embedding_service.settings import Settings
     from embedding_service.types import Floats
 
 STARTING_RETRY_S = 5.0

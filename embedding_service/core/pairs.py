@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from embedding_service.engine.protocol import ModelFacts
-    from embedding_service.settings import ModelOptions
+    from embedding_service.options import ModelOptions
     from embedding_service.types import RerankJob, TokenIds
 
 

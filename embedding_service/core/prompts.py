@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from embedding_service.engine.protocol import ModelFacts
-    from embedding_service.settings import AliasSettings, ModelOptions
+    from embedding_service.options import AliasSettings, ModelOptions
     from embedding_service.types import TokenIds
 
 CL100K_VOCABULARY = 100_277

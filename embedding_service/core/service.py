@@ -44,7 +44,8 @@ if TYPE_CHECKING:
     from embedding_service.core.prompts import Encoder, Prepared, Token
     from embedding_service.core.shared_cache import SharedCache
     from embedding_service.engine.client import ModelEngine
-    from embedding_service.settings import AliasSettings, Settings
+    from embedding_service.options import AliasSettings
+    from embedding_service.settings import Settings
     from embedding_service.telemetry import Metrics
     from embedding_service.types import RerankJob, TokenIds
 

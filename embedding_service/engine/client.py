@@ -6,14 +6,18 @@ Raises `ServiceError`s for what a client should hear, and `ModelNotLoaded` for w
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
+import threading
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+from msgspec import structs
 
 from embedding_service.engine import splade
+from embedding_service.engine.identity import identity, weights_digest
 from embedding_service.engine.replica import Replica, WorkerDied
 from embedding_service.engine.states import State
 from embedding_service.errors import DeadlineExceeded, EngineFailed, Unavailable
@@ -26,7 +30,7 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from embedding_service.engine import protocol
-    from embedding_service.settings import ModelOptions
+    from embedding_service.options import ModelOptions
     from embedding_service.types import Floats
 
 RESTART_RETRY_S = 5.0
@@ -72,17 +76,19 @@ class ModelEngine:
         *,
         folder: Path,
         start_lock: asyncio.Lock,
+        environ: dict[str, str],
         log: FilteringBoundLogger,
-        shares_cores: bool = False,
     ) -> None:
         self.options = options
         self._log = log.bind(model=options.model_name)
         self.replicas = [
-            Replica(options, index, folder=folder, start_lock=start_lock, shares_cores=shares_cores, log=self._log)
+            Replica(options, index, folder=folder, start_lock=start_lock, environ=environ, log=self._log)
             for index in range(options.replicas)
         ]
         self.poison = Poison()
         self._changed = asyncio.Event()
+        self._reading: dict[str, asyncio.Future[str]] = {}
+        self._everywhere: dict[str, str] = {}
         for replica in self.replicas:
             replica.changed = self._changed.set
 
@@ -103,8 +109,40 @@ class ModelEngine:
 
     @property
     def identity(self) -> str:
-        """What its numbers depend on beside the input, see `engine/identity.py`."""
-        return self.replicas[0].identity
+        """What its numbers depend on beside the input, see `engine/identity.py`; the same everywhere if `portable`."""
+        here = self.replicas[0].identity
+        return self._everywhere.get(here, here)
+
+    @property
+    def portable(self) -> bool:
+        """Whether engines of other machines with this `identity` give the same numbers."""
+        facts = self.facts
+        return facts is not None and (facts.folder is None or self.replicas[0].identity in self._everywhere)
+
+    def weights(self) -> asyncio.Future[str]:
+        """Return what brings the digest of the loaded model's `folder`; from then on its numbers are `portable`.
+
+        All of it has to be read, so this begins when it is first asked for, in a thread that nothing waits for at exit.
+        """
+        facts, here = self.facts, self.replicas[0].identity
+        assert facts is not None  # noqa: S101 - asked of a model that is loaded, and from a folder
+        assert facts.folder is not None  # noqa: S101
+        if here not in self._reading:
+            loop, reading = asyncio.get_running_loop(), asyncio.get_running_loop().create_future()
+            self._reading = {here: reading}
+
+            def read(folder: str = facts.folder) -> None:
+                digest = weights_digest(folder, stamp=facts.weights)
+                with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+                    loop.call_soon_threadsafe(reading.set_result, digest)
+
+            def know(reading: asyncio.Future[str]) -> None:
+                named = structs.replace(facts, weights=reading.result())
+                self._everywhere = {here: identity(self.options, named)}
+
+            reading.add_done_callback(know)
+            threading.Thread(target=read, name="weights", daemon=True).start()
+        return self._reading[here]
 
     @property
     def tokenizer_json(self) -> bytes:

@@ -17,13 +17,14 @@ import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from embedding_service.engine.core import CoreLimits, InputRejected, ModelRefused
+from embedding_service.engine.identity import weights_stamp
 from embedding_service.engine.protocol import ModelFacts
 from embedding_service.types import Output
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from embedding_service.settings import ModelOptions
+    from embedding_service.options import ModelOptions
     from embedding_service.types import Floats
 
 CLS, SEP, UNKNOWN = 0, 1, 2
@@ -85,7 +86,8 @@ class FakeCore:
         ]
 
     def facts(self, dimension: int | None) -> ModelFacts:
-        """Describe a model that does not exist."""
+        """Describe a model that does not exist, but for the files that `model_path` may have."""
+        folder = self.options.model_path
         return ModelFacts(
             architecture="Fake",
             model_type="fake",
@@ -97,12 +99,13 @@ class FakeCore:
             dtype="float32",
             device="cpu",
             revision=None,
-            weights="fake",
+            weights=weights_stamp(folder) if folder else "fake",
             engine_version="fake",
             prompts=self.options.engine_args.get("prompts", {}),
             default_prompt_name=None,
             matryoshka=() if self.options.matryoshka else None,
             special_ids=(CLS, SEP, UNKNOWN),
+            folder=folder,
         )
 
 

@@ -9,31 +9,52 @@ from typing import TYPE_CHECKING
 import msgspec
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from embedding_service.engine.protocol import ModelFacts
-    from embedding_service.settings import ModelOptions
+    from embedding_service.options import ModelOptions
 
 _SUFFIXES = frozenset({".safetensors", ".bin", ".pt", ".json", ".txt", ".model"})
 _OTHER_RUNTIMES = frozenset({"onnx", "openvino"})
-_PROMPTS = frozenset({"prompts", "default_prompt_name"})  # they come before the token ids
+# Prompts come before the token ids; where the weights are is not what they are.
+_NOT_NUMERIC = frozenset({"prompts", "default_prompt_name", "folder"})
 _NUMERIC_OPTIONS = ("trust_remote_code", "tensor_parallel_size", "enforce_eager", "max_batch_size", "engine_args")
 
 
-def weights_digest(folder: str) -> str:
-    """Return the sha256 of every file that can change a model's numbers; of a hub's name, that name."""
-    root = Path(folder)
-    if not root.is_dir():
-        return folder
+def weights_stamp(folder: str) -> str:
+    """Return what changes when files do that can change a model's numbers, on this machine: names, sizes, times."""
+    total = hashlib.sha256(str(Path(folder).resolve()).encode())
+    for place, path in _files(folder):
+        status = path.stat()
+        total.update(f"\0{place}\0{status.st_size}\0{status.st_mtime_ns}".encode())
+    return total.hexdigest()
+
+
+def weights_digest(folder: str, *, stamp: str) -> str:
+    """Return the sha256 of what is in these files, the same on every machine. Reads them all, which takes a while.
+
+    If they are not (or no longer) those of the `stamp`, it is the stamp itself, which no other machine has.
+    """
     total = hashlib.sha256()
-    for path in sorted(root.rglob("*")):
-        place = path.relative_to(root)
-        if path.suffix in _SUFFIXES and path.is_file() and _OTHER_RUNTIMES.isdisjoint(place.parts):
+    try:
+        for place, path in _files(folder):
             with path.open("rb") as file:
                 total.update(f"{place}\0".encode() + hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()
+        return total.hexdigest() if weights_stamp(folder) == stamp else stamp
+    except OSError:
+        return stamp
+
+
+def _files(folder: str) -> Iterator[tuple[Path, Path]]:
+    """Yield the files that can change a model's numbers: their place in the folder, and their path."""
+    for path in sorted(Path(folder).rglob("*")):
+        place = path.relative_to(folder)
+        if path.suffix in _SUFFIXES and path.is_file() and _OTHER_RUNTIMES.isdisjoint(place.parts):
+            yield place, path
 
 
 def identity(options: ModelOptions, facts: ModelFacts) -> str:
     """Return the fingerprint of weights, number format, pooling, engine and its options, and kind of device."""
-    known = {name: value for name, value in msgspec.structs.asdict(facts).items() if name not in _PROMPTS}
+    known = {name: value for name, value in msgspec.structs.asdict(facts).items() if name not in _NOT_NUMERIC}
     chosen = options.model_dump(mode="json", include=set(_NUMERIC_OPTIONS))
     return hashlib.sha256(msgspec.json.encode([known, chosen], order="deterministic")).hexdigest()[:32]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from embedding_service.engine.core import ModelRefused
 
 if TYPE_CHECKING:
-    from embedding_service.settings import ModelOptions
+    from embedding_service.options import ModelOptions
 
 
 def resolve_model(options: ModelOptions) -> str:

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from embedding_service.engine.inbox import Launch
-    from embedding_service.settings import ModelOptions, Settings
+    from embedding_service.options import ModelOptions
+    from embedding_service.settings import Settings
 
 _TAIL_LINES = 50
 
@@ -39,9 +40,9 @@ class WorkerProcess:
 
     @classmethod
     async def start(
-        cls, launch: Launch, options: ModelOptions, *, replica: int, shares_cores: bool, log: FilteringBoundLogger
+        cls, launch: Launch, options: ModelOptions, *, replica: int, environ: dict[str, str], log: FilteringBoundLogger
     ) -> WorkerProcess:
-        """Start a worker and tell it what to do."""
+        """Start a worker with `environ` and what it needs beside, and tell it what to do."""
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -49,7 +50,7 @@ class WorkerProcess:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
-            env=_inherited() | environment(options, replica=replica, shares_cores=shares_cores),
+            env=environ | environment(options, replica=replica),
             start_new_session=True,
             limit=1 << 20,
         )
@@ -96,19 +97,25 @@ class WorkerProcess:
             self._log.debug("engine_output", line=text)
 
 
-def _inherited() -> dict[str, str]:
-    """Return our own variables without what is the gateway's business: keys, and the line to systemd."""
-    private = re.compile(r"NOTIFY_SOCKET|WATCHDOG_\w+|CREDENTIALS_DIRECTORY|API_KEY|API_TOKEN|EMBEDDING_\w+|OTEL_\w+")
-    return {name: value for name, value in os.environ.items() if not private.fullmatch(name)}
+def inherited(settings: Settings) -> dict[str, str]:
+    """Return our own variables for all workers, without what is the gateway's business: settings and what holds keys.
 
-
-def environment(options: ModelOptions, *, replica: int, shares_cores: bool = False) -> dict[str, str]:
-    """Return the variables a worker needs before Python starts; what the operator has set wins.
-
-    `shares_cores` tells that other workers compute on the same cores. Then threads that wait must not
-    spin: two workers on two cores gave 4 times as many requests (soak test, embedder and reranker). A
-    worker that has its cores to itself is a little faster with spinning.
+    Where workers compute on the same cores, threads that wait must not spin: two workers on two cores gave 4 times
+    as many requests (soak test, embedder and reranker). A worker that has its cores to itself is a little faster
+    with spinning.
     """
+    private = re.compile(r"NOTIFY_SOCKET|WATCHDOG_\w+|CREDENTIALS_DIRECTORY|API_KEY|API_TOKEN|EMBEDDING_\w+|OTEL_\w+")
+    ours = {*settings.api_keys_env, *settings.environment}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not (private.fullmatch(name.upper()) or name in ours)  # settings are read in either case
+    }
+    return {"OMP_WAIT_POLICY": "PASSIVE", **kept} if share_cores(settings) else kept
+
+
+def environment(options: ModelOptions, *, replica: int) -> dict[str, str]:
+    """Return the variables a worker needs before Python starts; what the operator has set wins."""
     wanted = {
         "PYTHONUNBUFFERED": "1",
         "TOKENIZERS_PARALLELISM": "false",
@@ -123,8 +130,6 @@ def environment(options: ModelOptions, *, replica: int, shares_cores: bool = Fal
             replicas=options.replicas,
         ),
     }
-    if shares_cores:
-        wanted["OMP_WAIT_POLICY"] = "PASSIVE"
     if options.devices:
         count = options.tensor_parallel_size
         first = replica * count

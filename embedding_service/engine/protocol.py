@@ -89,7 +89,7 @@ class ModelFacts(msgspec.Struct, frozen=True):
 
     `dimension` is None for a model that only scores. `matryoshka` lists the allowed sizes, is
     empty for "any", and None for "no". `special_ids` (cls, eos, pad, unk) carry no lexical weight.
-    `weights` is the hub's commit, or the digest of the folder's files.
+    `weights` is the hub's commit, or the stamp of the files in `folder`, see `engine/identity.py`.
     """
 
     architecture: str
@@ -108,6 +108,7 @@ class ModelFacts(msgspec.Struct, frozen=True):
     default_prompt_name: str | None
     matryoshka: tuple[int, ...] | None
     special_ids: tuple[int, ...] = ()
+    folder: str | None = None
 
 
 class Hello(Message, frozen=True):

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from structlog.typing import FilteringBoundLogger
 
-    from embedding_service.settings import ModelOptions
+    from embedding_service.options import ModelOptions
     from embedding_service.types import Batch, Floats
 
 PING_EVERY_S = 1.0
@@ -67,7 +67,7 @@ class Replica:
         *,
         folder: Path,
         start_lock: asyncio.Lock,
-        shares_cores: bool = False,
+        environ: dict[str, str],
         log: FilteringBoundLogger,
     ) -> None:
         self.options = options
@@ -83,7 +83,7 @@ class Replica:
         self.changed: Callable[[], None] = lambda: None
         self._folder = folder
         self._start_lock = start_lock
-        self._shares_cores = shares_cores
+        self._environ = environ
         self._log = log.bind(replica=index)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
         self._numbers = itertools.count(1)
@@ -182,7 +182,7 @@ class Replica:
             launch = Launch(self.generation, jobs, results, str(self._line.step_path), options)
             self._spawned = time.monotonic()
             self._process = await WorkerProcess.start(
-                launch, self.options, replica=self.index, shares_cores=self._shares_cores, log=self._log
+                launch, self.options, replica=self.index, environ=self._environ, log=self._log
             )
             try:
                 await self._await_hello()

@@ -10,7 +10,6 @@ import json
 import re
 import shutil
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +24,7 @@ from vllm.v1.engine.llm_engine import LLMEngine
 
 from embedding_service.engine import bge_m3, plugins, profiles, splade
 from embedding_service.engine.core import CoreLimits, InputRejected, ModelRefused
-from embedding_service.engine.identity import weights_digest
+from embedding_service.engine.identity import weights_stamp
 from embedding_service.engine.location import resolve_model
 from embedding_service.engine.protocol import ModelFacts
 from embedding_service.types import Output
@@ -33,7 +32,7 @@ from embedding_service.types import Output
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from embedding_service.settings import ModelOptions
+    from embedding_service.options import ModelOptions
     from embedding_service.types import Floats
 
 
@@ -50,7 +49,8 @@ class VllmCore:
         self.options = options
         self.device = _device(options)
         self.model = resolve_model(options)
-        self._weights = ThreadPoolExecutor(1).submit(weights_digest, self.model)  # reads while vLLM loads
+        self._folder = self.model if Path(self.model).is_dir() else None
+        self._stamp = weights_stamp(self._folder) if self._folder else self.model  # as they are before they are read
         self.tokenizer_json, self._special_ids = _tokenizer(self.model, options)
         self._engine = LLMEngine.from_engine_args(engine_arguments(self.model, options, self.device))
         config = self._engine.vllm_config
@@ -112,12 +112,13 @@ class VllmCore:
             dtype=str(config.dtype).removeprefix("torch."),
             device=self.device,
             revision=getattr(hf, "_commit_hash", None),
-            weights=getattr(hf, "_commit_hash", None) or self._weights.result(),
+            weights=getattr(hf, "_commit_hash", None) or self._stamp,
             engine_version=engine_version(),
             prompts={name: text for name, text in (prompts.get("prompts") or {}).items() if isinstance(text, str)},
             default_prompt_name=prompts.get("default_prompt_name"),
             matryoshka=matryoshka,
             special_ids=self._special_ids,
+            folder=self._folder,
         )
 
     def _available_outputs(self) -> frozenset[Output]:

@@ -243,7 +243,7 @@ def _die_with_the_gateway() -> None:
 
 
 def _load(launch: Launch) -> Core:
-    from embedding_service.settings import ModelOptions  # noqa: PLC0415
+    from embedding_service.options import ModelOptions  # noqa: PLC0415
 
     options = ModelOptions.model_validate(launch.model)
     if options.engine == "fake":
@@ -262,7 +262,7 @@ def _explain(error: BaseException, launch: Launch) -> str:
     if "embedding_service.engine.vllm_compat" not in sys.modules:
         return " ".join(f"{type(error).__name__}: {error}".split())
     from embedding_service.engine.vllm_compat import explain  # noqa: PLC0415
-    from embedding_service.settings import ModelOptions  # noqa: PLC0415
+    from embedding_service.options import ModelOptions  # noqa: PLC0415
 
     return explain(error, ModelOptions.model_validate(launch.model))
 

@@ -6,21 +6,22 @@ import asyncio
 import gzip
 import json
 import os
+import re
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
+import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from tests.api.calls import embed, error_of
-from tests.child import wait_until
+from tests.child import Child, wait_until
 from tests.conftest import FAKE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    import pytest
 
     from tests.conftest import RunningGateway
 
@@ -36,6 +37,12 @@ ANYTHING = st.recursive(
     max_leaves=8,
 )
 
+SETTINGS: dict[str, Any] = {
+    "cache_max_bytes": 1 << 20,
+    "engine_args": {"outputs": ["dense", "sparse", "colbert"]},
+    "rate_limit_requests": "1000000/second",
+    "rate_limit_tokens": "100000000/second",
+}
 OTHER_ENVELOPES = ({"error", "error_type"}, {"message"})  # TEI's and Cohere's
 
 
@@ -116,6 +123,14 @@ def written(body: Any, slip: int, noise: bytes, where: int) -> tuple[bytes, dict
     return raw, {}
 
 
+def memory_bytes(pid: int) -> int:
+    """Return the proportional set size of a process."""
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
+    found = re.search(r"^Pss:\s+(\d+) kB", rollup, re.MULTILINE)
+    assert found
+    return 1024 * int(found[1])
+
+
 class State:
     """What a gateway holds while nothing is asked of it."""
 
@@ -143,60 +158,74 @@ class State:
         return [*mine, service.answers.held, self.gateway.gateway.lifecycle.in_flight, replica.outstanding_tokens]
 
 
-def test_nothing_unforeseen(start_gateway: Callable[..., RunningGateway], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is sent, no answer is a 5xx, every error is in the envelope, and nothing is held afterwards."""
-    gateway = start_gateway(
-        **FAKE,
-        cache_max_bytes=1 << 20,
-        engine_args={"outputs": ["dense", "sparse", "colbert"]},
-        rate_limit_requests="1000000/second",
-        rate_limit_tokens="100000000/second",
+def send_many(http: httpx.Client, count: int, troubles: Callable[[], Any]) -> Counter[int]:
+    """Send so many requests; return how often each status came. No answer may be a 5xx, errors are in an envelope."""
+    statuses: Counter[int] = Counter()
+
+    @settings(
+        max_examples=count,
+        database=None,
+        derandomize=count <= 2000,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
     )
-    statuses: dict[int, int] = {}
+    @given(requests(http.get("/openapi.json").json()))
+    def send(request: Any) -> None:
+        (method, path, body), slip, headers, noise, where = request
+        raw, more = written(body, slip, noise, where)
+        assume(b"fault-" not in raw)  # Hypothesis finds the fake core's words in the source, and they do as they say
+        answer = http.request(
+            method,
+            path.replace("{name}", "fake"),
+            content=raw,
+            headers={"content-type": "application/json"} | headers | more,
+        )
+        statuses[answer.status_code] += 1
+        if answer.status_code >= 400 and method != "HEAD":
+            in_time = answer.status_code != 504 or "x-request-timeout-ms" not in headers
+            assert answer.status_code < 500 or not in_time, (answer.text, raw, troubles())
+            if answer.json().keys() not in OTHER_ENVELOPES:
+                error_of(answer, answer.status_code)
+
+    send()
+    return statuses
+
+
+def test_nothing_unforeseen(start_gateway: Callable[..., RunningGateway]) -> None:
+    """Whatever is sent, no answer is a 5xx, every error is in the envelope, and nothing is held afterwards."""
+    gateway = start_gateway(**FAKE, **SETTINGS)
     state = State(gateway)
+
+    def troubles() -> list[dict[str, Any]]:
+        return [event for event in gateway.log if event["level"] in ("error", "warning")]
+
     with gateway.client() as http:
-        document = http.get("/openapi.json").json()
         embed(http, input="w1")
         before = state.tasks(), state.descriptors()
-
-        def troubles() -> list[dict[str, Any]]:
-            return [event for event in gateway.log if event["level"] in ("error", "warning")]
-
-        @settings(
-            max_examples=REQUESTS,
-            database=None,
-            derandomize=REQUESTS <= 2000,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-        )
-        @given(requests(document))
-        def send(request: Any) -> None:
-            (method, path, body), slip, headers, noise, where = request
-            raw, more = written(body, slip, noise, where)
-            assume(
-                b"fault-" not in raw
-            )  # Hypothesis finds the fake core's words in the source, and they do as they say
-            answer = http.request(
-                method,
-                path.replace("{name}", "fake"),
-                content=raw,
-                headers={"content-type": "application/json"} | headers | more,
-            )
-            statuses[answer.status_code] = statuses.get(answer.status_code, 0) + 1
-            if answer.status_code >= 400 and method != "HEAD":
-                in_time = answer.status_code != 504 or "x-request-timeout-ms" not in headers
-                assert answer.status_code < 500 or not in_time, (answer.text, raw, troubles())
-                if answer.json().keys() not in OTHER_ENVELOPES:
-                    error_of(answer, answer.status_code)
-
-        send()
+        statuses = send_many(http, REQUESTS, troubles)
         assert embed(http, input="w1").status_code == 200
         assert http.get("/readyz").status_code == 200
         wait_until(lambda: state.held() == [0] * 6)
         wait_until(lambda: state.tasks() <= before[0] + 2)
         assert state.descriptors() <= before[1] + 10
-    assert sum(statuses.values()) >= min(REQUESTS, 2000) * 0.9, statuses
+    assert statuses.total() >= min(REQUESTS, 2000) * 0.9, statuses
     assert {200, 400, 404, 405} <= statuses.keys(), statuses
-    assert statuses[200] >= 0.05 * sum(statuses.values()), statuses
+    assert statuses[200] >= 0.05 * statuses.total(), statuses
     assert troubles() == []
     gateway.stop()
+
+
+@pytest.mark.soak
+def test_memory_does_not_grow(tmp_path: Path) -> None:
+    """A gateway in a process of its own is as large after the second half of the requests as after the first."""
+    flags = [
+        f"--{name.replace('_', '-')}={value if isinstance(value, str) else json.dumps(value)}"
+        for name, value in SETTINGS.items()
+    ]
+    child, sizes = Child(tmp_path, *flags), []
+    with child.client() as http:
+        for _ in range(2):
+            send_many(http, max(REQUESTS, 10_000) // 2, lambda: child.events("error"))
+            sizes.append(memory_bytes(child.process.pid))
+    assert child.end() == 0
+    assert sizes[1] <= 1.02 * sizes[0], sizes

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     Start = Callable[..., RunningGateway]
 
-# Rates are per day, so that no window turns while a test runs.
+# Rates are per day, so that no window turns while a test runs; what fills one fits again in the day after it.
 KEYS = [
     {"name": "a", "key": "key-a"},
     {"name": "b", "key": "key-b"},
@@ -99,7 +99,7 @@ def refused(response: httpx.Response, kind: str, *, retry: bool = True) -> None:
     assert f"/day {kind} exceeded" in error["message"]
     assert f"x-ratelimit-limit-{kind}" in response.headers
     if retry:
-        assert 1 <= int(response.headers["retry-after"]) <= 86_400
+        assert 1 <= int(response.headers["retry-after"]) <= 2 * 86_400
         assert "x-should-retry" not in response.headers
     else:
         assert "retry-after" not in response.headers
@@ -286,7 +286,7 @@ def test_late_interaction_pays_for_what_it_reads(http: httpx.Client) -> None:
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH"])
 def test_other_methods_with_a_body_count(start_gateway: Callable[..., RunningGateway], method: str) -> None:
     """What reads a body is counted, whether the route knows the method or not."""
-    gateway = start_gateway(**FAKE, rate_limit_requests="1/minute")
+    gateway = start_gateway(**FAKE, rate_limit_requests="1/day")
     with gateway.client() as client:
         statuses = [client.request(method, path, content=b"{}").status_code for path in ("/v1/embeddings", "/health")]
     assert statuses == [405, 429]

@@ -14,7 +14,7 @@ from embedding_service.core.cache import MemoryCache
 from embedding_service.core.call import Call
 from embedding_service.core.compute import Compute
 from embedding_service.errors import DeadlineExceeded, EngineFailed, Overloaded
-from embedding_service.settings import ModelOptions
+from embedding_service.options import ModelOptions
 from embedding_service.types import Batch, BatchResult, Output, Priority, Tenant
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ class Engine:
 
     options = ModelOptions(model_name="counting")
     identity = "counting"
+    portable = True
 
     def __init__(self) -> None:
         self.seen: list[list[int]] = []

@@ -17,7 +17,7 @@ from embedding_service.core import prompts
 from embedding_service.core.prompts import CL100K_VOCABULARY, ENCODE_TEXTS, Encoder, Prepared
 from embedding_service.engine.fake import CLS, SEP, VOCABULARY, FakeCore
 from embedding_service.errors import ContextLengthExceeded, InvalidRequest
-from embedding_service.settings import AliasSettings, ModelOptions
+from embedding_service.options import AliasSettings, ModelOptions
 from embedding_service.types import EmbedJob, InputType, TokenIdPolicy, Truncate
 
 PLENTY = 10**9

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
+from collections import OrderedDict
 from typing import Any
 
 import pytest
@@ -97,12 +99,79 @@ async def test_everybody_has_his_own(clock: Clock) -> None:
 
 
 async def test_what_is_given_back_can_be_taken_again(clock: Clock) -> None:
-    """Giving back restores exactly what was taken."""
+    """Giving back restores exactly what was taken, while the window lasts."""
     kept = rates()
-    await kept.take("tokens", "a", "10/minute", 10)
-    assert (await kept.take("tokens", "a", "10/minute", -7)).remaining == 7
+    taken = await kept.take("tokens", "a", "10/minute", 10)
+    clock.now += 59
+    await kept.give_back("tokens", "a", "10/minute", 7, taken)
     assert not (await kept.take("tokens", "a", "10/minute", 8)).allowed
-    assert (await kept.take("tokens", "a", "10/minute", 7)).allowed
+    assert (await kept.take("tokens", "a", "10/minute", 7)).remaining == 0
+
+
+async def test_nothing_is_given_back_to_another_window(clock: Clock) -> None:
+    """Work that fails after its window has turned opens no more than the rate in the one that follows."""
+    kept = rates()
+    taken = await kept.take("tokens", "a", "10/minute", 10)
+    clock.now += 119
+    await kept.give_back("tokens", "a", "10/minute", 10, taken)
+    assert not (await kept.take("tokens", "a", "10/minute", 11)).allowed
+    assert (await kept.take("tokens", "a", "10/minute", 10)).remaining == 0
+
+
+@pytest.mark.parametrize("limit", [1, 3, 10, 1000])
+async def test_when_it_fits_is_said_exactly(clock: Clock, limit: int) -> None:
+    """A refused cost fits at the moment that was told, and not a hundredth of a second before."""
+    choose, told = random.Random(limit), 0
+    for number in range(200):
+        kept, rate, cost = rates(), f"{limit}/minute", choose.randint(1, limit)
+        clock.now = NOON + 3600 * number
+        for _ in range(4):
+            await kept.take("tokens", "a", rate, choose.randint(1, limit))
+            clock.now += choose.uniform(0, 40)
+        if not (window := await kept.take("tokens", "a", rate, cost)).allowed:
+            told += 1
+            clock.now += window.retry_after_s - 0.01
+            assert not (await kept.take("tokens", "a", rate, cost)).allowed
+            clock.now += 0.02
+            assert (await kept.take("tokens", "a", rate, cost)).allowed
+    assert told > 20
+
+
+class Counting(OrderedDict[str, float]):
+    """Counts how often it is looked into."""
+
+    looks = 0
+
+    def __getitem__(self, key: str) -> float:
+        Counting.looks += 1
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        Counting.looks += 1
+        return super().get(key, default)
+
+
+async def test_a_hit_costs_the_same_however_many_there_are(clock: Clock) -> None:
+    """What a hit looks at does not grow with the number of addresses, and yet the expired are forgotten."""
+    kept = rates()
+    storage = kept._local.storage
+    storage.expirations = Counting()  # type: ignore[attr-defined]
+
+    async def looks_of_a_hit() -> int:
+        Counting.looks = 0
+        await kept.take("requests", "a", "5/minute", 1)
+        for _ in range(3):
+            await asyncio.sleep(0)  # for what would look through them beside the request
+        return Counting.looks
+
+    few = await looks_of_a_hit()
+    for number in range(2000):
+        await kept.take("requests", f"address:{number}", "5/minute", 1)
+    assert 0 < few <= await looks_of_a_hit() <= few + 10
+    clock.now += 120
+    for number in range(2000):
+        await kept.take("requests", f"later:{number}", "5/minute", 1)
+    assert not [key for key in storage.storage if "address" in key]  # type: ignore[attr-defined]
 
 
 def test_whose_rate_applies() -> None:
@@ -164,16 +233,19 @@ async def test_cancelled_work_is_not_paid(clock: Clock) -> None:
 
 
 async def test_the_error_says_when_to_come_back(clock: Clock) -> None:
-    """Who is over a limit hears when it turns, at least a second; what can never fit is not to be tried again."""
+    """Who is over a limit hears when he will not be, at least a second; what can never fit is not to be tried again."""
     kept = rates()
     clock.now += 59.5
     await kept.take("tokens", "a", "10/minute", 8)
     window = await kept.take("tokens", "a", "10/minute", 5)
     error = over_limit(window, "10/minute", "tokens", 5)
-    assert (error.status, error.code, error.should_retry, error.retry_after_s) == (429, "rate_limit_exceeded", None, 1)
+    assert (error.status, error.code, error.should_retry) == (429, "rate_limit_exceeded", None)
+    assert error.retry_after_s == pytest.approx(0.5 + 60 - 6 / 8 * 60)  # then 5 of the 8 still count
     assert error.message == "rate limit of 10/minute tokens exceeded: 2 are left for now"
     error = over_limit(window, "10/minute", "tokens", 11)
     assert (error.should_retry, error.retry_after_s) == (False, None)
     assert "11, which never fits" in error.message
-    clock.now += 20.5
-    assert over_limit(await kept.take("tokens", "b", "1/minute", 1), "1/minute", "tokens", 1).retry_after_s == 40
+    assert (await kept.take("tokens", "b", "1/second", 1)).allowed
+    window = await kept.take("tokens", "b", "1/second", 1)
+    assert window.retry_after_s == pytest.approx(0.5)
+    assert over_limit(window, "1/second", "tokens", 1).retry_after_s == 1

@@ -17,9 +17,11 @@ from redis.asyncio import Connection
 from redis.exceptions import ConnectionError as RedisGone
 
 from embedding_service.core import redis as redis_module
+from embedding_service.core.rates import Rates
 from embedding_service.core.redis import Breaker, connect
 from embedding_service.core.shared_cache import pack, unpack
 from embedding_service.errors import BadConfiguration
+from embedding_service.settings import Settings
 from embedding_service.telemetry import Metrics
 from tests.api.calls import embed, error_of
 from tests.child import wait_until
@@ -28,7 +30,7 @@ from tests.deploy.tools import program
 from tests.redis_server import RedisServer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
     from tests.conftest import RunningGateway
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 PASSWORD = "pass-Word-4711"
 SHARED: dict[str, Any] = {**FAKE, "cache_max_bytes": 1 << 20, "metrics": "open"}
 TRIES, LIMIT = 5, 1_000_000
+_unused = itertools.count(100)
 
 
 @pytest.fixture
@@ -76,12 +79,25 @@ def redis(_server: RedisServer) -> RedisServer:
     return _server
 
 
+@pytest.fixture(scope="module")
+def pair(start_gateway: Start, _server: RedisServer) -> Iterator[tuple[RunningGateway, RunningGateway]]:
+    """Return two instances that share a Redis; what they know in memory stays, so each test has texts of its own."""
+    one, other = (start_gateway(**SHARED, redis_url=_server.url) for _ in range(2))
+    yield one, other
+    assert one.stop() == other.stop() == 0
+
+
 @pytest.fixture
 def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
     """Return a Redis that a test may freeze and kill."""
     server = RedisServer(tmp_path, password=PASSWORD)
     yield server
     server.stop()
+
+
+def new_word() -> str:
+    """Return a text that nobody has asked for."""
+    return f"w{next(_unused)}"
 
 
 def x_cache(gateway: RunningGateway, *texts: str) -> str | None:
@@ -271,9 +287,11 @@ def test_what_does_not_fit_is_not_believed() -> None:
 # --- shared ----------------------------------------------------------------------------------------------------------
 
 
-def test_instances_share_results(start: Start, redis: RedisServer, patient: None) -> None:
+def test_instances_share_results(
+    pair: tuple[RunningGateway, RunningGateway], redis: RedisServer, patient: None
+) -> None:
     """What one instance has computed, another gives without its engine; names have the prefix and an end."""
-    one, other = start(), start()
+    one, other = pair
     names = put(one, redis, "w1", "w2 w3")
     assert x_cache(other, "w2 w3", "w9", "w1") == "2/3"
     assert vector(other, "w1") == vector(one, "w1")
@@ -303,10 +321,32 @@ def test_the_prefix_keeps_services_apart(start: Start, redis: RedisServer, patie
 
 
 @pytest.mark.parametrize("other", [{"max_batch_size": 7}, {"engine_args": {"step_s": 0.001}}, {"max_model_len": 100}])
-def test_other_models_do_not_share(start: Start, redis: RedisServer, patient: None, other: dict[str, Any]) -> None:
+def test_other_models_do_not_share(
+    pair: tuple[RunningGateway, RunningGateway], start: Start, redis: RedisServer, patient: None, other: dict[str, Any]
+) -> None:
     """Instances whose engines might give other numbers do not see each other's results."""
-    put(start(), redis, "w1")
-    assert x_cache(start(**other), "w1") is None
+    text = new_word()
+    put(pair[0], redis, text)
+    assert x_cache(start(**other), text) is None
+
+
+def test_equal_weights_are_shared_once_they_have_been_read(
+    start: Start, redis: RedisServer, patient: None, tmp_path: Path
+) -> None:
+    """Copies of a model find each other's results, whatever their folders are called; other weights do not."""
+    gateways = []
+    for name, weights in (("a", "1"), ("b", "1"), ("c", "2")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.bin").write_text(weights)
+        gateways.append(start(model_path=str(tmp_path / name)))
+        assert x_cache(gateways[-1], "w0") is None
+    for gateway in (each.gateway for each in gateways):
+        wait_until(lambda gateway=gateway: gateway.service.models.default.engine.portable)  # type: ignore[misc]
+        wait_until(lambda gateway=gateway: not gateway._shared_cache._writes)  # type: ignore[misc]
+    redis.client.flushall()  # some may have been read before their first text was computed
+    put(gateways[0], redis, "w1")
+    assert x_cache(gateways[1], "w1") == "1/1"
+    assert x_cache(gateways[2], "w1") is None
 
 
 def test_names_of_models_do_not_matter(start: Start, redis: RedisServer, patient: None) -> None:
@@ -326,10 +366,13 @@ def test_sharing_can_be_switched_off(start: Start, redis: RedisServer, patient: 
 
 
 @pytest.mark.parametrize("damage", ["truncated", "changed", "swapped", "text", "empty", "list"])
-def test_damaged_values_are_computed_again(start: Start, redis: RedisServer, patient: None, damage: str) -> None:
+def test_damaged_values_are_computed_again(
+    pair: tuple[RunningGateway, RunningGateway], redis: RedisServer, patient: None, damage: str
+) -> None:
     """A value that is not what was written for its name is computed anew, right."""
-    one, other = start(), start()
-    expected = [vector(one, text) for text in ("w1", "w2")]
+    one, other = pair
+    texts = new_word(), new_word()
+    expected = [vector(one, text) for text in texts]
     wait_until(lambda: len(cached_names(redis)) == 2)
     names = cached_names(redis)
     values = [redis.client.get(name) for name in names]
@@ -340,8 +383,8 @@ def test_damaged_values_are_computed_again(start: Start, redis: RedisServer, pat
             redis.client.rpush(name, "x")
         else:
             redis.client.set(name, {**changed, "text": "hello", "empty": b""}[damage])
-    assert x_cache(other, "w1", "w2") is None
-    assert [vector(other, text) for text in ("w1", "w2")] == expected
+    assert x_cache(other, *texts) is None
+    assert [vector(other, text) for text in texts] == expected
 
 
 def test_instances_share_rates(start: Start, redis: RedisServer, patient: None) -> None:
@@ -370,6 +413,40 @@ def test_instances_share_rates(start: Start, redis: RedisServer, patient: None) 
     assert names
     assert all(redis.client.pttl(name) > 0 for name in names)
     assert not [name for name in redis.client.keys("*") if b"a-key" in name]
+
+
+@pytest.fixture
+async def kept(redis: RedisServer, patient: None) -> AsyncIterator[Rates]:
+    """Return rates that are counted in Redis."""
+    client, metrics = connect(redis.url), Metrics()
+    log = structlog.wrap_logger(None, processors=[])
+    yield Rates(Settings(engine="fake"), metrics, client, Breaker("rates", metrics, log))
+    await client.aclose()
+
+
+async def test_rates_in_redis_say_when_it_fits(kept: Rates) -> None:
+    """A refused cost fits at the moment that was told, and not before."""
+    assert (await kept.take("tokens", "a", "10/second", 8)).allowed
+    window = await kept.take("tokens", "a", "10/second", 5)
+    assert (window.allowed, window.shared) == (False, True)
+    assert 0.25 <= window.retry_after_s <= 1.25  # a quarter of the second after the window has turned
+    await asyncio.sleep(window.retry_after_s - window.reset_s / 2)
+    assert not (await kept.take("tokens", "a", "10/second", 5)).allowed
+    await asyncio.sleep(window.reset_s / 2 + 0.02)
+    assert (await kept.take("tokens", "a", "10/second", 5)).allowed
+
+
+async def test_what_redis_counted_is_given_back_there_or_not_at_all(kept: Rates, redis: RedisServer) -> None:
+    """When Redis goes while a request is computed, its tokens do not become a credit of this instance's own."""
+    for keep in (True, False):
+        taken = await kept.take("tokens", "a", "10/day", 6)
+        assert taken.shared
+        if not keep:
+            kept._breaker = Breaking().breaker
+            kept._breaker._closed_from = 1.0  # it is left alone
+        await kept.give_back("tokens", "a", "10/day", 6, taken)
+    assert not (await kept.take("tokens", "a", "10/day", 11)).allowed
+    assert (await kept.take("tokens", "a", "10/day", 10)).remaining == 0
 
 
 def test_isolated_tenants_do_not_share_through_redis(start: Start, redis: RedisServer, patient: None) -> None:

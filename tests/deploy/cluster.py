@@ -95,12 +95,14 @@ class Proxy:
 
     def raw(self, data: bytes) -> tuple[int, dict[str, str], bytes]:
         """Send bytes that no HTTP client would; return status, headers and body of the answer."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=START_S) as connection:
+        with (
+            socket.create_connection(("127.0.0.1", self.port), timeout=START_S) as connection,
+            connection.makefile("rb") as answer,
+        ):
             connection.sendall(data)
-            answer = b"".join(iter(lambda: connection.recv(65536), b""))
-        head, _, body = answer.partition(b"\r\n\r\n")
-        first, *lines = head.decode().split("\r\n")
-        return int(first.split()[1]), dict(line.lower().split(": ", 1) for line in lines), body
+            first, *lines = [line.decode().strip() for line in iter(answer.readline, b"\r\n")]
+            headers = dict(line.lower().split(": ", 1) for line in lines)
+            return int(first.split()[1]), headers, answer.read(int(headers["content-length"]))
 
     def logged(self, request_id: str) -> str:
         """Return the access log's line of a request."""
@@ -145,9 +147,10 @@ def run_nginx(folder: Path, ports: Sequence[int], changes: dict[str, str] | None
 
 @dataclass
 class Load:
-    """Clients that ask without a pause, and what became of their requests."""
+    """Six clients that ask again `pause_s` after each answer, and what became of their requests."""
 
     proxy: Proxy
+    pause_s: float = 0
     outcomes: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
     _stop: threading.Event = field(default_factory=threading.Event)
@@ -173,7 +176,7 @@ class Load:
     def _ask(self, number: int) -> None:
         with self.proxy.client() as client:
             for turn in range(1_000_000):
-                if self._stop.is_set():
+                if self._stop.wait(self.pause_s):
                     return
                 texts = [f"w{number} w{turn % 4900} w{i}" for i in range(4)]
                 outcome = self._outcome(client, texts)

@@ -9,7 +9,8 @@ import promql_parser
 import pytest
 import yaml
 
-from embedding_service import settings
+from embedding_service.configuration import load
+from embedding_service.settings import Settings
 from tests.deploy.test_monitoring import SERIES
 from tests.deploy.tools import DEPLOY, ROOT
 
@@ -87,7 +88,7 @@ def test_the_settings_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in GATEWAY["env"]:
         monkeypatch.setenv(variable["name"], variable["value"])
     (name,) = generator["files"]
-    loaded, warnings = settings.load(FOLDER / name)
+    loaded, warnings = load(FOLDER / name)
     assert warnings == []
     assert loaded.port == GATEWAY["ports"][0]["containerPort"]
     drain_s = GATEWAY["lifecycle"]["preStop"]["sleep"]["seconds"] + loaded.drain_grace_s + loaded.drain_timeout_s
@@ -99,7 +100,7 @@ def test_probes_ask_the_right_questions() -> None:
     paths = {probe: GATEWAY[f"{probe}Probe"]["httpGet"]["path"] for probe in ("startup", "readiness", "liveness")}
     assert paths == {"startup": "/readyz", "readiness": "/readyz", "liveness": "/livez"}
     startup = GATEWAY["startupProbe"]
-    assert startup["periodSeconds"] * startup["failureThreshold"] > settings.Settings().startup_timeout_s
+    assert startup["periodSeconds"] * startup["failureThreshold"] > Settings().startup_timeout_s
 
 
 def test_the_autoscaler_follows_a_metric_that_exists() -> None:

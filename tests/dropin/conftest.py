@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
 
-from embedding_service.settings import load
+from embedding_service.configuration import load
 from tests.conftest import RunningGateway
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from embedding_service.settings import Settings
 
 PRESETS = Path(__file__).parents[2] / "config" / "drop-in"
 M3 = {"outputs": ["dense", "sparse", "colbert"]}
@@ -32,24 +35,38 @@ def fake_file(name: str, folder: Path, reranker: dict[str, Any]) -> Path:
     return path
 
 
+@contextmanager
+def variables(environ: dict[str, str] | None) -> Iterator[None]:
+    """Set variables for the length of the block."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (environ or {}).items():
+            patch.setenv(name, value)
+        yield
+
+
 @pytest.fixture(scope="session")
-def start_preset(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., RunningGateway]]:
+def preset_settings(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Settings]:
+    """Return a function that reads a preset's settings with old variables and flags, on a free port of this machine."""
+
+    def read(
+        name: str, *, environ: dict[str, str] | None = None, reranker: dict[str, Any] = CROSS, **flags: Any
+    ) -> Settings:
+        with variables(environ):
+            settings, _ = load(fake_file(name, tmp_path_factory.mktemp(name), reranker), flags)
+        return settings.model_copy(update={"host": "127.0.0.1", "port": 0, "drain_grace_s": 0})
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def start_preset(preset_settings: Callable[..., Settings]) -> Iterator[Callable[..., RunningGateway]]:
     """Return a function that starts a preset with old variables, and waits until its models are loaded."""
     started: list[RunningGateway] = []
 
-    def start(
-        name: str,
-        *,
-        wait: bool = True,
-        environ: dict[str, str] | None = None,
-        reranker: dict[str, Any] = CROSS,
-        **flags: Any,
-    ) -> RunningGateway:
-        with pytest.MonkeyPatch.context() as patch:
-            for variable, value in (environ or {}).items():
-                patch.setenv(variable, value)
-            settings, _ = load(fake_file(name, tmp_path_factory.mktemp(name), reranker), flags)
-            gateway = RunningGateway(settings.model_copy(update={"host": "127.0.0.1", "port": 0, "drain_grace_s": 0}))
+    def start(name: str, *, wait: bool = True, environ: dict[str, str] | None = None, **options: Any) -> RunningGateway:
+        settings = preset_settings(name, environ=environ, **options)
+        with variables(environ):  # the gateway reads keys from them itself
+            gateway = RunningGateway(settings)
         started.append(gateway)
         if wait:
             gateway.wait_ready()

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
+from embedding_service.core.checksum import model_checksum
+from embedding_service.core.prompts import Encoder
+from embedding_service.engine.fake import FakeCore
 from tests.api.calls import unit_vectors
 
 if TYPE_CHECKING:
@@ -15,6 +20,7 @@ if TYPE_CHECKING:
 
     import httpx
 
+    from embedding_service.settings import Settings
     from tests.conftest import RunningGateway
 
 MODEL = "sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2"
@@ -222,21 +228,22 @@ def test_browsers_may_call(http: httpx.Client) -> None:
 
 
 def test_the_checksum_follows_what_determines_the_vectors(
-    start_preset: Callable[..., RunningGateway], gateway: RunningGateway
+    preset_settings: Callable[..., Settings], gateway: RunningGateway
 ) -> None:
-    """Equal settings give equal checksums after a restart; another model, length or prompt another one."""
+    """Equal settings give equal checksums in another process; another model, length or prompt another one."""
+    (served,) = gateway.gateway.service.models
 
     def checksum(**options: Any) -> str:
-        other = start_preset("matching-service", **options)
-        with other.client() as http:
-            body = http.get("/health").json()
-        other.stop()
-        return str(body["model_checksum"])
+        settings = preset_settings("matching-service", **options)
+        (model,) = settings.served_models
+        core = FakeCore(model)  # what a worker would load, and then say of it
+        encoder = Encoder(core.facts(32), core.tokenizer_json, model)
+        return asyncio.run(model_checksum(settings, replace(served, options=model, encoder=encoder)))
 
     with gateway.client() as http:
         here = http.get("/health").json()["model_checksum"]
     assert len(here) == 12
-    assert checksum(port=1, max_batch_size=4, cache_max_bytes=0, runtime_dir=None) == here
+    assert checksum(max_batch_size=4, cache_max_bytes=0, runtime_dir=None) == here
     settings: list[dict[str, Any]] = [
         {"model_name": "other"},
         {"revision": "abc"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from embedding_service.types import Output
 from tests.engine import direct
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from tests.engine.conftest import Checkpoint
@@ -78,20 +80,40 @@ def token_ids(model: Path) -> list[list[int]]:
 
 
 @pytest.fixture(scope="module")
-def served(model: Path, token_ids: list[list[int]], tmp_path_factory: pytest.TempPathFactory) -> list[direct.Batch]:
-    """One engine's answers: all texts with everything, the first twenty with dense, all with mixed subsets."""
+def engines(
+    checkpoint: Checkpoint, model: Path, token_ids: list[list[int]], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[str], list[direct.Batch]]]:
+    """Return a function that waits for the answers of an engine; two of them run at a time, started when first asked.
+
+    `whole` answers all texts with everything, the first twenty with dense, all with mixed subsets; `two devices` all
+    texts with everything; the checkpoints that lack a head answer one text twice.
+    """
+    everything = ask(token_ids, [ALL] * len(token_ids))
     mixed = list(itertools.islice(itertools.cycle(SUBSETS), len(token_ids)))
-    batches = [
-        ask(token_ids, [ALL] * len(token_ids)),
-        ask(token_ids[:20], [ALL] * 20),
-        ask(token_ids[:20], [(DENSE,)] * 20),
-        ask(token_ids, mixed),
-    ]
-    return run(model, batches, tmp_path_factory.mktemp("served"))
+    some = [everything[:20], ask(token_ids[:20], [(DENSE,)] * 20), ask(token_ids, mixed)]
+    one = [ask([token_ids[10]] * 2, [ALL, (DENSE,)])]
+    jobs: dict[str, tuple[Path, list[list[direct.Prompt]], dict[str, Any]]] = {
+        "whole": (model, [everything, *some], {}),
+        "two devices": (model, [everything], {"tensor_parallel_size": 2}),
+        "without heads": (checkpoint("tiny_bge_m3", heads=()), one, {}),
+        "without colbert": (checkpoint("tiny_bge_m3", heads=("sparse",)), one, {}),
+    }
+    with ThreadPoolExecutor(2) as threads:
+        runs = {
+            name: threads.submit(run, folder, batches, tmp_path_factory.mktemp("engine"), **options)
+            for name, (folder, batches, options) in jobs.items()
+        }
+        yield lambda name: runs[name].result()
 
 
 @pytest.fixture(scope="module")
-def oracle(model: Path) -> dict[str, Any]:
+def served(engines: Callable[[str], list[direct.Batch]]) -> list[direct.Batch]:
+    """One engine's answers: all texts with everything, the first twenty with dense, all with mixed subsets."""
+    return engines("whole")
+
+
+@pytest.fixture(scope="module")
+def oracle(model: Path, engines: object) -> dict[str, Any]:
     """FlagEmbedding's answers for the same texts, and its dense vectors before normalisation."""
     from FlagEmbedding import BGEM3FlagModel
 
@@ -147,10 +169,10 @@ def test_all_three_equal_flagembedding(
 
 @pytest.mark.engine
 def test_two_devices_give_the_same(
-    model: Path, token_ids: list[list[int]], oracle: dict[str, Any], tmp_path: Path
+    engines: Callable[[str], list[direct.Batch]], token_ids: list[list[int]], oracle: dict[str, Any]
 ) -> None:
     """With tensor parallelism 2 the vectors are still FlagEmbedding's."""
-    (batch,) = run(model, [ask(token_ids, [ALL] * len(token_ids))], tmp_path, tensor_parallel_size=2)
+    (batch,) = engines("two devices")
     assert_parity(batch.answers, token_ids, oracle)
 
 
@@ -179,19 +201,20 @@ def test_prompts_of_a_batch_ask_for_different_vectors(served: list[direct.Batch]
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize("heads", [(), ("sparse",)])
+@pytest.mark.parametrize(("name", "heads"), [("without heads", ()), ("without colbert", ("sparse",))])
 def test_a_checkpoint_without_heads_serves_the_rest(
+    name: str,
     heads: tuple[str, ...],
     checkpoint: Checkpoint,
     token_ids: list[list[int]],
     served: list[direct.Batch],
-    tmp_path: Path,
+    engines: Callable[[str], list[direct.Batch]],
 ) -> None:
     """A missing head leaves the engine alive and the other vectors as they were; its absence is seen by `unpack`."""
-    model, ids = checkpoint("tiny_bge_m3", heads=heads), token_ids[10]
-    available = bge_m3.available_outputs(str(model))
+    ids = token_ids[10]
+    available = bge_m3.available_outputs(str(checkpoint("tiny_bge_m3", heads=heads)))
     assert available == {DENSE, HIDDEN_STATES, *heads}
-    (batch,) = run(model, [ask([ids, ids], [ALL, (DENSE,)])], tmp_path)
+    (batch,) = engines(name)
     expected = unpack(served[0].answers[10], ids, ALL)
     for part, whole in zip(unpack(batch.answers[0], ids, tuple(available)), expected, strict=True):
         assert part is None or (whole is not None and np.allclose(part, whole, atol=1e-5))

@@ -19,7 +19,7 @@ from embedding_service.engine.client import SLICE_TEXTS, SLICE_TOKENS, _slices
 from embedding_service.engine.replica import Replica
 from embedding_service.engine.states import TRANSITIONS, Event, State
 from embedding_service.errors import ModelNotLoaded
-from embedding_service.settings import ModelOptions
+from embedding_service.options import ModelOptions
 from embedding_service.types import Batch, Output, Priority
 from tests.api.calls import embed, unit_vectors, vectors_of
 from tests.conftest import FAKE
@@ -56,7 +56,9 @@ def quiet_log() -> Any:
 @pytest.mark.parametrize(("state", "event"), list(itertools.product(State, Event)))
 async def test_every_pair_of_state_and_event_is_decided(tmp_path: Path, state: State, event: Event) -> None:
     """Each event either moves a replica to the one right state, or cannot happen there and is an error."""
-    replica = Replica(ModelOptions(engine="fake"), 0, folder=tmp_path, start_lock=asyncio.Lock(), log=quiet_log())
+    replica = Replica(
+        ModelOptions(engine="fake"), 0, folder=tmp_path, start_lock=asyncio.Lock(), environ={}, log=quiet_log()
+    )
     changes: list[State] = []
     replica.changed = lambda: changes.append(replica.state)
     replica.state = state

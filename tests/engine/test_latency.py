@@ -73,9 +73,13 @@ def stopwatch() -> Iterator[Stopwatch]:
 
 
 @pytest.fixture(scope="module")
-def watched(stopwatch: Stopwatch, start_gateway: Callable[..., RunningGateway]) -> Iterator[RunningGateway]:
+def watched(
+    stopwatch: Stopwatch, start_gateway: Callable[..., RunningGateway], request: pytest.FixtureRequest
+) -> Iterator[RunningGateway]:
     """Return a gateway with MiniLM on asyncio's own event loop."""
-    gateway = start_gateway(**MINILM, new_loop=asyncio.new_event_loop)
+    gateway = start_gateway(**MINILM, new_loop=asyncio.new_event_loop, wait=False)
+    request.getfixturevalue("tiny")  # what others need loads meanwhile, on the other core
+    gateway.wait_ready()
     yield gateway
     gateway.stop()
 

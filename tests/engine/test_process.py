@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedding_service.engine.process import cpu_binding, environment, share_cores
-from embedding_service.settings import ModelOptions, Settings
+from embedding_service.configuration import load
+from embedding_service.engine.process import cpu_binding, environment, inherited
+from embedding_service.options import ModelOptions
+from embedding_service.settings import Settings
+from tests.conftest import FAKE, RunningGateway
 
 
 @pytest.mark.parametrize(
@@ -109,6 +113,27 @@ def test_replicas_take_devices_in_turn(
 def test_waiting_threads_do_not_spin_on_shared_cores(settings: dict[str, Any], shared: bool) -> None:
     """Only where several workers compute on the same cores do their threads sleep while they wait."""
     tree = Settings(gpu_memory_utilization=0.01, **settings)
-    assert share_cores(tree) is shared
-    variables = environment(tree.served_models[0], replica=0, shares_cores=shared)
-    assert ("OMP_WAIT_POLICY" in variables) is shared
+    assert ("OMP_WAIT_POLICY" in inherited(tree)) is shared
+
+
+@pytest.mark.parametrize("url_in", ["EMBEDDING_REDIS_URL", "embedding_redis_url", "OLD_REDIS"])
+def test_a_worker_is_told_no_secret(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, url_in: str) -> None:
+    """No key and no password of Redis is among a worker's variables, whatever the variable is called."""
+    for name in ("API_KEY", "MY_TOKEN", "EMBEDDING_API_KEYS"):
+        monkeypatch.setenv(name, f"a-secret-for-{name}")
+    monkeypatch.setenv(url_in, "unix://:a-secret-password@/nowhere/redis.sock")
+    monkeypatch.setenv("HF_TOKEN", "needed-there")
+    config = tmp_path / "config.yaml"
+    config.write_text("{api_keys_env: [MY_TOKEN], environment: {OLD_REDIS: redis_url}}", encoding="utf-8")
+    settings, _ = load(config, FAKE)
+    assert settings.redis_url is not None
+    gateway = RunningGateway(settings)
+    try:
+        gateway.wait_ready()
+        (process,) = [replica._process for replica in gateway.gateway.service.models.default.engine.replicas]
+        assert process is not None
+        told = Path(f"/proc/{process.pid}/environ").read_text() + Path(f"/proc/{process.pid}/cmdline").read_text()
+        assert "needed-there" in told
+        assert "a-secret" not in told
+    finally:
+        gateway.stop()

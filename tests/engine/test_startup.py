@@ -1,4 +1,8 @@
-"""What ends start-up ends it with one line and exit status 4, whatever vLLM had to say about it."""
+"""What ends start-up ends it with one line and exit status 4, whatever vLLM had to say about it.
+
+`python -m tests.engine.test_startup` reads settings of models by cause, as JSON, and writes the line that each of them
+would end a worker with: most of a start is vLLM's imports, and one process has enough of them.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +11,21 @@ import os
 import shutil
 import subprocess
 import sys
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
 
+from embedding_service.engine import worker
+from embedding_service.engine.inbox import Launch
+from embedding_service.engine.process import environment
+from embedding_service.options import ModelOptions
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
+    from concurrent.futures import Executor
     from pathlib import Path
 
     from tests.engine.conftest import Checkpoint
@@ -35,6 +45,8 @@ CAUSES = {
     "long_context": ["max_model_len", "99999"],
 }
 AT_DEBUG = "broken_checkpoint"
+# For these a whole gateway is started; what the others are called is asked of one worker's process.
+WHOLE = ("missing_folder", "no_checkpoint", "broken_checkpoint", "share_of_memory")
 
 
 @dataclass(frozen=True)
@@ -60,6 +72,35 @@ def _start(folder: Path, settings: dict[str, Any]) -> Ending:
             plain.append(line)
     assert done.stdout == ""
     return Ending(done.returncode, plain, events)
+
+
+def _explained(settings: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Return each cause's line, from one process with a worker's environment."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.engine.test_startup"],
+        input=json.dumps(settings),
+        env={**os.environ, **environment(ModelOptions(), replica=0)},
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    lines: dict[str, str] = json.loads(done.stdout.splitlines()[-1])  # vLLM may have written others
+    return lines
+
+
+def main() -> None:
+    """Be that process."""
+    lines = {}
+    for cause, settings in json.load(sys.stdin).items():
+        options = ModelOptions(model_name="wrong", enforce_eager=True, **settings)
+        launch = Launch(0, "", "", "", options.model_dump(mode="json"))
+        try:
+            worker._load(launch)
+        except Exception as error:  # noqa: BLE001 - as in a worker
+            lines[cause] = worker._explain(error, launch)
+    print(json.dumps(lines), flush=True)  # noqa: T201 - for the test
+    os._exit(0)  # as a worker: vLLM's atexit hooks can hang
 
 
 def _wrong_settings(checkpoint: Checkpoint, folder: Path) -> dict[str, dict[str, Any]]:
@@ -88,23 +129,31 @@ def _wrong_settings(checkpoint: Checkpoint, folder: Path) -> dict[str, dict[str,
     }
 
 
+class Runs:
+    """The start-ups, two at a time, one of them at level debug; and the process that has the others' lines."""
+
+    def __init__(self, threads: Executor, settings: dict[str, dict[str, Any]], folder: Path) -> None:
+        rest = {cause: options for cause, options in settings.items() if cause not in WHOLE}
+        self.lines = threads.submit(_explained, rest)
+        self.endings = {}
+        for cause in WHOLE:
+            (folder / f"start-{cause}").mkdir()
+            options = {"model_name": "wrong", "log_level": "debug" if cause == AT_DEBUG else "info", **settings[cause]}
+            self.endings[cause] = threads.submit(_start, folder / f"start-{cause}", options)
+
+
 @pytest.fixture(scope="module")
-def endings(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Ending]]:
-    """Return a function that waits for the end of a start-up; they run two at a time, one of them at level debug."""
-    runs = _wrong_settings(checkpoint, tmp_path_factory.mktemp("wrong"))
-    runs[AT_DEBUG]["log_level"] = "debug"
+def runs(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    """Return the start-ups, which go on while their ends are waited for."""
+    folder = tmp_path_factory.mktemp("wrong")
     with ThreadPoolExecutor(2) as threads:
-        futures: dict[str, Future[Ending]] = {
-            cause: threads.submit(_start, tmp_path_factory.mktemp(cause), {"model_name": "wrong", **options})
-            for cause, options in runs.items()
-        }
-        yield lambda cause: futures[cause].result()
+        yield Runs(threads, _wrong_settings(checkpoint, folder), folder)
 
 
-@pytest.mark.parametrize("cause", CAUSES)
-def test_one_line_names_the_cause(endings: Callable[[str], Ending], cause: str) -> None:
+@pytest.mark.parametrize("cause", WHOLE)
+def test_one_line_names_the_cause(runs: Runs, cause: str) -> None:
     """Start-up ends with status 4 and one line that names the cause; only the debug log has the engine's traceback."""
-    ending = endings(cause)
+    ending = runs.endings[cause].result()
     assert ending.status == 4
     (line,) = ending.plain
     assert line.startswith("embedding-service: wrong: ")
@@ -112,3 +161,16 @@ def test_one_line_names_the_cause(endings: Callable[[str], Ending], cause: str) 
         assert word in line
     traced = [event["level"] for event in ending.events if "Traceback" in json.dumps(event)]
     assert set(traced) == ({"debug"} if cause == AT_DEBUG else set())
+
+
+@pytest.mark.parametrize("cause", [cause for cause in CAUSES if cause not in WHOLE])
+def test_a_worker_names_the_cause(runs: Runs, cause: str) -> None:
+    """What vLLM raises becomes one line with the setting that is wrong."""
+    line = runs.lines.result()[cause]
+    assert "\n" not in line
+    for word in CAUSES[cause]:
+        assert word in line
+
+
+if __name__ == "__main__":
+    main()

@@ -1,8 +1,9 @@
-"""BGE-M3 and the rerankers through HTTP, several real models behind one address, against their references."""
+"""BGE-M3 and the rerankers through HTTP, several real models behind an address, against their references."""
 
 from __future__ import annotations
 
 import base64
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,19 +39,38 @@ DOCUMENTS = [*SNIPPETS[:12], "北京 is the capital", "a", *SPECIAL]
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 
 
+class Served:
+    """Clients of the gateways, each request sent to where its model is."""
+
+    def __init__(self, gateways: list[RunningGateway], stack: ExitStack) -> None:
+        self._clients = {}
+        for gateway in gateways:
+            client = stack.enter_context(gateway.client())
+            self._clients |= {model.model_name: client for model in gateway.settings.served_models}
+
+    def post(self, path: str, *, json: dict[str, Any]) -> httpx.Response:
+        """Send a request."""
+        return self._clients[json["model"]].post(path, json=json)
+
+
 @pytest.fixture(scope="module")
-def http(start_gateway: Callable[..., RunningGateway], checkpoint: Checkpoint) -> Iterator[httpx.Client]:
-    """Return a client of one gateway that serves all the models, float32."""
+def http(start_gateway: Callable[..., RunningGateway], checkpoint: Checkpoint) -> Iterator[Served]:
+    """Return clients of two gateways with several models each, float32.
+
+    One gateway loads its models one after another; two of them, started at once, use both cores.
+    """
     models = [
         {"model_name": name, "model_path": str(checkpoint(builder)), "required": True}
         for name, builder in MODELS.items()
     ]
-    gateway = start_gateway(
-        port=0, gpu_memory_utilization=0.1, dtype="float32", enforce_eager=True, max_model_len=512, models=models
-    )
-    with gateway.client() as client:
-        yield client
-    gateway.stop()
+    options = {"gpu_memory_utilization": 0.1, "dtype": "float32", "enforce_eager": True, "max_model_len": 512}
+    gateways = [start_gateway(port=0, **options, models=part, wait=False) for part in (models[:3], models[3:])]
+    for gateway in gateways:
+        gateway.wait_ready()
+    with ExitStack() as stack:
+        yield Served(gateways, stack)
+    for gateway in gateways:
+        gateway.stop()
 
 
 @pytest.fixture(scope="module")
@@ -65,14 +85,14 @@ def oracle(checkpoint: Checkpoint) -> dict[str, Any]:
     return encoded
 
 
-def embed(http: httpx.Client, **fields: Any) -> list[dict[str, Any]]:
+def embed(http: Served, **fields: Any) -> list[dict[str, Any]]:
     answer = http.post("/v1/embeddings", json={"model": "bge-m3", "input": DOCUMENTS, **fields})
     assert answer.status_code == 200, answer.text
     data: list[dict[str, Any]] = answer.json()["data"]
     return data
 
 
-def rerank(http: httpx.Client, model: str, **fields: Any) -> Floats:
+def rerank(http: Served, model: str, **fields: Any) -> Floats:
     """Return the scores of the documents in their own order, having checked that the answer is sorted."""
     request = {"model": model, "query": QUERY, "documents": DOCUMENTS, **fields}
     answer = http.post("/v1/rerank", json=request)
@@ -87,7 +107,7 @@ def rerank(http: httpx.Client, model: str, **fields: Any) -> Floats:
 
 
 @pytest.mark.parametrize("encoding", ["float", "base64"])
-def test_all_three_equal_flagembedding(http: httpx.Client, oracle: dict[str, Any], encoding: str) -> None:
+def test_all_three_equal_flagembedding(http: Served, oracle: dict[str, Any], encoding: str) -> None:
     """In every format the vectors are FlagEmbedding's to 1e-5, with the very same sparse keys."""
     data = embed(http, return_sparse=True, return_colbert=True, encoding_format=encoding)
     for i, item in enumerate(data):
@@ -103,7 +123,7 @@ def test_all_three_equal_flagembedding(http: httpx.Client, oracle: dict[str, Any
             assert item["sparse_embedding"][token] == pytest.approx(float(weight), abs=1e-5)
 
 
-def test_embed_all_equals_transformers(http: httpx.Client, checkpoint: Checkpoint) -> None:
+def test_embed_all_equals_transformers(http: Served, checkpoint: Checkpoint) -> None:
     """`/embed_all` of BGE-M3 gives the encoder's last hidden state of every token, not its ColBERT vectors."""
     import torch
     from transformers import AutoModel, AutoTokenizer
@@ -118,7 +138,7 @@ def test_embed_all_equals_transformers(http: httpx.Client, checkpoint: Checkpoin
         np.testing.assert_allclose(rows, expected, atol=1e-4)
 
 
-def test_sparse_and_hybrid_equal_flagembedding(http: httpx.Client, oracle: dict[str, Any]) -> None:
+def test_sparse_and_hybrid_equal_flagembedding(http: Served, oracle: dict[str, Any]) -> None:
     """The stores' formats carry the same weights, sorted by index."""
     request = {"model": "bge-m3", "input": DOCUMENTS}
     hybrid = http.post("/v1/hybrid-embeddings", json=request).json()["data"]
@@ -140,7 +160,7 @@ def test_hashing_keeps_the_total_weight(oracle: dict[str, Any]) -> None:
     assert hashed.values.sum() == pytest.approx(sparse.values.sum(), rel=1e-5)
 
 
-def test_late_interaction_equals_flagembedding(http: httpx.Client, checkpoint: Checkpoint) -> None:
+def test_late_interaction_equals_flagembedding(http: Served, checkpoint: Checkpoint) -> None:
     """MaxSim and the weighted sum are FlagEmbedding's to 1e-4."""
     from FlagEmbedding import BGEM3FlagModel
 
@@ -155,7 +175,7 @@ def test_late_interaction_equals_flagembedding(http: httpx.Client, checkpoint: C
     np.testing.assert_allclose(weighted, reference["colbert+sparse+dense"], atol=1e-4)
 
 
-def test_cross_encoder_equals_transformers(http: httpx.Client, checkpoint: Checkpoint) -> None:
+def test_cross_encoder_equals_transformers(http: Served, checkpoint: Checkpoint) -> None:
     """An XLM-RoBERTa cross-encoder's raw scores are transformers' to 1e-4, in every script."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -168,7 +188,7 @@ def test_cross_encoder_equals_transformers(http: httpx.Client, checkpoint: Check
     np.testing.assert_allclose(rerank(http, "bge-reranker-v2-m3", raw_scores=True), reference, atol=1e-4)
 
 
-def test_cross_encoder_equals_flagreranker(http: httpx.Client, checkpoint: Checkpoint) -> None:
+def test_cross_encoder_equals_flagreranker(http: Served, checkpoint: Checkpoint) -> None:
     """Raw and sigmoid scores are FlagReranker's to 1e-4, and so is the order.
 
     The texts are of the tokenizer's own words: with transformers 5, FlagReranker decodes its token ids and
@@ -189,7 +209,7 @@ def test_cross_encoder_equals_flagreranker(http: httpx.Client, checkpoint: Check
         assert np.argsort(-scores).tolist() == np.argsort(-expected).tolist()
 
 
-def test_bert_cross_encoder_uses_token_types(http: httpx.Client, checkpoint: Checkpoint) -> None:
+def test_bert_cross_encoder_uses_token_types(http: Served, checkpoint: Checkpoint) -> None:
     """A BERT cross-encoder's scores are transformers' to 1e-4, which they are only with both segments numbered."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -207,9 +227,7 @@ def test_bert_cross_encoder_uses_token_types(http: httpx.Client, checkpoint: Che
 
 
 @pytest.mark.parametrize("instruction", [None, "Find the passage that contradicts the claim"])
-def test_qwen3_reranker_equals_transformers(
-    http: httpx.Client, checkpoint: Checkpoint, instruction: str | None
-) -> None:
+def test_qwen3_reranker_equals_transformers(http: Served, checkpoint: Checkpoint, instruction: str | None) -> None:
     """Qwen3-Reranker's scores are the softmax over yes and no of its published recipe, to 1e-4."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -247,7 +265,7 @@ def splade_reference(folder: Path, texts: list[str]) -> list[dict[int, float]]:
     return [{int(token): float(row[token]) for token in row.nonzero()[:, 0]} for row in weights]
 
 
-def test_splade_equals_transformers(http: httpx.Client, checkpoint: Checkpoint) -> None:
+def test_splade_equals_transformers(http: Served, checkpoint: Checkpoint) -> None:
     """A SPLADE model's weights are transformers' to 1e-5 over the whole vocabulary, with the very same keys."""
     expected = splade_reference(checkpoint("tiny_splade"), DOCUMENTS)
     request = {"model": "splade-v3", "input": DOCUMENTS}
@@ -262,7 +280,7 @@ def test_splade_equals_transformers(http: httpx.Client, checkpoint: Checkpoint) 
         assert item["embedding"] is None
 
 
-def test_splade_chunks_keep_the_largest_weight(http: httpx.Client, checkpoint: Checkpoint) -> None:
+def test_splade_chunks_keep_the_largest_weight(http: Served, checkpoint: Checkpoint) -> None:
     """A text longer than the model reads gets, with chunk_mean, each entry's largest weight of its chunks."""
     request = {"model": "splade-v3", "input": "the lazy dog jumps " * 200, "truncate": "chunk_mean"}
     answer = http.post("/v1/sparse-embeddings", json=request).json()
@@ -275,7 +293,7 @@ def test_splade_chunks_keep_the_largest_weight(http: httpx.Client, checkpoint: C
 
 
 @pytest.mark.parametrize("fields", [{}, {"return_sparse": True}, {"return_dense": False, "return_colbert": True}])
-def test_splade_gives_no_other_vectors(http: httpx.Client, fields: dict[str, bool]) -> None:
+def test_splade_gives_no_other_vectors(http: Served, fields: dict[str, bool]) -> None:
     """What a SPLADE model cannot give is a 400 that says what it has."""
     answer = http.post("/v1/embeddings", json={"model": "splade-v3", "input": "a fox", **fields})
     assert answer.status_code == 400

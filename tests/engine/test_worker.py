@@ -17,7 +17,7 @@ from embedding_service.engine.fake import FAULTS, FakeCore, fake_vectors
 from embedding_service.engine.inbox import Job, Launch, Progress, Receiver
 from embedding_service.engine.step_record import StepRecord
 from embedding_service.engine.worker import Worker, warm_up
-from embedding_service.settings import ModelOptions
+from embedding_service.options import ModelOptions
 from embedding_service.types import PER_TOKEN, Output, Priority
 
 if TYPE_CHECKING:

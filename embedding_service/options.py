@@ -1,0 +1,95 @@
+"""What can be set for one model: how it is loaded and run, and how requests to it are read.
+
+Imported by the engine's workers too, and therefore without what reads files and variables.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_settings import NoDecode
+
+from embedding_service.types import InputType, TokenIdPolicy
+
+
+def comma_separated(value: object) -> object:
+    """Return the parts of a text; anything else as it is."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _alias_mapping(value: object) -> object:
+    value = comma_separated(value)
+    return {name: {} for name in value} if isinstance(value, list) else value
+
+
+class Strict(BaseModel):
+    """Knows its fields and no others."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_enum_values=False)
+
+
+class AliasSettings(Strict):
+    """Another name for a model, with the prompt that requests under this name get by default."""
+
+    instruction: str | None = None
+    input_type: InputType | None = None
+    prompt_name: str | None = None
+
+
+class EngineOptions(Strict):
+    """How one model is loaded and run. Every option is also a default for the entries of `models`."""
+
+    engine: Literal["vllm", "fake"] = Field("vllm", description="`fake` serves made-up vectors, for tests.")
+    device: Literal["auto", "cuda", "cpu"] = Field("auto", description="Where the model runs.")
+    devices: Annotated[tuple[int, ...], NoDecode, BeforeValidator(comma_separated)] = Field(
+        (), description="CUDA device numbers; replicas take them in turn. Empty: all that are visible."
+    )
+    replicas: int = Field(1, ge=1, le=64, description="Engine processes for the model.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="auto: bfloat16 where the hardware computes in it, else float32."
+    )
+    tensor_parallel_size: int = Field(1, ge=1, le=64, description="Devices that one replica is spread over.")
+    gpu_memory_utilization: float = Field(0.4, gt=0, le=1, description="Share of a device that one replica may take.")
+    max_model_len: int | None = Field(None, ge=1, description="Longest input in tokens; default: the model's own.")
+    max_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto", description="Texts in one engine step."
+    )
+    batch_timeout_ms: float = Field(
+        10, ge=0, le=1000, description="Longest that an idle engine gathers, while other requests are on their way."
+    )
+    enforce_eager: bool | Literal["auto"] = Field("auto", description="auto: encoders on a CPU run eager.")
+    revision: str | None = Field(None, description="Branch, tag or commit on the hub.")
+    trust_remote_code: bool = Field(False, description="Run Python code that comes with the model.")
+    engine_args: dict[str, Any] = Field(default_factory=dict, description="Passed on to vLLM's EngineArgs.")
+    startup_timeout_s: float = Field(1800, gt=0, description="Download, load and warm-up together.")
+
+    def devices_of(self, replica: int) -> list[str]:
+        """Name the devices of one replica: numbers from `devices`, taken in turn, else the first ones there are."""
+        count = self.tensor_parallel_size
+        if not self.devices:
+            return ["cpu"] if self.device == "cpu" else [f"device {rank}" for rank in range(count)]
+        return [f"device {self.devices[(replica * count + rank) % len(self.devices)]}" for rank in range(count)]
+
+
+class ModelOptions(EngineOptions):
+    """One served model."""
+
+    model_name: str = Field("Qwen/Qwen3-Embedding-0.6B", min_length=1, description="Public name and hub id.")
+    model_path: str | None = Field(None, description="Local folder, or `package:NAME/FOLDER`; wins over the hub.")
+    aliases: Annotated[dict[str, AliasSettings], BeforeValidator(_alias_mapping), NoDecode] = Field(
+        default_factory=dict, description="Further public names: a list, or name → default prompt."
+    )
+    task: Literal["auto", "embed", "rerank"] = Field("auto", description="auto: by the model's architecture.")
+    required: bool | None = Field(None, description="Does readiness depend on it? Default: the first model only.")
+    instruction_template: str | None = Field(
+        None, pattern=r"\{instruction\}", description="Holds `{instruction}`; default: by model family."
+    )
+    default_instruction: str | None = Field(None, description="For `input_type: query` without an instruction.")
+    matryoshka: bool | None = Field(None, description="May vectors be cut? Default: by model family.")
+    calibration_file: Path | None = Field(
+        None, description="JSON with `min` and `max` of each dimension, which int8 and uint8 then reach from and to."
+    )
+    expected_dimension: int | None = Field(None, ge=1, description="Refuse to start if vectors have another size.")
+    token_ids: TokenIdPolicy = Field(TokenIdPolicy.CL100K, description="How inputs sent as token ids are read.")
