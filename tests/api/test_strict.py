@@ -167,12 +167,14 @@ def test_a_strange_host_is_no_server_error(fake: RunningGateway, host: str) -> N
     assert status in (400, 404)
 
 
+# Hypothesis finds the fake core's words in the source, and they do as they say.
+plain = st.text(max_size=20).filter(lambda text: "fault-" not in text)
 scalars = (
     st.none()
     | st.booleans()
     | st.integers()
     | st.floats()
-    | st.text(max_size=20)
+    | plain
     | st.sampled_from(["fake", "w1", "base64", "float", "query", "left", "chunk_mean", "int8", 32, 10**40, "\ud800"])
 )
 values = st.recursive(
@@ -206,7 +208,7 @@ def test_no_body_is_a_server_error(http: httpx.Client, body: bytes) -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.text(min_size=1))
+@given(plain.filter(bool))
 def test_any_text_embeds(http: httpx.Client, text: str) -> None:
     """Every string of valid code points gets one vector."""
     assert vectors_of(embed(http, input=text)).shape == (1, 32)
