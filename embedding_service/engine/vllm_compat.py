@@ -230,9 +230,11 @@ def _overrides(model: str, options: ModelOptions) -> dict[str, Any]:
     """Return what vLLM is to read differently from the model's config.json; what the operator says wins.
 
     vLLM reads `problem_type` in one place, to choose the activation of a classifier: none for
-    regression, so that scores are logits. Other models have no use for it.
+    regression, so that scores are logits. Other models have no use for it. A folder with BGE-M3's heads
+    is one, whatever it is called.
     """
-    profile = profiles.find(model_name=options.model_name)
+    has_heads = Path(model).is_dir() and bge_m3.head_files(model)
+    profile = profiles.find(model_name=options.model_name, architecture=plugins.BGE_M3 if has_heads else "")
     own = profile.hf_overrides | options.engine_args.get("hf_overrides", {})
     overrides = {"problem_type": "regression"} | own
     if "architectures" not in own:
