@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import orjson
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, Field, create_model
+from pydantic import BaseModel, BeforeValidator, Field, create_model
 from starlette.responses import JSONResponse, Response
 
 from embedding_service.api import problems, wire
 from embedding_service.api.middleware import exchange_of
 from embedding_service.core import records
-from embedding_service.core.checksum import model_checksum
+from embedding_service.core.checksum import UNKNOWN, model_checksum
 from embedding_service.errors import InvalidRequest
 from embedding_service.types import EmbedJob, FieldNames, Truncate
 
@@ -113,7 +113,14 @@ def _field(field: RecordField) -> tuple[Any, Any]:
     if kind is None:
         return (Annotated[str, Field(max_length=field.max_length)] | None, None)
     limits: dict[str, Any] = {"allow_inf_nan": False} if field.type == "number" else {}
-    return (Annotated[kind, Field(strict=field.type == "mapping", **limits)] | None, None)
+    kind = Annotated[kind, Field(strict=field.type == "mapping", **limits), BeforeValidator(_no_boolean)]
+    return (kind | None, None)
+
+
+def _no_boolean(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("a boolean is no number")  # noqa: TRY004 - which pydantic would not take for a wrong field
+    return value
 
 
 def _item_fields(name: str, fields: dict[str, RecordField], **more: Any) -> type[wire.Fields]:
@@ -201,11 +208,12 @@ class Endpoints:
         }
 
     async def health(self) -> Response:
-        """Tell the model and the cache; 503 until the model is loaded."""
-        model, cache, ready = self._model(), self.service.models.cache, self.lifecycle.ready
+        """Tell the model and the cache; 503 until the model is loaded and its checksum known."""
+        model, cache = self._model(), self.service.models.cache
         identity = await _identity(self.settings, model, wait=False)
+        ready = self.lifecycle.ready and identity["model_checksum"] != UNKNOWN
         body = {
-            "status": "healthy" if ready else str(self.lifecycle.phase),
+            "status": "healthy" if ready else "reading weights" if self.lifecycle.ready else str(self.lifecycle.phase),
             "model": model.name,
             "dimensions": model.facts.dimension if model.facts else None,
             "version": identity["model_version"],

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from embedding_service.settings import Settings
 
 HEX_DIGITS = 12
+UNKNOWN = "0" * HEX_DIGITS
 # Of `engine_args`, those that change numbers and not only speed or memory.
 _DECISIVE = {"hf_overrides", "pooler_config", "quantization"}
 
@@ -24,7 +25,7 @@ async def model_checksum(settings: Settings, model: ServedModel, *, wait: bool =
     matching-service, which knows the name and the size of the vectors alone.
     """
     if model.encoder is None:
-        return "0" * HEX_DIGITS
+        return UNKNOWN
     facts, options, encoder = model.encoder.facts, model.options, model.encoder
     if settings.model_checksum == "legacy":
         text = f"{model.name}:{facts.dimension}".encode()
@@ -33,7 +34,7 @@ async def model_checksum(settings: Settings, model: ServedModel, *, wait: bool =
     if facts.folder is not None:
         reading = model.engine.weights()
         if not (wait or reading.done()):
-            return "0" * HEX_DIGITS
+            return UNKNOWN
         weights = await asyncio.shield(reading)
     decisive = {
         "model": model.name,

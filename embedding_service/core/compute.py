@@ -103,14 +103,11 @@ class Compute:
             async with call.budget.spend(tokens):
                 return await self.engine.run(batch, more_coming=more_coming)
 
-    def _key(self, key: bytes, output: Output) -> Key:
-        return Key(self.engine.identity, key, output)
-
     def _look_up(self, key: bytes, outputs: frozenset[Output]) -> Numbers | None:
         assert self.cache is not None  # noqa: S101 - asked by `run` only where there is one
         numbers: Numbers = {}
         for output in outputs:
-            value = self.cache.get(self._key(key, output))
+            value = self.cache.get(Key(self.engine.identity, key, output))
             if value is None:
                 return None
             numbers[output] = value
@@ -123,21 +120,21 @@ class Compute:
         if not self.engine.portable:
             self.engine.weights()  # from when they are read on, this instance shares
             return {}
-        values = await self.shared.get([self._key(key, output) for key in keys for output in outputs])
+        model = self.engine.shared_identity
+        values = await self.shared.get([Key(model, key, output) for key in keys for output in outputs])
         known = {}
         for key in keys:
-            numbers = {output: values.get(self._key(key, output)) for output in outputs}
+            numbers = {output: values.get(Key(model, key, output)) for output in outputs}
             complete = {output: value for output, value in numbers.items() if value is not None}
             if len(complete) == len(outputs):
                 known[key] = complete
                 self._keep(key, complete)
         return known
 
-    def _keep(self, key: bytes, numbers: Numbers) -> list[tuple[Key, Floats]]:
+    def _keep(self, key: bytes, numbers: Numbers) -> None:
         assert self.cache is not None  # noqa: S101
-        items = [(self._key(key, output), value) for output, value in numbers.items()]
-        self.cache.put(items)
-        return items
+        model = self.engine.identity
+        self.cache.put([(Key(model, key, output), value) for output, value in numbers.items()])
 
     async def _fly(
         self, batch: Batch, order: list[bytes], names: dict[bytes, bytes], *, call: Call, more_coming: bool
@@ -155,15 +152,17 @@ class Compute:
             result = await self._compute(_select(batch, rest), call, more_coming=more_coming)
             computed = dict(zip([order[i] for i in rest], _rows(result, len(rest)), strict=True))
             finite = result.dense is not None and bool(np.isfinite(result.dense).all())  # all rows at once
-            kept: list[tuple[Key, Floats]] = []
+            kept: list[tuple[bytes, Numbers]] = []
             for key, numbers in computed.items():
                 flights[key].set_result(numbers)
                 if (finite and numbers.keys() == {Output.DENSE}) or all(
                     np.isfinite(value).all() for value in numbers.values()
                 ):
-                    kept += self._keep(key, numbers)
+                    self._keep(key, numbers)
+                    kept.append((key, numbers))
             if self.shared is not None and self.engine.portable:
-                self.shared.put(kept)
+                model = self.engine.shared_identity
+                self.shared.put([(Key(model, key, o), value) for key, numbers in kept for o, value in numbers.items()])
             return _Flown(known | computed, set(known), result)
         finally:
             for key, flight in flights.items():

@@ -109,13 +109,17 @@ class ModelEngine:
 
     @property
     def identity(self) -> str:
-        """What its numbers depend on beside the input, see `engine/identity.py`; the same everywhere if `portable`."""
-        here = self.replicas[0].identity
-        return self._everywhere.get(here, here)
+        """What its numbers depend on beside the input, see `engine/identity.py`; on this machine alone."""
+        return self.replicas[0].identity
+
+    @property
+    def shared_identity(self) -> str:
+        """The same on every machine, if `portable`."""
+        return self._everywhere.get(self.identity, self.identity)
 
     @property
     def portable(self) -> bool:
-        """Whether engines of other machines with this `identity` give the same numbers."""
+        """Whether engines of other machines with this `shared_identity` give the same numbers."""
         facts = self.facts
         return facts is not None and (facts.folder is None or self.replicas[0].identity in self._everywhere)
 

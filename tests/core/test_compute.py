@@ -29,7 +29,7 @@ class Engine:
     """Counts what it is given and answers with the ids themselves; `hold` keeps it from answering."""
 
     options = ModelOptions(model_name="counting")
-    identity = "counting"
+    identity = shared_identity = "counting"
     portable = True
 
     def __init__(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -79,6 +80,29 @@ def test_weights_are_read_when_somebody_asks(
         assert [embed(http, input="w1").headers.get("x-cache") for _ in range(2)] == [None, "1/1"]
         assert read == []
         asked = [http.post("/prepare-and-embed", json={"title": "w1"}).json()["model_checksum"] for _ in range(2)]
+        assert embed(http, input="w1").headers.get("x-cache") == "1/1", "what was known before is forgotten"
     assert asked[0] == asked[1] != "0" * 12
     assert read == [str(folder)]
+    gateway.stop()
+
+
+def test_health_waits_for_the_checksum(
+    start_gateway: Callable[..., RunningGateway], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who compares matching-service's checksum with a stored one never sees another than the true one with a 200."""
+    go_on = threading.Event()
+
+    def wait(folder: str, *, stamp: str) -> str:
+        go_on.wait(60)
+        return weights_digest(folder, stamp=stamp)
+
+    monkeypatch.setattr(client, "weights_digest", wait)
+    gateway = start_gateway(**FAKE, preset="matching-service", model_path=str(folder))
+    with gateway.client() as http:
+        early = http.get("/health")
+        assert (early.status_code, early.json()["status"]) == (503, "reading weights")
+        go_on.set()
+        checksum = http.post("/embed", json={"text": "w1"}).json()["model_checksum"]
+        health = http.get("/health")
+        assert (health.status_code, health.json()["model_checksum"]) == (200, checksum)
     gateway.stop()
