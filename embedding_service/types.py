@@ -89,10 +89,11 @@ class Priority(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class FieldNames:
-    """What a dialect calls the fields that the core's errors are about."""
+    """What a dialect calls the fields that the core's errors are about, and what `truncate` can be."""
 
     inputs: str = "input"
     dimensions: str = "dimensions"
+    truncate: str = "left, right or chunk_mean"
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +186,7 @@ class RerankJob:
 
     `weights` (dense, sparse, ColBERT) asks a BGE-M3 model for the weighted sum of its three
     similarities; without them it scores by MaxSim alone. `field` is what the dialect calls what holds
-    the documents.
+    the documents. Over-long queries and documents are cut on the right, or refused.
     """
 
     model: str | None
@@ -194,6 +195,8 @@ class RerankJob:
     max_tokens_per_document: int | None = None
     weights: tuple[float, float, float] | None = None
     field: str = "documents"
+    cut_queries: bool = False
+    cut_documents: bool = True
 
 
 @dataclass(frozen=True, slots=True)

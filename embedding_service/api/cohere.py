@@ -55,7 +55,7 @@ class CohereEmbedRequest(wire.Fields):
             input_type=input_type,
             truncate=TRUNCATE[self.truncate or "END"],
             more_dtypes=frozenset(EmbedDtype(kind) for kind in self.embedding_types or () if kind not in DTYPES),
-            names=FieldNames(inputs="texts", dimensions="output_dimension"),
+            names=FieldNames(inputs="texts", dimensions="output_dimension", truncate="START or END"),
         )
 
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, model_validator
 from embedding_service.api import problems, scoring, wire
 from embedding_service.api.middleware import exchange_of
 from embedding_service.errors import InvalidRequest
-from embedding_service.types import RerankJob
+from embedding_service.types import RerankJob, Truncate
 
 if TYPE_CHECKING:
     from starlette.responses import Response
@@ -55,7 +55,7 @@ class RerankRequest(wire.Fields):
             raise ValueError("weights must not be negative, and not all zero")
         return self
 
-    def job(self) -> RerankJob:
+    def job(self, *, cut_queries: bool) -> RerankJob:
         """Return the request free of dialect. Raises `InvalidRequest` naming what is missing."""
         if self.pairs is not None:
             if self.query is not None or self.documents is not None:
@@ -73,6 +73,7 @@ class RerankRequest(wire.Fields):
             max_tokens_per_document=self.max_tokens_per_doc,
             weights=None if self.weights is None else (self.weights[0], self.weights[1], self.weights[2]),
             field="documents" if self.pairs is None else "pairs",
+            cut_queries=cut_queries,
         )
 
 
@@ -146,7 +147,7 @@ def router(service: EmbeddingService, *, raw_scores: bool = False, return_docume
         defaults = {"raw_scores": raw_scores, "return_documents": return_documents}
         unsaid = {name: value for name, value in defaults.items() if getattr(fields, name) is None}
         fields = fields.model_copy(update=unsaid)
-        job = fields.job()
+        job = fields.job(cut_queries=service.settings.default_truncate is not Truncate.ERROR)
         if version == "2" and not all(isinstance(document, str) for document in fields.documents or []):
             raise InvalidRequest("documents must be a list of strings in version 2", param="documents")
         began = time.monotonic()

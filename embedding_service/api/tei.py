@@ -60,7 +60,7 @@ class TeiInputs(wire.Fields):
             outputs=frozenset({output}),
             prompt_name=self.prompt_name,
             truncate=cut if truncate else Truncate.ERROR,
-            names=FieldNames(inputs="inputs"),
+            names=FieldNames(inputs="inputs", truncate="true"),
         )
 
 
@@ -83,7 +83,7 @@ class TeiRerankRequest(wire.Fields):
     texts: list[Annotated[str, Field(min_length=1)]]
     raw_scores: bool = False
     return_text: bool = False
-    truncate: bool | None = Field(None, description="Accepted; over-long texts are always cut.")
+    truncate: bool | None = Field(None, description="Cut over-long texts; default true.")
 
 
 class Sentences(wire.Fields):
@@ -219,7 +219,8 @@ class Endpoints:
         fields, ignored = await wire.read_request(request, TeiRerankRequest)
         _refuse_empty(fields.texts, "texts")
         pairs = [(fields.query, text) for text in fields.texts]
-        job = RerankJob(self._model(scores=True), pairs, field="texts")
+        cut = self.auto_truncate if fields.truncate is None else fields.truncate
+        job = RerankJob(self._model(scores=True), pairs, field="texts", cut_queries=cut, cut_documents=cut)
         scores = await scoring.score(self.service, exchange_of(request.scope), job)
         values = scoring.relevance(scores, raw=fields.raw_scores)
         ranks: list[dict[str, Any]] = []

@@ -147,7 +147,7 @@ def read_fields(model: type[_Model], tree: Mapping[str, Any]) -> tuple[_Model, l
         fields = model.model_validate(tree)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        name = _path(first["loc"])
+        name = _path(first["loc"], tree, missing=first["type"] == "missing")
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "missing":
             message = "this field is required"
@@ -244,12 +244,15 @@ class PiecewiseResponse(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def _path(location: tuple[int | str, ...]) -> str | None:
-    """Return `field` or `field[3]` of pydantic's location."""
-    if not location:
-        return None
-    item = f"[{location[1]}]" if len(location) > 1 and isinstance(location[1], int) else ""
-    return _top(str(location[0])) + item
+def _path(location: tuple[int | str, ...], tree: object, *, missing: bool) -> str | None:
+    """Return `field`, `field[3]` or `field[3].name` of pydantic's location, which also names the types it tried."""
+    path = ""
+    for place, part in enumerate(location):
+        if isinstance(part, int) and isinstance(tree, list):
+            path, tree = f"{path}[{part}]", tree[part]
+        elif isinstance(tree, dict) and (part in tree or (missing and place == len(location) - 1)):
+            path, tree = f"{path}.{_top(str(part))}" if path else _top(str(part)), tree.get(part)
+    return path or None
 
 
 def _top(name: str) -> str:

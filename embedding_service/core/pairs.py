@@ -68,6 +68,12 @@ class PairEncoder:
             if job.max_tokens_per_document is not None:
                 room = min(room, job.max_tokens_per_document)
             if len(second) > room:
+                if not job.cut_documents:
+                    raise ContextLengthExceeded(
+                        f"This model's maximum context length is {self.max_tokens} tokens, and beside the query "
+                        f"{job.field}[{index}] has room for {room}, not for its {len(second)}. Shorten it.",
+                        param=f"{job.field}[{index}]",
+                    )
                 truncated.append(index)
             start = [*self._head, *first, *self._middle]
             ids.append(np.array([*start, *second[:room], *self._tail], np.int32))
@@ -95,6 +101,8 @@ class PairEncoder:
             asked = [self._query_text(query, job.instruction) for query, _ in part]
             for text in set(asked) - queries.keys():
                 queries[text] = self._ids(text)
+                if job.cut_queries and self.prompt is None:
+                    queries[text] = queries[text][: self.max_tokens * 3 // 4]  # as FlagEmbedding does
                 self._room(queries[text])  # before a query that cannot fit is copied for every document
             if self.prompt is None:
                 encodings = self._tokenizer.encode_batch_fast([d for _, d in part], add_special_tokens=False)

@@ -230,7 +230,7 @@ class Encoder:
             requested = len(ids) + self.max_tokens - room
             raise ContextLengthExceeded(
                 f"This model's maximum context length is {self.max_tokens} tokens, however you requested {requested} "
-                f"tokens in {where}. Shorten it, or set truncate to left, right or chunk_mean.",
+                f"tokens in {where}. Shorten it, or set truncate to {job.names.truncate}.",
                 param=where,
             )
         if prompt >= room:

@@ -210,7 +210,11 @@ def test_errors(http: httpx.Client, path: str, body: dict[str, Any], status: int
         ("/embed_all", {"inputs": ["w1", "fault-nan"]}, "inputs[1]"),
         ("/embed", {"inputs": [[1], [9_999_999]]}, "inputs[1]"),
         ("/similarity", {"inputs": {"source_sentence": "w1", "sentences": ["w1", "fault-nan"]}}, "sentences[1]"),
+        ("/similarity", {"inputs": {"sentences": ["w1"]}}, "inputs.source_sentence: this field is required"),
+        ("/embed", {"inputs": "w1 " * 63, "truncate": False}, "set truncate to true"),
         ("/rerank", {"query": "w1", "texts": ["w1"] * 2049}, "texts has 2049 items"),
+        ("/rerank", {"query": "w1", "texts": ["w1", "w1 " * 63], "truncate": False}, "texts[1]"),
+        ("/rerank", {"query": "w1 " * 63, "texts": ["w1"], "truncate": False}, "the query leaves no room"),
         ("/rerank", {"query": "w1", "texts": ["w1", "fault-nan"]}, "texts[1]"),
     ],
 )

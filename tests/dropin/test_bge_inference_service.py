@@ -92,6 +92,12 @@ def test_rerank_with_raw_scores(http: httpx.Client) -> None:
     assert len(http.post("/v1/rerank", json={"query": "w1", "documents": texts, "top_n": 1}).json()["results"]) == 1
 
 
+def test_a_long_query_is_cut(http: httpx.Client) -> None:
+    """As the original's library did: to three quarters of the 512 tokens."""
+    (result,) = http.post("/v1/rerank", json={"query": "w1 " * 600, "documents": ["w2"]}).json()["results"]
+    assert result["relevance_score"] == pytest.approx(score("w1 " * 384, "w2"), rel=1e-5)
+
+
 def test_health(http: httpx.Client) -> None:
     """Health tells which of the two models are loaded, and where."""
     assert http.get("/health").json() == {
