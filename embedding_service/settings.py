@@ -29,6 +29,10 @@ from embedding_service.types import Truncate
 ENV_PREFIX = "EMBEDDING_"
 
 
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
 def _check_rate(rate: str) -> str:
     if not re.fullmatch(r"[1-9]\d* ?/ ?([1-9]\d* ?)?(second|minute|hour|day)s?", rate):
         raise ValueError("a rate is written like 100/minute or 5000/2 hours")
@@ -179,7 +183,7 @@ class Settings(ModelOptions, BaseSettings):
     )
     keep_alive_s: float = Field(75, gt=0, description="Idle connections; above nginx's 60 s, or it sees 502s.")
 
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = "info"
     log_format: Literal["auto", "json", "text"] = Field("auto", description="auto: text on a terminal.")
 
     @classmethod

@@ -72,7 +72,7 @@ def test_health(http: httpx.Client) -> None:
 
 def test_a_key_may_be_asked_for(start_preset: Callable[..., RunningGateway]) -> None:
     """With a key configured, `X-API-Key` has to hold it; health stays open."""
-    gateway = start_preset("embed", environ={"API_KEY": "k1,k2", "DEVICE": "cpu"})
+    gateway = start_preset("embed", environ={"API_KEY": "k1,k2", "DEVICE": "CPU"})
     body = {"texts": ["w1"]}
     with gateway.client() as http:
         assert http.post("/embed", json=body, headers={"x-api-key": "k1,k2"}).status_code == 200

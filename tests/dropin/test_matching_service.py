@@ -115,6 +115,7 @@ def test_an_empty_record(http: httpx.Client, record: dict[str, Any]) -> None:
         ("requirement", "w1"),
         ("price", "much"),
         ("rooms", 1.5),
+        ("rooms", True),
         ("area", []),
     ],
 )
@@ -123,6 +124,16 @@ def test_fields_have_types(http: httpx.Client, field: str, value: Any) -> None:
     answer = http.post("/prepare-and-embed", json={field: value})
     assert answer.status_code == 400
     assert answer.json()["detail"].startswith(field)
+
+
+@pytest.mark.parametrize(
+    ("item", "detail"),
+    [({"title": "w1"}, "items[1].entity_id: this field"), ({"entity_id": "2", "price": "much"}, "items[1].price: ")],
+)
+def test_an_items_field_is_named(http: httpx.Client, item: dict[str, Any], detail: str) -> None:
+    """What is wrong with one of several records is told with its place and its field."""
+    items = [{"entity_id": "1", "title": "w1"}, item]
+    assert http.post("/batch", json={"items": items}).json()["detail"].startswith(detail)
 
 
 @pytest.mark.parametrize("path", ["/batch", "/reindex-batch"])

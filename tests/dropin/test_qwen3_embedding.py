@@ -42,7 +42,7 @@ def test_its_options_are_the_documented_defaults(gateway: RunningGateway) -> Non
 
 def test_every_option_is_an_environment_variable(start_preset: Callable[..., RunningGateway]) -> None:
     """Each option is also EMBEDDING_ and its name."""
-    options = {"MODEL_NAME": "other", "MAX_BATCH_SIZE": "4", "BATCH_TIMEOUT_MS": "3", "LOG_LEVEL": "error"}
+    options = {"MODEL_NAME": "other", "MAX_BATCH_SIZE": "4", "BATCH_TIMEOUT_MS": "3", "LOG_LEVEL": "ERROR"}
     gateway = start_preset("qwen3-embedding", environ={f"EMBEDDING_{name}": value for name, value in options.items()})
     (model,) = gateway.settings.served_models
     assert (model.model_name, model.max_batch_size, model.batch_timeout_ms) == ("other", 4, 3)
