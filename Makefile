@@ -54,11 +54,11 @@ soak: install-test ## run what takes long (an hour); writes docs/reliability.md
 	@SOAK_REPORT=docs/reliability.md $(VENV)/bin/python -m pytest -m soak --timeout 0 $(ARGS)
 	@$(VENV)/bin/python -m pytest --timeout 0 tests/api/test_fuzz.py
 
-bench: install-test ## measure this machine
-	@$(VENV)/bin/python benchmarks/run.py $(ARGS)
+bench: install-test ## measure this machine beside vLLM's server and others
+	@$(VENV)/bin/python -m benchmarks.run $(ARGS)
 
 clean: ## remove .venv and everything built
-	rm -rf $(VENV) build dist *.egg-info .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .bench build dist *.egg-info .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- what has been installed -----------------------------------------------------------------------------------------

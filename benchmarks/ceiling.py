@@ -1,44 +1,49 @@
-"""The ceiling: vLLM's offline `LLM.embed` with the worker's settings, driven over standard input.
+"""The ceiling: vLLM's offline `LLM.embed` with the gateway's engine settings, on token ids, without any server.
 
-Reads JSON lines `{"prompts": [[token ids …] …], "batch": texts a call, "seconds": s}`, answers each with
-`{"texts_per_s": …}`.
+Reads one JSON job a line and answers each with a line: `{"embed": [[id …] …], "batch": texts a call}` with
+`{"texts_per_s": …}`, and `{"rate": {what benchmarks.rates.measure takes, but the dtype}}` with `{"flop_per_s": …}`:
+the matrix products run on the same threads as the model, in its dtype.
 """
 
+from __future__ import annotations
+
 import json
-import os
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+from benchmarks import engine, rates
+
+if TYPE_CHECKING:
+    from vllm import LLM
+
+
+def embed(llm: LLM, job: dict) -> float:
+    """Return texts per second."""
+    from vllm import PoolingParams
+
+    prompts = [{"prompt_token_ids": ids} for ids in job["embed"]]
+    began = time.perf_counter()
+    for start in range(0, len(prompts), job["batch"]):
+        batch = prompts[start : start + job["batch"]]
+        llm.embed(batch, use_tqdm=False, pooling_params=PoolingParams(task="embed"))
+    return len(prompts) / (time.perf_counter() - began)
 
 
 def main() -> None:
-    from embedding_service.configuration import load
-    from embedding_service.engine.process import environment
+    arguments = engine.arguments(Path(sys.argv[1]), one_process=True)
+    from vllm import LLM
 
-    options = load(Path(sys.argv[1]))[0].served_models[0]
-    os.environ.update(environment(options, replica=0))
-    from vllm import LLM, PoolingParams
-
-    from embedding_service.engine.location import resolve_model
-    from embedding_service.engine.vllm_compat import engine_arguments
-
-    args = engine_arguments(resolve_model(options), options, "cpu")
-    names = ("dtype", "enforce_eager", "max_num_seqs", "max_num_batched_tokens", "gpu_memory_utilization")
-    arguments = {name: getattr(args, name) for name in names}
-    llm = LLM(model=args.model, runner="pooling", enable_prefix_caching=False, disable_log_stats=True, **arguments)
-    print(json.dumps({"ready": arguments}), flush=True)
+    llm = LLM(**arguments)
+    print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         job = json.loads(line)
-        prompts = [{"prompt_token_ids": ids} for ids in job["prompts"]]
-        done, began = 0, time.perf_counter()
-        while (seconds := time.perf_counter() - began) < job["seconds"]:
-            batch = [prompts[(done + i) % len(prompts)] for i in range(job["batch"])]
-            llm.embed(batch, use_tqdm=False, pooling_params=PoolingParams(task="embed"))
-            done += len(batch)
-        print(json.dumps({"texts_per_s": done / seconds}), flush=True)
+        if "rate" in job:
+            answer = {"flop_per_s": rates.measure(dtype=arguments["dtype"], **job["rate"])}
+        else:
+            answer = {"texts_per_s": embed(llm, job)}
+        print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """Routes whose endpoint takes the request and returns the response: FastAPI documents them, and is not in their way.
 
 On the way to such an endpoint FastAPI and Starlette match some fifty patterns, catch exceptions three times and open
-two exit stacks, none of which these routes need: errors are caught by `RequestLog`. That was a third of what the
-gateway spent on a request.
+two exit stacks, none of which these routes need: errors are caught by `RequestLog`.
 """
 
 from __future__ import annotations

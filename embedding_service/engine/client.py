@@ -181,7 +181,7 @@ class ModelEngine:
         return _join(batch, parts)
 
     async def _run_slices(self, slices: list[Batch], *, more_coming: bool) -> list[tuple[protocol.Done, list[Floats]]]:
-        if len(slices) == 1:  # nearly always; a task of its own would be another 50 µs
+        if len(slices) == 1:  # nearly always, and it needs no task of its own
             return [await self._run_slice(slices[0], more_coming=more_coming)]
         try:
             async with asyncio.TaskGroup() as group:

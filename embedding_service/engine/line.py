@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Line:
     """The two sockets of one generation, and the file in which the worker records its step.
 
-    Plain sockets in the event loop: those of `zmq.asyncio` took 0.2 ms of 1.3 ms that a request cost.
+    Plain sockets in the event loop: those of `zmq.asyncio` cost more (docs/performance.md).
     """
 
     def __init__(

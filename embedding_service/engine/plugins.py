@@ -20,6 +20,7 @@ _CLASSES: Final[Mapping[str, str]] = {
     ROBERTA: "embedding_service.engine.roberta_models:PaddingAwareModel",
     ROBERTA_PAIRS: "embedding_service.engine.roberta_models:PaddingAwareReranker",
 }
+_CPU_ATTENTION: Final = "embedding_service.engine.cpu_attention.Backend"
 # What we load in place of vLLM's own class, whatever the model's name.
 _REPLACED: Final[Mapping[str, str]] = {
     "RobertaModel": ROBERTA,
@@ -36,6 +37,9 @@ def register() -> None:
     vLLM calls it in every process, the tensor-parallel workers included, and more than once.
     """
     from vllm import ModelRegistry  # noqa: PLC0415 - the gateway imports this module without vLLM
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend  # noqa: PLC0415
+
+    register_backend(AttentionBackendEnum.CPU_ATTN, _CPU_ATTENTION)
 
     known = ModelRegistry.get_supported_archs()
     for architecture, path in _CLASSES.items():

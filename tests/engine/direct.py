@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy.typing as npt
+    import torch
     from vllm import LLMEngine
 
 ROOT = Path(__file__).parents[2]
@@ -30,11 +31,12 @@ Prompt = tuple[list[int], dict[str, Any]]  # token ids and the arguments of Pool
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What came back: one flat array for each prompt, and what the model was called with."""
+    """What came back: a flat array for each prompt, what the model was called with, how often our attention ran."""
 
     answers: list[npt.NDArray[np.float32]]
     calls: int
     tokens: int
+    attentions: int
 
 
 def run(
@@ -74,9 +76,10 @@ def run(
 
 def main(job_path: str, answers_path: str) -> None:
     """Serve one job: the child process."""
+    from torch.nn.functional import scaled_dot_product_attention
     from vllm import EngineArgs, LLMEngine
 
-    from embedding_service.engine import plugins
+    from embedding_service.engine import cpu_attention, plugins
 
     plugins.register()
     job = json.loads(Path(job_path).read_text())
@@ -90,6 +93,13 @@ def main(job_path: str, answers_path: str) -> None:
     }
     engine = LLMEngine.from_engine_args(EngineArgs(**(defaults | job["engine"])))
     lengths: list[int] = []
+    attentions: list[int] = []
+
+    def attend(queries: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
+        attentions.append(queries.shape[2])
+        return scaled_dot_product_attention(queries, *arguments, **options)
+
+    cpu_attention.scaled_dot_product_attention = attend
     if job["engine"]["tensor_parallel_size"] == 1:  # a hook cannot be sent to another process
 
         def count(_module: object, _args: object, kwargs: dict[str, Any], _output: object) -> None:
@@ -99,9 +109,10 @@ def main(job_path: str, answers_path: str) -> None:
     results: dict[str, npt.NDArray[Any]] = {}
     for number, batch in enumerate(job["batches"]):
         lengths.clear()
+        attentions.clear()
         for index, answer in _serve(engine, batch).items():
             results[f"{number}/{index}"] = answer
-        results[f"{number}/counts"] = np.array([len(lengths), sum(lengths)])
+        results[f"{number}/counts"] = np.array([len(lengths), sum(lengths), len(attentions)])
     np.savez(answers_path, allow_pickle=False, **results)
 
 

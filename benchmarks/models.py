@@ -1,0 +1,134 @@
+"""The models that are measured: MiniLM, its first layer alone, and random weights in the shapes of two large ones.
+
+Those are made under .bench/models when first asked for. Their vocabulary and tokenizer are MiniLM's (30,522 entries):
+an embedding is a look-up, so its size changes no arithmetic.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.texts import ROOT
+
+SCRATCH = ROOT / ".bench"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
+# What the gateway is told: it knows these models' habits by name.
+NAMES = {
+    "minilm": "all-MiniLM-L6-v2",
+    "one-layer": "one-layer",
+    "qwen3-0.6b": "Qwen/Qwen3-Embedding-0.6B",
+    "bge-m3": "BAAI/bge-m3",
+}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint; `products` are the (in, out) widths of one layer's matrices."""
+
+    name: str
+    path: Path
+    max_tokens: int | None  # None: what the model says
+    layers: int
+    products: tuple[tuple[int, int], ...]
+    pooling: str
+
+    @property
+    def flop_per_token(self) -> int:
+        """Two operations for each weight, without the embeddings; attention's own products are not counted."""
+        return 2 * self.layers * sum(rows * columns for rows, columns in self.products)
+
+
+def find(name: str) -> Model:
+    """Return a model by its name in `NAMES`; make it first where that is needed."""
+    path = minilm() if name == "minilm" else SCRATCH / "models" / name
+    if not (path / "config.json").exists():
+        SCRATCH.mkdir(exist_ok=True)
+        (SCRATCH / ".gitignore").write_text("*\n")
+        unfinished = path.with_suffix(".part")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        {"one-layer": _one_layer, "qwen3-0.6b": _qwen3, "bge-m3": _bge_m3}[name](unfinished)
+        for file in TOKENIZER_FILES:
+            if (minilm() / file).exists():
+                shutil.copy(minilm() / file, unfinished)
+        unfinished.rename(path)
+    config = json.loads((path / "config.json").read_text())
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    if "head_dim" in config:  # Qwen3
+        queries, keys = (config["head_dim"] * config[f"num_{kind}_heads"] for kind in ("attention", "key_value"))
+        products = ((hidden, queries + 2 * keys), (queries, hidden), (hidden, 2 * inner), (inner, hidden))
+    else:
+        products = ((hidden, 3 * hidden), (hidden, hidden), (hidden, inner), (inner, hidden))
+    longest = 1024 if config["max_position_embeddings"] > 1024 else None
+    pooling = {"qwen3-0.6b": "last", "bge-m3": "cls"}.get(name, "mean")
+    return Model(name, path, longest, config["num_hidden_layers"], products, pooling)
+
+
+def minilm() -> Path:
+    from embedding_service.configuration import load
+    from embedding_service.engine.location import resolve_model
+
+    return Path(resolve_model(load(ROOT / "config" / "demo.yaml")[0].served_models[0]))
+
+
+def _one_layer(folder: Path) -> None:
+    """Nearly all time is spent around this one."""
+    from safetensors.numpy import load_file, save_file
+
+    shutil.copytree(minilm(), folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors", "onnx"))
+    (weights,) = minilm().glob("*.safetensors")
+    tensors = {name: tensor for name, tensor in load_file(weights).items() if not re.search(r"layer\.[1-9]", name)}
+    save_file(tensors, folder / weights.name, metadata={"format": "pt"})
+    config = json.loads((minilm() / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
+
+
+def _qwen3(folder: Path) -> None:
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    config = Qwen3Config(
+        vocab_size=30522,
+        hidden_size=1024,
+        num_hidden_layers=28,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=128,
+        intermediate_size=3072,
+        max_position_embeddings=32768,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+        tie_word_embeddings=True,
+        bos_token_id=101,
+        eos_token_id=102,
+        pad_token_id=0,
+    )
+    torch.manual_seed(0)
+    Qwen3ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+
+
+def _bge_m3(folder: Path) -> None:
+    import torch
+    from transformers import XLMRobertaConfig, XLMRobertaModel
+
+    config = XLMRobertaConfig(
+        vocab_size=30522,
+        hidden_size=1024,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        intermediate_size=4096,
+        max_position_embeddings=8194,
+        type_vocab_size=1,
+        layer_norm_eps=1e-5,
+        bos_token_id=101,
+        eos_token_id=102,
+        pad_token_id=0,
+        position_embedding_type="absolute",
+    )
+    torch.manual_seed(0)
+    XLMRobertaModel(config).to(torch.bfloat16).save_pretrained(folder)
+    for name, width in (("sparse", 1), ("colbert", config.hidden_size)):
+        torch.save(torch.nn.Linear(config.hidden_size, width).state_dict(), folder / f"{name}_linear.pt")

@@ -1,0 +1,66 @@
+"""What the benchmark is made of: its texts, its count of operations, its tables."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer
+
+from benchmarks import models, report, texts
+from benchmarks.load import Cell, Sample
+
+
+@pytest.mark.parametrize(
+    ("text", "cell"),
+    [
+        ("8x32", Cell(8, 32, 50, "base64")),
+        ("1x1x400", Cell(1, 1, 400, "base64")),
+        ("64x1:float", Cell(64, 1, 50, "float")),
+    ],
+)
+def test_cells_are_read(text: str, cell: Cell) -> None:
+    assert Cell.parse(text) == cell
+
+
+def test_texts_are_unique_and_of_one_length() -> None:
+    """As the servers count: with the model's special tokens."""
+    tokenizer = Tokenizer.from_file(str(models.minilm() / "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    for tokens in (50, 400):
+        made = texts.make(40, tokens=tokens, tokenizer=tokenizer, seed=3)
+        assert len({text[:5] for text in made}) == len(made)
+        assert {len(encoding.ids) for encoding in tokenizer.encode_batch(made)} == {tokens}
+    assert texts.make(2, tokens=50, tokenizer=tokenizer, seed=4) != made[:2]
+
+
+def test_operations_are_twice_the_weights() -> None:
+    """All of MiniLM's matrices but embeddings and pooler, counted from its own file."""
+    from safetensors import safe_open
+
+    (path,) = models.minilm().glob("*.safetensors")
+    with safe_open(path, framework="numpy") as file:
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - no dict
+    weights = sum(a * b for name, (a, b) in ((n, s) for n, s in shapes.items() if len(s) == 2) if "encoder." in name)
+    assert models.find("minilm").flop_per_token == 2 * weights
+
+
+def test_tables_are_ratios_within_a_round() -> None:
+    """A machine that is slow for a round changes no ratio."""
+    model = models.Model("m", Path(), None, 1, ((10, 10),), "mean")
+    run = report.Run(model, rounds=4, ready_s={"ours": [8.0], "theirs": [16.0]}, cosine={"ours": 1.0, "theirs": 0.9999})
+    cell = Cell(1, 1)
+    for slow in (1, 5, 1, 2):
+        samples = {
+            "ours": Sample(300 / slow, 2.0 * slow, 0.1),
+            "theirs": Sample(200 / slow, 4.0 * slow, 0.1),
+        }
+        run.add(cell, samples, rate=10e6 / slow)
+    table = report.markdown(run)
+    assert "| 1 x 1, 50 tokens | theirs | 150 | 6.0 | 1.50 (1.50 to 1.50) | 0.50 (0.50 to 0.50) | 0.20" in table
+    assert "| ours | 8.0 | 0 | 1.000000 |" in table
+    figures = json.loads(report.as_json(run))["cells"]["1 x 1, 50 tokens"]
+    assert figures["texts_per_s"]["theirs"] == [200, 40, 200, 100]
+    assert report.plot(run).count("<rect") == 3  # the ground and two bars
