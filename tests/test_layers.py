@@ -40,7 +40,13 @@ LAYERS = {
 # What the dialects share; every other module of `api` is a dialect.
 SHARED_BY_DIALECTS = {"wire", "direct", "problems", "middleware", "auth", "ratelimit", "embedding", "scoring"}
 PLUGINS = "engine.plugins"  # imports vLLM when vLLM calls it
-WORKER_SIDE = {"engine.vllm_compat", "engine.bge_m3_model", "engine.roberta_models", "engine.splade_model"}
+WORKER_SIDE = {
+    "engine.bge_m3_model",
+    "engine.cpu_attention",
+    "engine.roberta_models",
+    "engine.splade_model",
+    "engine.vllm_compat",
+}
 WEB = {"fastapi", "starlette", "uvicorn", "httptools", "httpx"}
 HEAVY = {"vllm", "torch", "transformers"}
 
