@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -16,7 +18,6 @@ from tests.test_cli import ENVIRONMENT, FAKE, ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 SERVE = ("-m", "embedding_service", "serve")
 
@@ -65,6 +66,17 @@ class Child:
                 os.kill(self.process.pid, signal.SIGKILL)
                 self.process.wait()
         return self.process.returncode
+
+
+def memory_bytes(pid: int) -> int:
+    """Return what a process has allocated.
+
+    Libraries are left out: a process's share of them (`Pss`) grows whenever another one that has mapped them ends.
+    """
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
+    found = re.search(r"^Anonymous:\s+(\d+) kB", rollup, re.MULTILINE)
+    assert found
+    return 1024 * int(found[1])
 
 
 def wait_until(condition: Callable[[], object], timeout_s: float = 60) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import gzip
 import json
 import os
-import re
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from tests.api.calls import embed, error_of
-from tests.child import Child, wait_until
+from tests.child import Child, memory_bytes, wait_until
 from tests.conftest import FAKE
 
 if TYPE_CHECKING:
@@ -121,14 +120,6 @@ def written(body: Any, slip: int, noise: bytes, where: int) -> tuple[bytes, dict
     if slip == 3:
         return gzip.compress(raw)[: where + 1], {"content-encoding": "gzip"}
     return raw, {}
-
-
-def memory_bytes(pid: int) -> int:
-    """Return the proportional set size of a process."""
-    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
-    found = re.search(r"^Pss:\s+(\d+) kB", rollup, re.MULTILINE)
-    assert found
-    return 1024 * int(found[1])
 
 
 class State:

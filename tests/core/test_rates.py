@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from embedding_service.core import rates as module
 from embedding_service.core.rates import Rates, TokenBudget, over_limit
 from embedding_service.errors import RateLimited
 from embedding_service.settings import Settings
@@ -172,6 +173,22 @@ async def test_a_hit_costs_the_same_however_many_there_are(clock: Clock) -> None
     for number in range(2000):
         await kept.take("requests", f"later:{number}", "5/minute", 1)
     assert not [key for key in storage.storage if "address" in key]  # type: ignore[attr-defined]
+
+
+async def test_counters_are_bounded(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many addresses ask within a window, no more counters are kept, and a forgotten one opens no debt."""
+    monkeypatch.setattr(module, "_COUNTERS_KEPT", 50)
+    kept = rates()
+    storage: Any = kept._local.storage
+    taken = await kept.take("tokens", "a", "10/minute", 8)
+    for number in range(500):
+        window = await kept.take("tokens", f"address:{number}", "10/minute", 10)
+        assert (window.allowed, window.remaining) == (True, 0)
+        assert not (await kept.take("tokens", f"address:{number}", "10/minute", 1)).allowed
+        assert len(storage.storage) == len(storage.expirations) == min(number + 2, 50)
+    await kept.give_back("tokens", "a", "10/minute", 8, taken)
+    assert not (await kept.take("tokens", "a", "10/minute", 11)).allowed
+    assert (await kept.take("tokens", "a", "10/minute", 10)).remaining == 0
 
 
 def test_whose_rate_applies() -> None:

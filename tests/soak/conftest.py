@@ -21,6 +21,7 @@ import aiohttp
 import httpx
 import pytest
 
+from tests.child import memory_bytes
 from tests.conftest import MINILM
 from tests.test_cli import ENVIRONMENT, ROOT
 
@@ -87,9 +88,8 @@ class Server:
         return [int(pid) for pid in text.split()]
 
     def memory(self) -> int:
-        """Return the proportional set size of the gateway in bytes, its workers not included."""
-        rollup = Path(f"/proc/{self.process.pid}/smaps_rollup").read_text(encoding="ascii")
-        return 1024 * int(re.search(r"^Pss:\s+(\d+) kB", rollup, re.MULTILINE)[1])  # type: ignore[index]
+        """Return what the gateway has allocated in bytes, its workers not included."""
+        return memory_bytes(self.process.pid)
 
     def descriptors(self) -> int:
         """Return how many files and sockets the gateway has open."""

@@ -142,8 +142,11 @@ async def test_no_false_alarm(serve: Callable[..., Server], tmp_path: Path, reco
         enforce_eager=True,
     )
     long = json.dumps({"model": MODEL, "input": " ".join(["fox"] * 8000), "encoding_format": "base64"}).encode()
+    # A Unigram or BPE tokenizer keeps the first 10,000 words that it reads, which takes 8.5 MB of such numbers.
+    numbers = {"model": MODEL, "input": " ".join(map(str, range(10**13, 10**13 + 10_000))), "truncate": "right"}
     async with session() as http:
         assert await post(http, server.url, long) == 200
+        assert await post(http, server.url, json.dumps(numbers).encode()) == 200
     loads = [Load(server) for _ in range(3)]
     samples: list[tuple[int, int]] = []
 
