@@ -216,10 +216,8 @@ def environment(config: Path) -> dict[str, str]:
     """Return the variables that a worker of the gateway gets."""
     from embedding_service.configuration import load
     from embedding_service.engine.process import environment as of_worker
-    from embedding_service.engine.process import waiting
 
-    settings = load(config)[0]
-    return waiting(settings) | of_worker(settings.served_models[0], replica=0)
+    return of_worker(load(config)[0].served_models[0], replica=0)
 
 
 _known: dict[str, dict[str, Any]] = {}

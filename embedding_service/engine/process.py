@@ -98,7 +98,12 @@ class WorkerProcess:
 
 
 def inherited(settings: Settings) -> dict[str, str]:
-    """Return our own variables for all workers, without the gateway's business: settings and what holds keys."""
+    """Return our own variables for all workers, without what is the gateway's business: settings and what holds keys.
+
+    Where workers compute on the same cores, threads that wait must not spin: two workers on two cores gave 4 times
+    as many requests (soak test, embedder and reranker). A worker that has its cores to itself is a little faster
+    with spinning.
+    """
     private = re.compile(r"NOTIFY_SOCKET|WATCHDOG_\w+|CREDENTIALS_DIRECTORY|API_KEY|API_TOKEN|EMBEDDING_\w+|OTEL_\w+")
     ours = {*settings.api_keys_env, *settings.environment}
     kept = {
@@ -106,19 +111,7 @@ def inherited(settings: Settings) -> dict[str, str]:
         for name, value in os.environ.items()
         if not (private.fullmatch(name.upper()) or name in ours)  # settings are read in either case
     }
-    return waiting(settings) | kept
-
-
-def waiting(settings: Settings) -> dict[str, str]:
-    """Return how OpenMP's threads wait for one another on a CPU; nothing where the operator has said it.
-
-    Where workers compute on the same cores, threads that wait must not spin: two workers on two cores gave 4 times
-    as many requests (soak test, embedder and reranker). Alone, a worker is faster with spinning, but for less long
-    than is OpenMP's habit: beside another busy program a step then took 0.8 of the time, without one the same.
-    """
-    if {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
-        return {}
-    return {"OMP_WAIT_POLICY": "PASSIVE"} if share_cores(settings) else {"GOMP_SPINCOUNT": "20000"}
+    return {"OMP_WAIT_POLICY": "PASSIVE", **kept} if share_cores(settings) else kept
 
 
 def environment(options: ModelOptions, *, replica: int) -> dict[str, str]:
