@@ -11,7 +11,7 @@ def measure(*, dtype: str, products: list[tuple[int, int]], rows: int, seconds: 
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     side = 8192 if device == "cuda" else 2048
-    shapes = [(side, side, side), *((rows, inner, columns) for inner, columns in products)]
+    shapes = [(side, side, side), *((min(rows, 2 * side), inner, columns) for inner, columns in products)]
     return max(_rate(*shape, getattr(torch, dtype), device, seconds / len(shapes)) for shape in shapes)
 
 

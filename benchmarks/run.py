@@ -86,13 +86,13 @@ async def measure(options: argparse.Namespace) -> report.Run:
                 if ceiling is not None:
                     ids = [encoding.ids for encoding in tokenizer.encode_batch(made)]
                     samples["ceiling"] = Sample(ceiling.ask(embed=ids, batch=wave), math.nan, 0)
-                    shape = {"products": model.products, "rows": min(wave * cell.tokens, 2048), "seconds": 0.5}
+                    shape = {"products": model.products, "rows": wave * cell.tokens, "seconds": 0.5}
                     rate = ceiling.ask(rate=shape)
                 if turn >= 0:
                     found.add(cell, samples, rate)
                 else:
                     fastest = max(s.texts_per_s for name, s in samples.items() if name != "warm")
-                    counts[cell] = wave * max(2, round(fastest * options.seconds / wave))
+                    counts[cell] = wave * max(1, round(fastest * options.seconds / wave))
             print(f"round {turn + 1} of {options.rounds}", file=sys.stderr, flush=True)
         found.pss_mb = {server.name: server.pss_mb() for server in servers}
     return found
