@@ -15,7 +15,13 @@ from pathlib import Path
 from benchmarks.texts import ROOT
 
 SCRATCH = ROOT / ".bench"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
+SPECIAL = {
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "mask_token": "[MASK]",
+}
 # What the gateway is told: it knows these models' habits by name.
 NAMES = {
     "minilm": "all-MiniLM-L6-v2",
@@ -52,9 +58,10 @@ def find(name: str) -> Model:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
         {"one-layer": _one_layer, "qwen3-0.6b": _qwen3, "bge-m3": _bge_m3}[name](unfinished)
-        for file in TOKENIZER_FILES:
-            if (minilm() / file).exists():
-                shutil.copy(minilm() / file, unfinished)
+        shutil.copy(minilm() / "tokenizer.json", unfinished)
+        (unfinished / "tokenizer_config.json").write_text(
+            json.dumps(SPECIAL | {"tokenizer_class": "PreTrainedTokenizerFast"})
+        )
         unfinished.rename(path)
     config = json.loads((path / "config.json").read_text())
     hidden, inner = config["hidden_size"], config["intermediate_size"]

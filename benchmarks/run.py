@@ -19,7 +19,6 @@ import asyncio
 import math
 import os
 import sys
-import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,7 +64,8 @@ async def measure(options: argparse.Namespace) -> report.Run:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
+        folder = options.out / "logs"
+        folder.mkdir(parents=True, exist_ok=True)
         setup = Setup(model, folder, options.device, options.memory)
         found = report.Run(model=model, rounds=options.rounds)
         servers = await start_all(setup, options, found, stack)

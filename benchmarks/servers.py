@@ -71,8 +71,7 @@ class Server:
                 except aiohttp.ClientError:
                     pass
                 await asyncio.sleep(0.1)
-        lines = self.log.read_text(errors="replace").strip().splitlines()
-        raise NotRunning(f"{self.name} is not ready after {waited:.0f} s; its last words: {lines[-1:]} ({self.log})")
+        raise NotRunning(f"{self.name} is not ready after {waited:.0f} s: {_last_words(self.log)}")
 
     def pss_mb(self) -> float:
         """Return the memory of all its processes; a page that several processes share counts in parts."""
@@ -179,8 +178,8 @@ class Ceiling:
     """Offline `LLM.embed`, and matrix products on its threads, in a process of its own."""
 
     def __init__(self, setup: Setup) -> None:
-        config = setup.config("ceiling")
-        with (setup.folder / "ceiling.log").open("wb") as log:
+        config, self.log = setup.config("ceiling"), setup.folder / "ceiling.log"
+        with self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 _python("benchmarks.ceiling", config),
                 env=os.environ | environment(config),
@@ -205,7 +204,7 @@ class Ceiling:
         for line in self._process.stdout:
             if line.startswith("{"):
                 return dict(json.loads(line))
-        raise NotRunning("the ceiling's process has ended; see ceiling.log")
+        raise NotRunning(f"the ceiling's process has ended: {_last_words(self.log)}")
 
     def stop(self) -> None:
         self._process.kill()
@@ -240,6 +239,11 @@ def _flag(name: str, value: object) -> list[str]:
     if name == "disable_log_stats" or isinstance(value, bool):
         return [f"--{option}" if value else f"--no-{option}"]
     return [f"--{option}", str(value)]
+
+
+def _last_words(log: Path) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return f"{' '.join(lines[-1:])} (all of it: {log})"
 
 
 def _python(module: str, *arguments: object) -> list[str]:
