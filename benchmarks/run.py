@@ -18,6 +18,7 @@ import argparse
 import asyncio
 import math
 import os
+import signal
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -150,6 +151,7 @@ async def one_round(cell: Cell, made: list[str], servers: list[Server], *, backw
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # servers have sessions of their own: end them here too
     found = asyncio.run(measure(options))
     print(report.markdown(found))
     options.out.mkdir(parents=True, exist_ok=True)
