@@ -48,7 +48,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--servers", nargs="+", choices=SERVERS, default=PEERS)
     parser.add_argument("--cells", nargs="+", type=Cell.parse, default=[*map(Cell.parse, CELLS)], metavar="CELL")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=3, help="about what the ceiling needs for a cell")
+    parser.add_argument("--seconds", type=float, default=3, help="about what the fastest needs for a cell")
     parser.add_argument("--starts", type=int, default=1, help="start every server so many times")
     parser.add_argument("--no-ceiling", action="store_true", help="leave out offline embedding and the matrix rate")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
