@@ -8,7 +8,7 @@ zentorch). Loaded by vLLM only, through `plugins.register`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any
 
 from torch.nn.functional import scaled_dot_product_attention
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class EncoderMetadata:
-    """Where the step's texts begin and end."""
+    """Runs of neighbouring texts of one length: where a run begins, how many texts it has, and how long they are."""
 
-    bounds: list[int]
+    runs: list[tuple[int, int, int]]
 
 
 class Implementation(CPUAttentionBackendImpl):
@@ -64,16 +64,13 @@ class Implementation(CPUAttentionBackendImpl):
         """Fill and return `output`; all tensors are (tokens, heads, head size)."""
         if not isinstance(attn_metadata, EncoderMetadata):
             return super().forward(layer, query, key, value, kv_cache, attn_metadata, output, *more, **options)
-        queries, keys, values = (tensor.transpose(0, 1)[None] for tensor in (query, key, value))
-        for start, end in pairwise(attn_metadata.bounds):
-            found = scaled_dot_product_attention(
-                queries[:, :, start:end],
-                keys[:, :, start:end],
-                values[:, :, start:end],
-                scale=self.scale,
-                enable_gqa=self.num_kv_heads != self.num_heads,
+        grouped = self.num_kv_heads != self.num_heads
+        for start, texts, length in attn_metadata.runs:
+            q, k, v, found = (
+                tensor[start : start + texts * length].unflatten(0, (texts, length)).transpose(1, 2)
+                for tensor in (query, key, value, output)
             )
-            output[start:end] = found[0].transpose(0, 1)
+            found.copy_(scaled_dot_product_attention(q, k, v, scale=self.scale, enable_gqa=grouped))
         return output
 
 
@@ -92,7 +89,12 @@ class MetadataBuilder(CPUAttentionMetadataBuilder):
         """Return what `forward` of this step's layers needs."""
         if not self._plain:
             return super().build(common_prefix_len, common_attn_metadata, *more, **options)
-        return EncoderMetadata(common_attn_metadata.query_start_loc.tolist())
+        bounds = common_attn_metadata.query_start_loc.tolist()
+        runs, start = [], 0
+        for length, run in groupby(end - begin for begin, end in pairwise(bounds)):
+            runs.append((start, texts := len(list(run)), length))
+            start += texts * length
+        return EncoderMetadata(runs)
 
 
 class Backend(CPUAttentionBackend):

@@ -20,7 +20,9 @@ from transformers import AutoTokenizer
 from vllm import EngineArgs, PoolingParams
 from vllm.platforms import current_platform
 from vllm.transformers_utils.config import try_get_dense_modules
-from vllm.v1.engine.llm_engine import LLMEngine
+from vllm.v1.engine.core import EngineCore
+from vllm.v1.executor import Executor
+from vllm.v1.request import Request
 
 from embedding_service.engine import bge_m3, plugins, profiles, splade
 from embedding_service.engine.core import CoreLimits, InputRejected, ModelRefused
@@ -52,38 +54,43 @@ class VllmCore:
         self._folder = self.model if Path(self.model).is_dir() else None
         self._stamp = weights_stamp(self._folder) if self._folder else self.model  # as they are before they are read
         self.tokenizer_json, self._special_ids = _tokenizer(self.model, options)
-        self._engine = LLMEngine.from_engine_args(engine_arguments(self.model, options, self.device))
-        config = self._engine.vllm_config
+        config = engine_arguments(self.model, options, self.device).create_engine_config()
+        self._engine = EngineCore(config, Executor.get_class(config), log_stats=False)
         scheduler = config.scheduler_config
         self.limits = CoreLimits(texts=scheduler.max_num_seqs, tokens=scheduler.max_num_batched_tokens)
         self._is_bge_m3 = config.model_config.architecture == plugins.BGE_M3
         self._is_splade = config.model_config.architecture == plugins.SPLADE
         self._hidden = config.model_config.get_hidden_size()
+        self._max_tokens, self._vocab_size = config.model_config.max_model_len, config.model_config.get_vocab_size()
         self._outputs = self._available_outputs()
         self._lengths: dict[str, tuple[int, frozenset[Output]]] = {}
+        self._params: dict[tuple[frozenset[Output], int | None], PoolingParams] = {}
 
     def add(self, key: str, ids: list[int], *, outputs: frozenset[Output], boundary: int | None) -> None:
-        """Queue one input in vLLM. Raises `InputRejected` with vLLM's reason."""
-        try:
-            prompt: Any = {"type": "token", "prompt_token_ids": ids}  # what vLLM's renderers return for token ids
-            self._engine.add_request(key, prompt, self._params(outputs, boundary, len(ids)))
-        except ValueError as error:
-            raise InputRejected(_first_line(error)) from error
+        """Queue one input in vLLM. Raises `InputRejected` where it would end the engine."""
+        if not 0 < len(ids) <= self._max_tokens:
+            raise InputRejected(f"an input has {len(ids)} tokens; this model takes 1 to {self._max_tokens}")
+        if min(ids) < 0 or max(ids) >= self._vocab_size:
+            raise InputRejected(f"an input has a token id outside 0 to {self._vocab_size - 1}")
+        wanted = (outputs, None if boundary is None else min(boundary, len(ids)))
+        params = self._params.get(wanted) or self._params.setdefault(wanted, self._pooling_params(*wanted))
+        self._engine.add_request(Request(key, ids, None, params, block_hasher=self._engine.request_block_hasher))
         self._lengths[key] = (len(ids), outputs)
 
     def abort(self, keys: Iterable[str]) -> None:
         """Forget inputs that were added and have not come back from `step`."""
         keys = [key for key in keys if self._lengths.pop(key, None)]
-        self._engine.abort_request(keys)
+        self._engine.abort_requests(keys)
 
     def step(self) -> list[tuple[str, Mapping[Output, Floats]]]:
         """Run one engine step; return what it finished. Any exception is the end of this core."""
+        outputs, executed = self._engine.step_fn()
+        self._engine.post_step(executed)
         finished = []
-        for result in self._engine.step():
+        for result in outputs[0].outputs if outputs else ():
             entry = self._lengths.pop(result.request_id, None)
             if entry is not None:
-                data: torch.Tensor = result.outputs.data
-                finished.append((result.request_id, self._unpack(data, *entry)))
+                finished.append((result.request_id, self._unpack(result.pooling_output, *entry)))
         return finished
 
     @property
@@ -135,14 +142,19 @@ class VllmCore:
             return frozenset({Output.SCORE})
         raise ModelRefused(f"{self.options.model_name} neither embeds nor scores (vLLM offers: {', '.join(tasks)})")
 
-    def _params(self, outputs: frozenset[Output], boundary: int | None, length: int) -> PoolingParams:
+    def _pooling_params(self, outputs: frozenset[Output], boundary: int | None) -> PoolingParams:
         if Output.SCORE in outputs:
-            types = None if boundary is None else {"compressed_token_type_ids": min(boundary, length)}
+            types = None if boundary is None else {"compressed_token_type_ids": boundary}
             # There is no activation, see `_overrides`; with False 0.26 leaves out the tanh of BERT's pooler too.
-            return PoolingParams(task="classify", use_activation=True, extra_kwargs=types)
-        if self._is_bge_m3:
-            return PoolingParams(task=bge_m3.TASK, use_activation=False, extra_kwargs=bge_m3.pooling_kwargs(outputs))
-        return PoolingParams(task="token_embed" if Output.HIDDEN_STATES in outputs else "embed", use_activation=False)
+            params = PoolingParams(task="classify", use_activation=True, extra_kwargs=types)
+        elif self._is_bge_m3:
+            wanted = bge_m3.pooling_kwargs(outputs)
+            params = PoolingParams(task=bge_m3.TASK, use_activation=False, extra_kwargs=wanted)
+        else:
+            task = "token_embed" if Output.HIDDEN_STATES in outputs else "embed"
+            params = PoolingParams(task=task, use_activation=False)
+        params.verify(self._engine.vllm_config.model_config)
+        return params
 
     def _unpack(self, data: torch.Tensor, n_tokens: int, outputs: frozenset[Output]) -> Mapping[Output, Floats]:
         flat = data.detach().to(device="cpu", dtype=torch.float32).numpy().reshape(-1)

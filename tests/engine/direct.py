@@ -31,12 +31,12 @@ Prompt = tuple[list[int], dict[str, Any]]  # token ids and the arguments of Pool
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What came back: a flat array for each prompt, what the model was called with, how often our attention ran."""
+    """What came back: a flat array for each prompt, what the model was called with, what our attention saw."""
 
     answers: list[npt.NDArray[np.float32]]
     calls: int
     tokens: int
-    attentions: int
+    attended: int
 
 
 def run(
@@ -93,10 +93,10 @@ def main(job_path: str, answers_path: str) -> None:
     }
     engine = LLMEngine.from_engine_args(EngineArgs(**(defaults | job["engine"])))
     lengths: list[int] = []
-    attentions: list[int] = []
+    attended: list[int] = []
 
     def attend(queries: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
-        attentions.append(queries.shape[2])
+        attended.append(queries.shape[0] * queries.shape[2])
         return scaled_dot_product_attention(queries, *arguments, **options)
 
     cpu_attention.scaled_dot_product_attention = attend
@@ -109,10 +109,10 @@ def main(job_path: str, answers_path: str) -> None:
     results: dict[str, npt.NDArray[Any]] = {}
     for number, batch in enumerate(job["batches"]):
         lengths.clear()
-        attentions.clear()
+        attended.clear()
         for index, answer in _serve(engine, batch).items():
             results[f"{number}/{index}"] = answer
-        results[f"{number}/counts"] = np.array([len(lengths), sum(lengths), len(attentions)])
+        results[f"{number}/counts"] = np.array([len(lengths), sum(lengths), sum(attended)])
     np.savez(answers_path, allow_pickle=False, **results)
 
 

@@ -183,7 +183,7 @@ def test_all_three_cost_one_pass(served: list[direct.Batch], token_ids: list[lis
     assert (everything.calls, everything.tokens) == (dense.calls, dense.tokens)
     assert dense.calls == 1
     assert dense.tokens == sum(len(ids) for ids in token_ids[:20])
-    assert dense.attentions == 2 * 20  # each text in each layer, through engine/cpu_attention.py
+    assert dense.attended == 2 * dense.tokens  # each token in each layer, through engine/cpu_attention.py
 
 
 @pytest.mark.engine
