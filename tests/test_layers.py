@@ -38,7 +38,7 @@ LAYERS = {
     "__main__": 4,
 }
 # What the dialects share; every other module of `api` is a dialect.
-SHARED_BY_DIALECTS = {"wire", "direct", "problems", "middleware", "auth", "ratelimit", "embedding", "scoring"}
+SHARED_BY_DIALECTS = {"wire", "direct", "within", "problems", "middleware", "auth", "ratelimit", "embedding", "scoring"}
 PLUGINS = "engine.plugins"  # imports vLLM when vLLM calls it
 WORKER_SIDE = {
     "engine.bge_m3_model",

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.datastructures import Headers
 
 from embedding_service.api import problems
+from embedding_service.api.within import within
 from embedding_service.core.call import Call
 from embedding_service.errors import BodyTooLarge, DeadlineExceeded, InvalidRequest, ServiceError
 
@@ -120,8 +121,7 @@ class RequestLog:
             elif not message.get("more_body"):
                 exchange.answered = True
             try:
-                async with asyncio.timeout(self.send_timeout_s):
-                    await send(message)
+                await within(self.send_timeout_s, send(message))
             except TimeoutError:
                 raise ClientGone from None
 
@@ -229,8 +229,7 @@ class Body:
         while more:
             left_s = deadline - time.monotonic()
             try:
-                async with asyncio.timeout(min(self.pause_s, left_s)):
-                    message = await receive()
+                message = await within(min(self.pause_s, left_s), receive())
             except TimeoutError:
                 if left_s < self.pause_s:
                     raise DeadlineExceeded("the request body was not complete before the deadline") from None

@@ -106,7 +106,7 @@ class Receiver(threading.Thread):
             if isinstance(message, protocol.Ping):
                 self.socket.send_multipart(protocol.encode(self.progress.pong(self.generation)))
             elif isinstance(message, protocol.Run):
-                lengths, ids = protocol.run_frames(message, [part.buffer for part in parts[1:]])
+                lengths, ids = protocol.run_frame(message, [part.buffer for part in parts[1:]])
                 self.inbox.put(Job(message, lengths, ids, self.progress.steps))
             elif isinstance(message, protocol.Cancel | protocol.Stop):
                 self.inbox.put(message)

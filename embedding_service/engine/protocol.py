@@ -36,7 +36,7 @@ class Message(msgspec.Struct, frozen=True, tag_field="kind", tag=str.lower):
 
 
 class Run(Message, frozen=True):
-    """Compute `outputs` for every input. Frames: lengths (n,) int32, token ids (sum,) int32.
+    """Compute `outputs` for every input. Frame: lengths (n,), then token ids (total,), int32.
 
     `boundaries` holds, for pairs, the number of tokens of the first segment (token type 0).
     `deadline` is on CLOCK_MONOTONIC, which both processes share. `more_coming` tells that other
@@ -168,14 +168,15 @@ def decode(header: bytes | memoryview) -> AnyMessage:
     return message
 
 
-def run_frames(message: Run, frames: Sequence[memoryview]) -> tuple[TokenIds, TokenIds]:
+def run_frame(message: Run, frames: Sequence[memoryview]) -> tuple[TokenIds, TokenIds]:
     """Return (lengths, flat token ids) of a `Run`. Raises `ProtocolError`."""
-    if len(frames) != 2:  # noqa: PLR2004
-        raise ProtocolError(f"a run has two frames, not {len(frames)}")
-    lengths, ids = (_array(frame, "<i4") for frame in frames)
+    if len(frames) != 1:
+        raise ProtocolError(f"a run has one frame, not {len(frames)}")
+    numbers = _array(frames[0], "<i4")
+    lengths, ids = numbers[: message.n], numbers[message.n :]
     adds_up = len(lengths) == message.n and len(ids) == message.total == int(lengths.sum())
     if not adds_up or (lengths < 0).any():
-        raise ProtocolError("the frames of a run are not as long as its header says")
+        raise ProtocolError("the frame of a run is not as long as its header says")
     return lengths, ids
 
 

@@ -137,8 +137,8 @@ class Replica:
         Cancelling frees the work: what has not started never runs.
         """
         assert self._line is not None  # noqa: S101 - a ready replica has one
-        job, lengths = next(self._numbers), np.array([len(ids) for ids in batch.ids], np.int32)
-        total = int(lengths.sum())
+        job, lengths = next(self._numbers), [len(ids) for ids in batch.ids]
+        total = sum(lengths)
         header = protocol.Run(
             self.generation,
             job=job,
@@ -155,7 +155,7 @@ class Replica:
         self.outstanding_tokens += total
         line = self._line
         try:
-            line.send(header, lengths, np.concatenate(batch.ids))
+            line.send(header, np.concatenate([np.array(lengths, np.int32), *batch.ids]))
             return await pending.future
         except asyncio.CancelledError:
             if line is self._line:

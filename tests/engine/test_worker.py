@@ -288,7 +288,7 @@ def test_pings_are_answered_during_a_step(bench: Bench) -> None:
     run = protocol.Run(GENERATION, 1, DENSE, 1, 3, INTERACTIVE, time.monotonic() + 600)
     bench.jobs.send_multipart(protocol.encode(protocol.Stop(GENERATION - 1)))
     bench.jobs.send_multipart(protocol.encode(protocol.Ping(GENERATION + 1)))
-    bench.jobs.send_multipart(protocol.encode(run, lengths, ids))
+    bench.jobs.send_multipart(protocol.encode(run, np.concatenate([lengths, ids])))
     thread = threading.Thread(target=bench.worker.run, daemon=True)
     thread.start()
     assert busy.wait(30)
