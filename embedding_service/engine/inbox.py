@@ -99,14 +99,13 @@ class Receiver(threading.Thread):
     def run(self) -> None:
         """Read messages until the process ends."""
         while True:
-            parts = self.socket.recv_multipart(copy=False)
-            message = protocol.decode(parts[0].buffer)
+            ((message, frames),) = protocol.split([part.buffer for part in self.socket.recv_multipart(copy=False)])
             if message.generation != self.generation:
                 continue
             if isinstance(message, protocol.Ping):
                 self.socket.send_multipart(protocol.encode(self.progress.pong(self.generation)))
             elif isinstance(message, protocol.Run):
-                lengths, ids = protocol.run_frame(message, [part.buffer for part in parts[1:]])
+                lengths, ids = protocol.run_frame(message, frames[0])
                 self.inbox.put(Job(message, lengths, ids, self.progress.steps))
             elif isinstance(message, protocol.Cancel | protocol.Stop):
                 self.inbox.put(message)

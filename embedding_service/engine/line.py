@@ -12,7 +12,7 @@ import zmq
 from embedding_service.engine import protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -29,7 +29,7 @@ class Line:
         context: zmq.Context[zmq.Socket[bytes]],
         folder: Path,
         name: str,
-        received: Callable[[protocol.AnyMessage, list[memoryview]], None],
+        received: Callable[[protocol.AnyMessage, Sequence[memoryview]], None],
     ) -> None:
         self.paths = [folder / f"{name}.jobs", folder / f"{name}.results"]
         self.step_path = folder / f"{name}.step"
@@ -55,8 +55,9 @@ class Line:
         """Hand over all messages that have come: the descriptor gives one sign for any number of them."""
         try:
             while not self.broken.done():
-                header, *frames = socket.recv_multipart(zmq.DONTWAIT, copy=False)
-                self._received(protocol.decode(header.buffer), [frame.buffer for frame in frames])
+                parts = [part.buffer for part in socket.recv_multipart(zmq.DONTWAIT, copy=False)]
+                for message, frames in protocol.split(parts):
+                    self._received(message, frames)
         except zmq.Again:
             pass
         except Exception as error:  # noqa: BLE001 - whatever it is, this worker cannot be listened to any more

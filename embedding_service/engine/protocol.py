@@ -1,9 +1,9 @@
 """Messages between the gateway and an engine worker.
 
-Multipart ZeroMQ messages: one msgpack header, then raw little-endian numpy frames. Nothing
-here is ever pickled, and `decode` refuses a message whose frames are not as long as its header
-says. Two sockets per worker generation: `jobs` (PAIR, towards the worker, answered with `Pong`)
-and `results` (PUSH from the worker).
+Multipart ZeroMQ messages: one msgpack header, then raw little-endian numpy frames; what a worker has to say
+at one time comes in one multipart message, see `split`. Nothing here is ever pickled, and a message whose
+frames are not as long as its header says is refused. Two sockets per worker generation: `jobs` (PAIR, towards
+the worker, answered with `Pong`) and `results` (PUSH from the worker).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from embedding_service.types import Output, Priority
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from embedding_service.types import Floats, TokenIds
 
@@ -168,11 +168,27 @@ def decode(header: bytes | memoryview) -> AnyMessage:
     return message
 
 
-def run_frame(message: Run, frames: Sequence[memoryview]) -> tuple[TokenIds, TokenIds]:
+def split(parts: Sequence[memoryview]) -> Iterator[tuple[AnyMessage, Sequence[memoryview]]]:
+    """Yield the messages that came together, each with its frames. Raises `ProtocolError`."""
+    start = 0
+    while start < len(parts):
+        message = decode(parts[start])
+        end = start + 1 + _frames(message)
+        if end > len(parts):
+            raise ProtocolError(f"a {type(message).__name__} came without its frames")
+        yield message, parts[start + 1 : end]
+        start = end
+
+
+def _frames(message: AnyMessage) -> int:
+    if isinstance(message, Done):
+        return len(message.shapes)
+    return 1 if isinstance(message, Run | Hello) else 0
+
+
+def run_frame(message: Run, frame: memoryview) -> tuple[TokenIds, TokenIds]:
     """Return (lengths, flat token ids) of a `Run`. Raises `ProtocolError`."""
-    if len(frames) != 1:
-        raise ProtocolError(f"a run has one frame, not {len(frames)}")
-    numbers = _array(frames[0], "<i4")
+    numbers = _array(frame, "<i4")
     lengths, ids = numbers[: message.n], numbers[message.n :]
     adds_up = len(lengths) == message.n and len(ids) == message.total == int(lengths.sum())
     if not adds_up or (lengths < 0).any():
@@ -182,8 +198,6 @@ def run_frame(message: Run, frames: Sequence[memoryview]) -> tuple[TokenIds, Tok
 
 def done_frames(message: Done, frames: Sequence[memoryview]) -> list[Floats]:
     """Return the arrays of a `Done`, float32, in its shapes. Raises `ProtocolError`."""
-    if len(frames) != len(message.shapes):
-        raise ProtocolError(f"a result of {len(message.shapes)} arrays came in {len(frames)} frames")
     arrays = []
     for frame, shape in zip(frames, message.shapes, strict=True):
         array = _array(frame, "<f4")

@@ -25,7 +25,7 @@ from embedding_service.engine.step_record import StepRecord
 from embedding_service.errors import DeadlineExceeded, EngineFailed, ModelNotLoaded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from structlog.typing import FilteringBoundLogger
@@ -257,7 +257,7 @@ class Replica:
                 task.cancel()
             await asyncio.gather(heartbeat, exited, return_exceptions=True)
 
-    def _receive(self, message: protocol.AnyMessage, frames: list[memoryview]) -> None:
+    def _receive(self, message: protocol.AnyMessage, frames: Sequence[memoryview]) -> None:
         """Take a message of the worker. Raises `ProtocolError`."""
         if message.generation != self.generation:
             return
@@ -274,7 +274,7 @@ class Replica:
         else:
             self._greeting.set_result(message.message if isinstance(message, protocol.Failed) else repr(message))
 
-    def _settle(self, message: protocol.Done | protocol.Failed, frames: list[memoryview]) -> None:
+    def _settle(self, message: protocol.Done | protocol.Failed, frames: Sequence[memoryview]) -> None:
         """Tell who waits for a job how it ended, unless it was cancelled while the engine worked."""
         pending = self._pending.get(message.job)
         if pending is None or pending.future.done():

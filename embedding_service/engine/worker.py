@@ -181,6 +181,8 @@ class Worker:
         return True
 
     def _collect(self, finished: list[tuple[str, Mapping[Output, Floats]]]) -> None:
+        """Send the jobs that are complete with this, all in one message."""
+        parts: list[bytes | memoryview] = []
         for key, result in finished:
             job, index = self.in_core.pop(key)
             job.results[index] = result
@@ -194,7 +196,9 @@ class Worker:
                 shapes = tuple(array.shape for array in arrays)
                 queued_s = job.started - job.arrived
                 done = protocol.Done(self.generation, job.header.job, shapes, steps, queued_s)
-                self.results.send_multipart(protocol.encode(done, *arrays), copy=False)
+                parts += protocol.encode(done, *arrays)
+        if parts:
+            self.results.send_multipart(parts, copy=False)
 
     def _fail(self, job: Job, reason: str, message: str) -> None:
         self._forget(job.header.job)

@@ -31,6 +31,7 @@ FACTS = protocol.ModelFacts(
 RUN = protocol.Run(
     3, job=1, outputs=(Output.DENSE,), n=2, total=5, priority=Priority.BULK, deadline=1.5, boundaries=(1, 2)
 )
+FLOATS = np.ones(6, np.float32)
 MESSAGES = [
     RUN,
     protocol.Run(1, 2, (Output.SCORE,), 1, 1, Priority.INTERACTIVE, 0.0, more_coming=True),
@@ -98,29 +99,50 @@ def test_token_ids_come_back(inputs: list[list[int]]) -> None:
     lengths = np.array([len(ids) for ids in inputs], np.int32)
     flat = np.array([token for ids in inputs for token in ids], np.int32)
     header = msgspec.structs.replace(RUN, n=len(inputs), total=len(flat))
-    got_lengths, got = protocol.run_frame(header, views(np.concatenate([lengths, flat])))
+    got_lengths, got = protocol.run_frame(header, *views(np.concatenate([lengths, flat])))
     assert [part.tolist() for part in np.split(got, np.cumsum(got_lengths)[:-1])] == inputs
 
 
 WRONG_RUNS = {
-    "no frame": [],
-    "two frames": [[2, 3], [1] * 5],
-    "too few ids": [[2, 3, 1, 1, 1, 1]],
-    "too many ids": [[2, 3, 1, 1, 1, 1, 1, 1]],
-    "too few lengths": [[5]],
-    "lengths that sum to less": [[2, 2, 1, 1, 1, 1, 1]],
-    "negative lengths": [[6, -1, 1, 1, 1, 1, 1]],
-    "half a number": [b"\0" * 27],
-    "empty": [b""],
+    "too few ids": [2, 3, 1, 1, 1, 1],
+    "too many ids": [2, 3, 1, 1, 1, 1, 1, 1],
+    "too few lengths": [5],
+    "lengths that sum to less": [2, 2, 1, 1, 1, 1, 1],
+    "negative lengths": [6, -1, 1, 1, 1, 1, 1],
+    "half a number": b"\0" * 27,
+    "empty": b"",
 }
 
 
-@pytest.mark.parametrize("frames", WRONG_RUNS.values(), ids=WRONG_RUNS)
-def test_runs_that_do_not_add_up_are_refused(frames: list[list[int] | bytes]) -> None:
+@pytest.mark.parametrize("frame", WRONG_RUNS.values(), ids=WRONG_RUNS)
+def test_runs_that_do_not_add_up_are_refused(frame: list[int] | bytes) -> None:
     """A frame that is not as long as its header says never becomes token ids."""
-    arrays = [frame if isinstance(frame, bytes) else np.array(frame, np.int32) for frame in frames]
+    array = frame if isinstance(frame, bytes) else np.array(frame, np.int32)
     with pytest.raises(protocol.ProtocolError):
-        protocol.run_frame(RUN, views(*arrays))
+        protocol.run_frame(RUN, *views(array))
+
+
+def test_messages_that_come_together_are_told_apart() -> None:
+    """Each message comes out with the frames that its header names, in the order sent."""
+    done = protocol.Done(1, 4, ((2, 3), (5,)), 1, 0.0)
+    sent = [(done, [FLOATS, FLOATS[:5]]), (protocol.Ping(1), []), (MESSAGES[-1], []), (RUN, [b"12"])]
+    parts = [memoryview(part) for message, frames in sent for part in protocol.encode(message, *frames)]
+    got = list(protocol.split(parts))
+    assert [message for message, _ in got] == [message for message, _ in sent]
+    assert [[len(frame) for frame in frames] for _, frames in got] == [[24, 20], [], [], [2]]
+    assert not list(protocol.split([]))
+
+
+@pytest.mark.parametrize(
+    "message", [m for m in MESSAGES if isinstance(m, protocol.Run | protocol.Done | protocol.Hello)]
+)
+def test_a_message_without_its_frames_is_refused(message: protocol.Message) -> None:
+    """What was cut off is a `ProtocolError`; a frame too many is no header."""
+    parts = [memoryview(part) for part in protocol.encode(message)]
+    with pytest.raises(protocol.ProtocolError):
+        list(protocol.split(parts))
+    with pytest.raises(protocol.ProtocolError):
+        list(protocol.split([*parts, *views(b"1", b"2", b"3")]))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
@@ -139,14 +161,9 @@ def test_results_come_back(dtype: type[np.floating]) -> None:
     np.testing.assert_array_equal(got[1], sparse)
 
 
-FLOATS = np.ones(6, np.float32)
-
-
 @pytest.mark.parametrize(
     ("shapes", "frames"),
     [
-        (((6,),), []),
-        (((6,),), [FLOATS, FLOATS]),
         (((2, 4),), [FLOATS]),
         (((5,),), [FLOATS]),
         (((-1, -6),), [FLOATS]),

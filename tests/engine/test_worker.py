@@ -85,14 +85,13 @@ class Bench:
         thread.start()
         self.frames: dict[int, list[Floats]] = {}
         got: dict[int, protocol.Done | protocol.Failed] = {}
-        for _ in range(answers):
+        while len(got) < answers:
             assert self.results.poll(30_000), "no answer"
-            header, *frames = self.results.recv_multipart()
-            message = protocol.decode(header)
-            assert isinstance(message, protocol.Done | protocol.Failed)
-            got[message.job] = message
-            if isinstance(message, protocol.Done):
-                self.frames[message.job] = protocol.done_frames(message, [memoryview(frame) for frame in frames])
+            for message, frames in protocol.split([memoryview(part) for part in self.results.recv_multipart()]):
+                assert isinstance(message, protocol.Done | protocol.Failed)
+                got[message.job] = message
+                if isinstance(message, protocol.Done):
+                    self.frames[message.job] = protocol.done_frames(message, frames)
         until = time.monotonic() + 5
         while self.receiver.progress.waiting and time.monotonic() < until:
             time.sleep(0.005)
