@@ -62,7 +62,9 @@ class EngineOptions(Strict):
     enforce_eager: bool | Literal["auto"] = Field("auto", description="auto: encoders on a CPU run eager.")
     revision: str | None = Field(None, description="Branch, tag or commit on the hub.")
     trust_remote_code: bool = Field(False, description="Run Python code that comes with the model.")
-    engine_args: dict[str, Any] = Field(default_factory=dict, description="Passed on to vLLM's EngineArgs.")
+    engine_args: dict[str, Any] = Field(
+        default_factory=dict, description="Passed on to vLLM's EngineArgs; its own statistics and traces stay off."
+    )
     startup_timeout_s: float = Field(1800, gt=0, description="Download, load and warm-up together.")
 
     def devices_of(self, replica: int) -> list[str]:

@@ -38,3 +38,5 @@ def _go_on(steps: Generator[Any, Any, _T], waiting: Any) -> Generator[Any, Any, 
         except StopIteration as end:
             result: _T = end.value
             return result
+        finally:
+            error = None  # or its traceback and this frame would keep each other

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from embedding_service.engine.protocol import ModelFacts
-    from embedding_service.types import Floats, Output
+    from embedding_service.types import Floats, Output, TokenIds
 
 
 class InputRejected(Exception):
@@ -37,7 +37,7 @@ class Core(Protocol):
     limits: CoreLimits
     tokenizer_json: bytes
 
-    def add(self, key: str, ids: list[int], *, outputs: frozenset[Output], boundary: int | None) -> None:
+    def add(self, key: str, ids: TokenIds, *, outputs: frozenset[Output], boundary: int | None) -> None:
         """Queue one input. Raises `InputRejected`."""
         ...
 

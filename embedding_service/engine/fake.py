@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from embedding_service.options import ModelOptions
-    from embedding_service.types import Floats
+    from embedding_service.types import Floats, TokenIds
 
 CLS, SEP, UNKNOWN = 0, 1, 2
 FAULTS = {"fault-slow": 10, "fault-die": 11, "fault-hang": 12, "fault-nan": 13, "fault-reject": 14, "fault-raise": 15}
@@ -51,12 +51,12 @@ class FakeCore:
         if "die_after_s" in knobs:
             threading.Timer(float(knobs["die_after_s"]), os.kill, (os.getpid(), signal.SIGKILL)).start()
 
-    def add(self, key: str, ids: list[int], *, outputs: frozenset[Output], boundary: int | None) -> None:
+    def add(self, key: str, ids: TokenIds, *, outputs: frozenset[Output], boundary: int | None) -> None:
         """Queue one input; `fault-reject` is refused."""
         del boundary
         if FAULTS["fault-reject"] in ids:
             raise InputRejected("the fake engine was told to refuse this")
-        self._queue[key] = (ids, outputs)
+        self._queue[key] = (ids.tolist(), outputs)
 
     def abort(self, keys: Iterable[str]) -> None:
         """Forget inputs."""

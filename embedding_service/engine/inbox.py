@@ -69,10 +69,9 @@ class Job:
         """Return the length of one input."""
         return int(self.ends[index] - self.starts[index])
 
-    def ids_of(self, index: int) -> list[int]:
+    def ids_of(self, index: int) -> TokenIds:
         """Return the token ids of one input."""
-        ids: list[int] = self.ids[self.starts[index] : self.ends[index]].tolist()
-        return ids
+        return self.ids[self.starts[index] : self.ends[index]]
 
     def arrays(self) -> list[Floats]:
         """Gather the results: one array for each output, see `protocol.Done`."""

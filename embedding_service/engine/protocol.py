@@ -136,7 +136,7 @@ class Done(Message, frozen=True):
 class Failed(Message, frozen=True):
     """A job (or, with job 0, the start of the worker) came to nothing.
 
-    `reason`: `expired`, `rejected` (vLLM refused the input) or `startup`.
+    `reason`: `expired`, `rejected` (the core refused the input) or `startup`.
     """
 
     job: int

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from embedding_service.options import ModelOptions
-    from embedding_service.types import Floats
+    from embedding_service.types import Floats, TokenIds
 
 
 BATCH_TEXTS = {"cpu": 32, "cuda": 256}
@@ -56,25 +56,31 @@ class VllmCore:
         self.tokenizer_json, self._special_ids = _tokenizer(self.model, options)
         config = engine_arguments(self.model, options, self.device).create_engine_config()
         self._engine = EngineCore(config, Executor.get_class(config), log_stats=False)
+        self._engine.reset_mm_cache()  # pictures that a multimodal model was tried with
         scheduler = config.scheduler_config
         self.limits = CoreLimits(texts=scheduler.max_num_seqs, tokens=scheduler.max_num_batched_tokens)
         self._is_bge_m3 = config.model_config.architecture == plugins.BGE_M3
         self._is_splade = config.model_config.architecture == plugins.SPLADE
         self._hidden = config.model_config.get_hidden_size()
-        self._max_tokens, self._vocab_size = config.model_config.max_model_len, config.model_config.get_vocab_size()
+        self._max_tokens = config.model_config.max_model_len
+        self._vocab_size = config.model_config.get_vocab_size() or sys.maxsize  # 0: config.json calls it otherwise
         self._outputs = self._available_outputs()
         self._lengths: dict[str, tuple[int, frozenset[Output]]] = {}
         self._params: dict[tuple[frozenset[Output], int | None], PoolingParams] = {}
 
-    def add(self, key: str, ids: list[int], *, outputs: frozenset[Output], boundary: int | None) -> None:
-        """Queue one input in vLLM. Raises `InputRejected` where it would end the engine."""
+    def add(self, key: str, ids: TokenIds, *, outputs: frozenset[Output], boundary: int | None) -> None:
+        """Queue one input in vLLM. Raises `InputRejected`, also with vLLM's reason."""
         if not 0 < len(ids) <= self._max_tokens:
             raise InputRejected(f"an input has {len(ids)} tokens; this model takes 1 to {self._max_tokens}")
-        if min(ids) < 0 or max(ids) >= self._vocab_size:
+        if ids.min() < 0 or ids.max() >= self._vocab_size:
             raise InputRejected(f"an input has a token id outside 0 to {self._vocab_size - 1}")
         wanted = (outputs, None if boundary is None else min(boundary, len(ids)))
-        params = self._params.get(wanted) or self._params.setdefault(wanted, self._pooling_params(*wanted))
-        self._engine.add_request(Request(key, ids, None, params, block_hasher=self._engine.request_block_hasher))
+        try:
+            params = self._params.get(wanted) or self._params.setdefault(wanted, self._pooling_params(*wanted))
+            hasher = self._engine.request_block_hasher
+            self._engine.add_request(Request(key, ids.tolist(), None, params, block_hasher=hasher))
+        except ValueError as error:
+            raise InputRejected(_first_line(error)) from error
         self._lengths[key] = (len(ids), outputs)
 
     def abort(self, keys: Iterable[str]) -> None:

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from embedding_service.types import Floats
 
 EXIT_NOT_LOADED = 4
+# Results of more tokens are sent apart: a multipart message goes out whole, and 2,048 ColBERT vectors are 8 MB.
+_TOGETHER_TOKENS = 2048
 _WARM_UP_TEXT = "The quick brown fox jumps over the lazy dog."
 
 
@@ -181,8 +183,8 @@ class Worker:
         return True
 
     def _collect(self, finished: list[tuple[str, Mapping[Output, Floats]]]) -> None:
-        """Send the jobs that are complete with this, all in one message."""
-        parts: list[bytes | memoryview] = []
+        """Send the jobs that are complete with this: small ones together, and none behind a large one."""
+        complete: list[Job] = []
         for key, result in finished:
             job, index = self.in_core.pop(key)
             job.results[index] = result
@@ -191,14 +193,25 @@ class Worker:
             self.progress.tokens += job.tokens_of(index)
             if job.left == 0:
                 del self.jobs[job.header.job]
-                arrays = job.arrays()
-                steps = self.progress.steps - job.arrived_step
-                shapes = tuple(array.shape for array in arrays)
-                queued_s = job.started - job.arrived
-                done = protocol.Done(self.generation, job.header.job, shapes, steps, queued_s)
-                parts += protocol.encode(done, *arrays)
+                complete.append(job)
+        complete.sort(key=lambda job: job.header.total)
+        parts: list[bytes | memoryview] = []
+        tokens = 0
+        for job in complete:
+            tokens += job.header.total
+            if parts and tokens > _TOGETHER_TOKENS:
+                self.results.send_multipart(parts, copy=False)
+                parts, tokens = [], job.header.total
+            parts += self._done(job)
         if parts:
             self.results.send_multipart(parts, copy=False)
+
+    def _done(self, job: Job) -> list[bytes | memoryview]:
+        arrays = job.arrays()
+        steps = self.progress.steps - job.arrived_step
+        shapes = tuple(array.shape for array in arrays)
+        done = protocol.Done(self.generation, job.header.job, shapes, steps, queued_s=job.started - job.arrived)
+        return protocol.encode(done, *arrays)
 
     def _fail(self, job: Job, reason: str, message: str) -> None:
         self._forget(job.header.job)
@@ -224,7 +237,7 @@ def warm_up(core: Core) -> int | None:
     """
     from tokenizers import Tokenizer  # noqa: PLC0415 - the worker alone needs it only here
 
-    ids = Tokenizer.from_str(core.tokenizer_json.decode()).encode(_WARM_UP_TEXT).ids
+    ids = np.array(Tokenizer.from_str(core.tokenizer_json.decode()).encode(_WARM_UP_TEXT).ids, np.int32)
     outputs = frozenset(core.facts(None).outputs[:1])
     dimension = None
     for texts in (1, core.limits.texts):

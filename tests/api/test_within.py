@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
+import weakref
 
 import pytest
 
@@ -63,6 +66,31 @@ async def test_the_limit() -> None:
     with pytest.raises(TimeoutError):
         await within(0.01, stuck(log))
     assert log == ["closed"]
+
+
+async def test_nothing_is_kept() -> None:
+    """What a coroutine held is free once it was given up, without the garbage collector."""
+
+    class Held:
+        pass
+
+    async def holding(held: Held) -> None:
+        await asyncio.get_running_loop().create_future()
+        del held
+
+    async def give_up() -> weakref.ref[Held]:
+        held = Held()
+        with contextlib.suppress(TimeoutError):
+            await within(0.001, holding(held))
+        return weakref.ref(held)
+
+    gc.collect()
+    gc.disable()
+    try:
+        kept = await asyncio.create_task(give_up())
+        assert kept() is None
+    finally:
+        gc.enable()
 
 
 async def test_cancellation() -> None:

@@ -84,10 +84,13 @@ class Bench:
         thread = threading.Thread(target=self.worker.run, daemon=True)
         thread.start()
         self.frames: dict[int, list[Floats]] = {}
+        self.messages: list[int] = []  # how many answers came in each
         got: dict[int, protocol.Done | protocol.Failed] = {}
         while len(got) < answers:
             assert self.results.poll(30_000), "no answer"
-            for message, frames in protocol.split([memoryview(part) for part in self.results.recv_multipart()]):
+            together = list(protocol.split([memoryview(part) for part in self.results.recv_multipart()]))
+            self.messages.append(len(together))
+            for message, frames in together:
                 assert isinstance(message, protocol.Done | protocol.Failed)
                 got[message.job] = message
                 if isinstance(message, protocol.Done):
@@ -275,6 +278,16 @@ def test_a_lone_request_does_not_wait(tmp_path: Path) -> None:
     bench.put(1, texts(1), INTERACTIVE)
     bench.run(1)
     bench.close()
+
+
+def test_a_small_result_does_not_wait_for_a_large_one(bench: Bench) -> None:
+    """Of the jobs that end with a step the small ones come first, in a message of their own."""
+    short = texts(1)
+    bench.put(1, [[0, *range(100, 353), 1]] * (BATCH + 1))  # 2,295 tokens, the last of them in a second step
+    bench.put(2, short)
+    bench.put(3, short)
+    assert list(bench.run(3)) == [2, 3, 1]
+    assert bench.messages == [2, 1]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # the end of the receiver
