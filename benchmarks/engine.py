@@ -36,7 +36,7 @@ def arguments(config: Path, *, one_process: bool = False) -> dict[str, Any]:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if one_process else "1"
     from vllm.platforms import current_platform
 
-    from embedding_service.engine.vllm_compat import engine_arguments
+    from embedding_service.engine.vllm_arguments import engine_arguments
 
     model = resolve_model(options)
     found = engine_arguments(model, options, "cuda" if current_platform.is_cuda_alike() else "cpu")

@@ -43,8 +43,10 @@ PLUGINS = "engine.plugins"  # imports vLLM when vLLM calls it
 WORKER_SIDE = {
     "engine.bge_m3_model",
     "engine.cpu_attention",
+    "engine.cpu_encoder",
     "engine.roberta_models",
     "engine.splade_model",
+    "engine.vllm_arguments",
     "engine.vllm_compat",
 }
 WEB = {"fastapi", "starlette", "uvicorn", "httptools", "httpx"}

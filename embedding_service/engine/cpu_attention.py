@@ -61,11 +61,22 @@ class Implementation(CPUAttentionBackendImpl):
         *more: Any,
         **options: Any,
     ) -> torch.Tensor:
-        """Fill and return `output`; all tensors are (tokens, heads, head size)."""
+        """Do what vLLM asks of a backend, here or in its own way."""
         if not isinstance(attn_metadata, EncoderMetadata):
             return super().forward(layer, query, key, value, kv_cache, attn_metadata, output, *more, **options)
+        return self.attend(query, key, value, attn_metadata, output)
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        metadata: EncoderMetadata,
+        output: torch.Tensor,
+    ) -> torch.Tensor:
+        """Fill and return `output`; all tensors are (tokens, heads, head size)."""
         grouped = self.num_kv_heads != self.num_heads
-        for start, texts, length in attn_metadata.runs:
+        for start, texts, length in metadata.runs:
             q, k, v, found = (
                 tensor[start : start + texts * length].unflatten(0, (texts, length)).transpose(1, 2)
                 for tensor in (query, key, value, output)

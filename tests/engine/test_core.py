@@ -17,7 +17,7 @@ from tests.engine.direct import ROOT
 pytestmark = pytest.mark.engine
 
 OPTIONS = {**{k: v for k, v in MINILM.items() if k in ModelOptions.model_fields}, "max_model_len": 64}
-PROGRAM = """
+REFUSALS = """
 import json, sys
 import numpy as np
 from embedding_service.engine.core import InputRejected
@@ -40,13 +40,55 @@ while core.unfinished:
         told[name] = len(result[Output.DENSE])
 print(json.dumps(told))
 """
+STRAIGHT = """
+import json, sys
+import numpy as np
+from embedding_service.engine.cpu_encoder import straighten
+from embedding_service.engine.vllm_compat import VllmCore
+from embedding_service.options import ModelOptions
+from embedding_service.types import Output
+from vllm.model_executor.models.bert import BertEncoder
+
+core = VllmCore(ModelOptions(**json.loads(sys.argv[1])))
+
+def model(change):
+    (found,) = core._engine.collective_rpc("apply_model", args=(change,))
+    return found
+
+def vectors():
+    random = np.random.default_rng(1)
+    for i, length in enumerate((1, 7, 7, 50, 64)):
+        ids = random.integers(1000, 30000, length, np.int32)
+        core.add(str(i), ids, outputs=frozenset({Output.DENSE}), boundary=None)
+    found = {}
+    while core.unfinished:
+        found |= {name: result[Output.DENSE] for name, result in core.step()}
+    return np.stack([found[name] for name in sorted(found)])
+
+encoder = model(lambda model: next(m for m in model.modules() if isinstance(m, BertEncoder)))
+line = encoder.__dict__["forward"]
+class Counted(type(line)):
+    calls = 0
+    def __call__(self, hidden_states):
+        Counted.calls += 1
+        return super().__call__(hidden_states)
+line.__class__ = Counted
+straight = vectors()
+del encoder.forward
+off = np.abs(straight - vectors()).max()
+told = {"calls": Counted.calls, "off": float(off), "scale": float(np.abs(straight).max())}
+told["again"] = model(straighten)
+del encoder.forward, encoder.layer[3].output.dense.cpu_linear
+told["quantised"] = model(straighten)
+print(json.dumps(told))
+"""
 
 
-def test_what_is_refused_leaves_the_rest_unharmed() -> None:
-    """Inputs that would end the engine are told what is wrong; those beside them are computed, aborted ones are not."""
+def run(program: str) -> dict[str, object]:
+    """Return what a program printed last, as an engine process of its own."""
     wanted = environment(ModelOptions.model_validate(OPTIONS), replica=0)
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, json.dumps(OPTIONS)],
+        [sys.executable, "-c", program, json.dumps(OPTIONS)],
         cwd=ROOT,
         env=os.environ | wanted | {"HF_HUB_OFFLINE": "1"},
         capture_output=True,
@@ -55,7 +97,12 @@ def test_what_is_refused_leaves_the_rest_unharmed() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1]) == {
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_what_is_refused_leaves_the_rest_unharmed() -> None:
+    """Inputs that would end the engine are told what is wrong; those beside them are computed, aborted ones are not."""
+    assert run(REFUSALS) == {
         "empty": "an input has 0 tokens; this model takes 1 to 64",
         "long": "an input has 65 tokens; this model takes 1 to 64",
         "negative": "an input has a token id outside 0 to 30521",
@@ -63,3 +110,13 @@ def test_what_is_refused_leaves_the_rest_unharmed() -> None:
         "last": 384,
         "longest": 384,
     }
+
+
+def test_an_encoder_in_a_straight_line_computes_the_same() -> None:
+    """Its vectors are those of vLLM's own layers; products that vLLM has in another form leave an encoder as it was."""
+    told = run(STRAIGHT)
+    off, scale = told.pop("off"), told.pop("scale")
+    assert isinstance(off, float)
+    assert isinstance(scale, float)
+    assert off <= 1e-6 * max(1.0, scale)
+    assert told == {"calls": 1, "again": 1, "quantised": 0}
