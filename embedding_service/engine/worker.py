@@ -268,8 +268,11 @@ def _load(launch: Launch) -> Core:
 
         return FakeCore(options)
     resolve_model(options)  # what can be refused at once need not wait for vLLM
+    gc.disable()  # what an import makes stays: looking for garbage among it is a tenth of its seconds
     from embedding_service.engine.vllm_compat import VllmCore  # noqa: PLC0415 - takes seconds
 
+    gc.freeze()
+    gc.enable()
     return VllmCore(options)
 
 
