@@ -68,8 +68,7 @@ class WorkerProcess:
         status = await self._process.wait()
         with contextlib.suppress(ProcessLookupError):  # tensor-parallel children must not outlive it
             os.killpg(self.pid, signal.SIGKILL)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._reader, 1)
+        await asyncio.wait({self._reader}, timeout=1)  # what it started elsewhere may hold the pipe for longer
         return status
 
     def kill(self) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
 from embedding_service.configuration import load
-from embedding_service.engine.process import cpu_binding, environment, inherited
+from embedding_service.engine.process import WorkerProcess, cpu_binding, environment, inherited
 from embedding_service.options import ModelOptions
 from embedding_service.settings import Settings
 from tests.conftest import FAKE, RunningGateway
@@ -137,3 +141,26 @@ def test_a_worker_is_told_no_secret(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         assert "a-secret" not in told
     finally:
         gateway.stop()
+
+
+def test_an_ended_worker_stays_ended_while_its_output_is_held_open() -> None:
+    """What a worker left behind may keep the pipe: `wait` tells of the end, also after one that was given up."""
+
+    async def main() -> tuple[int, int]:
+        process = await asyncio.create_subprocess_exec(
+            "sh",
+            "-c",
+            "setsid sh -c 'echo $$; exec sleep 60' & sleep 1; exit 3",
+            stdout=asyncio.subprocess.PIPE,
+            start_new_session=True,
+        )
+        worker = WorkerProcess(process, structlog.get_logger())
+        try:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(worker.wait(), 1.5)
+            return await worker.wait(), await worker.wait()
+        finally:
+            os.kill(int(worker.last_words()), signal.SIGKILL)
+            await worker.wait()
+
+    assert asyncio.run(main()) == (3, 3)
