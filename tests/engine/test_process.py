@@ -143,21 +143,22 @@ def test_a_worker_is_told_no_secret(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         gateway.stop()
 
 
-def test_an_ended_worker_stays_ended_while_its_output_is_held_open() -> None:
+def test_an_ended_worker_stays_ended_while_its_output_is_held_open(tmp_path: Path) -> None:
     """What a worker left behind may keep the pipe: `wait` tells of the end, also after one that was given up."""
 
     async def main() -> tuple[int, int]:
         process = await asyncio.create_subprocess_exec(
             "sh",
             "-c",
-            "setsid sh -c 'echo $$; exec sleep 60' & sleep 1; exit 3",
+            "setsid sh -c 'echo $$; : >left; exec sleep 60' & until [ -e left ]; do sleep 0.1; done; exit 3",
+            cwd=tmp_path,
             stdout=asyncio.subprocess.PIPE,
             start_new_session=True,
         )
         worker = WorkerProcess(process, structlog.get_logger())
         try:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(worker.wait(), 1.5)
+                await asyncio.wait_for(worker.wait(), 0.5)
             return await worker.wait(), await worker.wait()
         finally:
             os.kill(int(worker.last_words()), signal.SIGKILL)
