@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 def straighten(model: torch.nn.Module) -> int:
     """Let the encoders in a loaded model run in a straight line; return how many can.
 
-    Those that vLLM computes in another way (quantised, compiled, with adapters or another attention) stay as they are.
+    Those that vLLM computes in another way (quantised, over several devices, with adapters or another attention) stay
+    as they are. Not for compiled models, whose graph would not know of it.
     """
     encoders = [m for m in model.modules() if isinstance(m, BertEncoder) and all(map(_is_plain, m.layer))]
     for encoder in encoders:
