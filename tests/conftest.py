@@ -32,10 +32,24 @@ MINILM: dict[str, Any] = {
 FAKE: dict[str, Any] = {"engine": "fake", "model_name": "fake", "port": 0, "aliases": {"text-embedding-3-small": {}}}
 
 
+_SPAWNING = threading.Lock()
+
+
+class _Loop(uvloop.Loop):
+    """uvloop's, for one thread of several: two loops that start processes at the same time are more than it can do.
+
+    It raises, or has one process inherit the other's pipes.
+    """
+
+    async def subprocess_exec(self, *args: Any, **options: Any) -> Any:
+        with _SPAWNING:
+            return await super().subprocess_exec(*args, **options)
+
+
 class RunningGateway:
     """A gateway on a free port of this machine, its event loop in a thread of its own."""
 
-    def __init__(self, settings: Settings, new_loop: NewLoop = uvloop.new_event_loop) -> None:
+    def __init__(self, settings: Settings, new_loop: NewLoop = _Loop) -> None:
         self.settings = settings
         self._new_loop = new_loop
         self.log: list[dict[str, Any]] = []
@@ -109,7 +123,7 @@ def start_gateway() -> Iterator[Callable[..., RunningGateway]]:
     """Return a function that starts a gateway from settings and waits until it is ready."""
     started: list[RunningGateway] = []
 
-    def start(*, wait: bool = True, new_loop: NewLoop = uvloop.new_event_loop, **settings: Any) -> RunningGateway:
+    def start(*, wait: bool = True, new_loop: NewLoop = _Loop, **settings: Any) -> RunningGateway:
         gateway = RunningGateway(Settings(**{"cache_max_bytes": 0, "drain_grace_s": 0, **settings}), new_loop)
         started.append(gateway)
         if wait:
