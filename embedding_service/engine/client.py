@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from msgspec import structs
 
-from embedding_service.engine import splade
+from embedding_service.engine import protocol, splade
 from embedding_service.engine.identity import identity, weights_digest
 from embedding_service.engine.replica import Replica, WorkerDied
 from embedding_service.engine.states import State
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from structlog.typing import FilteringBoundLogger
 
-    from embedding_service.engine import protocol
     from embedding_service.options import ModelOptions
     from embedding_service.types import Floats
 
@@ -183,12 +182,14 @@ class ModelEngine:
     async def _run_slices(self, slices: list[Batch], *, more_coming: bool) -> list[tuple[protocol.Done, list[Floats]]]:
         if len(slices) == 1:  # nearly always, and it needs no task of its own
             return [await self._run_slice(slices[0], more_coming=more_coming)]
+        tasks = [asyncio.create_task(self._run_slice(part, more_coming=more_coming)) for part in slices]
         try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._run_slice(part, more_coming=more_coming)) for part in slices]
-        except* (EngineFailed, DeadlineExceeded, Unavailable) as errors:
-            raise errors.exceptions[0] from None
-        return [task.result() for task in tasks]
+            return await asyncio.gather(*tasks)
+        finally:  # not a TaskGroup, which keeps what it was cancelled with
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            tasks.clear()  # an error's traceback knows this frame: the two would keep each other
 
     async def _run_slice(self, batch: Batch, *, more_coming: bool) -> tuple[protocol.Done, list[Floats]]:
         """Run on the least loaded replica, and again if that dies.
@@ -250,7 +251,7 @@ def _slices(batch: Batch) -> list[Batch]:
 def _join(batch: Batch, parts: list[tuple[protocol.Done, list[Floats]]]) -> BatchResult:
     """Put the slices together again, in order."""
     columns: dict[Output, Floats] = {}
-    for place, output in enumerate(o for o in Output if o in batch.outputs):
+    for place, output in enumerate(protocol.in_order(batch.outputs)):
         arrays = [arrays[place] for _, arrays in parts]
         columns[output] = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
     lengths = np.array([len(ids) for ids in batch.ids])

@@ -164,6 +164,7 @@ class Replica:
         finally:
             self.outstanding_tokens -= total
             self._pending.pop(job, None)
+            del pending  # an error's traceback knows this frame: the two would keep each other
 
     def _move(self, event: Event) -> None:
         self.state = TRANSITIONS[self.state, event]

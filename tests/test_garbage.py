@@ -1,0 +1,117 @@
+"""What a request needed is free when it is over, without the garbage collector, which therefore seldom has to run."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import socket
+import time
+from http.client import HTTPConnection
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import pytest
+
+from embedding_service.engine.client import SLICE_TEXTS
+from tests.api.calls import JSON
+from tests.conftest import FAKE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.conftest import RunningGateway
+
+REQUESTS = 20
+ONE = b'{"model": "fake", "input": "w7"}'
+MANY = json.dumps({"model": "fake", "input": [f"w{i} w7" for i in range(2 * SLICE_TEXTS)]}).encode()
+
+
+@contextlib.contextmanager
+def none_left(gateway: RunningGateway) -> Iterator[None]:
+    """Check that the block, and the gateway meanwhile, leave no reference cycles."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+        until = time.monotonic() + 10
+        while gateway.gateway.lifecycle.in_flight and time.monotonic() < until:
+            time.sleep(0.01)
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        assert gc.garbage == []
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+
+
+@contextlib.contextmanager
+def connected(gateway: RunningGateway) -> Iterator[HTTPConnection]:
+    """Provide a connection that has been used: a first request may fill caches."""
+    with contextlib.closing(HTTPConnection(urlsplit(gateway.url).netloc, timeout=60)) as connection:
+        send(connection, ONE)
+        yield connection
+
+
+def send(connection: HTTPConnection, body: bytes, **headers: str) -> int:
+    """Send a request; return the status of its answer."""
+    connection.request("POST", "/v1/embeddings", body, JSON | headers)
+    response = connection.getresponse()
+    response.read()
+    return response.status
+
+
+@pytest.fixture(scope="module")
+def slow(start_gateway: Callable[..., RunningGateway]) -> RunningGateway:
+    """Return a gateway that nobody has an answer from at once."""
+    return start_gateway(**FAKE, engine_args={"step_s": 0.05})
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (ONE, 200),
+        (MANY, 200),
+        (b'{"model": "fake", "in', 400),
+        (b'{"model": "fake", "input": []}', 400),
+        (b'{"model": "other", "input": "w7"}', 404),
+        (json.dumps({"model": "fake", "input": "w7 " * 10_000}).encode(), 400),
+        (b'{"model": "fake", "input": "fault-nan"}', 500),
+        (b'{"model": "fake", "input": "fault-reject"}', 500),
+    ],
+    ids=["one message", "several", "not JSON", "wrong field", "unknown model", "too long", "not finite", "rejected"],
+)
+def test_answers(fake: RunningGateway, body: bytes, status: int) -> None:
+    """Neither an answer nor an error leaves anything behind."""
+    with connected(fake) as connection:
+        assert send(connection, body) == status
+        with none_left(fake):
+            assert {send(connection, body) for _ in range(REQUESTS)} == {status}
+
+
+@pytest.mark.parametrize("body", [ONE, MANY], ids=["one message", "several"])
+def test_deadlines(slow: RunningGateway, body: bytes) -> None:
+    """Nor does a request whose time is up."""
+    late = {"x-request-timeout-ms": "10"}
+    with connected(slow) as connection:
+        assert send(connection, body, **late) == 504
+        with none_left(slow):
+            assert {send(connection, body, **late) for _ in range(REQUESTS)} == {504}
+
+
+@pytest.mark.parametrize("body", [ONE, MANY], ids=["one message", "several"])
+def test_clients_that_leave(slow: RunningGateway, body: bytes) -> None:
+    """Nor does one whose client goes away before it has its answer."""
+    with connected(slow):
+        pass
+    head = b"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+    before = len(slow.requests_logged())
+    with none_left(slow):
+        for _ in range(REQUESTS):
+            with socket.create_connection(urlsplit(slow.url).netloc.split(":")) as leaving:
+                leaving.sendall(head % len(body) + body)
+        until = time.monotonic() + 10
+        while len(slow.requests_logged()) < before + REQUESTS and time.monotonic() < until:
+            time.sleep(0.01)
+    assert 499 in {line["status"] for line in slow.requests_logged()[before:]}
