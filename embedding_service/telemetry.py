@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
-from typing import TYPE_CHECKING, Literal
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+import orjson
 import structlog
 from prometheus_client import (
     CollectorRegistry,
@@ -19,14 +22,17 @@ from prometheus_client import (
 from embedding_service import __version__
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from structlog.typing import FilteringBoundLogger, Processor
+
+_Metric = TypeVar("_Metric", Counter, Histogram)
 
 
 def configure(level: str, form: Literal["auto", "json", "text"]) -> None:
     """Set up structlog, and send the standard library's warnings (uvicorn's, asyncio's) the same way."""
     readable = form == "text" or (form == "auto" and sys.stderr.isatty())
     shared: list[Processor] = [
-        structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
@@ -35,7 +41,7 @@ def configure(level: str, form: Literal["auto", "json", "text"]) -> None:
         final: list[Processor] = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
     else:
         trace = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
-        final = [structlog.processors.ExceptionRenderer(trace), structlog.processors.JSONRenderer()]
+        final = [structlog.processors.ExceptionRenderer(trace), structlog.processors.JSONRenderer(_json)]
     structlog.configure(
         processors=shared + final,
         wrapper_class=structlog.make_filtering_bound_logger(level),
@@ -49,6 +55,13 @@ def configure(level: str, form: Literal["auto", "json", "text"]) -> None:
     handler.setFormatter(formatter)
     logging.root.handlers = [handler]
     logging.root.setLevel(max(logging.WARNING, logging.getLevelNamesMapping()[level.upper()]))
+
+
+def _json(event: object, *, default: Callable[[Any], Any]) -> str:
+    try:
+        return orjson.dumps(event, default=default).decode()
+    except TypeError:  # half a surrogate pair, as in the name of a file that is not UTF-8
+        return json.dumps(event, default=default)
 
 
 def get_logger() -> FilteringBoundLogger:
@@ -74,10 +87,10 @@ class Metrics:
         ProcessCollector(registry=registry)
 
         def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(f"embedding_{name}", text, labels, registry=registry)
+            return _fast(Counter(f"embedding_{name}", text, labels, registry=registry))
 
         def histogram(name: str, text: str, *labels: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
-            return Histogram(f"embedding_{name}", text, labels, registry=registry, buckets=buckets)
+            return _fast(Histogram(f"embedding_{name}", text, labels, registry=registry, buckets=buckets))
 
         self.requests = counter("requests", "Requests answered.", "route", "status")
         self.errors = counter("errors", "Answers that were errors, by their code.", "code")
@@ -91,3 +104,9 @@ class Metrics:
         self.redis_errors = counter("redis_errors", "Times that Redis failed or was too slow.", "use")
         self.redis_open = Gauge("embedding_redis_open", "1 while Redis is left alone.", ["use"], registry=registry)
         Gauge("embedding_build_info", "1.", ["version"], registry=registry).labels(__version__).set(1)
+
+
+def _fast(metric: _Metric) -> _Metric:
+    """Have a metric remember its children: the library's own look-up takes 5 µs, and a request makes seven."""
+    metric.labels = cache(metric.labels)  # type: ignore[method-assign]
+    return metric

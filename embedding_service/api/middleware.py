@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+import secrets
 import time
-import uuid
 import zlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -40,7 +40,7 @@ _QUIET_PATHS = frozenset({"/livez", "/readyz", "/health", "/ping", "/metrics"})
 class Exchange:
     """One request on its way: what every layer may need and only the log line sums up.
 
-    `headers` go out with the answer, whatever that will be.
+    `headers` go out with the answer, whatever that will be; `body` is what `Body` has read.
     """
 
     id: str
@@ -51,6 +51,7 @@ class Exchange:
     status: int = 0
     code: str = "other"
     answered: bool = False
+    body: bytes = b""
 
 
 class ClientGone(Exception):
@@ -77,7 +78,7 @@ class RequestLog:
         self.envelope_of = envelope_of
         self.timeout_s = timeout_s
         self.send_timeout_s = send_timeout_s
-        self.log = log
+        self.log = log.bind()  # now: what is configured has not to be looked up for every line
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; what it reserved is free again once its answer has been sent."""
@@ -187,7 +188,8 @@ class Body:
         if int(headers.get("content-length") or 0) > self.max_bytes:
             raise self._too_large()
         coding = headers.get("content-encoding", "identity").strip().lower()
-        body = await self._read(receive, coding, exchange_of(scope).call.deadline)
+        exchange = exchange_of(scope)
+        exchange.body = await self._read(receive, coding, exchange.call.deadline)
         given = False
 
         async def replay() -> Message:
@@ -195,9 +197,9 @@ class Body:
             if given:
                 return await receive()
             given = True
-            return {"type": "http.request", "body": body, "more_body": False}
+            return {"type": "http.request", "body": exchange.body, "more_body": False}
 
-        exchange, work = exchange_of(scope), asyncio.current_task()
+        work = asyncio.current_task()
         assert work is not None  # noqa: S101 - a coroutine runs in a task
         left = False
 
@@ -277,7 +279,7 @@ def _exchange(headers: Headers, timeout_s: float) -> Exchange:
     if wish.isascii() and wish.isdigit() and len(wish) < 10:  # noqa: PLR2004 - more would not shorten anything
         timeout_s = min(timeout_s, int(wish) / 1000)
     sent = headers.get("x-request-id", "")
-    return Exchange(sent if _REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex, now, Call(now + timeout_s))
+    return Exchange(sent if _REQUEST_ID.fullmatch(sent) else secrets.token_hex(16), now, Call(now + timeout_s))
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from embedding_service.types import Embeddings, ModelCard
 
 
+_DENSE = frozenset({Output.DENSE})
 KINDS = ("return_dense", "return_sparse", "return_colbert")
 
 
@@ -83,7 +84,7 @@ class EmbeddingsRequest(wire.Fields):
     def outputs(self) -> frozenset[Output]:
         """Return the kinds of vector that were asked for."""
         if not self.names_kinds:
-            return frozenset({Output.DENSE})
+            return _DENSE
         asked = {
             Output.DENSE: self.return_dense is not False,
             Output.SPARSE: self.return_sparse,

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from embedding_service.api.middleware import Exchange
     from embedding_service.core.rates import Rates, Window
+    from embedding_service.types import Tenant
 
 
 class RateLimit:
@@ -29,27 +30,27 @@ class RateLimit:
             await self.app(scope, receive, send)
             return
         exchange = exchange_of(scope)
-        tenant = exchange.call.tenant
-        who = f"address:{_address(scope)}" if tenant is ANYONE else f"key:{tenant.name}"
-        budget = None
-        if (rate := self.rates.tokens(tenant)) is not None:
-            budget = exchange.call.budget = TokenBudget(self.rates, who, rate)
-        if (rate := self.rates.requests(tenant, scope["path"])) is not None:
-            own = scope["path"] if rate != tenant.requests and scope["path"] in self.rates.paths else ""
-            window = await self.rates.take("requests", who + own, rate, 1)
+        tenant, path = exchange.call.tenant, scope["path"]
+        if (rate := self.rates.requests(tenant, path)) is not None:
+            own = path if rate != tenant.requests and path in self.rates.paths else ""
+            window = await self.rates.take("requests", _who(tenant, scope) + own, rate, 1)
             _tell(exchange, "requests", window)
             if not window.allowed:
                 raise over_limit(window, rate, "requests", 1)
+        if (rate := self.rates.tokens(tenant)) is None:
+            await self.app(scope, receive, send)
+            return
+        budget = exchange.call.budget = TokenBudget(self.rates, _who(tenant, scope), rate)
 
         async def send_with_tokens(message: Message) -> None:
-            if message["type"] == "http.response.start" and budget is not None and budget.last is not None:
+            if message["type"] == "http.response.start" and budget.last is not None:
                 _tell(exchange, "tokens", budget.last)
             await send(message)
 
         try:
             await self.app(scope, receive, send_with_tokens)
         except Exception:
-            if budget is not None and budget.last is not None:
+            if budget.last is not None:
                 _tell(exchange, "tokens", budget.last)
             raise
 
@@ -60,6 +61,10 @@ def _tell(exchange: Exchange, kind: str, window: Window) -> None:
         f"x-ratelimit-remaining-{kind}": str(window.remaining),
         f"x-ratelimit-reset-{kind}": f"{window.reset_s:.3f}s",
     }
+
+
+def _who(tenant: Tenant, scope: Scope) -> str:
+    return f"address:{_address(scope)}" if tenant is ANYONE else f"key:{tenant.name}"
 
 
 def _address(scope: Scope) -> str:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.responses import Response
 
 from embedding_service.api.direct import DirectRoute
+from embedding_service.api.middleware import exchange_of
 from embedding_service.errors import InvalidRequest
 from embedding_service.types import Encoding
 
@@ -54,14 +55,13 @@ _Model = TypeVar("_Model", bound=Fields)
 async def read_object(request: Request) -> dict[str, Any]:
     """Return a request's body, which is parsed once however often it is asked for. Raises `InvalidRequest`."""
     state = request.scope["state"]
-    if "body" not in state:
-        body, content_type = await request.body(), request.headers.get("content-type")
-        state["body_bytes"] = len(body)
+    if "tree" not in state:
+        body, content_type = exchange_of(request.scope).body, request.headers.get("content-type")
         if len(body) <= INLINE_BYTES:
-            state["body"] = parse_object(body, content_type)
+            state["tree"] = parse_object(body, content_type)
         else:
-            state["body"] = await asyncio.to_thread(parse_object, body, content_type)
-    tree: dict[str, Any] = state["body"]
+            state["tree"] = await asyncio.to_thread(parse_object, body, content_type)
+    tree: dict[str, Any] = state["tree"]
     return tree
 
 
@@ -71,7 +71,7 @@ async def read_request(request: Request, model: type[_Model]) -> tuple[_Model, l
     Raises `InvalidRequest`.
     """
     tree = await read_object(request)
-    if request.scope["state"]["body_bytes"] <= INLINE_BYTES:
+    if len(exchange_of(request.scope).body) <= INLINE_BYTES:
         return read_fields(model, tree)
     return await asyncio.to_thread(read_fields, model, tree)
 
@@ -260,4 +260,7 @@ def _top(name: str) -> str:
 
 
 def _printable(text: str) -> str:
-    return "".join(c if c.isascii() and c.isprintable() else "?" for c in text[:ECHO_CHARACTERS])
+    text = text[:ECHO_CHARACTERS]
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c if c.isascii() and c.isprintable() else "?" for c in text)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from embedding_service.types import ANYONE, Tenant
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from contextlib import AbstractAsyncContextManager
 
 
@@ -24,10 +23,9 @@ class Budget(Protocol):
 class Unlimited:
     """The budget of a caller without limits."""
 
-    @asynccontextmanager
-    async def spend(self, tokens: int) -> AsyncIterator[None]:  # noqa: ARG002 - nobody counts
+    def spend(self, tokens: int) -> AbstractAsyncContextManager[None]:  # noqa: ARG002 - nobody counts
         """Take nothing."""
-        yield
+        return nullcontext()
 
 
 @dataclass(slots=True)

@@ -30,7 +30,8 @@ def finish(
     """
     result = computed.result
     owner, lengths, field = prepared.owner, [len(ids) for ids in prepared.ids], job.names.inputs
-    tokens = np.bincount(owner, weights=lengths).astype(int).tolist()
+    whole = len(owner) == owner[-1] + 1  # no input was chunked
+    tokens = lengths if whole else np.bincount(owner, weights=lengths).astype(int).tolist()
     dense = None
     if result.dense is not None:
         check_finite(vectors.finite_rows(result.dense).tolist(), owner, field)
@@ -67,6 +68,8 @@ def finish(
 
 def _all_cached(cached: list[bool], owner: list[int]) -> list[bool]:
     """Tell for each input whether all its chunks came from the cache."""
+    if not any(cached):
+        return [False] * (owner[-1] + 1)
     missing = {index for index, hit in zip(owner, cached, strict=True) if not hit}
     return [index not in missing for index in range(owner[-1] + 1)]
 

@@ -119,8 +119,8 @@ class EmbeddingService:
     def _check(self, model: ServedModel, encoder: Encoder, job: EmbedJob) -> None:
         """Refuse what this model cannot give, before any work."""
         facts = encoder.facts
-        missing = [output for output in Output if output in job.outputs and output not in facts.outputs]
-        if missing:
+        if not job.outputs.issubset(facts.outputs):
+            missing = [output for output in Output if output in job.outputs and output not in facts.outputs]
             has = ", ".join(facts.outputs)
             raise InvalidRequest(
                 f"{model.name} gives {has} and no {' or '.join(missing)}",

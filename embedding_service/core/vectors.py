@@ -43,8 +43,11 @@ def shape_dense(vectors: Floats, *, dimensions: int | None, normalize: bool) -> 
     if dimensions is not None and dimensions < vectors.shape[1]:
         vectors = vectors[:, :dimensions]
     if normalize:
-        lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
-        vectors = (vectors / np.where(lengths > 0, lengths, 1)[:, None]).astype(np.float32)
+        exact = vectors.astype(np.float64)
+        lengths = np.sqrt(np.vecdot(exact, exact))
+        lengths[lengths == 0] = 1
+        exact /= lengths[:, None]
+        vectors = exact.astype(np.float32)
     return np.ascontiguousarray(vectors)
 
 

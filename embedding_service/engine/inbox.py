@@ -14,7 +14,7 @@ from embedding_service.engine import protocol
 from embedding_service.types import Output
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import zmq
 
@@ -76,7 +76,7 @@ class Job:
     def arrays(self) -> list[Floats]:
         """Gather the results: one array for each output, see `protocol.Done`."""
         arrays = []
-        for output in sorted(self.outputs, key=list(Output).index):
+        for output in protocol.in_order(self.outputs):
             parts = [result[output] for result in self.results]
             if output in (Output.DENSE, Output.SCORE):
                 arrays.append(np.stack(parts))
@@ -98,13 +98,15 @@ class Receiver(threading.Thread):
     def run(self) -> None:
         """Read messages until the process ends."""
         while True:
-            ((message, frames),) = protocol.split([part.buffer for part in self.socket.recv_multipart(copy=False)])
-            if message.generation != self.generation:
-                continue
-            if isinstance(message, protocol.Ping):
-                self.socket.send_multipart(protocol.encode(self.progress.pong(self.generation)))
-            elif isinstance(message, protocol.Run):
-                lengths, ids = protocol.run_frame(message, frames[0])
-                self.inbox.put(Job(message, lengths, ids, self.progress.steps))
-            elif isinstance(message, protocol.Cancel | protocol.Stop):
-                self.inbox.put(message)
+            for message, frames in protocol.split([part.buffer for part in self.socket.recv_multipart(copy=False)]):
+                if message.generation == self.generation:
+                    self._take(message, frames)
+
+    def _take(self, message: protocol.AnyMessage, frames: Sequence[memoryview]) -> None:
+        if isinstance(message, protocol.Ping):
+            self.socket.send_multipart(protocol.encode(self.progress.pong(self.generation)))
+        elif isinstance(message, protocol.Run):
+            lengths, ids = protocol.run_frame(message, frames[0])
+            self.inbox.put(Job(message, lengths, ids, self.progress.steps))
+        elif isinstance(message, protocol.Cancel | protocol.Stop):
+            self.inbox.put(message)

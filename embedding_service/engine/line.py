@@ -33,8 +33,10 @@ class Line:
     ) -> None:
         self.paths = [folder / f"{name}.jobs", folder / f"{name}.results"]
         self.step_path = folder / f"{name}.step"
-        self.broken: asyncio.Future[str] = (loop := asyncio.get_running_loop()).create_future()
+        self._loop = asyncio.get_running_loop()
+        self.broken: asyncio.Future[str] = self._loop.create_future()
         self._received = received
+        self._held: list[bytes | memoryview] = []
         self._jobs = context.socket(zmq.PAIR)
         self._results = context.socket(zmq.PULL)
         for socket, path in zip((self._jobs, self._results), self.paths, strict=True):
@@ -42,12 +44,23 @@ class Line:
             socket.setsockopt(zmq.RCVHWM, 0)
             socket.setsockopt(zmq.LINGER, 0)
             socket.bind(f"ipc://{path}")
-            loop.add_reader(socket.fileno(), self._read, socket)
+            self._loop.add_reader(socket.fileno(), self._read, socket)
 
     def send(self, message: protocol.Message, *frames: np.ndarray) -> None:
-        """Send to the worker. Without one nothing is sent: its death will be noticed, or its silence."""
+        """Send to the worker, together with what others send in the same turn of the event loop.
+
+        Without a worker nothing is sent: its death will be noticed, or its silence.
+        """
+        if not self._held:
+            self._loop.call_soon(self._flush)
+        self._held += protocol.encode(message, *frames)
+
+    def _flush(self) -> None:
+        held, self._held = self._held, []
+        if self._jobs.closed:
+            return
         with contextlib.suppress(zmq.Again):
-            self._jobs.send_multipart(protocol.encode(message, *frames), zmq.DONTWAIT)
+            self._jobs.send_multipart(held, zmq.DONTWAIT)
         if int(self._jobs.getsockopt(zmq.EVENTS)) & zmq.POLLIN:  # sending may have used up the sign for it
             self._read(self._jobs)
 
@@ -65,9 +78,8 @@ class Line:
 
     def close(self) -> None:
         """Close the sockets and remove what they leave in the file system."""
-        loop = asyncio.get_running_loop()
         for socket in (self._jobs, self._results):
-            loop.remove_reader(socket.fileno())
+            self._loop.remove_reader(socket.fileno())
             socket.close()
         self.broken.cancel()
         for path in (*self.paths, self.step_path):

@@ -1,7 +1,7 @@
 """Messages between the gateway and an engine worker.
 
-Multipart ZeroMQ messages: one msgpack header, then raw little-endian numpy frames; what a worker has to say
-at one time comes in one multipart message, see `split`. Nothing here is ever pickled, and a message whose
+Multipart ZeroMQ messages: one msgpack header, then raw little-endian numpy frames; what one side has
+to say at one time comes in one multipart message, see `split`. Nothing here is ever pickled, and a message whose
 frames are not as long as its header says is refused. Two sockets per worker generation: `jobs` (PAIR, towards
 the worker, answered with `Pong`) and `results` (PUSH from the worker).
 """
@@ -9,6 +9,7 @@ the worker, answered with `Pong`) and `results` (PUSH from the worker).
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -145,6 +146,13 @@ class Failed(Message, frozen=True):
 
 
 AnyMessage = Run | Cancel | Ping | Stop | Pong | Hello | Done | Failed
+
+
+@cache
+def in_order(outputs: frozenset[Output]) -> tuple[Output, ...]:
+    """Return outputs in the order that a `Done` has them."""
+    return tuple(output for output in Output if output in outputs)
+
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(AnyMessage)
