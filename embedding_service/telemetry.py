@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
-import orjson
 import structlog
 from prometheus_client import (
     CollectorRegistry,
@@ -22,8 +20,6 @@ from prometheus_client import (
 from embedding_service import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from structlog.typing import FilteringBoundLogger, Processor
 
 _Metric = TypeVar("_Metric", Counter, Histogram)
@@ -41,7 +37,7 @@ def configure(level: str, form: Literal["auto", "json", "text"]) -> None:
         final: list[Processor] = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
     else:
         trace = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
-        final = [structlog.processors.ExceptionRenderer(trace), structlog.processors.JSONRenderer(_json)]
+        final = [structlog.processors.ExceptionRenderer(trace), structlog.processors.JSONRenderer()]
     structlog.configure(
         processors=shared + final,
         wrapper_class=structlog.make_filtering_bound_logger(level),
@@ -55,13 +51,6 @@ def configure(level: str, form: Literal["auto", "json", "text"]) -> None:
     handler.setFormatter(formatter)
     logging.root.handlers = [handler]
     logging.root.setLevel(max(logging.WARNING, logging.getLevelNamesMapping()[level.upper()]))
-
-
-def _json(event: object, *, default: Callable[[Any], Any]) -> str:
-    try:
-        return orjson.dumps(event, default=default).decode()
-    except TypeError:  # half a surrogate pair, as in the name of a file that is not UTF-8
-        return json.dumps(event, default=default)
 
 
 def get_logger() -> FilteringBoundLogger:

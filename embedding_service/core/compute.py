@@ -30,10 +30,6 @@ if TYPE_CHECKING:
 Numbers = dict[Output, "Floats"]
 
 
-class _FlightFailed(Exception):
-    """Who computed this could not finish; whoever waits has to do it himself."""
-
-
 @dataclass(slots=True)
 class Computed:
     """A batch's results, and how much of it was not computed for this request."""
@@ -60,7 +56,7 @@ class Compute:
     cache: MemoryCache | None
     shared: SharedCache | None = None
     isolated: bool = False
-    _flying: dict[bytes, asyncio.Future[Numbers]] = field(default_factory=dict)
+    _flying: dict[bytes, asyncio.Future[Numbers | None]] = field(default_factory=dict)
 
     async def run(self, batch: Batch, *, call: Call, more_coming: bool) -> Computed:
         """Return the results of a batch in its order. Raises what the engine, the gate and the budget raise."""
@@ -168,16 +164,13 @@ class Compute:
             for key, flight in flights.items():
                 del self._flying[names[key]]
                 if not flight.done():
-                    flight.set_exception(_FlightFailed())
-                    flight.exception()  # nobody may be waiting
+                    flight.set_result(None)  # it came to nothing; whoever waits has to do it himself
 
 
-async def _wait_for(flight: asyncio.Future[Numbers], deadline: float) -> Numbers | None:
+async def _wait_for(flight: asyncio.Future[Numbers | None], deadline: float) -> Numbers | None:
     """Wait for somebody else's computation; None if it came to nothing."""
     try:
         return await asyncio.wait_for(asyncio.shield(flight), max(0.0, deadline - time.monotonic()))
-    except _FlightFailed:
-        return None
     except TimeoutError:
         raise DeadlineExceeded("the engine did not answer before the deadline") from None
 

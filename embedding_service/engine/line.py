@@ -51,9 +51,10 @@ class Line:
 
         Without a worker nothing is sent: its death will be noticed, or its silence.
         """
+        parts = protocol.encode(message, *frames)
         if not self._held:
             self._loop.call_soon(self._flush)
-        self._held += protocol.encode(message, *frames)
+        self._held += parts
 
     def _flush(self) -> None:
         held, self._held = self._held, []

@@ -27,15 +27,17 @@ if TYPE_CHECKING:
     from embedding_service.settings import Settings
 
 _TAIL_LINES = 50
+ENDED_WITHIN_S = 5.0  # of being killed; seen once to take longer, among several event loops of one process
 
 
 class WorkerProcess:
-    """A running worker. `wait` tells when it has ended; `kill` ends it and all its children."""
+    """A running worker. `wait` tells when it has ended; `end` kills it and all its children."""
 
     def __init__(self, process: asyncio.subprocess.Process, log: FilteringBoundLogger) -> None:
         self._process = process
         self._log = log
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        self._swept = False
         self._reader = asyncio.create_task(self._read_output())
 
     @classmethod
@@ -66,13 +68,25 @@ class WorkerProcess:
     async def wait(self) -> int:
         """Return the exit status once the process has ended (negative: the signal)."""
         status = await self._process.wait()
-        with contextlib.suppress(ProcessLookupError):  # tensor-parallel children must not outlive it
-            os.killpg(self.pid, signal.SIGKILL)
+        if not self._swept:  # once: later, the number may be another group's
+            self._swept = True
+            self._kill_group()  # tensor-parallel children must not outlive it
         await asyncio.wait({self._reader}, timeout=1)  # what it started elsewhere may hold the pipe for longer
         return status
 
-    def kill(self) -> None:
-        """End the process and everything that it started, now."""
+    async def end(self) -> None:
+        """Kill the process and everything that it started; return once it has ended."""
+        if self._process.returncode is None:
+            self._kill_group()
+        ended = asyncio.ensure_future(self.wait())
+        try:
+            while not (await asyncio.wait({ended}, timeout=ENDED_WITHIN_S))[0]:
+                self._log.warning("engine_does_not_end", pid=self.pid)
+                os.kill(os.getpid(), signal.SIGCHLD)  # have the event loop look again, if it missed the first
+        finally:
+            ended.cancel()
+
+    def _kill_group(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
 

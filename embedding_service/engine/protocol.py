@@ -1,7 +1,7 @@
 """Messages between the gateway and an engine worker.
 
-Multipart ZeroMQ messages: one msgpack header, then raw little-endian numpy frames; what one side has
-to say at one time comes in one multipart message, see `split`. Nothing here is ever pickled, and a message whose
+Multipart ZeroMQ messages: one msgpack header, then raw little-endian numpy frames; messages that are
+sent at one time may come in one multipart message, see `split`. Nothing here is ever pickled, and a message whose
 frames are not as long as its header says is refused. Two sockets per worker generation: `jobs` (PAIR, towards
 the worker, answered with `Pong`) and `results` (PUSH from the worker).
 """

@@ -176,19 +176,21 @@ class Replica:
         async with self._start_lock:
             self.generation += 1
             name = f"{uuid.uuid4().hex[:12]}-{self.index}-{self.generation}"  # model names may be alike, or not ASCII
-            self._line = Line(self._context, self._folder, name, self._receive)
             self._greeting = asyncio.get_running_loop().create_future()
-            jobs, results = (f"ipc://{path}" for path in self._line.paths)
-            options = self.options.model_dump(mode="json")
-            launch = Launch(self.generation, jobs, results, str(self._line.step_path), options)
             self._spawned = time.monotonic()
-            self._process = await WorkerProcess.start(
-                launch, self.options, replica=self.index, environ=self._environ, log=self._log
-            )
             try:
+                self._line = Line(self._context, self._folder, name, self._receive)
+                jobs, results = (f"ipc://{path}" for path in self._line.paths)
+                options = self.options.model_dump(mode="json")
+                launch = Launch(self.generation, jobs, results, str(self._line.step_path), options)
+                self._process = await WorkerProcess.start(
+                    launch, self.options, replica=self.index, environ=self._environ, log=self._log
+                )
                 await self._await_hello()
-            except BaseException:
+            except BaseException as error:
                 await self._bury("the worker did not start")
+                if isinstance(error, OSError | zmq.ZMQError):  # no memory, process or descriptor is left for it
+                    raise ModelNotLoaded(f"{self.options.model_name}: no process for the engine: {error}") from error
                 raise
         self._last_pong = self._last_step = time.monotonic()
         self._start_took_s = self._last_pong - self._spawned
@@ -316,8 +318,7 @@ class Replica:
     async def _bury(self, reason: str) -> None:
         """Make sure that the process is gone and tell everyone who waits for it."""
         if self._process is not None:
-            self._process.kill()
-            await self._process.wait()
+            await self._process.end()
         running: dict[int, list[int]] = {}
         if self._line is not None:
             for job, index in StepRecord.read(self._line.step_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import time
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from embedding_service.engine.process import WorkerProcess
 from tests.conftest import FAKE, RunningGateway
 
 if TYPE_CHECKING:
@@ -86,6 +88,30 @@ def test_a_step_that_stands_still_is_ended(
     assert [answer.status_code for answer in answers] == [200, 500, 200]
     assert answers[1].headers["x-should-retry"] == "false"
     assert any("no progress in a step" in str(event.get("reason")) for event in gateway.log)
+
+
+def test_a_worker_that_cannot_be_started_is_tried_again(
+    start_gateway: Callable[..., RunningGateway], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the machine has no process, memory or descriptor left, that is one more death, and not the last word."""
+    gateway = start_gateway(**FAKE)
+    start, errors = WorkerProcess.start, [BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")]
+
+    async def failing(*args: Any, **options: Any) -> WorkerProcess:
+        if errors:
+            raise errors.pop()
+        return await start(*args, **options)
+
+    monkeypatch.setattr(WorkerProcess, "start", failing)
+    os.kill(worker_pid(gateway), signal.SIGKILL)
+    until = time.monotonic() + 20
+    while errors:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    wait_until_ready(gateway)
+    assert embed(gateway, "w1").status_code == 200
+    deaths = [line["reason"] for line in gateway.log if line["event"] == "engine_died"]
+    assert "Resource temporarily unavailable" in deaths[-1]
 
 
 def test_another_replica_takes_over_at_once(start_gateway: Callable[..., RunningGateway]) -> None:

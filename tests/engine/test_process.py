@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedding_service.configuration import load
+from embedding_service.engine import process as process_module
 from embedding_service.engine.process import WorkerProcess, cpu_binding, environment, inherited
 from embedding_service.options import ModelOptions
 from embedding_service.settings import Settings
@@ -165,3 +166,31 @@ def test_an_ended_worker_stays_ended_while_its_output_is_held_open(tmp_path: Pat
             await worker.wait()
 
     assert asyncio.run(main()) == (3, 3)
+
+
+def test_an_end_that_was_missed_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An event loop that did not hear of the end is made to look again."""
+    monkeypatch.setattr(process_module, "ENDED_WITHIN_S", 0.1)
+    signs: list[tuple[int, int]] = []
+
+    class Deaf:
+        """A process whose event loop missed the sign of its end, and hears the next one."""
+
+        def __init__(self) -> None:
+            self.pid, self.returncode, self.stdout, self.heard = 0, -9, asyncio.StreamReader(), asyncio.Event()
+            self.stdout.feed_eof()
+
+        async def wait(self) -> int:
+            await self.heard.wait()
+            return self.returncode
+
+    async def main() -> list[Any]:
+        deaf: Any = Deaf()
+        monkeypatch.setattr(os, "kill", lambda *sign: (signs.append(sign), deaf.heard.set()))
+        monkeypatch.setattr(os, "killpg", lambda *_: None)
+        with structlog.testing.capture_logs() as log:
+            await asyncio.wait_for(WorkerProcess(deaf, structlog.get_logger()).end(), 20)
+        return [line["event"] for line in log]
+
+    assert asyncio.run(main()) == ["engine_does_not_end"]
+    assert signs == [(os.getpid(), signal.SIGCHLD)]
