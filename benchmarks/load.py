@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import itertools
+import math
 import statistics
 import time
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ import numpy as np
 import orjson
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable
 
 HEADERS = {"content-type": "application/json"}
 
@@ -54,25 +56,78 @@ class Sample:
     load_share: float  # of a core, taken by this program
 
 
-async def run(url: str, bodies: list[bytes], cell: Cell) -> Sample:
-    """Send each body once; fails on any answer but 200."""
-    times: list[float] = []
+class Window:
+    """What counts of a load without beginning and end: from one answer to another, `seconds` or a little more later.
+
+    The first is the next one after every client could have had an answer, and a second more. Servers answer a step's
+    texts at once, so both are, but for chance, the first of their step: the steps between them are counted whole.
+    """
+
+    SETTLING_S = 1.0
+
+    def __init__(self, clients: int, seconds: float) -> None:
+        self._clients = clients
+        self._seconds = seconds
+        self._opens = math.inf
+        self._answers = 0
+        self._first: float | None = None
+        self._last = math.inf
+        self._took: list[float] = []
+
+    @property
+    def over(self) -> bool:
+        return self._last < math.inf
+
+    def answered(self, now: float, took: float) -> None:
+        """An answer came at `now`, `took` seconds after its request."""
+        self._answers += 1
+        if self._answers == self._clients:
+            self._opens = now + self.SETTLING_S
+        if self.over or now < self._opens:
+            return
+        if self._first is None:
+            self._first = now
+            return
+        self._took.append(took)
+        if now >= self._first + self._seconds:
+            self._last = now
+
+    @property
+    def requests_per_s(self) -> float:
+        assert self._first is not None
+        return len(self._took) / (self._last - self._first)
+
+    @property
+    def p50_s(self) -> float:
+        return statistics.median(self._took)
+
+
+async def run(url: str, bodies: list[bytes], cell: Cell, seconds: float) -> Sample:
+    """Send the bodies in turn, from the first again after the last, until `seconds` were counted."""
+    window = Window(cell.clients, seconds)
+    began, cpu = time.perf_counter(), time.process_time()
+    await send(url, itertools.takewhile(lambda _: not window.over, itertools.cycle(bodies)), cell, window.answered)
+    took, cpu = time.perf_counter() - began, time.process_time() - cpu
+    return Sample(window.requests_per_s * cell.size, window.p50_s * 1000, cpu / took)
+
+
+async def send(
+    url: str, bodies: Iterable[bytes], cell: Cell, answered: Callable[[float, float], None] = lambda *_: None
+) -> None:
+    """Send each body once; fails on any answer but 200. `answered` gets the time of each answer, and what it took."""
     waiting = iter(bodies)
 
-    async def client(session: aiohttp.ClientSession, bodies: Iterator[bytes]) -> None:
-        for body in bodies:
+    async def client(session: aiohttp.ClientSession) -> None:
+        for body in waiting:
             began = time.perf_counter()
             async with session.post(url, data=body, headers=HEADERS) as response:
                 answer = await response.read()
                 assert response.status == 200, answer[:300]
-            times.append(time.perf_counter() - began)
+            answered(now := time.perf_counter(), now - began)
 
     timeout = aiohttp.ClientTimeout(total=3600)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
-        began, cpu = time.perf_counter(), time.process_time()
-        await asyncio.gather(*(client(session, waiting) for _ in range(cell.clients)))
-        took, cpu = time.perf_counter() - began, time.process_time() - cpu
-    return Sample(len(bodies) * cell.size / took, statistics.median(times) * 1000, cpu / took)
+        await asyncio.gather(*(client(session) for _ in range(cell.clients)))
 
 
 async def vectors(url: str, texts: list[str], model: str, encoding: str) -> np.ndarray:

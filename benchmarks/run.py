@@ -5,7 +5,7 @@ minute of the machine hits all alike: a figure is the median over the rounds of 
 quartiles. In a cell every server embeds the same texts, which are new in every round. `ceiling` is offline `LLM.embed`
 with the gateway's engine settings, and the matrix rate is measured on its threads in every round.
 
-    make bench                                                    # about a quarter of an hour on two cores
+    make bench                                              # half an hour on two cores, with --rounds 3 half of that
     make bench ARGS="--model one-layer --servers gateway vllm"
     make bench ARGS="--model qwen3-0.6b --servers gateway --cells 8x1x400 --seconds 12"
     make bench ARGS="--servers gateway warm --cells 64x1"
@@ -48,7 +48,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--servers", nargs="+", choices=SERVERS, default=PEERS)
     parser.add_argument("--cells", nargs="+", type=Cell.parse, default=[*map(Cell.parse, CELLS)], metavar="CELL")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=3, help="about what the fastest needs for a cell")
+    parser.add_argument("--seconds", type=float, default=3, help="count so long, or to the next answer")
     parser.add_argument("--starts", type=int, default=1, help="start every server so many times")
     parser.add_argument("--no-ceiling", action="store_true", help="leave out offline embedding and the matrix rate")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -77,15 +77,16 @@ async def measure(options: argparse.Namespace) -> report.Run:
             ceiling.wait_ready()
         sample = texts.make(32, tokens=50, tokenizer=tokenizer, seed=0)
         servers = await agreeing(servers, sample, reference.vectors(model, sample), found)
-        counts: dict[Cell, int] = {}
+        waves: dict[Cell, int] = {}
         for turn in range(-1, options.rounds):  # -1 warms up, and shows how many texts a cell takes
             for cell in options.cells:
-                wave = cell.clients * cell.size
-                count = counts.get(cell, wave)
-                made = texts.make(count, tokens=cell.tokens, tokenizer=tokenizer, seed=turn + 1)
-                samples, rate = await one_round(cell, made, servers, backwards=bool(turn % 2)), None
+                wave, counted = cell.clients * cell.size, waves.get(cell, 1)
+                prepared = wave * (2 * counted + 3)  # before, while and after it counts, with room for a fast minute
+                made = texts.make(prepared, tokens=cell.tokens, tokenizer=tokenizer, seed=turn + 1)
+                samples = await one_round(cell, made, servers, options.seconds, backwards=bool(turn % 2))
+                rate = None
                 if ceiling is not None:
-                    ids = [encoding.ids for encoding in tokenizer.encode_batch(made)]
+                    ids = [encoding.ids for encoding in tokenizer.encode_batch(made[: wave * counted])]
                     samples["ceiling"] = Sample(ceiling.ask(embed=ids, batch=wave), math.nan, 0)
                     shape = {"products": model.products, "rows": wave * cell.tokens, "seconds": 0.5}
                     rate = ceiling.ask(rate=shape)
@@ -93,7 +94,7 @@ async def measure(options: argparse.Namespace) -> report.Run:
                     found.add(cell, samples, rate)
                 else:
                     fastest = max(s.texts_per_s for name, s in samples.items() if name != "warm")
-                    counts[cell] = wave * max(1, round(fastest * options.seconds / wave))
+                    waves[cell] = math.ceil(fastest * options.seconds / wave)
             print(f"round {turn + 1} of {options.rounds}", file=sys.stderr, flush=True)
         found.pss_mb = {server.name: server.pss_mb() for server in servers}
     return found
@@ -139,13 +140,15 @@ async def agreeing(servers: list[Server], sample: list[str], reference: np.ndarr
     return kept
 
 
-async def one_round(cell: Cell, made: list[str], servers: list[Server], *, backwards: bool) -> dict[str, Sample]:
+async def one_round(
+    cell: Cell, made: list[str], servers: list[Server], seconds: float, *, backwards: bool
+) -> dict[str, Sample]:
     bodies = cell.bodies(made, MODEL)
     samples = {}
     for server in reversed(servers) if backwards else servers:
         if server.prefilled:
-            await load.run(server.url, bodies, cell)
-        samples[server.name] = await load.run(server.url, bodies * (10 if server.prefilled else 1), cell)
+            await load.send(server.url, bodies, cell)
+        samples[server.name] = await load.run(server.url, bodies, cell, seconds)
     return samples
 
 

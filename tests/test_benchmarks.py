@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from benchmarks import models, report, texts
-from benchmarks.load import Cell, Sample
+from benchmarks.load import Cell, Sample, Window
 
 
 @pytest.mark.parametrize(
@@ -45,6 +45,29 @@ def test_operations_are_twice_the_weights() -> None:
         shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - no dict
     weights = sum(a * b for name, (a, b) in ((n, s) for n, s in shapes.items() if len(s) == 2) if "encoder." in name)
     assert models.find("minilm").flop_per_token == 2 * weights
+
+
+@pytest.mark.parametrize("clients", [1, 7, 64])
+def test_whole_steps_are_counted(clients: int) -> None:
+    """Steps of 32 texts that end every 0.4 s, a fast and a slow one left out at the start: 80 texts/s."""
+    window = Window(clients, seconds=3)
+    ends = [0.1, 1.0, *(1.0 + 0.4 * number for number in range(1, 40))]
+    for number, end in enumerate(ends):
+        for text in range(32 if number else 1):
+            if not window.over:
+                window.answered(end + text * 1e-4, 0.8 if number > 6 else 9.0)
+    assert window.over
+    assert window.requests_per_s == pytest.approx(80)
+
+
+def test_a_request_longer_than_the_window_is_counted_whole() -> None:
+    window = Window(1, seconds=3)
+    for number in range(1, 4):
+        assert not window.over
+        window.answered(20.0 * number, 20.0 + number)
+    assert window.over
+    assert window.p50_s == 23  # the one before opened the window
+    assert window.requests_per_s == pytest.approx(1 / 20)
 
 
 def test_tables_are_ratios_within_a_round() -> None:
