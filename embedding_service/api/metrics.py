@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -37,6 +38,7 @@ class StateCollector(Collector):
         """Yield every family, without touching what requests use."""
         yield _gauge("ready", "1 while a balancer should send requests here.", self.lifecycle.ready)
         yield _gauge("requests_in_flight", "Requests being served.", self.lifecycle.in_flight)
+        yield _gauge("asyncio_tasks", "Tasks of the event loop.", len(asyncio.all_tasks()))
         if (cache := self.lifecycle.service.models.cache) is not None:
             stats = cache.stats()
             yield CounterMetricFamily("embedding_cache_hits", "Results that the cache in memory knew.", stats.hits)

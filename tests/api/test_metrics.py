@@ -135,6 +135,14 @@ def test_stats_say_the_same_for_people(counted: RunningGateway) -> None:
     assert shown["requests_in_flight"] == 1  # this one
 
 
+def test_no_request_leaves_a_task(counted: RunningGateway) -> None:
+    """The event loop has as many tasks after requests as before."""
+    before = value(samples(counted), "asyncio_tasks")
+    with counted.client() as http:
+        assert [embed(http, input=f"w{number}").status_code for number in range(20)] == [200] * 20
+    assert 0 < value(samples(counted), "asyncio_tasks") <= before
+
+
 @pytest.mark.parametrize(
     ("setting", "headers", "status"),
     [

@@ -34,6 +34,7 @@ COUNTERS_AND_GAUGES: dict[str, set[str]] = {
     "embedding_queued_tokens": {"model"},
     "embedding_queue_limit_tokens": {"model"},
     "embedding_requests_in_flight": set(),
+    "embedding_asyncio_tasks": set(),
     "embedding_cache_hits_total": set(),
     "embedding_cache_misses_total": set(),
     "embedding_cache_bytes": set(),

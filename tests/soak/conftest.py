@@ -95,6 +95,11 @@ class Server:
         """Return how many files and sockets the gateway has open."""
         return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
 
+    def tasks(self) -> int:
+        """Return how many tasks the gateway's event loop has, one of them for this question."""
+        text = httpx.get(f"{self.url}/metrics", timeout=30).text
+        return int(float(re.search(r"^embedding_asyncio_tasks (.+)$", text, re.MULTILINE)[1]))  # type: ignore[index]
+
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Send a signal and return the exit status."""
         if self.process.poll() is None:
@@ -223,7 +228,7 @@ def pytest_sessionfinish() -> None:
         f"{os.cpu_count()} cores of {_processor()}, no GPU, MiniLM in vLLM; last run on {time.strftime('%Y-%m-%d')}."
     )
     head = ["| promise | bar | reached | shown by (under `tests/soak/`) |", "|---|---|---|---|"]
-    body = sorted({*kept, *lines} - {head[0]}, key=lambda line: line.split(" | ")[-1])
+    body = sorted(dict.fromkeys([*kept[1:], *lines]), key=lambda line: line.split(" | ")[-1])
     page = [before + BEGIN, where, "", *head, *body, END + after]
     REPORT.write_text("\n".join(page), encoding="utf-8")
 

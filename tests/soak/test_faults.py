@@ -131,7 +131,7 @@ def test_draining_real_work(server: Server, record: Record) -> None:
 
 
 async def test_no_false_alarm(serve: Callable[..., Server], tmp_path: Path, record: Record) -> None:
-    """Saturation with short, long and 8,192-token texts kills no healthy worker; memory and descriptors stay."""
+    """Saturation with short, long and 8,192-token texts kills no healthy worker; memory, descriptors and tasks stay."""
     from tests import checkpoints
 
     server = serve(
@@ -147,6 +147,7 @@ async def test_no_false_alarm(serve: Callable[..., Server], tmp_path: Path, reco
     async with session() as http:
         assert await post(http, server.url, long) == 200
         assert await post(http, server.url, json.dumps(numbers).encode()) == 200
+    idle = server.tasks()
     loads = [Load(server) for _ in range(3)]
     samples: list[tuple[int, int]] = []
 
@@ -173,8 +174,11 @@ async def test_no_false_alarm(serve: Callable[..., Server], tmp_path: Path, reco
     answered = sum(len(load.seconds_of.get(200, [])) for load in loads)
     minutes = f"{SATURATED_S / 60:.0f} min"
     record(f"Saturation, 8,192-token texts included: false alarms in {minutes}", "0", f"0 in {answered} requests")
-    record("Growth of the gateway meanwhile: memory; descriptors", "< 2 %; 0", f"{growth:+.1%}; {files:+d}")
+    tasks = await asyncio.to_thread(server.tasks) - idle
+    grown = f"{growth:+.1%}; {files:+d}; {tasks:+d}"
+    record("Growth of the gateway meanwhile: memory; descriptors; tasks when idle", "< 2 %; 0; 0", grown)
     assert growth < MEMORY_GROWTH
+    assert tasks <= 0
     assert server.stop() == 0
 
 
