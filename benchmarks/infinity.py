@@ -17,8 +17,6 @@ def command() -> str:
     """Return infinity's program; installing it takes two minutes, once. Raises `CalledProcessError`."""
     if not (VENV / "complete").exists():
         print("installing infinity into .bench/infinity", file=sys.stderr, flush=True)
-        SCRATCH.mkdir(exist_ok=True)
-        (SCRATCH / ".gitignore").write_text("*\n")
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(VENV)], check=True)
         pip = [str(VENV / "bin" / "python"), "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
         index = os.environ.get("TORCH_CPU_INDEX", "https://download.pytorch.org/whl/cpu")

@@ -52,8 +52,6 @@ def find(name: str) -> Model:
     """Return a model by its name in `NAMES`; make it first where that is needed."""
     path = minilm() if name == "minilm" else SCRATCH / "models" / name
     if not (path / "config.json").exists():
-        SCRATCH.mkdir(exist_ok=True)
-        (SCRATCH / ".gitignore").write_text("*\n")
         unfinished = path.with_suffix(".part")
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
