@@ -2,10 +2,12 @@
 
 Every server is started here, one after another, shown to give the same vectors, and then loaded in turn, so that a slow
 minute of the machine hits all alike: a figure is the median over the rounds of the ratio within a round, with its
-quartiles. In a cell every server embeds the same texts, which are new in every round. `ceiling` is offline `LLM.embed`
-with the gateway's engine settings, and the matrix rate is measured on its threads in every round.
+quartiles. The load does not pause, and its beginning and end do not count. In a cell every server is sent the same
+texts, which are new in every round. `ceiling` is offline `LLM.embed` with the gateway's engine settings, and the matrix
+rate is measured on its threads in every round.
 
-    make bench                                              # half an hour on two cores, with --rounds 3 half of that
+    make bench                                                    # about half an hour on two cores
+    make bench ARGS="--rounds 3"                                  # shorter, with wider quartiles
     make bench ARGS="--model one-layer --servers gateway vllm"
     make bench ARGS="--model qwen3-0.6b --servers gateway --cells 8x1x400 --seconds 12"
     make bench ARGS="--servers gateway warm --cells 64x1"
