@@ -52,7 +52,7 @@ format: install-test ## let ruff format and repair what it can
 soak: export FUZZ_REQUESTS ?= 100000
 soak: install-test ## run what takes long (an hour); writes docs/reliability.md
 	@SOAK_REPORT=docs/reliability.md $(VENV)/bin/python -m pytest -m soak --timeout 0 $(ARGS)
-	@$(VENV)/bin/python -m pytest --timeout 0 tests/api/test_fuzz.py
+	@$(VENV)/bin/python -m pytest --timeout 0 tests/http/test_fuzz.py
 
 bench: install-test ## measure this machine beside vLLM's server and others
 	@$(VENV)/bin/python -m benchmarks.run $(ARGS)

@@ -27,16 +27,16 @@ SHARED = (
 
 def arguments(config: Path, *, one_process: bool = False) -> dict[str, Any]:
     """Return what vLLM's classes take; first set the variables that a worker of the gateway gets."""
-    from embedding_service.configuration import load
-    from embedding_service.engine.location import resolve_model
     from embedding_service.engine.process import environment
+    from embedding_service.settings.load import load
+    from embedding_service.worker.location import resolve_model
 
     options = load(config)[0].served_models[0]
     os.environ.update(environment(options, replica=0))
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if one_process else "1"
     from vllm.platforms import current_platform
 
-    from embedding_service.engine.vllm_arguments import engine_arguments
+    from embedding_service.worker.vllm_arguments import engine_arguments
 
     model = resolve_model(options)
     found = engine_arguments(model, options, "cuda" if current_platform.is_cuda_alike() else "cpu")

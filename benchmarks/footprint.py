@@ -114,9 +114,9 @@ def tokenizers() -> Iterator[tuple[str, str]]:
 
 def load(path: Path) -> None:
     """Do what the gateway does with a tokenizer, in this process; print the megabytes and seconds it takes."""
-    from embedding_service.core.prompts import Encoder
     from embedding_service.engine.protocol import ModelFacts
-    from embedding_service.options import ModelOptions
+    from embedding_service.service.prompts import Encoder
+    from embedding_service.settings.model import ModelOptions
     from embedding_service.types import Output
 
     facts = ModelFacts(

@@ -74,8 +74,8 @@ def find(name: str) -> Model:
 
 
 def minilm() -> Path:
-    from embedding_service.configuration import load
-    from embedding_service.engine.location import resolve_model
+    from embedding_service.settings.load import load
+    from embedding_service.worker.location import resolve_model
 
     return Path(resolve_model(load(ROOT / "config" / "demo.yaml")[0].served_models[0]))
 

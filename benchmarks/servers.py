@@ -213,8 +213,8 @@ class Ceiling:
 
 def environment(config: Path) -> dict[str, str]:
     """Return the variables that a worker of the gateway gets."""
-    from embedding_service.configuration import load
     from embedding_service.engine.process import environment as of_worker
+    from embedding_service.settings.load import load
 
     return of_worker(load(config)[0].served_models[0], replica=0)
 

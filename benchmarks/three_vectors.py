@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto", help="auto: bfloat16 where the hardware has it, else float32")
     options = parser.parse_args()
     from embedding_service.engine.process import environment
-    from embedding_service.options import ModelOptions
+    from embedding_service.settings.model import ModelOptions
 
     shape = models.find("bge-m3")
     model = ModelOptions(
@@ -66,9 +66,9 @@ def main() -> None:
         gpu_memory_utilization=0.3,
     )
     os.environ.update(environment(model, replica=0))
-    from embedding_service.engine.vllm_compat import VllmCore
+    from embedding_service.worker.vllm_backend import VllmBackend
 
-    core = VllmCore(model)
+    core = VllmBackend(model)
     numbers = random.Random(0)
     prompts = [[101, *numbers.choices(range(1000, 30000), k=options.tokens - 2), 102] for _ in range(options.texts)]
     dense, everything = compare(core, prompts, options.pairs)

@@ -11,9 +11,9 @@ import typer
 import yaml
 
 from embedding_service import __version__
-from embedding_service.configuration import load
 from embedding_service.errors import BadConfiguration, StartupError
-from embedding_service.settings import ENV_PREFIX, Settings
+from embedding_service.settings.gateway import ENV_PREFIX, Settings
+from embedding_service.settings.load import load
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -98,7 +98,7 @@ def keys_new(
     models: Annotated[str, typer.Option(help="Models it may use, separated by commas.")] = "",
 ) -> None:
     """Print a new key on standard error, and on standard output its entry for `api_keys_file`."""
-    from embedding_service.keys import digest, new_key  # noqa: PLC0415 - only here
+    from embedding_service.http.keys import digest, new_key  # noqa: PLC0415 - only here
 
     key = new_key()
     entry: dict[str, Any] = {"name": name} if name else {}
@@ -114,7 +114,7 @@ def keys_hash() -> None:
     """Read a key from standard input (not echoed on a terminal), and print `sha256:HEX` of it."""
     from getpass import getpass  # noqa: PLC0415 - only here
 
-    from embedding_service.keys import digest  # noqa: PLC0415
+    from embedding_service.http.keys import digest  # noqa: PLC0415
 
     key = getpass("Key: ") if sys.stdin.isatty() else sys.stdin.readline().rstrip("\r\n")
     if not key:

@@ -16,26 +16,26 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from embedding_service import systemd
-from embedding_service.app import create_app
-from embedding_service.connection import connection_class
-from embedding_service.core.rates import Rates
-from embedding_service.core.redis import Breaker, connect
-from embedding_service.core.service import EmbeddingService
-from embedding_service.core.shared_cache import SharedCache
-from embedding_service.engine.client import ModelEngine
+from embedding_service.engine.pool import ModelEngine
 from embedding_service.engine.process import inherited
 from embedding_service.errors import BadConfiguration, PortInUse
-from embedding_service.keys import KeyRing
-from embedding_service.lifecycle import Lifecycle, Phase
+from embedding_service.http.app import create_app
+from embedding_service.http.connection import connection_class
+from embedding_service.http.keys import KeyRing
+from embedding_service.http.tracing import Tracer
+from embedding_service.service.lifecycle import Lifecycle, Phase
+from embedding_service.service.rates import Rates
+from embedding_service.service.redis import Breaker, connect
+from embedding_service.service.service import EmbeddingService
+from embedding_service.service.shared_cache import SharedCache
 from embedding_service.telemetry import Metrics
-from embedding_service.tracing import Tracer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from structlog.typing import FilteringBoundLogger
 
-    from embedding_service.settings import Settings
+    from embedding_service.settings.gateway import Settings
 
 # A Unix socket's path has at most 107 bytes; ours adds a name of up to 40.
 _LONGEST_RUNTIME_DIR = 65

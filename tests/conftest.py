@@ -15,7 +15,7 @@ import structlog
 import uvloop
 
 from embedding_service import server
-from embedding_service.settings import Settings
+from embedding_service.settings.gateway import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from embedding_service import errors
-from embedding_service.api import problems
 from embedding_service.errors import ServiceError, StartupError
+from embedding_service.http import problems
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

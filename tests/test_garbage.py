@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from embedding_service.engine.client import SLICE_TEXTS
-from tests.api.calls import JSON
+from embedding_service.engine.pool import SLICE_TEXTS
+from tests.calls import JSON
 from tests.conftest import FAKE
 
 if TYPE_CHECKING:

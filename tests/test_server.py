@@ -12,7 +12,7 @@ import pytest
 
 from embedding_service import server
 from embedding_service.errors import BadConfiguration, PortInUse
-from embedding_service.settings import Settings
+from embedding_service.settings.gateway import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,1 +1,1 @@
-"""The vLLM process and the client that starts, feeds and watches it."""
+"""The gateway's side of the wire: replicas of worker processes, and the protocol."""

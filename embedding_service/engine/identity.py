@@ -3,54 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from embedding_service.engine.protocol import ModelFacts
-    from embedding_service.options import ModelOptions
+    from embedding_service.settings.model import ModelOptions
 
-_SUFFIXES = frozenset({".safetensors", ".bin", ".pt", ".json", ".txt", ".model"})
-_OTHER_RUNTIMES = frozenset({"onnx", "openvino"})
 # Prompts come before the token ids; where the weights are is not what they are.
 _NOT_NUMERIC = frozenset({"prompts", "default_prompt_name", "folder"})
 _NUMERIC_OPTIONS = ("trust_remote_code", "tensor_parallel_size", "enforce_eager", "max_batch_size", "engine_args")
-
-
-def weights_stamp(folder: str) -> str:
-    """Return what changes when files do that can change a model's numbers, on this machine: names, sizes, times."""
-    total = hashlib.sha256(str(Path(folder).resolve()).encode())
-    for place, path in _files(folder):
-        status = path.stat()
-        total.update(f"\0{place}\0{status.st_size}\0{status.st_mtime_ns}".encode())
-    return total.hexdigest()
-
-
-def weights_digest(folder: str, *, stamp: str) -> str:
-    """Return the sha256 of what is in these files, the same on every machine. Reads them all, which takes a while.
-
-    If they are not (or no longer) those of the `stamp`, it is the stamp itself, which no other machine has.
-    """
-    total = hashlib.sha256()
-    try:
-        for place, path in _files(folder):
-            with path.open("rb") as file:
-                total.update(f"{place}\0".encode() + hashlib.file_digest(file, "sha256").digest())
-        return total.hexdigest() if weights_stamp(folder) == stamp else stamp
-    except OSError:
-        return stamp
-
-
-def _files(folder: str) -> Iterator[tuple[Path, Path]]:
-    """Yield the files that can change a model's numbers: their place in the folder, and their path."""
-    for path in sorted(Path(folder).rglob("*")):
-        place = path.relative_to(folder)
-        if path.suffix in _SUFFIXES and path.is_file() and _OTHER_RUNTIMES.isdisjoint(place.parts):
-            yield place, path
 
 
 def identity(options: ModelOptions, facts: ModelFacts) -> str:

@@ -22,9 +22,9 @@ import msgspec
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
-    from embedding_service.engine.inbox import Launch
-    from embedding_service.options import ModelOptions
-    from embedding_service.settings import Settings
+    from embedding_service.engine.protocol import Launch
+    from embedding_service.settings.gateway import Settings
+    from embedding_service.settings.model import ModelOptions
 
 _TAIL_LINES = 50
 ENDED_WITHIN_S = 5.0  # of being killed; seen once to take longer, among several event loops of one process
@@ -48,7 +48,7 @@ class WorkerProcess:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
-            "embedding_service.engine.worker",
+            "embedding_service.worker",
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,

@@ -30,6 +30,16 @@ class ProtocolError(Exception):
     """A message that the other side cannot have meant."""
 
 
+class Launch(msgspec.Struct, frozen=True):
+    """What a worker is told at birth; `model` is a dumped `ModelOptions`."""
+
+    generation: int
+    jobs_address: str
+    results_address: str
+    step_path: str
+    model: dict[str, Any]
+
+
 class Message(msgspec.Struct, frozen=True, tag_field="kind", tag=str.lower):
     """Base of every header; `generation` numbers the worker processes of one replica."""
 

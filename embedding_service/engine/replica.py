@@ -17,7 +17,6 @@ import zmq
 
 from embedding_service.engine import protocol
 from embedding_service.engine.identity import identity
-from embedding_service.engine.inbox import Launch
 from embedding_service.engine.line import Line, Totals
 from embedding_service.engine.process import WorkerProcess
 from embedding_service.engine.states import TRANSITIONS, Event, State
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 
     from structlog.typing import FilteringBoundLogger
 
-    from embedding_service.options import ModelOptions
+    from embedding_service.settings.model import ModelOptions
     from embedding_service.types import Batch, Floats
 
 PING_EVERY_S = 1.0
@@ -182,7 +181,7 @@ class Replica:
                 self._line = Line(self._context, self._folder, name, self._receive)
                 jobs, results = (f"ipc://{path}" for path in self._line.paths)
                 options = self.options.model_dump(mode="json")
-                launch = Launch(self.generation, jobs, results, str(self._line.step_path), options)
+                launch = protocol.Launch(self.generation, jobs, results, str(self._line.step_path), options)
                 self._process = await WorkerProcess.start(
                     launch, self.options, replica=self.index, environ=self._environ, log=self._log
                 )

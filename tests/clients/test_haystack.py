@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from tests.api.calls import unit_vectors
+from tests.calls import unit_vectors
 
 os.environ.setdefault("HAYSTACK_TELEMETRY_ENABLED", "False")
 with warnings.catch_warnings():

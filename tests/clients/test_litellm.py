@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from tests.api.calls import unit_vectors
-from tests.api.test_rerank import MODELS, score
+from tests.calls import unit_vectors
+from tests.dialects.test_rerank import MODELS, score
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from tests.api.calls import unit_vectors
-from tests.api.test_rerank import MODELS, score
+from tests.calls import unit_vectors
+from tests.dialects.test_rerank import MODELS, score
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # llama-index's own

@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 import yaml
 
-from embedding_service.settings import Settings
+from embedding_service.settings.gateway import Settings
 from tests.deploy.tools import DEPLOY, ROOT, free_ports, program, replaced
 
 if TYPE_CHECKING:

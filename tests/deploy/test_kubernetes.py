@@ -9,8 +9,8 @@ import promql_parser
 import pytest
 import yaml
 
-from embedding_service.configuration import load
-from embedding_service.settings import Settings
+from embedding_service.settings.gateway import Settings
+from embedding_service.settings.load import load
 from tests.deploy.test_monitoring import SERIES
 from tests.deploy.tools import DEPLOY, ROOT
 

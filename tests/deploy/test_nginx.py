@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from embedding_service.settings import Settings
+from embedding_service.settings.gateway import Settings
 from tests.deploy.cluster import SHIPPED, START_S, Instance, Load, Proxy, run_instances, run_nginx, wait_until
 from tests.deploy.tools import free_ports, program
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from embedding_service.settings import Settings
+from embedding_service.settings.gateway import Settings
 from tests.deploy.tools import DEPLOY, program, replaced
 
 if TYPE_CHECKING:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from embedding_service.configuration import load
+from embedding_service.settings.load import load
 from tests.conftest import RunningGateway
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from embedding_service.settings import Settings
+    from embedding_service.settings.gateway import Settings
 
 PRESETS = Path(__file__).parents[2] / "config" / "drop-in"
 M3 = {"outputs": ["dense", "sparse", "colbert"]}

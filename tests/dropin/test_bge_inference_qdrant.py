@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from embedding_service.core.late_interaction import lexical
-from tests.api.calls import unit_vectors
-from tests.api.test_bge import expected_sparse
-from tests.api.test_rerank import score
+from embedding_service.service.late_interaction import lexical
+from tests.calls import unit_vectors
+from tests.dialects.test_bge import expected_sparse
+from tests.dialects.test_rerank import score
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # qdrant-client's own

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from embedding_service.errors import BadConfiguration, ModelNotLoaded
-from tests.api.calls import unit_vectors, vectors_of
-from tests.api.test_bge import expected_sparse
-from tests.api.test_rerank import score
+from tests.calls import unit_vectors, vectors_of
+from tests.dialects.test_bge import expected_sparse
+from tests.dialects.test_rerank import score
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

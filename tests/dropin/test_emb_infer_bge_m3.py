@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from embedding_service.errors import BadConfiguration
-from tests.api.calls import unit_vectors
-from tests.api.test_bge import expected_colbert, expected_sparse
+from tests.calls import unit_vectors
+from tests.dialects.test_bge import expected_colbert, expected_sparse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from tests.api.calls import raw_vector, unit_vectors
+from tests.calls import raw_vector, unit_vectors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

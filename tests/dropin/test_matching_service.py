@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from embedding_service.core.checksum import model_checksum
-from embedding_service.core.prompts import Encoder
-from embedding_service.engine.fake import FakeCore
-from tests.api.calls import unit_vectors
+from embedding_service.service.checksum import model_checksum
+from embedding_service.service.prompts import Encoder
+from embedding_service.worker.fake import FakeBackend
+from tests.calls import unit_vectors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     import httpx
 
-    from embedding_service.settings import Settings
+    from embedding_service.settings.gateway import Settings
     from tests.conftest import RunningGateway
 
 MODEL = "sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2"
@@ -247,7 +247,7 @@ def test_the_checksum_follows_what_determines_the_vectors(
     def checksum(**options: Any) -> str:
         settings = preset_settings("matching-service", **options)
         (model,) = settings.served_models
-        core = FakeCore(model)  # what a worker would load, and then say of it
+        core = FakeBackend(model)  # what a worker would load, and then say of it
         encoder = Encoder(core.facts(32), core.tokenizer_json, model)
         return asyncio.run(model_checksum(settings, replace(served, options=model, encoder=encoder)))
 

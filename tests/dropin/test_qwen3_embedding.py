@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from tests.api.calls import unit_vectors, vectors_of
+from tests.calls import unit_vectors, vectors_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from embedding_service.engine.fake import fake_vectors
 from embedding_service.errors import BadConfiguration
 from embedding_service.types import Output
-from tests.api.calls import ids_of, unit_vectors
-from tests.api.test_bge import expected_sparse
-from tests.api.test_rerank import score
+from embedding_service.worker.fake import fake_vectors
+from tests.calls import ids_of, unit_vectors
+from tests.dialects.test_bge import expected_sparse
+from tests.dialects.test_rerank import score
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from embedding_service.engine import client
-from embedding_service.engine.identity import weights_digest, weights_stamp
-from tests.api.calls import embed
+from embedding_service.engine import pool
+from embedding_service.families.weights import weights_digest, weights_stamp
+from tests.calls import embed
 from tests.conftest import FAKE
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def test_weights_are_read_when_somebody_asks(
         read.append(folder)
         return weights_digest(folder, stamp=stamp)
 
-    monkeypatch.setattr(client, "weights_digest", watch)
+    monkeypatch.setattr(pool, "weights_digest", watch)
     gateway = start_gateway(**FAKE, cache_max_bytes=1 << 20, model_path=str(folder))
     with gateway.client() as http:
         assert [embed(http, input="w1").headers.get("x-cache") for _ in range(2)] == [None, "1/1"]
@@ -96,7 +96,7 @@ def test_health_waits_for_the_checksum(
         go_on.wait(60)
         return weights_digest(folder, stamp=stamp)
 
-    monkeypatch.setattr(client, "weights_digest", wait)
+    monkeypatch.setattr(pool, "weights_digest", wait)
     gateway = start_gateway(**FAKE, preset="matching-service", model_path=str(folder))
     with gateway.client() as http:
         early = http.get("/health")

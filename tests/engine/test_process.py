@@ -14,11 +14,11 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedding_service.configuration import load
 from embedding_service.engine import process as process_module
 from embedding_service.engine.process import WorkerProcess, cpu_binding, environment, inherited
-from embedding_service.options import ModelOptions
-from embedding_service.settings import Settings
+from embedding_service.settings.gateway import Settings
+from embedding_service.settings.load import load
+from embedding_service.settings.model import ModelOptions
 from tests.conftest import FAKE, RunningGateway
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.api.test_bge import THREE
+from tests.dialects.test_bge import THREE
 
 if TYPE_CHECKING:
     from collections.abc import Callable

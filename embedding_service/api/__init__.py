@@ -1,1 +1,0 @@
-"""HTTP: one module per dialect, all on the same core."""

@@ -1,1 +1,0 @@
-"""What happens to a request between the wire and the engine; knows nothing of HTTP."""

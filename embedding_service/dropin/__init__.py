@@ -1,0 +1,1 @@
+"""The replaced systems, a file each, and what only they need."""

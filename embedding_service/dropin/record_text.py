@@ -1,0 +1,42 @@
+"""The text of a record: a template from the settings, filled with what the record has.
+
+Pure; a part whose field is missing is left out, so that no text says what nobody knows.
+"""
+
+from __future__ import annotations
+
+import string
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from embedding_service.settings.presets import RecordSettings
+
+
+def prepare(settings: RecordSettings, record: Mapping[str, Any]) -> str:
+    """Return the record as text; empty if it says nothing. Zeros are said, nulls and blank texts are not."""
+    values = {name: text for name in settings.fields if (text := _value(settings, record.get(name))) is not None}
+    parts: list[str] = []
+    for part in settings.template:
+        if isinstance(part, str):
+            parts += _filled([part], values)
+            continue
+        for heading, texts in part.items():
+            if group := settings.group_separator.join(_filled(texts, values)):
+                parts.append(heading + group)
+    return settings.separator.join(parts)
+
+
+def _value(settings: RecordSettings, value: Any) -> Any:
+    """Return what stands in a template for a field, or None for nothing."""
+    if isinstance(value, dict):
+        value = settings.group_separator.join(f"{k}: {v}" for k, v in value.items() if v is not None)
+    return value.strip() or None if isinstance(value, str) else value
+
+
+def _filled(texts: Iterable[str], values: Mapping[str, Any]) -> Iterator[str]:
+    for text in texts:
+        names = {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
+        if names <= values.keys():
+            yield text.format(**values)

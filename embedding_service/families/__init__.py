@@ -1,0 +1,1 @@
+"""What model families need beyond their files: data for both sides, model classes for the worker's."""

@@ -1,0 +1,107 @@
+"""BGE-M3 for vLLM: dense, sparse and ColBERT vectors of a text from one forward pass.
+
+Loaded by vLLM only, through `plugin.register`; written against the pooler interface that
+0.26 and 0.32 share. Formulas: https://arxiv.org/abs/2402.03216 and FlagEmbedding's `M3Embedder`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn import functional
+from vllm.model_executor.layers.pooler import Pooler
+
+from embedding_service.families.bge_m3 import TASK, head_files
+from embedding_service.families.models.roberta import PaddingAwareModel
+from embedding_service.types import Output
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Set as AbstractSet
+
+    from vllm.config import PoolerConfig, VllmConfig
+    from vllm.pooling_params import PoolingParams
+    from vllm.tasks import PoolingTask
+    from vllm.v1.outputs import PoolerOutput
+    from vllm.v1.pool.metadata import PoolingMetadata
+
+
+class BgeM3Pooler(Pooler):
+    """Gives each prompt one flat fp32 tensor: dense | sparse | colbert | hidden states, of those it asked for.
+
+    A prompt that names nothing gets all there is, so vLLM's memory profile sees the largest
+    answer. One that names a head the checkpoint lacks goes without: an exception here would end
+    the engine, while `bge_m3.unpack` refuses that answer alone.
+    """
+
+    def __init__(self, *, hidden: int, heads: Collection[Output], dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.available = frozenset({Output.DENSE, Output.HIDDEN_STATES, *heads})
+        widths = {Output.SPARSE: 1, Output.COLBERT: hidden}
+        self.heads = nn.ModuleDict({head: nn.Linear(hidden, widths[head], dtype=dtype) for head in heads})
+
+    def get_supported_tasks(self) -> AbstractSet[PoolingTask]:
+        """Return the one task whose prompts reach this pooler."""
+        return {TASK}
+
+    def forward(self, hidden_states: torch.Tensor, pooling_metadata: PoolingMetadata) -> PoolerOutput:
+        """Return each prompt's vectors, from the hidden states (tokens, hidden) of the whole batch."""
+        cursor = pooling_metadata.get_pooling_cursor()
+        if cursor.is_partial_prefill():
+            raise RuntimeError("BGE-M3 reads whole prompts: chunked prefill must be off")
+        wanted = [self._wanted(params) for params in pooling_metadata.pooling_params]
+        dense = hidden_states[cursor.first_token_indices_gpu].float()
+        if all(outputs == {Output.DENSE} for outputs in wanted):
+            return dense  # as one tensor it is one copy to the host, not one for each prompt
+        prompts = torch.split(hidden_states, cursor.num_scheduled_tokens_cpu.tolist())
+        parts = [[row] if Output.DENSE in outputs else [] for row, outputs in zip(dense, wanted, strict=True)]
+        for head in (Output.SPARSE, Output.COLBERT):
+            if rows := [row for row, outputs in enumerate(wanted) if head in outputs]:
+                vectors = self._project(head, [prompts[row] for row in rows])
+                for row, part in zip(rows, vectors, strict=True):
+                    parts[row].append(part.flatten())
+        for prompt, part, outputs in zip(prompts, parts, wanted, strict=True):
+            if Output.HIDDEN_STATES in outputs:
+                part.append(prompt.float().flatten())
+        return [torch.cat(part) if part else dense.new_empty(0) for part in parts]
+
+    def _wanted(self, params: PoolingParams) -> frozenset[Output]:
+        return self.available.intersection((params.extra_kwargs or {}).get("outputs", self.available))
+
+    def _project(self, head: Output, prompts: list[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """Run one head over all prompts that want it, as one matrix product."""
+        if head is Output.COLBERT:  # the first token is the dense vector's
+            prompts = [prompt[1:] for prompt in prompts]
+        vectors = self.heads[head](torch.cat(prompts).to(self.dtype)).float()
+        vectors = functional.normalize(vectors, dim=-1) if head is Output.COLBERT else torch.relu(vectors)
+        return torch.split(vectors, [len(prompt) for prompt in prompts])
+
+
+class BgeM3Model(PaddingAwareModel):
+    """XLM-RoBERTa with BGE-M3's heads; a head that the checkpoint lacks is not built."""
+
+    pooler: BgeM3Pooler
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        model = vllm_config.model_config
+        self.hidden: int = model.hf_config.hidden_size
+        self.head_dtype: torch.dtype = model.head_dtype
+        self.head_files = head_files(
+            model.model, revision=model.revision, cache_dir=vllm_config.load_config.download_dir
+        )
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+
+    def _build_pooler(self, pooler_config: PoolerConfig) -> Pooler:  # noqa: ARG002
+        return BgeM3Pooler(hidden=self.hidden, heads=self.head_files, dtype=self.head_dtype)
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        """Load the encoder, and the heads from their own files, with any of vLLM's weight formats."""
+        loaded: set[str] = super().load_weights(weights)
+        for head, path in self.head_files.items():
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            self.pooler.heads[head].load_state_dict(state)
+            loaded |= {f"pooler.heads.{head}.{name}" for name in state}
+        return loaded

@@ -1,0 +1,1 @@
+"""The outside: connections, middleware, dispatch, operations. The only folder that knows HTTP."""

@@ -1,0 +1,1 @@
+"""A request's story, free of HTTP and of any dialect: prompts, caches, admission, vectors."""

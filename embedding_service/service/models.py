@@ -1,0 +1,198 @@
+"""The served models under all their names."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from embedding_service.errors import InvalidRequest, ModelNotFound, ModelNotLoaded, Unavailable
+from embedding_service.service.admission import Gate
+from embedding_service.service.cache import MemoryCache
+from embedding_service.service.calibration import read_ranges
+from embedding_service.service.compute import Compute
+from embedding_service.service.pairs import PairEncoder
+from embedding_service.service.prompts import Encoder
+from embedding_service.types import ModelCard, Output
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from embedding_service.engine.pool import ModelEngine
+    from embedding_service.engine.protocol import ModelFacts
+    from embedding_service.service.shared_cache import SharedCache
+    from embedding_service.settings.gateway import Settings
+    from embedding_service.settings.model import AliasSettings, ModelOptions
+    from embedding_service.types import Floats
+
+STARTING_RETRY_S = 5.0
+
+
+@dataclass(slots=True)
+class ServedModel:
+    """One model. `encoder` (embeds) or `pairs` (scores) is there once the engine has loaded it.
+
+    `preparing` counts requests that are being tokenised and will reach the engine in a moment;
+    `characters_per_token` is the mean of the last bulk requests. `ranges` (2, dimension) is what int8
+    and uint8 are scaled by, if that was calibrated.
+    """
+
+    options: ModelOptions
+    engine: ModelEngine
+    compute: Compute
+    required: bool
+    ranges: Floats | None = None
+    encoder: Encoder | None = None
+    pairs: PairEncoder | None = None
+    created: int = field(default_factory=lambda: int(time.time()))
+    preparing: int = 0
+    characters_per_token: float = 4.0
+    load_s: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """The public name."""
+        return self.options.model_name
+
+    @property
+    def gate(self) -> Gate:
+        """What bounds the tokens that wait for this model."""
+        return self.compute.gate
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The public name and all aliases."""
+        return (self.name, *self.options.aliases)
+
+    @property
+    def facts(self) -> ModelFacts | None:
+        """What the model is, once it is loaded and can be used."""
+        reader = self.encoder or self.pairs
+        return reader.facts if reader else None
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request would be computed now."""
+        return self.facts is not None and self.engine.ready
+
+    @property
+    def matryoshka(self) -> tuple[int, ...] | None:
+        """Sizes that vectors may be cut to: empty for any, None for no."""
+        if self.options.matryoshka is not None:
+            return () if self.options.matryoshka else None
+        return self.facts.matryoshka if self.facts else None
+
+    def open(self) -> None:
+        """Build what turns requests into tokens, from what the engine said. Slow for large vocabularies.
+
+        Raises `ModelNotLoaded` if vectors have another size than is expected.
+        """
+        facts = self.engine.facts
+        assert facts is not None  # noqa: S101 - a started engine has said hello
+        if self.options.expected_dimension not in (None, facts.dimension):
+            raise ModelNotLoaded(
+                f"{self.name}: vectors have {facts.dimension} dimensions, and expected_dimension is "
+                f"{self.options.expected_dimension}"
+            )
+        if Output.SCORE in facts.outputs:
+            self.pairs = PairEncoder(facts, self.engine.tokenizer_json, self.options)
+        else:
+            self.encoder = Encoder(facts, self.engine.tokenizer_json, self.options)
+
+    def embedder(self) -> Encoder:
+        """Return what reads texts. Raises `Unavailable` while loading, `InvalidRequest` for a reranker."""
+        if self.encoder is None:
+            raise self._cannot("embed", f"{self.name} scores pairs and does not embed; use /v1/rerank")
+        return self.encoder
+
+    def _cannot(self, what: str, why: str) -> Unavailable | InvalidRequest:
+        if self.engine.dead:
+            return Unavailable(f"{self.name} could not be loaded; the server's log says why")
+        if self.facts is None:
+            return Unavailable(f"{self.name} is still loading and cannot {what} yet", retry_after_s=STARTING_RETRY_S)
+        return InvalidRequest(why, param="model")
+
+    def card(self) -> ModelCard | None:
+        """Describe the model, once it is loaded."""
+        facts = self.facts
+        if facts is None:
+            return None
+        return ModelCard(
+            name=self.name,
+            aliases=tuple(self.options.aliases),
+            created=self.created,
+            dimension=facts.dimension,
+            max_tokens=facts.max_tokens,
+            outputs=facts.outputs,
+            prompt_names=self.encoder.prompt_names if self.encoder else (),
+            matryoshka=self.matryoshka is not None,
+            dtype=facts.dtype,
+            device=facts.device,
+        )
+
+
+class ModelRegistry:
+    """Finds a model by any of its names; iterates over the models, the default one first."""
+
+    def __init__(self, settings: Settings, engines: Iterable[ModelEngine], shared: SharedCache | None = None) -> None:
+        cache = None
+        if settings.cache_max_bytes:
+            cache = MemoryCache(settings.cache_max_bytes, settings.cache_ttl_s, max_entries=settings.cache_max_entries)
+        self.cache, self.shared = cache, shared
+        self._models = [
+            ServedModel(
+                engine.options,
+                engine,
+                Compute(
+                    engine,
+                    Gate(settings.max_queued_tokens, "tokens"),
+                    cache,
+                    shared,
+                    isolated=settings.cache_isolation == "tenant",
+                ),
+                required=i == 0 if engine.options.required is None else engine.options.required,
+                ranges=read_ranges(engine.options.calibration_file) if engine.options.calibration_file else None,
+            )
+            for i, engine in enumerate(engines)
+        ]
+        self._serve_default = settings.unknown_model == "serve_default"
+        self._by_name: dict[str, tuple[ServedModel, AliasSettings | None]] = {}
+        for model in self._models:
+            self._by_name[model.name] = (model, None)
+            self._by_name |= {alias: (model, prompt) for alias, prompt in model.options.aliases.items()}
+
+    def __iter__(self) -> Iterator[ServedModel]:
+        return iter(self._models)
+
+    @property
+    def default(self) -> ServedModel:
+        """The first model."""
+        return self._models[0]
+
+    def default_for(self, *, scores: bool) -> ServedModel:
+        """Return the first model that `scores` pairs, or embeds.
+
+        Without one that is loaded, this is one of which nothing is known yet: it is not for BGE-M3 to score
+        while its reranker loads, on another scale. The default one if all are loaded.
+        """
+        fitting = (model for model in self._models if model.facts and (model.pairs is not None) == scores)
+        unknown = (model for model in self._models if model.facts is None)
+        return next(fitting, None) or next(unknown, self.default)
+
+    def get(self, name: str) -> ServedModel | None:
+        """Return the model of that very name or alias."""
+        return self._by_name.get(name, (None, None))[0]
+
+    def find(self, name: str | None, *, scores: bool = False) -> tuple[ServedModel, AliasSettings | None]:
+        """Return the model that a request means, and the prompt its alias implies.
+
+        A request without a name, or (where the settings say so) with a foreign one, means the first
+        model that does what is asked: `scores` pairs, or embeds. Raises `ModelNotFound`, `InvalidRequest`.
+        """
+        if name is not None and name in self._by_name:
+            return self._by_name[name]
+        if self._serve_default:
+            return self.default_for(scores=scores), None
+        if name is None:
+            raise InvalidRequest("you must provide a model parameter", param="model")
+        raise ModelNotFound(f"The model `{name[:100]}` does not exist or you do not have access to it.", param="model")

@@ -1,0 +1,120 @@
+"""Results in Redis, shared by instances: a second look behind `MemoryCache`, and never in anybody's way.
+
+A value is its shape, its float32 numbers and a checksum; what does not fit together is not believed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+import struct
+import zlib
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+from redis.exceptions import RedisError
+
+from embedding_service.errors import Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from redis.asyncio import Redis
+
+    from embedding_service.service.cache import Key
+    from embedding_service.service.redis import Breaker
+    from embedding_service.types import Floats
+
+_HEAD = struct.Struct("<IBII")  # checksum of all that follows, number of axes, their lengths (0 if absent)
+# So much is asked or written in one go: it has to pass within `ANSWER_WITHIN_S`.
+_KEYS_AT_ONCE = 64
+_LARGEST_BYTES = 16 << 10
+_CLEAR_WITHIN_S = 10.0
+# Results are handed over behind the answer's back; more than this many batches at a time are let go.
+_WRITES_AT_ONCE = 32
+
+_Item = TypeVar("_Item")
+
+
+class SharedCache:
+    """What all instances with the same `redis_url` and prefix know together."""
+
+    def __init__(self, redis: Redis, breaker: Breaker, *, prefix: str, ttl_s: float) -> None:
+        self._redis = redis
+        self._breaker = breaker
+        self._prefix = prefix.encode()
+        self._ttl_ms = max(1, int(ttl_s * 1000))
+        self._writes: set[asyncio.Task[object]] = set()
+
+    async def get(self, keys: Sequence[Key]) -> dict[Key, Floats]:
+        """Return what is known of `keys`; nothing while Redis is slow or gone."""
+        found: dict[Key, Floats] = {}
+        for some in _portions(keys):
+            names = [self._name(key) for key in some]
+            answer = await self._breaker.ask(lambda names=names: self._redis.mget(names))  # type: ignore[misc]
+            if answer is None:
+                break
+            values = ((key, unpack(raw, name)) for key, name, raw in zip(some, names, answer, strict=True) if raw)
+            found |= {key: value for key, value in values if value is not None}
+        return found
+
+    def put(self, items: Sequence[tuple[Key, Floats]]) -> None:
+        """Hand results over, without waiting."""
+        for some in _portions([(key, value) for key, value in items if value.nbytes <= _LARGEST_BYTES]):
+            if self._breaker.open or len(self._writes) >= _WRITES_AT_ONCE:
+                return
+            task = asyncio.create_task(self._write(some))
+            self._writes.add(task)
+            task.add_done_callback(self._writes.discard)
+
+    async def _write(self, items: Sequence[tuple[Key, Floats]]) -> None:
+        pipeline = self._redis.pipeline(transaction=False)
+        for key, value in items:
+            name = self._name(key)
+            pipeline.set(name, pack(value, name), px=self._ttl_ms)
+        await self._breaker.ask(pipeline.execute)
+
+    async def clear(self) -> int:
+        """Forget everything that lies under our prefix; return how much that was. Raises `Unavailable`."""
+        pattern = re.sub(rb"([][*?^\\])", rb"\\\1", self._prefix) + b"cache:*"
+        try:
+            async with asyncio.timeout(_CLEAR_WITHIN_S):
+                names = [name async for name in self._redis.scan_iter(pattern, count=1000)]
+                for first in range(0, len(names), 1000):
+                    await self._redis.unlink(*names[first : first + 1000])
+        except (RedisError, OSError, TimeoutError):
+            raise Unavailable("Redis does not answer: what it holds is not forgotten", retry_after_s=5) from None
+        return len(names)
+
+    async def close(self) -> None:
+        """Let what is being written end."""
+        if self._writes:
+            await asyncio.wait(self._writes)
+
+    def _name(self, key: Key) -> bytes:
+        return b"%scache:%s:%s:%s" % (self._prefix, key.model.encode(), key.digest, key.output.encode())
+
+
+def _portions(items: Sequence[_Item]) -> Iterator[Sequence[_Item]]:
+    for first in range(0, len(items), _KEYS_AT_ONCE):
+        yield items[first : first + _KEYS_AT_ONCE]
+
+
+def pack(value: Floats, name: bytes) -> bytes:
+    """Write an array of one or two axes, to be read under this name alone."""
+    rows, columns = value.shape if value.ndim == 2 else (len(value), 0)  # noqa: PLR2004
+    body = _HEAD.pack(0, value.ndim, rows, columns)[4:] + value.astype("<f4", copy=False).tobytes()
+    return zlib.crc32(body, zlib.crc32(name)).to_bytes(4, "little") + body
+
+
+def unpack(raw: bytes | str, name: bytes) -> Floats | None:
+    """Read an array, or None if these bytes are not one that `pack` wrote for this name."""
+    if not isinstance(raw, bytes) or len(raw) < _HEAD.size:
+        return None
+    checksum, axes, rows, columns = _HEAD.unpack_from(raw)
+    shape = (rows,) if axes == 1 else (rows, columns)
+    if checksum != zlib.crc32(raw[4:], zlib.crc32(name)) or len(raw) - _HEAD.size != 4 * math.prod(shape):
+        return None
+    value = np.frombuffer(raw, "<f4", offset=_HEAD.size).reshape(shape)
+    return value if np.isfinite(value).all() else None

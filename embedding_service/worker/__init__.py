@@ -1,0 +1,1 @@
+"""The process that imports vLLM: its loop, its backends."""

@@ -1,0 +1,122 @@
+"""Attention of encoders on CPUs through PyTorch's flash kernel.
+
+vLLM's own kernel is made for decoding: it copies keys and values into a paged cache first, which an encoder never reads
+again. What it is left: decoders, ALiBi, sliding windows, soft caps, and machines where it has something better (AMX,
+zentorch). Loaded by vLLM only, through `families/models/plugin.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+from typing import TYPE_CHECKING, Any
+
+from torch.nn.functional import scaled_dot_product_attention
+from vllm.config import get_layers_from_vllm_config
+from vllm.model_executor.layers.attention import Attention
+from vllm.v1.attention.backend import AttentionType
+from vllm.v1.attention.backends.cpu_attn import (
+    CPUAttentionBackend,
+    CPUAttentionBackendImpl,
+    CPUAttentionMetadata,
+    CPUAttentionMetadataBuilder,
+)
+
+if TYPE_CHECKING:
+    import torch
+    from vllm.v1.attention.backend import AttentionLayer, CommonAttentionMetadata
+
+
+@dataclass
+class EncoderMetadata:
+    """Runs of neighbouring texts of one length: where a run begins, how many texts it has, and how long they are."""
+
+    runs: list[tuple[int, int, int]]
+
+
+class Implementation(CPUAttentionBackendImpl):
+    """One layer's attention."""
+
+    @property
+    def is_plain_encoder(self) -> bool:
+        """Every token sees all of its text, and nothing else bears on it."""
+        return (
+            self.attn_type == AttentionType.ENCODER_ONLY
+            and self.sliding_window == -1
+            and self.alibi_slopes is None
+            and not self.logits_soft_cap
+            and self.sinks is None
+            and not getattr(self, "use_zentorch_sdpa", False)  # 0.26 does not know it
+        )
+
+    def forward(
+        self,
+        layer: AttentionLayer,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        kv_cache: torch.Tensor,
+        attn_metadata: CPUAttentionMetadata | EncoderMetadata | None,
+        output: torch.Tensor,
+        *more: Any,
+        **options: Any,
+    ) -> torch.Tensor:
+        """Do what vLLM asks of a backend, here or in its own way."""
+        if not isinstance(attn_metadata, EncoderMetadata):
+            return super().forward(layer, query, key, value, kv_cache, attn_metadata, output, *more, **options)
+        return self.attend(query, key, value, attn_metadata, output)
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        metadata: EncoderMetadata,
+        output: torch.Tensor,
+    ) -> torch.Tensor:
+        """Fill and return `output`; all tensors are (tokens, heads, head size)."""
+        grouped = self.num_kv_heads != self.num_heads
+        for start, texts, length in metadata.runs:
+            q, k, v, found = (
+                tensor[start : start + texts * length].unflatten(0, (texts, length)).transpose(1, 2)
+                for tensor in (query, key, value, output)
+            )
+            found.copy_(scaled_dot_product_attention(q, k, v, scale=self.scale, enable_gqa=grouped))
+        return output
+
+
+class MetadataBuilder(CPUAttentionMetadataBuilder):
+    """Prepares a step."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        layers = get_layers_from_vllm_config(self.vllm_config, Attention, self.layer_names).values()
+        kinds = [layer.impl for layer in layers]
+        self._plain = self.isa != "amx" and all(isinstance(i, Implementation) and i.is_plain_encoder for i in kinds)
+
+    def build(
+        self, common_prefix_len: int, common_attn_metadata: CommonAttentionMetadata, *more: Any, **options: Any
+    ) -> CPUAttentionMetadata | EncoderMetadata:
+        """Return what `forward` of this step's layers needs."""
+        if not self._plain:
+            return super().build(common_prefix_len, common_attn_metadata, *more, **options)
+        bounds = common_attn_metadata.query_start_loc.tolist()
+        runs, start = [], 0
+        for length, run in groupby(end - begin for begin, end in pairwise(bounds)):
+            runs.append((start, texts := len(list(run)), length))
+            start += texts * length
+        return EncoderMetadata(runs)
+
+
+class Backend(CPUAttentionBackend):
+    """vLLM's backend for CPUs, with ours for encoders."""
+
+    @staticmethod
+    def get_impl_cls() -> type[Implementation]:
+        """Return the class of which each layer gets an object."""
+        return Implementation
+
+    @staticmethod
+    def get_builder_cls() -> type[MetadataBuilder]:
+        """Return the class of which each group of layers gets an object."""
+        return MetadataBuilder

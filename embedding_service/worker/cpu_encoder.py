@@ -1,0 +1,102 @@
+"""The layers of BERT and its kin on CPUs, in a straight line: what a lone text waits for besides its matrix products.
+
+vLLM reaches each operation of a layer through modules, operators and a look at its context. Here a layer is the ten
+calls that it is. The kernels are the same: products as vLLM has packed them for this machine, attention as
+`cpu_attention` does it.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn.functional import layer_norm
+from vllm.forward_context import get_forward_context
+from vllm.model_executor.models.bert import BertEncoder
+
+from embedding_service.worker.cpu_attention import EncoderMetadata, Implementation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vllm.model_executor.models.bert import BertLayer
+
+    Step = Callable[[torch.Tensor], torch.Tensor]
+
+
+def straighten(model: torch.nn.Module) -> int:
+    """Let the encoders in a loaded model run in a straight line; return how many can.
+
+    Those that vLLM computes in another way (quantised, over several devices, with adapters or another attention) stay
+    as they are. Not for compiled models, whose graph would not know of it.
+    """
+    encoders = [m for m in model.modules() if isinstance(m, BertEncoder) and all(map(_is_plain, m.layer))]
+    for encoder in encoders:
+        encoder.forward = _Line(encoder)
+    return len(encoders)
+
+
+class _Line:
+    """In place of an encoder's `forward`: (tokens, hidden) to (tokens, hidden)."""
+
+    def __init__(self, encoder: BertEncoder) -> None:
+        self.layers = [_Layer(layer) for layer in encoder.layer]
+        self.name = encoder.layer[0].attention.self.attn.layer_name  # all have the same metadata
+        self.otherwise = encoder.forward
+
+    def __call__(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        metadata = (get_forward_context().attn_metadata or {}).get(self.name)
+        if not isinstance(metadata, EncoderMetadata):
+            return self.otherwise(hidden_states)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, metadata)
+        return hidden_states
+
+
+class _Layer:
+    def __init__(self, layer: BertLayer) -> None:
+        attention = layer.attention
+        self.qkv = _product(attention.self.qkv_proj)
+        self.attention: Implementation = attention.self.attn.impl
+        self.mix = _product(attention.output.dense)
+        self.mixed = _norm(attention.output.LayerNorm)
+        self.up = _product(layer.intermediate.dense)
+        self.activation = layer.intermediate.intermediate_act_fn
+        self.down = _product(layer.output.dense)
+        self.done = _norm(layer.output.LayerNorm)
+
+    def __call__(self, x: torch.Tensor, metadata: EncoderMetadata) -> torch.Tensor:
+        x = self.mixed(self.mix(self.attend(self.qkv(x), metadata)).add_(x))
+        return self.done(self.down(self.activation(self.up(x))).add_(x))
+
+    def attend(self, qkv: torch.Tensor, metadata: EncoderMetadata) -> torch.Tensor:
+        """Return (tokens, hidden) from (tokens, 3 x hidden)."""
+        query, key, value = qkv.unflatten(1, (3, self.attention.num_heads, -1)).unbind(1)
+        return self.attention.attend(query, key, value, metadata, torch.empty_like(query)).flatten(1)
+
+
+def _is_plain(layer: BertLayer) -> bool:
+    attention = layer.attention
+    products = (attention.self.qkv_proj, attention.output.dense, layer.intermediate.dense, layer.output.dense)
+    impl = attention.self.attn.impl
+    return (
+        isinstance(impl, Implementation)
+        and impl.is_plain_encoder
+        and impl.num_kv_heads == impl.num_heads
+        and all(hasattr(product, "cpu_linear") and product.tp_size == 1 for product in products)
+    )
+
+
+def _product(module: torch.nn.Module) -> Step:
+    return partial(module.cpu_linear, weight=module.weight, bias=module.bias)
+
+
+def _norm(module: torch.nn.LayerNorm) -> Step:
+    return partial(
+        layer_norm,
+        normalized_shape=module.normalized_shape,
+        weight=module.weight,
+        bias=module.bias,
+        eps=module.eps,
+    )

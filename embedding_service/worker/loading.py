@@ -1,0 +1,67 @@
+"""From a model's options to a backend that has proven itself, or to one line that says why not."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from embedding_service.types import Output
+from embedding_service.worker.backend import ModelRefused
+from embedding_service.worker.location import resolve_model
+
+if TYPE_CHECKING:
+    from embedding_service.settings.model import ModelOptions
+    from embedding_service.worker.backend import Backend
+
+_WARM_UP_TEXT = "The quick brown fox jumps over the lazy dog."
+
+
+def load(options: ModelOptions) -> Backend:
+    """Return a loaded model. Raises `ModelRefused`, and whatever vLLM raises."""
+    if options.engine == "fake":
+        from embedding_service.worker.fake import FakeBackend  # noqa: PLC0415
+
+        return FakeBackend(options)
+    resolve_model(options)  # what can be refused at once need not wait for vLLM
+    gc.disable()  # what an import makes stays: looking for garbage among it is a tenth of its seconds
+    from embedding_service.worker.vllm_backend import VllmBackend  # noqa: PLC0415 - takes seconds
+
+    gc.freeze()
+    gc.enable()
+    return VllmBackend(options)
+
+
+def explain(error: BaseException, options: ModelOptions) -> str:
+    """Say in one line why a model could not be loaded."""
+    if isinstance(error, ModelRefused):
+        return str(error)
+    if "embedding_service.worker.vllm_backend" not in sys.modules:
+        return " ".join(f"{type(error).__name__}: {error}".split())
+    from embedding_service.worker.vllm_backend import explain as explain_vllm  # noqa: PLC0415
+
+    return explain_vllm(error, options)
+
+
+def warm_up(backend: Backend) -> int | None:
+    """Compute a real text, then a full step; return the dimension of a dense vector.
+
+    The first proves that the model works, the second pays for what kernels prepare on first use.
+    """
+    from tokenizers import Tokenizer  # noqa: PLC0415 - the worker alone needs it only here
+
+    ids = np.array(Tokenizer.from_str(backend.tokenizer_json.decode()).encode(_WARM_UP_TEXT).ids, np.int32)
+    outputs = frozenset(backend.facts(None).outputs[:1])
+    dimension = None
+    for texts in (1, backend.limits.texts):
+        for i in range(min(texts, max(1, backend.limits.tokens // len(ids)))):
+            backend.add(f"warm-up:{i}", ids, outputs=outputs, boundary=None)
+        while backend.unfinished:
+            for _, result in backend.step():
+                if not all(np.isfinite(array).all() for array in result.values()):
+                    raise ModelRefused("the model answers a plain English sentence with numbers that are not finite")
+                dense = result.get(Output.DENSE)
+                dimension = None if dense is None else len(dense)
+    return dimension

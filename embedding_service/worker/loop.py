@@ -1,0 +1,217 @@
+"""The worker's loop: take jobs, feed the backend one step at a time, send results back."""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+from embedding_service.engine import protocol
+from embedding_service.types import Output, Priority
+from embedding_service.worker.backend import InputRejected
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import zmq
+
+    from embedding_service.engine.step_record import StepRecord
+    from embedding_service.types import Floats
+    from embedding_service.worker.backend import Backend
+    from embedding_service.worker.inbox import Job, Receiver
+
+EXIT_NOT_LOADED = 4
+# Results of more tokens are sent apart: a multipart message goes out whole, and 2,048 ColBERT vectors are 8 MB.
+_TOGETHER_TOKENS = 2048
+_WARM_UP_TEXT = "The quick brown fox jumps over the lazy dog."
+
+
+class Worker:
+    """The loop. Bulk jobs run in order; interactive ones overtake them, up to half of each step."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        receiver: Receiver,
+        results: zmq.Socket[bytes],
+        record: StepRecord,
+        *,
+        gather_s: float,
+    ) -> None:
+        self.backend = backend
+        self.inbox = receiver.inbox
+        self.progress = receiver.progress
+        self.generation = receiver.generation
+        self.results = results
+        self.record = record
+        self.gather_s = gather_s
+        self.waiting: dict[Priority, deque[Job]] = {priority: deque() for priority in Priority}
+        self.jobs: dict[int, Job] = {}
+        self.in_backend: dict[str, tuple[Job, int]] = {}
+
+    def run(self) -> None:
+        """Work until told to stop. An exception from the backend's `step` ends the process."""
+        while self._take():
+            self._feed()
+            if self.backend.unfinished:
+                self._step()
+            else:  # everything was cancelled
+                self._count()
+
+    def _step(self) -> None:
+        """Run one engine step, on record, and send what it finished."""
+        began = time.monotonic()
+        self.record.write([(job.header.job, index) for job, index in self.in_backend.values()])
+        self._count()
+        finished = self.backend.step()
+        self.record.write([])
+        self.progress.count_step(self.progress.running, time.monotonic() - began)
+        self._collect(finished)
+        self._count()
+
+    def _count(self) -> None:
+        self.progress.running = len(self.in_backend)
+        self.progress.running_tokens = sum(job.tokens_of(index) for job, index in self.in_backend.values())
+        self.progress.waiting = sum(job.left for job in self.jobs.values()) - len(self.in_backend)
+
+    def _take(self) -> bool:
+        """Move messages from the inbox to the queues; wait where there is nothing else to do."""
+        idle = not self.backend.unfinished and not self._has_waiting()
+        while True:
+            try:
+                message = self.inbox.get(block=idle)
+            except queue.Empty:
+                return True
+            if isinstance(message, protocol.Stop):
+                return False
+            if isinstance(message, protocol.Cancel):
+                self._forget(message.job)
+            else:
+                self._accept(message)
+                if idle and message.header.more_coming:
+                    return self._gather()
+                idle = False
+
+    def _gather(self) -> bool:
+        """Wait a moment for the requests that are known to be on their way to an idle engine."""
+        until = time.monotonic() + self.gather_s
+        while (left := until - time.monotonic()) > 0 and len(self.jobs) < self.backend.limits.texts:
+            try:
+                message = self.inbox.get(timeout=left)
+            except queue.Empty:
+                break
+            if isinstance(message, protocol.Stop):
+                return False
+            if isinstance(message, protocol.Cancel):
+                self._forget(message.job)
+                continue
+            self._accept(message)
+            if not message.header.more_coming:
+                break
+        return True
+
+    def _accept(self, job: Job) -> None:
+        self.jobs[job.header.job] = job
+        self.waiting[job.header.priority].append(job)
+
+    def _has_waiting(self) -> bool:
+        return any(self.waiting.values())
+
+    def _feed(self) -> None:
+        """Give the backend what fits into its next step."""
+        if alone := self.waiting[Priority.ALONE]:
+            if not self.backend.unfinished:
+                self._fill(alone, self.backend.limits.texts, self.backend.limits.tokens, one_job=True)
+            return
+        texts = self.backend.limits.texts - self.backend.unfinished
+        tokens = self.backend.limits.tokens - sum(job.tokens_of(i) for job, i in self.in_backend.values())
+        interactive, bulk = self.waiting[Priority.INTERACTIVE], self.waiting[Priority.BULK]
+        if interactive and bulk:
+            used_texts, used_tokens = self._fill(interactive, max(1, texts // 2), tokens // 2)
+            texts, tokens = texts - used_texts, tokens - used_tokens
+        for waiting in (bulk, interactive):
+            used_texts, used_tokens = self._fill(waiting, texts, tokens)
+            texts, tokens = texts - used_texts, tokens - used_tokens
+
+    def _fill(self, waiting: deque[Job], texts: int, tokens: int, *, one_job: bool = False) -> tuple[int, int]:
+        """Add inputs while they fit; the first of an empty step always does. Return what was used."""
+        used_texts = used_tokens = 0
+        first = waiting[0] if waiting else None
+        while waiting and used_texts < texts:
+            job = waiting[0]
+            if one_job and job is not first:
+                break
+            if time.monotonic() > job.header.deadline:
+                self._fail(job, "expired", "the deadline passed before the engine could start")
+                continue
+            size = job.tokens_of(job.next)
+            if used_tokens + size > tokens and (used_texts or self.backend.unfinished):
+                break
+            if self._add(job, job.next):
+                used_texts += 1
+                used_tokens += size
+                job.next += 1
+                if job.next == job.header.n:
+                    waiting.popleft()
+        return used_texts, used_tokens
+
+    def _add(self, job: Job, index: int) -> bool:
+        key = f"{job.header.job}:{index}"
+        boundary = job.header.boundaries[index] if job.header.boundaries else None
+        try:
+            self.backend.add(key, job.ids_of(index), outputs=job.outputs, boundary=boundary)
+        except InputRejected as error:
+            self._fail(job, "rejected", str(error))
+            return False
+        self.in_backend[key] = (job, index)
+        if not index:
+            job.started = time.monotonic()
+        return True
+
+    def _collect(self, finished: list[tuple[str, Mapping[Output, Floats]]]) -> None:
+        """Send the jobs that are complete with this: small ones together, and none behind a large one."""
+        complete: list[Job] = []
+        for key, result in finished:
+            job, index = self.in_backend.pop(key)
+            job.results[index] = result
+            job.left -= 1
+            self.progress.texts += 1
+            self.progress.tokens += job.tokens_of(index)
+            if job.left == 0:
+                del self.jobs[job.header.job]
+                complete.append(job)
+        complete.sort(key=lambda job: job.header.total)
+        parts: list[bytes | memoryview] = []
+        tokens = 0
+        for job in complete:
+            tokens += job.header.total
+            if parts and tokens > _TOGETHER_TOKENS:
+                self.results.send_multipart(parts, copy=False)
+                parts, tokens = [], job.header.total
+            parts += self._done(job)
+        if parts:
+            self.results.send_multipart(parts, copy=False)
+
+    def _done(self, job: Job) -> list[bytes | memoryview]:
+        arrays = job.arrays()
+        steps = self.progress.steps - job.arrived_step
+        shapes = tuple(array.shape for array in arrays)
+        done = protocol.Done(self.generation, job.header.job, shapes, steps, queued_s=job.started - job.arrived)
+        return protocol.encode(done, *arrays)
+
+    def _fail(self, job: Job, reason: str, message: str) -> None:
+        self._forget(job.header.job)
+        self.results.send_multipart(protocol.encode(protocol.Failed(self.generation, job.header.job, reason, message)))
+
+    def _forget(self, number: int) -> None:
+        job = self.jobs.pop(number, None)
+        if job is None:
+            return
+        waiting = self.waiting[job.header.priority]
+        if job in waiting:
+            waiting.remove(job)
+        keys = [key for key, (owner, _) in self.in_backend.items() if owner is job]
+        for key in keys:
+            del self.in_backend[key]
+        self.backend.abort(keys)

@@ -1,0 +1,149 @@
+"""What vLLM is started with: our options, completed by what the model and the machine tell."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from pydantic import ValidationError
+from vllm import EngineArgs
+
+from embedding_service.families import architectures, bge_m3, profiles
+from embedding_service.families.models import plugin
+from embedding_service.worker.backend import ModelRefused
+
+if TYPE_CHECKING:
+    from embedding_service.settings.model import ModelOptions
+
+BATCH_TEXTS: Final = {"cpu": 32, "cuda": 256}
+BATCH_TOKENS: Final = {"cpu": 2048, "cuda": 16384}
+
+
+def engine_arguments(model: str, options: ModelOptions, device: str) -> EngineArgs:
+    """Return what vLLM is started with. Raises `ModelRefused` about a wrong entry of `engine_args`."""
+    plugin.register()
+    arguments: dict[str, Any] = {
+        "model": model,
+        "served_model_name": options.model_name,
+        "runner": "pooling",
+        "dtype": _dtype(options, device),
+        "max_model_len": options.max_model_len,
+        "tensor_parallel_size": options.tensor_parallel_size,
+        "gpu_memory_utilization": options.gpu_memory_utilization,
+        "revision": options.revision,
+        "trust_remote_code": options.trust_remote_code,
+        "max_num_seqs": BATCH_TEXTS[device] if options.max_batch_size == "auto" else options.max_batch_size,
+        "skip_tokenizer_init": True,
+        "enable_prefix_caching": False,
+        "disable_log_stats": True,
+        **options.engine_args,
+        "hf_overrides": _overrides(model, options),
+    }
+    try:
+        args = EngineArgs(**arguments)
+    except TypeError as error:
+        raise ModelRefused(f"engine_args: {first_line(error).replace('EngineArgs.__init__() ', '')}") from error
+    model_config = args.create_model_config()
+    decoder = model_config.attn_type == "decoder"
+    args.max_model_len = min(model_config.max_model_len, _positions(model_config.hf_config))
+    if "max_num_batched_tokens" not in options.engine_args:
+        args.max_num_batched_tokens = max(BATCH_TOKENS[device], args.max_model_len)
+    if "enforce_eager" not in options.engine_args:
+        args.enforce_eager = _eager(options, device=device, decoder=decoder)
+    if device == "cpu" and decoder and args.kv_cache_memory_bytes is None:
+        # Pooling keeps no token after its step: room for one step, instead of a share of memory.
+        args.kv_cache_memory_bytes = _kv_bytes(model_config, args)
+    return args
+
+
+def _overrides(model: str, options: ModelOptions) -> dict[str, Any]:
+    """Return what vLLM is to read differently from the model's config.json; what the operator says wins.
+
+    vLLM reads `problem_type` in one place, to choose the activation of a classifier: none for
+    regression, so that scores are logits. Other models have no use for it. A folder with BGE-M3's heads
+    is one, whatever it is called.
+    """
+    has_heads = Path(model).is_dir() and bge_m3.head_files(model)
+    profile = profiles.find(model_name=options.model_name, architecture=architectures.BGE_M3 if has_heads else "")
+    own = profile.hf_overrides | options.engine_args.get("hf_overrides", {})
+    overrides = {"problem_type": "regression"} | own
+    if "architectures" not in own:
+        config = model_json(model, options.revision, "config.json")
+        ours = architectures.replacement(config, profile.replaces)
+        if profile.replaces and ours not in profile.replaces.values():
+            has, can = ", ".join(config.get("architectures") or ["nothing"]), " or ".join(profile.replaces)
+            raise ModelRefused(f"{options.model_name}: {profile.name} is served as {can}; config.json says {has}")
+        if ours is not None:
+            overrides["architectures"] = [ours]
+    return overrides
+
+
+def _positions(hf_config: Any) -> int:
+    """Return how many tokens learned position embeddings reach, where vLLM counts too many.
+
+    RoBERTa's begin at pad + 1, and vLLM does not subtract that: an input in between would end the
+    engine with an index error.
+    """
+    if "roberta" in hf_config.model_type or hf_config.model_type == "camembert":
+        return int(hf_config.max_position_embeddings - hf_config.pad_token_id - 1)
+    return sys.maxsize
+
+
+def _dtype(options: ModelOptions, device: str) -> str:
+    """Resolve `auto`: float16 can overflow and bfloat16 without hardware was 7 times slower."""
+    if options.dtype != "auto":
+        return options.dtype
+    if device == "cuda":
+        return "bfloat16" if torch.cuda.get_device_capability()[0] >= 8 else "float32"  # noqa: PLR2004 - Ampere
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return "float32"
+    return "bfloat16" if re.search(r"\b(amx_bf16|avx512_bf16|bf16)\b", flags) else "float32"
+
+
+def _eager(options: ModelOptions, *, device: str, decoder: bool) -> bool:
+    if options.enforce_eager != "auto":
+        return options.enforce_eager
+    if device == "cuda":
+        return False
+    return not decoder or shutil.which("c++") is None
+
+
+def _kv_bytes(model_config: Any, args: EngineArgs) -> int:
+    heads, head, layers = (
+        model_config.get_total_num_kv_heads(),
+        model_config.get_head_size(),
+        model_config.get_total_num_hidden_layers(),
+    )
+    tokens = max(args.max_model_len or 0, args.max_num_batched_tokens or 0) + 64 * (args.max_num_seqs or 1)
+    width = 2 if model_config.dtype in (torch.bfloat16, torch.float16) else 4
+    return int(2 * layers * heads * head * width * tokens)
+
+
+def model_json(model: str, revision: str | None, name: str) -> dict[str, Any]:
+    """Return a JSON file of the model, or {} where it has none."""
+    from transformers.utils.hub import cached_file  # noqa: PLC0415 - heavy, and at start-up only
+
+    path = cached_file(
+        model,
+        name,
+        revision=revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return dict(json.loads(Path(path).read_text(encoding="utf-8"))) if path else {}
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an error says, shortly."""
+    if isinstance(error, ValidationError):  # pydantic's text begins with a count, and goes on with the whole input
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        return f"{first['loc'][0]}: {first['msg']}" if first["loc"] else first["msg"].removeprefix("Value error, ")
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:500] if lines else type(error).__name__

@@ -1,0 +1,314 @@
+"""Settings: where they come from, which one wins, and how a wrong one is told."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from embedding_service.errors import BadConfiguration
+from embedding_service.settings.gateway import Settings
+from embedding_service.settings.load import load
+from embedding_service.settings.model import ModelOptions
+from embedding_service.types import InputType, TokenIdPolicy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.upper().startswith("EMBEDDING_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str], Path]:
+    """Return a function that writes a configuration file."""
+
+    def to_file(text: str) -> Path:
+        path = tmp_path / "config.yaml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return to_file
+
+
+def refusal(config: Path | None = None, **flags: Any) -> str:
+    """Return the one line that a wrong configuration ends with."""
+    with pytest.raises(BadConfiguration) as caught:
+        load(config, flags)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_defaults_need_no_file() -> None:
+    """Without file, environment and flags, one model is served on loopback."""
+    settings, warnings = load()
+    assert (settings.host, settings.port, settings.model_name) == ("127.0.0.1", 8890, "Qwen/Qwen3-Embedding-0.6B")
+    assert [model.model_name for model in settings.served_models] == [settings.model_name]
+    assert warnings == []
+
+
+@pytest.mark.parametrize(
+    ("in_file", "in_environment", "flag", "expected"),
+    [
+        (None, None, None, 8890),
+        (1000, None, None, 1000),
+        (1000, "2000", None, 2000),
+        (1000, "2000", "3000", 3000),
+        (1000, None, "3000", 3000),
+        (None, "2000", "3000", 3000),
+        (1000, "", None, 1000),
+    ],
+)
+def test_file_then_environment_then_flags(
+    write: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    in_file: int | None,
+    in_environment: str | None,
+    flag: str | None,
+    expected: int,
+) -> None:
+    """The environment wins over the file and a flag over both; an empty variable is as good as none."""
+    config = write("{}" if in_file is None else f"port: {in_file}")
+    if in_environment is not None:
+        monkeypatch.setenv("EMBEDDING_PORT", in_environment)
+    settings, _ = load(config, {} if flag is None else {"port": flag})
+    assert settings.port == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("model_path", "/models/a", "/models/a"),
+        ("revision", "1234567", "1234567"),
+        ("max_model_len", "512", 512),
+        ("max_batch_size", "64", 64),
+        ("max_batch_size", "auto", "auto"),
+        ("enforce_eager", "auto", "auto"),
+        ("enforce_eager", "true", True),
+        ("allow_anonymous", "1", True),
+        ("gpu_memory_utilization", "0.25", 0.25),
+        ("devices", "0", (0,)),
+        ("devices", "0, 2", (0, 2)),
+        ("trusted_proxies", "10.0.0.0/8,192.0.2.1", ("10.0.0.0/8", "192.0.2.1")),
+        ("token_ids", "native", TokenIdPolicy.NATIVE),
+        ("docs", "off", "off"),
+        ("engine_args", '{"block_size": 16}', {"block_size": 16}),
+    ],
+)
+def test_every_kind_of_value_comes_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch, name: str, text: str, value: Any
+) -> None:
+    """Numbers, booleans, lists with commas and JSON objects are read from variables."""
+    monkeypatch.setenv(f"EMBEDDING_{name.upper()}", text)
+    settings, warnings = load()
+    assert getattr(settings, name) == value
+    assert type(getattr(settings, name)) is type(value)
+    assert warnings == []
+
+
+def test_aliases_come_as_a_list_or_with_prompts(write: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Aliases may be names alone, or names with the prompt that they stand for."""
+    settings, _ = load(write("aliases: {a: {instruction: find it}, b: {input_type: query}, c: {}}"))
+    assert settings.aliases["a"].instruction == "find it"
+    assert settings.aliases["b"].input_type is InputType.QUERY
+    assert load(write("aliases: [x, y]"))[0].aliases.keys() == {"x", "y"}
+    monkeypatch.setenv("EMBEDDING_ALIASES", "p, q")
+    assert load()[0].aliases.keys() == {"p", "q"}
+
+
+def test_top_level_options_are_defaults_for_every_model(
+    write: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stands beside `models` holds for each entry that does not say otherwise, wherever it comes from."""
+    monkeypatch.setenv("EMBEDDING_GPU_MEMORY_UTILIZATION", "0.2")
+    config = write("dtype: float32\nmodels: [{model_name: a}, {model_name: b, dtype: bfloat16, token_ids: native}]")
+    settings, _ = load(config, {"max_model_len": "100"})
+    a, b = settings.served_models
+    assert (a.dtype, a.gpu_memory_utilization, a.max_model_len) == ("float32", 0.2, 100)
+    assert (b.dtype, b.gpu_memory_utilization, b.max_model_len) == ("bfloat16", 0.2, 100)
+    assert (a.token_ids, b.token_ids) == (TokenIdPolicy.CL100K, TokenIdPolicy.NATIVE)
+
+
+def test_yaml_anchors_work(write: Callable[[str], Path]) -> None:
+    """Entries may share settings by YAML's own means."""
+    text = "models:\n- &a {model_name: a, dtype: float32}\n- {<<: *a, model_name: b}\ngpu_memory_utilization: 0.1"
+    assert [model.dtype for model in load(write(text))[0].served_models] == ["float32", "float32"]
+
+
+def test_yamls_off_is_a_word(write: Callable[[str], Path]) -> None:
+    """`docs: off` means off, although YAML reads a boolean."""
+    assert load(write("docs: off"))[0].docs == "off"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("prot: 1", ["prot", "no such setting", "did you mean port?"]),
+        ("PORT: 1", ["PORT", "no such setting"]),
+        ("port: high", ["port"]),
+        ("port: 70000", ["port", "65535"]),
+        ("port: 1.5", ["port"]),
+        ("port: null", ["port"]),
+        ("dtype: fp16", ["dtype", "float16"]),
+        ("gpu_memory_utilization: 0", ["gpu_memory_utilization"]),
+        ("gpu_memory_utilization: 1.1", ["gpu_memory_utilization"]),
+        ("replicas: 0", ["replicas"]),
+        ("workers: 2", ["workers"]),
+        ("max_batch_size: many", ["max_batch_size"]),
+        ("max_batch_size: 0", ["max_batch_size"]),
+        ("models: {model_name: a}", ["models"]),
+        ("models: [{model_nam: a}]", ["models.0.model_nam", "no such setting", "did you mean model_name?"]),
+        ("models: [{model_name: a, replicas: 0}]", ["models.0.replicas"]),
+        ("aliases: {a: {prompt: b}}", ["aliases.a.prompt"]),
+        ("engine_args: [1]", ["engine_args"]),
+        ("port: 1\nport: 2", ["port", "twice"]),
+        ("models: [{model_name: a, dtype: float32, dtype: bfloat16}]", ["dtype", "twice"]),
+        ("port: [", ["config.yaml"]),
+        ("- port", ["config.yaml", "mapping"]),
+        ("port", ["config.yaml", "mapping"]),
+        ("1: 2", ["1"]),
+        ("? [a, b]\n: 2", ["config.yaml"]),
+        ("!!python/object/apply:os.system [id]", ["config.yaml"]),
+        ("api_keys: ['']", ["api_keys", "empty"]),
+        ("api_keys: ['sha256:abc']", ["api_keys", "sha256"]),
+        ("api_keys: ['sha256:" + "g" * 64 + "']", ["api_keys", "sha256"]),
+        ("trusted_proxies: [nowhere.example]", ["trusted_proxies", "nowhere.example"]),
+        ("instruction_template: 'Query: '", ["instruction_template", "instruction"]),
+    ],
+)
+def test_a_wrong_file_is_told_in_one_line(write: Callable[[str], Path], text: str, words: list[str]) -> None:
+    """A wrong key or value ends in one line that names the field."""
+    message = refusal(write(text))
+    for word in words:
+        assert word in message
+
+
+def test_all_mistakes_are_told_at_once(write: Callable[[str], Path]) -> None:
+    """Who makes three mistakes need not try three times."""
+    message = refusal(write("prot: 1\ndtype: fp16\nreplicas: 0"))
+    assert all(word in message for word in ("prot", "dtype", "replicas"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("PORT", "high"), ("MODELS", "[{"), ("ENGINE_ARGS", "a=1"), ("DTYPE", "x")]
+)
+def test_a_wrong_variable_is_told_by_its_field(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    """A variable that cannot be read is named."""
+    monkeypatch.setenv(f"EMBEDDING_{name}", value)
+    assert name.lower() in refusal().lower()
+
+
+def test_a_missing_file_is_told(tmp_path: Path) -> None:
+    """A configuration that is not there, not a file or not text ends in one line with its path."""
+    latin = tmp_path / "latin.yaml"
+    latin.write_bytes(b"model_name: caf\xe9")
+    for path in (tmp_path / "absent.yaml", tmp_path, latin):
+        assert str(path) in refusal(path)
+
+
+def test_unknown_variables_warn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable with our prefix that means nothing is a warning with a suggestion, not an error."""
+    monkeypatch.setenv("EMBEDDING_PROT", "1")
+    monkeypatch.setenv("EMBEDDING_CONFIG", "somewhere.yaml")
+    _, warnings = load()
+    assert len(warnings) == 1
+    assert "EMBEDDING_PROT" in warnings[0]
+    assert "did you mean port?" in warnings[0]
+
+
+def test_kubernetes_variables_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Kubernetes injects for other services is neither an error nor a warning."""
+    for name in ("EMBEDDING_WEB_SERVICE_HOST", "EMBEDDING_WEB_PORT_80_TCP", "EMBEDDING_SERVICE_PORT_HTTP"):
+        monkeypatch.setenv(name, "10.0.0.1")
+    assert load()[1] == []
+
+
+def test_a_service_link_as_port_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A `tcp://` port is refused with the cure: enableServiceLinks: false."""
+    monkeypatch.setenv("EMBEDDING_PORT", "tcp://10.0.0.1:80")
+    assert "enableServiceLinks: false" in refusal()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.10", "::1", "localhost"])
+def test_loopback_needs_no_key(host: str) -> None:
+    """On loopback a gateway may listen without a key."""
+    assert load(None, {"host": host})[0].host == host
+
+
+@pytest.mark.parametrize(
+    "host", ["0.0.0.0", "::", "192.0.2.7", "my-host", "localhost.example", "127.0.0.1.example", ""]
+)
+def test_elsewhere_a_key_or_a_word_is_needed(host: str, tmp_path: Path) -> None:
+    """On any other address a gateway needs a key, or `allow_anonymous: true`; a Unix socket has its own permissions."""
+    message = refusal(None, host=host)
+    assert "api_keys" in message
+    assert "allow_anonymous" in message
+    load(None, {"host": host, "api_keys": ["a-key"]})
+    load(None, {"host": host, "allow_anonymous": True})
+    load(None, {"host": host, "uds": tmp_path / "socket"})
+
+
+@pytest.mark.parametrize(
+    "models",
+    [
+        [{"model_name": "a"}, {"model_name": "a"}],
+        [{"model_name": "a", "aliases": ["b"]}, {"model_name": "b"}],
+        [{"model_name": "a", "aliases": ["c"]}, {"model_name": "b", "aliases": ["c"]}],
+        [{"model_name": "a", "aliases": ["a"]}],
+    ],
+)
+def test_a_name_means_one_model(models: list[dict[str, Any]]) -> None:
+    """Two models, or a model and an alias, cannot go by the same name."""
+    assert "aliases" in refusal(None, models=models, gpu_memory_utilization=0.1)
+
+
+def test_a_device_is_not_promised_twice() -> None:
+    """Models and replicas on one device may not ask for more than all of it, and spreading them helps."""
+    models = [{"model_name": "a", "replicas": 2}, {"model_name": "b"}]
+    message = refusal(None, models=models, gpu_memory_utilization=0.4)
+    assert "gpu_memory_utilization" in message
+    assert "120%" in message
+    load(None, {"models": models, "gpu_memory_utilization": 0.3})
+    spread = [{"model_name": "a", "devices": [0]}, {"model_name": "b", "devices": [1]}]
+    load(None, {"models": spread, "gpu_memory_utilization": 0.9})
+
+
+SECRETS = ["a-secret-key", "sha256:" + "ab" * 32]
+
+
+def test_secrets_are_masked() -> None:
+    """Neither the effective tree nor any printed form of the settings holds a key."""
+    settings, _ = load(None, {"api_keys": SECRETS})
+    shown = yaml.safe_dump(settings.effective()) + repr(settings) + str(settings) + settings.model_dump_json()
+    assert "a-secret-key" not in shown
+    assert "abab" not in shown
+    assert "**" in yaml.safe_dump(settings.effective())
+
+
+def test_a_wrong_key_is_not_printed() -> None:
+    """The line about a wrong key does not contain it."""
+    assert "abcdef" not in refusal(None, api_keys=["sha256:abcdef"])
+    assert "12345678" not in refusal(None, api_keys=[12345678])
+
+
+def test_the_effective_tree_is_a_configuration(write: Callable[[str], Path]) -> None:
+    """What `check-config` prints can be used as a file again, and means the same."""
+    settings, _ = load(
+        write("model_name: a\naliases: {q: {input_type: query}}\nmax_model_len: 7\nuds: /tmp/x\ndocs: off")
+    )
+    again, _ = load(write(yaml.safe_dump(settings.effective())))
+    assert again.effective() == settings.effective()
+
+
+def test_every_setting_is_described() -> None:
+    """Each setting has a description, which the command's help prints."""
+    missing = [name for name, field in Settings.model_fields.items() if not field.description]
+    assert missing == ["log_level"]
+    assert set(ModelOptions.model_fields) <= set(Settings.model_fields)

@@ -1,0 +1,122 @@
+"""`VllmBackend` by itself, in a process of its own: what it refuses does it no harm."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from embedding_service.engine.process import environment
+from embedding_service.settings.model import ModelOptions
+from tests.conftest import MINILM
+from tests.worker.direct import ROOT
+
+pytestmark = pytest.mark.engine
+
+OPTIONS = {**{k: v for k, v in MINILM.items() if k in ModelOptions.model_fields}, "max_model_len": 64}
+REFUSALS = """
+import json, sys
+import numpy as np
+from embedding_service.worker.backend import InputRejected
+from embedding_service.worker.vllm_backend import VllmBackend
+from embedding_service.settings.model import ModelOptions
+from embedding_service.types import Output
+
+core = VllmBackend(ModelOptions(**json.loads(sys.argv[1])))
+texts = {"empty": [], "long": [7] * 65, "negative": [101, -1, 102], "unknown": [101, 30522, 102]}
+texts |= {"last": [101, 30521, 102], "longest": [7] * 64, "aborted": [101, 7, 102]}
+told = {}
+for name, ids in texts.items():
+    try:
+        core.add(name, np.array(ids, np.int32), outputs=frozenset({Output.DENSE}), boundary=None)
+    except InputRejected as error:
+        told[name] = str(error)
+core.abort(["aborted", "empty"])
+while core.unfinished:
+    for name, result in core.step():
+        told[name] = len(result[Output.DENSE])
+print(json.dumps(told))
+"""
+STRAIGHT = """
+import json, sys
+import numpy as np
+from embedding_service.worker.cpu_encoder import straighten
+from embedding_service.worker.vllm_backend import VllmBackend
+from embedding_service.settings.model import ModelOptions
+from embedding_service.types import Output
+from vllm.model_executor.models.bert import BertEncoder
+
+core = VllmBackend(ModelOptions(**json.loads(sys.argv[1])))
+
+def model(change):
+    (found,) = core._engine.collective_rpc("apply_model", args=(change,))
+    return found
+
+def vectors():
+    random = np.random.default_rng(1)
+    for i, length in enumerate((1, 7, 7, 50, 64)):
+        ids = random.integers(1000, 30000, length, np.int32)
+        core.add(str(i), ids, outputs=frozenset({Output.DENSE}), boundary=None)
+    found = {}
+    while core.unfinished:
+        found |= {name: result[Output.DENSE] for name, result in core.step()}
+    return np.stack([found[name] for name in sorted(found)])
+
+encoder = model(lambda model: next(m for m in model.modules() if isinstance(m, BertEncoder)))
+line = encoder.__dict__["forward"]
+class Counted(type(line)):
+    calls = 0
+    def __call__(self, hidden_states):
+        Counted.calls += 1
+        return super().__call__(hidden_states)
+line.__class__ = Counted
+straight = vectors()
+del encoder.forward
+off = np.abs(straight - vectors()).max()
+told = {"calls": Counted.calls, "off": float(off), "scale": float(np.abs(straight).max())}
+told["again"] = model(straighten)
+del encoder.forward, encoder.layer[3].output.dense.cpu_linear
+told["quantised"] = model(straighten)
+print(json.dumps(told))
+"""
+
+
+def run(program: str) -> dict[str, object]:
+    """Return what a program printed last, as an engine process of its own."""
+    wanted = environment(ModelOptions.model_validate(OPTIONS), replica=0)
+    done = subprocess.run(
+        [sys.executable, "-c", program, json.dumps(OPTIONS)],
+        cwd=ROOT,
+        env=os.environ | wanted | {"HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_what_is_refused_leaves_the_rest_unharmed() -> None:
+    """Inputs that would end the engine are told what is wrong; those beside them are computed, aborted ones are not."""
+    assert run(REFUSALS) == {
+        "empty": "an input has 0 tokens; this model takes 1 to 64",
+        "long": "an input has 65 tokens; this model takes 1 to 64",
+        "negative": "an input has a token id outside 0 to 30521",
+        "unknown": "an input has a token id outside 0 to 30521",
+        "last": 384,
+        "longest": 384,
+    }
+
+
+def test_an_encoder_in_a_straight_line_computes_the_same() -> None:
+    """Its vectors are those of vLLM's own layers; products that vLLM has in another form leave an encoder as it was."""
+    told = run(STRAIGHT)
+    off, scale = told.pop("off"), told.pop("scale")
+    assert isinstance(off, float)
+    assert isinstance(scale, float)
+    assert off <= 1e-6 * max(1.0, scale)
+    assert told == {"calls": 1, "again": 1, "quantised": 0}
