@@ -1,4 +1,4 @@
-"""Every error that leaves the core, as one tree. Status codes live here and nowhere else.
+"""Every error that leaves the core, as one tree. A dialect may answer with another status.
 
 ServiceError                        status  code
 ├── InvalidRequest                  400     (by cause)
@@ -24,15 +24,30 @@ StartupError                        ends the process: `exit_code`
 
 from __future__ import annotations
 
-from typing import ClassVar
+import re
+from typing import TYPE_CHECKING, ClassVar
+
+from embedding_service.types import Field
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+_DEFAULT_NAMES = {
+    Field.INPUT: "input",
+    Field.DOCUMENTS: "documents",
+    Field.DIMENSIONS: "dimensions",
+    Field.TRUNCATE: "left, right or chunk_mean",
+}
+_PLACEHOLDER = re.compile("|".join(map(re.escape, Field)))
 
 
 class ServiceError(Exception):
     """An error with an answer for the client.
 
-    `message` is written for a person and never quotes more than a little of the input;
-    `param` names the request field at fault. `should_retry` is sent as `x-should-retry`
-    when it is not None.
+    The message is written for a person and never quotes more than a little of the input; `param`
+    names the request field at fault. Both may hold placeholders of `Field`. `should_retry` is sent as
+    `x-should-retry` when it is not None.
     """
 
     status: ClassVar[int] = 500
@@ -44,10 +59,29 @@ class ServiceError(Exception):
         self, message: str, *, param: str | None = None, code: str | None = None, retry_after_s: float | None = None
     ) -> None:
         super().__init__(message)
-        self.message = message
-        self.param = param
+        self._message = message
+        self._param = param
         self.code = code or self.code
         self.retry_after_s = retry_after_s
+
+    @property
+    def message(self) -> str:
+        """The message in OpenAI's words."""
+        return self.worded({})[0]
+
+    @property
+    def param(self) -> str | None:
+        """The field at fault in OpenAI's words."""
+        return self.worded({})[1]
+
+    def worded(self, names: Mapping[Field, str]) -> tuple[str, str | None]:
+        """Return message and `param` with the names that a dialect has for the fields."""
+        known = {**_DEFAULT_NAMES, **names}
+
+        def fill(text: str) -> str:
+            return _PLACEHOLDER.sub(lambda found: known[Field(found[0])], text)
+
+        return fill(self._message), None if self._param is None else fill(self._param)
 
 
 class InvalidRequest(ServiceError):

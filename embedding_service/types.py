@@ -87,13 +87,17 @@ class Priority(StrEnum):
     ALONE = "alone"
 
 
-@dataclass(frozen=True, slots=True)
-class FieldNames:
-    """What a dialect calls the fields that the core's errors are about, and what `truncate` can be."""
+class Field(StrEnum):
+    """A field of a request that every dialect calls by a name of its own.
 
-    inputs: str = "input"
-    dimensions: str = "dimensions"
-    truncate: str = "left, right or chunk_mean"
+    Messages and `param` hold the value as a placeholder, which becomes the dialect's name when the
+    error is written.
+    """
+
+    INPUT = "{input}"
+    DOCUMENTS = "{documents}"
+    DIMENSIONS = "{dimensions}"
+    TRUNCATE = "{truncate}"  # the values that cut an input instead of refusing it
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +105,10 @@ class EmbedJob:
     """One embedding request, free of any dialect.
 
     `inputs` are all texts or all lists of token ids. `outputs` is never empty; HIDDEN_STATES stands
-    in it alone, and knows no `dimensions`, `normalize` and `embed_dtype`. `more_dtypes` are formats that
-    the dialect itself will make of the float32 vectors. The last `queries` of the inputs are no items of
-    the list that the client sent, and do not count where that is limited.
+    in it alone, and knows no `dimensions`, `normalize` and `embed_dtype`. `more_dtypes` are formats
+    that the dialect itself will make of the float32 vectors. Errors about inputs name `field`. The
+    last `queries` of the inputs are no items of the list that the client sent, and do not count where
+    that is limited.
     """
 
     model: str | None
@@ -118,7 +123,7 @@ class EmbedJob:
     embed_dtype: EmbedDtype = EmbedDtype.FLOAT32
     more_dtypes: frozenset[EmbedDtype] = frozenset()
     encoding: Encoding = Encoding.FLOAT
-    names: FieldNames = FieldNames()
+    field: Field = Field.INPUT
     queries: int = 0
 
 
@@ -185,8 +190,8 @@ class RerankJob:
     """One reranking request, free of any dialect: pairs of query and document.
 
     `weights` (dense, sparse, ColBERT) asks a BGE-M3 model for the weighted sum of its three
-    similarities; without them it scores by MaxSim alone. `field` is what the dialect calls what holds
-    the documents. Over-long queries and documents are cut on the right, or refused.
+    similarities; without them it scores by MaxSim alone. Over-long queries and documents are cut on
+    the right, or refused.
     """
 
     model: str | None
@@ -194,7 +199,6 @@ class RerankJob:
     instruction: str | None = None
     max_tokens_per_document: int | None = None
     weights: tuple[float, float, float] | None = None
-    field: str = "documents"
     cut_queries: bool = False
     cut_documents: bool = True
 

@@ -91,11 +91,11 @@ def unit_vectors(*texts: str) -> Floats:
 
 
 def routes_of(gateway: RunningGateway) -> list[tuple[str, str]]:
-    """Return the path template and method of every route that the application itself knows."""
+    """Return the path template and method of every operation that the gateway serves."""
     app: Any = gateway.gateway._server.config.app
-    while not hasattr(app, "routes"):
+    while not hasattr(app, "table"):
         app = app.app
-    return [(route.path, method) for route in app.routes if hasattr(route, "methods") for method in route.methods]
+    return [(resource.path, method) for resource in app.table for method in resource.methods]
 
 
 def watch_engine(gateway: RunningGateway, name: str, monkeypatch: pytest.MonkeyPatch) -> list[int]:

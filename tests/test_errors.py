@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from embedding_service import errors
+from embedding_service.dialects.dialect import Dialect
+from embedding_service.dialects.errors import OPENAI, ErrorShape
+from embedding_service.dropin.presets import PRESETS
 from embedding_service.errors import ServiceError, StartupError
 from embedding_service.http import problems
+from embedding_service.http.app import DIALECTS
+from embedding_service.http.exchange import Exchange
+from embedding_service.service.call import Call
+from embedding_service.types import Field
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from starlette.responses import Response
 
 
 def subclasses(kind: type[Exception]) -> Iterator[type[Exception]]:
@@ -29,6 +38,10 @@ def drawing() -> dict[str, tuple[int, str, int]]:
 
 
 SERVICE_ERRORS = sorted(subclasses(ServiceError), key=lambda kind: kind.__name__)
+SHAPES = [
+    *{dialect.errors for dialect in DIALECTS if isinstance(dialect, Dialect)},
+    *{preset.errors for preset in PRESETS.values() if preset.errors},
+]
 STARTUP_ERRORS = sorted(subclasses(StartupError), key=lambda kind: kind.__name__)
 
 
@@ -59,28 +72,37 @@ def test_exit_codes_tell_causes_apart() -> None:
     assert len({kind.exit_code for kind in STARTUP_ERRORS}) == len(STARTUP_ERRORS)
 
 
+def answered(error: ServiceError, shape: ErrorShape) -> Response:
+    return problems.respond(error, Exchange("id", 0.0, Call(0.0), shape))
+
+
 @pytest.mark.parametrize("kind", SERVICE_ERRORS)
 def test_every_error_has_an_answer(kind: type[ServiceError]) -> None:
     """Each error becomes an answer with its status and a type, in OpenAI's envelope."""
-    response = problems.respond(kind("why", param="input", retry_after_s=1.2), {})
+    response = answered(kind("why", param="input", retry_after_s=1.2), OPENAI)
     assert response.status_code == kind.status
     assert response.headers["retry-after"] == "2"
     assert kind.type in bytes(response.body).decode()
 
 
 @pytest.mark.parametrize("kind", SERVICE_ERRORS)
-def test_every_dialect_can_write_every_error(kind: type[ServiceError]) -> None:
-    """Each envelope has a status and a body of its documented shape for each error, and keeps the headers."""
-    for envelope in (problems.DETAIL, problems.TEI, problems.COHERE, problems.EMB_INFER, problems.MATCHING):
-        scope: dict[str, Any] = {}
-        problems.use(scope, envelope)
-        response = problems.respond(kind("why", retry_after_s=1.2), scope)
-        assert response.status_code == envelope.write(kind("why"))[0] >= 400
-        assert response.headers["retry-after"] == "2"
-        body = json.loads(response.body)
-        assert "why" in next(iter(body.values()))
-        if not (kind is errors.RateLimited and envelope is problems.MATCHING):
-            envelope.model.model_validate(body, strict=True, extra="forbid")
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_dialect_can_write_every_error(kind: type[ServiceError], shape: ErrorShape) -> None:
+    """Each dialect and preset has a status and a body of its documented shape for each error."""
+    response = answered(kind("why", retry_after_s=1.2), shape)
+    assert response.status_code >= 400
+    assert response.headers["retry-after"] == "2"
+    body = json.loads(response.body)
+    assert "why" in response.body.decode()
+    if not (kind is errors.RateLimited and shape is PRESETS["matching-service"].errors):
+        shape.model.model_validate(body, strict=True, extra="forbid")
+
+
+def test_fields_have_the_names_of_a_dialect() -> None:
+    """An error about inputs names them as the dialect calls them, in message and `param`."""
+    error = errors.InvalidRequest(f"{Field.INPUT}[3] is wrong", param=f"{Field.INPUT}[3]")
+    assert error.worded({Field.INPUT: "texts"}) == ("texts[3] is wrong", "texts[3]")
+    assert (error.message, error.param) == ("input[3] is wrong", "input[3]")
 
 
 @pytest.mark.parametrize("kind", SERVICE_ERRORS)

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Literal
 
 import orjson
-from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
-from starlette.responses import Response
 
-from embedding_service.dialects import embedding, wire
-from embedding_service.http.middleware import exchange_of
-from embedding_service.http.problems import OPENAI
+from embedding_service.dialects import embedding
+from embedding_service.dialects.dialect import Answer, Dialect, Operation, Request
+from embedding_service.dialects.errors import OPENAI
+from embedding_service.dialects.fields import Fields
 from embedding_service.service.sparse import hash_indices
 from embedding_service.types import EmbedJob, Output, Truncate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from embedding_service.service.service import EmbeddingService
     from embedding_service.settings.gateway import Settings
     from embedding_service.types import Embeddings, Sparse
 
@@ -63,7 +62,7 @@ class HybridResponse(BaseModel):
     usage: embedding.Usage
 
 
-class SparseRequest(wire.Fields):
+class SparseRequest(Fields):
     """Texts to weigh; unknown fields are ignored and named in a header."""
 
     input: embedding.Input
@@ -71,51 +70,71 @@ class SparseRequest(wire.Fields):
     truncate: embedding.TruncateField = Truncate.ERROR
 
 
-def router(service: EmbeddingService, settings: Settings) -> APIRouter:
-    """Return the routes of this dialect."""
-    routes = APIRouter(tags=["BGE-M3"])
-    mapping, space = settings.sparse_token_mapping, settings.sparse_index_space
-    hashed = mapping == "hash"
+def _render(answer: Embeddings, settings: Settings) -> Iterator[bytes]:
+    yield b'{"object":"list","model":%s,"data":' % orjson.dumps(answer.model)
+    yield from embedding.json_list(_items(answer, settings))
+    yield b',"usage":%s}' % orjson.dumps(embedding.usage(answer))
 
-    def sparse_json(sparse: Sparse) -> bytes:
-        if hashed:
-            sparse = hash_indices(sparse, space=space)
-        body = {
-            "indices": sparse.indices,
-            "values": sparse.values,
-            "mapping": mapping,
-            "index_space": space,
-        }
-        return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
 
-    def render(answer: Embeddings) -> Iterator[bytes]:
-        yield b'{"object":"list","model":%s,"data":[' % orjson.dumps(answer.model)
-        for index, sparse in enumerate(answer.sparse or []):
-            yield b'%s{"index":%d' % (b"," if index else b"", index)
-            if answer.dense is not None:
-                yield b',"dense":' + orjson.dumps(answer.dense[index], option=orjson.OPT_SERIALIZE_NUMPY)
-            yield b',"sparse":%s}' % sparse_json(sparse)
-        yield b'],"usage":%s}' % orjson.dumps(embedding.usage(answer))
+def _items(answer: Embeddings, settings: Settings) -> Iterator[bytes]:
+    for index, sparse in enumerate(answer.sparse or []):
+        dense = b""
+        if answer.dense is not None:
+            dense = b'"dense":%s,' % embedding.vector_json(answer.dense[index])
+        weights = _sparse_json(sparse, settings)
+        yield b'{"index":%d,%s"sparse":%s}' % (index, dense, weights)
 
-    async def answer(request: Request, outputs: frozenset[Output]) -> Response:
-        exchange = exchange_of(request.scope)
-        fields, ignored = await wire.read_request(request, SparseRequest)
-        truncate = fields.truncate if "truncate" in fields.model_fields_set else settings.default_truncate
-        job = EmbedJob(fields.model, fields.input, outputs, truncate=truncate)
-        return await embedding.answer(service, exchange, job, render, ignored)
 
-    async def sparse_embeddings(request: Request) -> Response:
-        return await answer(request, frozenset({Output.SPARSE}))
+def _sparse_json(sparse: Sparse, settings: Settings) -> bytes:
+    mapping = settings.sparse_token_mapping
+    if mapping == "hash":
+        sparse = hash_indices(sparse, space=settings.sparse_index_space)
+    body = {
+        "indices": sparse.indices,
+        "values": sparse.values,
+        "mapping": mapping,
+        "index_space": settings.sparse_index_space,
+    }
+    return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
 
-    async def hybrid_embeddings(request: Request) -> Response:
-        return await answer(request, frozenset({Output.DENSE, Output.SPARSE}))
 
-    kinds: list[tuple[str, Any, type[BaseModel]]] = [
-        ("sparse", sparse_embeddings, SparseResponse),
-        ("hybrid", hybrid_embeddings, HybridResponse),
-    ]
-    for kind, endpoint, response in kinds:
-        path, shapes, name = f"/v1/{kind}-embeddings", (SparseRequest, response), f"create_{kind}_embeddings"
-        summary = f"Embed texts as {kind} vectors"
-        wire.post(routes, path, endpoint, shapes, summary=summary, errors=OPENAI, operation_id=name)
-    return routes
+async def _embed(request: Request[SparseRequest], outputs: frozenset[Output]) -> Answer:
+    fields, truncate = request.fields, request.settings.default_truncate
+    if "truncate" in fields.model_fields_set:
+        truncate = fields.truncate
+    job = EmbedJob(fields.model, fields.input, outputs, truncate=truncate)
+    return await embedding.respond(request, job, partial(_render, settings=request.settings))
+
+
+async def create_sparse_embeddings(request: Request[SparseRequest]) -> Answer:
+    """Give each input its lexical weights."""
+    return await _embed(request, frozenset({Output.SPARSE}))
+
+
+async def create_hybrid_embeddings(request: Request[SparseRequest]) -> Answer:
+    """Give each input its dense vector and its lexical weights, from one pass."""
+    return await _embed(request, frozenset({Output.DENSE, Output.SPARSE}))
+
+
+DIALECT = Dialect(
+    "BGE-M3",
+    OPENAI,
+    (
+        Operation(
+            path="/v1/sparse-embeddings",
+            id="create_sparse_embeddings",
+            handle=create_sparse_embeddings,
+            summary="Embed texts as sparse vectors",
+            request=SparseRequest,
+            response=SparseResponse,
+        ),
+        Operation(
+            path="/v1/hybrid-embeddings",
+            id="create_hybrid_embeddings",
+            handle=create_hybrid_embeddings,
+            summary="Embed texts as hybrid vectors",
+            request=SparseRequest,
+            response=HybridResponse,
+        ),
+    ),
+)

@@ -1,62 +1,75 @@
 """Cohere's `/v2/embed`: all number formats of the same vectors from one pass.
 
-https://docs.cohere.com/v2/reference/embed; how the formats are made stands at `core.vectors.quantise`.
+https://docs.cohere.com/v2/reference/embed; how the formats are made is said at
+`service.vectors.quantise`. `/v2/rerank` is in `dialects/rerank.py`, beside `/v1/rerank`.
 """
 
 from __future__ import annotations
 
 import uuid
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import orjson
-from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
-from starlette.responses import Response
 
-from embedding_service.dialects import embedding, wire
-from embedding_service.http import problems
-from embedding_service.http.middleware import exchange_of
+from embedding_service.dialects import embedding
+from embedding_service.dialects.dialect import Answer, Dialect, Operation, Request
+from embedding_service.dialects.errors import MESSAGE
+from embedding_service.dialects.fields import Fields
 from embedding_service.service import vectors
-from embedding_service.types import EmbedDtype, EmbedJob, Encoding, FieldNames, InputType, Truncate
+from embedding_service.types import EmbedDtype, EmbedJob, Encoding, InputType, Truncate
+from embedding_service.types import Field as Name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from embedding_service.service.service import EmbeddingService
-    from embedding_service.types import Embeddings
+    from embedding_service.types import Embeddings, Floats
 
 EmbeddingType = Literal["float", "int8", "uint8", "binary", "ubinary", "base64"]
-TRUNCATE = {"NONE": Truncate.ERROR, "START": Truncate.LEFT, "END": Truncate.RIGHT}
+_TRUNCATE = {"NONE": Truncate.ERROR, "START": Truncate.LEFT, "END": Truncate.RIGHT}
+_INPUT_TYPES = {
+    "search_query": InputType.QUERY,
+    "search_document": InputType.DOCUMENT,
+    "classification": InputType.DOCUMENT,
+    "clustering": InputType.DOCUMENT,
+}
 # `base64` is float32 too, little-endian.
-DTYPES = {"float": EmbedDtype.FLOAT32, "base64": EmbedDtype.FLOAT32}
+_DTYPES = {"float": EmbedDtype.FLOAT32, "base64": EmbedDtype.FLOAT32}
 
 
-class CohereEmbedRequest(wire.Fields):
+class CohereEmbedRequest(Fields):
     """Texts to embed, and in which number formats."""
 
     model: str
     texts: list[Annotated[str, Field(min_length=1)]] = Field(min_length=1)
-    input_type: Literal["search_query", "search_document", "classification", "clustering"] | None = Field(
-        None, description="search_query selects the query prompt, all others the document prompt."
+    input_type: (
+        Literal["search_query", "search_document", "classification", "clustering"] | None
+    ) = Field(
+        None,
+        description="search_query selects the query prompt, all others the document prompt.",
     )
     embedding_types: list[EmbeddingType] | None = Field(None, description="Default: float.")
     output_dimension: int | None = Field(None, ge=1, le=embedding.TOKEN_LIMIT)
-    truncate: Literal["NONE", "START", "END"] | None = Field(None, description="Which end is cut off; default END.")
+    truncate: Literal["NONE", "START", "END"] | None = Field(
+        None, description="Which end is cut off; default END."
+    )
+
+    @property
+    def kinds(self) -> list[str]:
+        """The formats that are wanted, each once."""
+        return list(dict.fromkeys(self.embedding_types or ["float"]))
 
     def job(self) -> EmbedJob:
         """Return the request free of dialect: unit vectors, from which every format is made."""
-        input_type = None
-        if self.input_type is not None:
-            input_type = InputType.QUERY if self.input_type == "search_query" else InputType.DOCUMENT
         return EmbedJob(
             model=self.model,
             inputs=list(self.texts),
             dimensions=self.output_dimension,
-            input_type=input_type,
-            truncate=TRUNCATE[self.truncate or "END"],
-            more_dtypes=frozenset(EmbedDtype(kind) for kind in self.embedding_types or () if kind not in DTYPES),
-            names=FieldNames(inputs="texts", dimensions="output_dimension", truncate="START or END"),
+            input_type=_INPUT_TYPES[self.input_type] if self.input_type else None,
+            truncate=_TRUNCATE[self.truncate or "END"],
+            more_dtypes=frozenset(map(EmbedDtype, set(self.kinds) - _DTYPES.keys())),
         )
 
 
@@ -84,31 +97,49 @@ class CohereEmbedResponse(BaseModel):
 def _render(answer: Embeddings, fields: CohereEmbedRequest) -> Iterator[bytes]:
     dense = np.asarray(answer.dense, np.float32)
     yield b'{"id":"%s","embeddings":{' % str(uuid.uuid4()).encode()
-    for place, kind in enumerate(dict.fromkeys(fields.embedding_types or ["float"])):
-        yield b'%s"%s":[' % (b"," if place else b"", kind.encode())
-        encoding = Encoding.BASE64 if kind == "base64" else Encoding.FLOAT
-        for index in range(len(dense)):
-            row = vectors.quantise(dense[index], DTYPES.get(kind) or EmbedDtype(kind), answer.ranges)
-            yield (b"," if index else b"") + wire.vector_json(row, encoding)
-        yield b"]"
-    units = {"input_tokens": answer.total_tokens}
+    for place, kind in enumerate(fields.kinds):
+        yield b'%s"%s":' % (b"," if place else b"", kind.encode())
+        yield from embedding.json_list(_vectors(dense, kind, answer.ranges))
     rest = {
         "texts": fields.texts,
-        "meta": {"api_version": {"version": "2"}, "billed_units": units},
+        "meta": {
+            "api_version": {"version": "2"},
+            "billed_units": {"input_tokens": answer.total_tokens},
+        },
         "response_type": "embeddings_by_type",
     }
     yield b"}," + orjson.dumps(rest)[1:]
 
 
-def router(service: EmbeddingService) -> APIRouter:
-    """Return the routes of this dialect; `/v2/rerank` is in `api.rerank`."""
-    routes = APIRouter(tags=["Cohere"])
+def _vectors(dense: Floats, kind: str, ranges: Floats | None) -> Iterator[bytes]:
+    """Write each vector in one format."""
+    dtype = _DTYPES.get(kind) or EmbedDtype(kind)
+    encoding = Encoding.BASE64 if kind == "base64" else Encoding.FLOAT
+    for vector in dense:
+        yield embedding.vector_json(vectors.quantise(vector, dtype, ranges), encoding)
 
-    async def embed(request: Request) -> Response:
-        fields, ignored = await wire.read_request(request, CohereEmbedRequest)
-        exchange = exchange_of(request.scope)
-        return await embedding.answer(service, exchange, fields.job(), lambda answer: _render(answer, fields), ignored)
 
-    shapes = (CohereEmbedRequest, CohereEmbedResponse)
-    wire.post(routes, "/v2/embed", embed, shapes, summary="Embed texts in several formats", errors=problems.COHERE)
-    return routes
+async def embed(request: Request[CohereEmbedRequest]) -> Answer:
+    """Give each text one vector, in every format that is wanted."""
+    fields = request.fields
+    return await embedding.respond(request, fields.job(), partial(_render, fields=fields))
+
+
+DIALECT = Dialect(
+    "Cohere",
+    MESSAGE,
+    (
+        Operation(
+            path="/v2/embed",
+            handle=embed,
+            summary="Embed texts in several formats",
+            request=CohereEmbedRequest,
+            response=CohereEmbedResponse,
+            names={
+                Name.INPUT: "texts",
+                Name.DIMENSIONS: "output_dimension",
+                Name.TRUNCATE: "START or END",
+            },
+        ),
+    ),
+)

@@ -1,54 +1,69 @@
-"""What the embedding dialects share: how `input` is read, how usage and headers are told."""
+"""Shared by the dialects that embed: how inputs are read, how vectors, usage and headers are written."""
 
 from __future__ import annotations
 
+import binascii
 from typing import TYPE_CHECKING, Annotated, Any
 
+import orjson
 from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from embedding_service.dialects import wire
-from embedding_service.types import Truncate
+from embedding_service.dialects.dialect import Answer, Request
+from embedding_service.dialects.errors import EMPTY
+from embedding_service.dialects.fields import Lax, header_list
+from embedding_service.errors import InvalidRequest
+from embedding_service.types import Encoding, Truncate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from starlette.responses import Response
+    import numpy as np
+    import numpy.typing as npt
 
-    from embedding_service.http.middleware import Exchange
-    from embedding_service.service.service import EmbeddingService
+    from embedding_service.dialects.dialect import Tree
     from embedding_service.types import Embeddings, EmbedJob
 
 TOKEN_LIMIT = 2**31
+_KINDS = "must be a string, a list of strings, a list of token ids, or a list of lists of token ids"
 
 
 def _read_input(value: object) -> list[str] | list[list[int]]:
-    """Return a list of texts, or a list of lists of token ids. Raises `PydanticCustomError` that names the item."""
+    """Return a list of texts, or a list of lists of token ids.
+
+    Raises `PydanticCustomError` that names the item.
+    """
     if isinstance(value, str):
         value = [value]
     if not isinstance(value, list):
-        raise _wrong("must be a string, a list of strings, a list of token ids, or a list of lists of token ids")
+        raise _wrong(_KINDS)
     if not value:
         raise _wrong("must not be an empty list")
     if type(value[0]) is int:
         value = [value]
-    kind: type = type(value[0])
-    if kind not in (str, list):
+    if type(value[0]) is str:
+        _check_items(value, str, "a string")
+    elif type(value[0]) is list:
+        _check_items(value, list, "a list of token ids")
+        _check_token_ids(value)
+    else:
         raise _wrong("[0] must be a string or a list of token ids")
-    what = "a string" if kind is str else "a list of token ids"
-    for i, item in enumerate(value):
-        if type(item) is not kind:
-            raise _wrong(f"[{i}] must be {what}, as [0] is")
-        if not item:
-            raise _wrong(f"[{i}] is empty; every input must have some content")
-        if kind is list and not _are_token_ids(item):
-            raise _wrong(f"[{i}] must hold token ids, which are non-negative integers")
     return value
 
 
-def _are_token_ids(item: Any) -> bool:
-    # At C speed: a request may hold 300,000.
-    return set(map(type, item)) == {int} and min(item) >= 0 and max(item) < TOKEN_LIMIT
+def _check_items(items: list[Any], kind: type, description: str) -> None:
+    for place, item in enumerate(items):
+        if type(item) is not kind:
+            raise _wrong(f"[{place}] must be {description}, as [0] is")
+        if not item:
+            raise _wrong(f"[{place}] is empty; every input must have some content")
+
+
+def _check_token_ids(items: list[list[Any]]) -> None:
+    for place, ids in enumerate(items):
+        # At C speed: a request may hold 300,000.
+        if set(map(type, ids)) != {int} or min(ids) < 0 or max(ids) >= TOKEN_LIMIT:
+            raise _wrong(f"[{place}] must hold token ids, which are non-negative integers")
 
 
 def _wrong(message: str) -> PydanticCustomError:
@@ -69,7 +84,6 @@ _INPUT_SCHEMA = {
         {"type": "array", "items": _TOKENS_SCHEMA, "minItems": 1},
     ],
 }
-Lax = Field(strict=False)
 Input = Annotated[Any, BeforeValidator(_read_input), WithJsonSchema(_INPUT_SCHEMA)]
 TruncateField = Annotated[Truncate, Lax]
 
@@ -79,13 +93,20 @@ class Usage(BaseModel):
 
     prompt_tokens: int
     total_tokens: int
-    truncated_inputs: list[int] = Field(default=[], description="Indices of inputs that were cut; only if any.")
-    chunked_inputs: list[int] = Field(default=[], description="Indices of inputs that were chunked; only if any.")
+    truncated_inputs: list[int] = Field(
+        default=[], description="Indices of inputs that were cut; only if any."
+    )
+    chunked_inputs: list[int] = Field(
+        default=[], description="Indices of inputs that were chunked; only if any."
+    )
 
 
 def usage(answer: Embeddings) -> dict[str, Any]:
     """Return real token counts, and which inputs were not embedded as they are."""
-    counts: dict[str, Any] = {"prompt_tokens": answer.total_tokens, "total_tokens": answer.total_tokens}
+    counts: dict[str, Any] = {
+        "prompt_tokens": answer.total_tokens,
+        "total_tokens": answer.total_tokens,
+    }
     if answer.truncated:
         counts["truncated_inputs"] = answer.truncated
     if answer.chunked:
@@ -93,31 +114,63 @@ def usage(answer: Embeddings) -> dict[str, Any]:
     return counts
 
 
-def answer_headers(answer: Embeddings, ignored: list[str]) -> dict[str, str]:
-    """Return what a client should know about how its request was read."""
-    headers = {"openai-model": wire.header_list([answer.model])}
-    for name, indices in (("x-truncated-inputs", answer.truncated), ("x-chunked-inputs", answer.chunked)):
-        if indices:
-            headers[name] = wire.header_list(map(str, indices))
+def refuse_empty(field: str) -> Callable[[Tree], None]:
+    """Return a check that refuses an empty list in this field."""
+
+    def check(tree: Tree) -> None:
+        if tree.get(field) == []:
+            raise InvalidRequest(f"`{field}` cannot be empty", param=field, code=EMPTY)
+
+    return check
+
+
+async def compute(request: Request[Any], job: EmbedJob) -> Embeddings:
+    """Have a job computed, and keep for the log line what it took."""
+    request.log |= {"model": job.model, "texts": len(job.inputs)}
+    answer = await request.service.embed(job, request.call)
+    request.log |= {
+        "model": answer.model,
+        "tokens": answer.total_tokens,
+        "engine_s": round(answer.engine_s, 4),
+    }
+    return answer
+
+
+async def respond(
+    request: Request[Any], job: EmbedJob, render: Callable[[Embeddings], Iterator[bytes]]
+) -> Answer:
+    """Have a job computed, and answer it as `render` writes it."""
+    answer = await compute(request, job)
+    return Answer(render(answer), _headers(answer, request.ignored))
+
+
+def _headers(answer: Embeddings, ignored: list[str]) -> dict[str, str]:
+    """Tell a client how its request was read."""
+    headers = {"openai-model": header_list([answer.model])}
+    if answer.truncated:
+        headers["x-truncated-inputs"] = header_list(map(str, answer.truncated))
+    if answer.chunked:
+        headers["x-chunked-inputs"] = header_list(map(str, answer.chunked))
     if any(answer.cached):
         headers["x-cache"] = f"{sum(answer.cached)}/{len(answer.cached)}"
     if answer.token_ids_read_as is not None:
         headers["x-token-ids"] = answer.token_ids_read_as
     if ignored:
-        headers["x-ignored-fields"] = wire.header_list(ignored)
+        headers["x-ignored-fields"] = header_list(ignored)
     return headers
 
 
-async def answer(
-    service: EmbeddingService,
-    exchange: Exchange,
-    job: EmbedJob,
-    render: Callable[[Embeddings], Iterator[bytes]],
-    ignored: list[str],
-) -> Response:
-    """Have a job computed, and answer it as `render` writes it."""
-    exchange.log |= {"model": job.model, "texts": len(job.inputs)}
-    embeddings = await service.embed(job, exchange.call)
-    exchange.log |= {"model": embeddings.model, "tokens": embeddings.total_tokens}
-    exchange.log["engine_s"] = round(embeddings.engine_s, 4)
-    return wire.PiecewiseResponse(render(embeddings), headers=answer_headers(embeddings, ignored))
+def vector_json(vector: npt.NDArray[np.generic], encoding: Encoding = Encoding.FLOAT) -> bytes:
+    """Write one array: a (nested) list of numbers, or its raw little-endian bytes in base64."""
+    if encoding is Encoding.BASE64:
+        return b'"' + binascii.b2a_base64(vector.tobytes(), newline=False) + b'"'
+    return orjson.dumps(vector, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def json_list(items: Iterator[bytes]) -> Iterator[bytes]:
+    """Write a list, item by item."""
+    separator = b"["
+    for item in items:
+        yield separator + item
+        separator = b","
+    yield b"[]" if separator == b"[" else b"]"

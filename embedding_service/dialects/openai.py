@@ -6,54 +6,62 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import orjson
-from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
-from starlette.responses import Response
 
-from embedding_service.dialects import embedding, wire
+from embedding_service.dialects import embedding
+from embedding_service.dialects.dialect import Answer, Dialect, Operation, Request
+from embedding_service.dialects.embedding import vector_json
+from embedding_service.dialects.errors import OPENAI
+from embedding_service.dialects.fields import Fields, Lax
 from embedding_service.errors import InvalidRequest, ModelNotFound
-from embedding_service.http.middleware import exchange_of
-from embedding_service.http.problems import ERRORS, OPENAI
 from embedding_service.types import EmbedDtype, EmbedJob, Encoding, InputType, Output, Truncate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
-    from embedding_service.service.service import EmbeddingService
+    from embedding_service.dialects.dialect import Tree
     from embedding_service.types import Embeddings, ModelCard
 
-
 _DENSE = frozenset({Output.DENSE})
-KINDS = ("return_dense", "return_sparse", "return_colbert")
+_KINDS = ("return_dense", "return_sparse", "return_colbert")
 
 
-class EmbeddingsRequest(wire.Fields):
+class EmbeddingsRequest(Fields):
     """What a client sends. Fields below `user` go beyond OpenAI; unknown ones are ignored and named in a header."""
 
     input: embedding.Input
     model: str | None = Field(None, description="A served model or one of its aliases.")
-    encoding_format: Annotated[Encoding, embedding.Lax] | None = Field(
+    encoding_format: Annotated[Encoding, Lax] | None = Field(
         None, description="float (default), or base64 of little-endian numbers."
     )
     dimensions: int | None = Field(
         None, ge=1, le=embedding.TOKEN_LIMIT, description="Shorter vectors, where the model allows."
     )
     user: str | None = Field(None, description="Accepted, and not used.")
-    instruction: str | None = Field(None, description="Task for an instructed model; put before every input.")
-    input_type: Annotated[InputType, embedding.Lax] | None = Field(None, description="Selects the model's prompt.")
+    instruction: str | None = Field(
+        None, description="Task for an instructed model; put before every input."
+    )
+    input_type: Annotated[InputType, Lax] | None = Field(
+        None, description="Selects the model's prompt."
+    )
     prompt_name: str | None = Field(None, description="One of the model's named prompts.")
     truncate: embedding.TruncateField = Field(
-        Truncate.ERROR, description="What to do with an over-long input; the server may have another default."
+        Truncate.ERROR,
+        description="What to do with an over-long input; the server may have another default.",
     )
     normalize: bool = Field(default=True, description="Scale vectors to length 1.")
-    embed_dtype: Annotated[EmbedDtype, embedding.Lax] = Field(
+    embed_dtype: Annotated[EmbedDtype, Lax] = Field(
         EmbedDtype.FLOAT32, description="Number format of the vectors."
     )
     return_dense: bool | None = Field(
         None, description="With any return_* field, the answer names each kind; default true."
     )
-    return_sparse: bool | None = Field(None, description="Lexical weights by token id; default false.")
-    return_colbert: bool | None = Field(None, description="One vector for each token; default false.")
+    return_sparse: bool | None = Field(
+        None, description="Lexical weights by token id; default false."
+    )
+    return_colbert: bool | None = Field(
+        None, description="One vector for each token; default false."
+    )
 
     def job(self, default_truncate: Truncate) -> EmbedJob:
         """Return the request free of dialect. Raises `InvalidRequest` if it asks for nothing."""
@@ -93,10 +101,16 @@ class EmbeddingsRequest(wire.Fields):
         outputs = frozenset(output for output, wanted in asked.items() if wanted)
         if not outputs:
             raise InvalidRequest(
-                "At least one vector type must be requested: return_dense, return_sparse or return_colbert",
+                "At least one vector type must be requested: "
+                "return_dense, return_sparse or return_colbert",
                 param="return_dense",
             )
         return outputs
+
+    def with_all_kinds(self) -> EmbeddingsRequest:
+        """Return the same request, with every kind of vector that it does not name."""
+        unnamed = {name: True for name in _KINDS if getattr(self, name) is None}
+        return self.model_copy(update=unnamed)
 
 
 class EmbeddingItem(BaseModel):
@@ -104,10 +118,14 @@ class EmbeddingItem(BaseModel):
 
     object: Literal["embedding"] = "embedding"
     index: int
-    embedding: list[float] | str | None = Field(description="Null only where return_dense is false.")
+    embedding: list[float] | str | None = Field(
+        description="Null only where return_dense is false."
+    )
     dense_embedding: list[float] | str | None = Field(None, description="The same as `embedding`.")
     sparse_embedding: dict[str, float] | None = Field(None, description="Weights by token id.")
-    colbert_embedding: list[list[float]] | str | None = Field(None, description="One vector for each token.")
+    colbert_embedding: list[list[float]] | str | None = Field(
+        None, description="One vector for each token."
+    )
     colbert_shape: list[int] | None = Field(None, description="With base64: rows and columns.")
 
 
@@ -118,7 +136,9 @@ class EmbeddingsResponse(BaseModel):
     data: list[EmbeddingItem]
     model: str
     usage: embedding.Usage
-    embedding_types: list[Output] | None = Field(None, description="The kinds in this answer, with any return_* field.")
+    embedding_types: list[Output] | None = Field(
+        None, description="The kinds in this answer, with any return_* field."
+    )
 
 
 class ModelEntry(BaseModel):
@@ -150,37 +170,86 @@ def render(answer: Embeddings, *, encoding: Encoding, names_kinds: bool) -> Iter
     yield b'{"object":"list","data":['
     for index in range(len(answer.tokens)):
         yield b'%s{"object":"embedding","index":%d' % (b"," if index else b"", index)
-        if answer.dense is not None:
-            vector = wire.vector_json(answer.dense[index], encoding)
-            yield b',"embedding":' + vector
-            if names_kinds:
-                yield b',"dense_embedding":' + vector
-        elif names_kinds:
-            yield b',"embedding":null,"dense_embedding":null'
+        yield from _render_dense(answer, index, encoding, names_kinds=names_kinds)
         if names_kinds:
-            yield from _render_more(answer, index, encoding)
+            yield _sparse_json(answer, index)
+            yield from _render_colbert(answer, index, encoding)
         yield b"}"
-    yield b'],"model":%s,"usage":%s' % (orjson.dumps(answer.model), orjson.dumps(embedding.usage(answer)))
+    model, usage = orjson.dumps(answer.model), orjson.dumps(embedding.usage(answer))
+    yield b'],"model":%s,"usage":%s' % (model, usage)
     if names_kinds:
         kinds = {"dense": answer.dense, "sparse": answer.sparse, "colbert": answer.colbert}
-        yield b',"embedding_types":' + orjson.dumps([kind for kind, value in kinds.items() if value is not None])
+        given = [kind for kind, value in kinds.items() if value is not None]
+        yield b',"embedding_types":' + orjson.dumps(given)
     yield b"}"
 
 
-def _render_more(answer: Embeddings, index: int, encoding: Encoding) -> Iterator[bytes]:
+def _render_dense(
+    answer: Embeddings, index: int, encoding: Encoding, *, names_kinds: bool
+) -> Iterator[bytes]:
+    if answer.dense is not None:
+        vector = vector_json(answer.dense[index], encoding)
+        yield b',"embedding":' + vector
+        if names_kinds:
+            yield b',"dense_embedding":' + vector
+    elif names_kinds:
+        yield b',"embedding":null,"dense_embedding":null'
+
+
+def _sparse_json(answer: Embeddings, index: int) -> bytes:
     if answer.sparse is None:
-        yield b',"sparse_embedding":null'
-    else:
-        sparse = answer.sparse[index]
-        weights = dict(zip(map(str, sparse.indices.tolist()), sparse.values, strict=True))
-        yield b',"sparse_embedding":' + orjson.dumps(weights, option=orjson.OPT_SERIALIZE_NUMPY)
+        return b',"sparse_embedding":null'
+    sparse = answer.sparse[index]
+    weights = dict(zip(map(str, sparse.indices.tolist()), sparse.values, strict=True))
+    return b',"sparse_embedding":' + orjson.dumps(weights, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _render_colbert(answer: Embeddings, index: int, encoding: Encoding) -> Iterator[bytes]:
     if answer.colbert is None:
         yield b',"colbert_embedding":null'
-    else:
-        rows = answer.colbert[index]
-        yield b',"colbert_embedding":' + wire.vector_json(rows, encoding)
-        if encoding is Encoding.BASE64:
-            yield b',"colbert_shape":%s' % orjson.dumps(rows.shape)
+        return
+    rows = answer.colbert[index]
+    yield b',"colbert_embedding":' + vector_json(rows, encoding)
+    if encoding is Encoding.BASE64:
+        yield b',"colbert_shape":%s' % orjson.dumps(rows.shape)
+
+
+async def create_embeddings(request: Request[EmbeddingsRequest]) -> Answer:
+    """Give each input one vector, or with the `return_*` fields every kind that is wanted."""
+    fields = request.fields
+    write = partial(render, encoding=fields.encoding, names_kinds=fields.names_kinds)
+    job = fields.job(request.settings.default_truncate)
+    return await embedding.respond(request, job, write)
+
+
+async def create_all_embeddings(request: Request[EmbeddingsRequest]) -> Answer:
+    """Give every kind of vector that the request does not name."""
+    request.fields = request.fields.with_all_kinds()
+    return await create_embeddings(request)
+
+
+async def list_models(request: Request[None]) -> Answer:
+    """List the loaded models that the key may use, under each of their names."""
+    return Answer.json({"object": "list", "data": list(_entries(request))})
+
+
+async def retrieve_model(request: Request[None]) -> Answer:
+    """Describe the model of this name or alias."""
+    name = request.path["name"]
+    for entry in _entries(request):
+        if entry["id"] == name:
+            return Answer.json(entry)
+    raise ModelNotFound(
+        f"The model `{name[:100]}` does not exist or you do not have access to it.", param="model"
+    )
+
+
+def _entries(request: Request[None]) -> Iterator[dict[str, Any]]:
+    """Yield an entry for every name of every loaded model that the caller may use."""
+    for model in request.service.models:
+        card = model.card()
+        if card is not None and request.call.tenant.may_use(model.names):
+            yield from (model_entry(card, name) for name in model.names)
 
 
 def model_entry(card: ModelCard, name: str) -> dict[str, Any]:
@@ -201,51 +270,56 @@ def model_entry(card: ModelCard, name: str) -> dict[str, Any]:
     }
 
 
-def router(
-    service: EmbeddingService, *, all_kinds: bool = False, check: Callable[[dict[str, Any]], None] | None = None
-) -> APIRouter:
-    """Return the routes of this dialect.
+def dialect(
+    *,
+    create: Callable[[Request[EmbeddingsRequest]], Awaitable[Answer]] = create_embeddings,
+    check: Callable[[Tree], None] | None = None,
+) -> Dialect:
+    """Return this dialect; `create` and `check` are for systems that embed in another way."""
 
-    `all_kinds`: a kind of vector that a request does not name is wanted. `check` may refuse a body first.
-    """
-    routes = APIRouter(tags=["OpenAI"])
-    default_truncate = service.settings.default_truncate
+    def embeddings(path: str, name: str) -> Operation:
+        return Operation(
+            path=path,
+            id=name,
+            handle=create,
+            summary="Embed texts",
+            request=EmbeddingsRequest,
+            response=EmbeddingsResponse,
+            check=check,
+        )
 
-    async def create_embeddings(request: Request) -> Response:
-        exchange = exchange_of(request.scope)
-        if check is not None:
-            check(await wire.read_object(request))
-        fields, ignored = await wire.read_request(request, EmbeddingsRequest)
-        if all_kinds:
-            fields = fields.model_copy(update={name: True for name in KINDS if getattr(fields, name) is None})
-        write = partial(render, encoding=fields.encoding, names_kinds=fields.names_kinds)
-        return await embedding.answer(service, exchange, fields.job(default_truncate), write, ignored)
-
-    for path in ("/v1/embeddings", "/embeddings"):
-        name = f"create_embeddings{path.replace('/', '_').removesuffix('_embeddings')}"
-        shapes = (EmbeddingsRequest, EmbeddingsResponse)
-        wire.post(routes, path, create_embeddings, shapes, summary="Embed texts", errors=OPENAI, operation_id=name)
-
-    @routes.get("/v1/models", summary="List the served models and their aliases", response_model=ModelList)
-    async def list_models(request: Request) -> dict[str, Any]:
-        return {"object": "list", "data": list(_entries(service, request))}
-
-    @routes.get(
-        "/v1/models/{name:path}", summary="Describe one model", response_model=ModelEntry, responses={404: ERRORS[404]}
+    return Dialect(
+        "OpenAI",
+        OPENAI,
+        (
+            embeddings("/v1/embeddings", "create_embeddings_v1"),
+            embeddings("/embeddings", "create_embeddings"),
+            _LIST,
+            _RETRIEVE,
+        ),
     )
-    async def retrieve_model(request: Request, name: str) -> dict[str, Any]:
-        for entry in _entries(service, request):
-            if entry["id"] == name:
-                return entry
-        raise ModelNotFound(f"The model `{name[:100]}` does not exist or you do not have access to it.", param="model")
-
-    return routes
 
 
-def _entries(service: EmbeddingService, request: Request) -> Iterator[dict[str, Any]]:
-    """Yield an entry for every name of every loaded model that the caller may use."""
-    tenant = exchange_of(request.scope).call.tenant
-    for model in service.models:
-        card = model.card()
-        if card is not None and tenant.may_use(model.names):
-            yield from (model_entry(card, name) for name in model.names)
+_LIST = Operation(
+    path="/v1/models",
+    method="GET",
+    handle=list_models,
+    summary="List the served models and their aliases",
+    response=ModelList,
+)
+_NAME = {
+    "name": "name",
+    "in": "path",
+    "required": True,
+    "schema": {"type": "string", "title": "Name"},
+}
+_RETRIEVE = Operation(
+    path="/v1/models/{name:path}",
+    method="GET",
+    handle=retrieve_model,
+    summary="Describe one model",
+    response=ModelEntry,
+    parameters=(_NAME,),
+    responses={404: OPENAI.responses()[404]},
+)
+DIALECT = dialect()

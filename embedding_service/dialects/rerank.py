@@ -4,34 +4,37 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field, model_validator
 
-from embedding_service.dialects import scoring, wire
+from embedding_service.dialects import scoring
+from embedding_service.dialects.dialect import Answer, Dialect, Operation, Request, Sends
+from embedding_service.dialects.errors import MESSAGE, OPENAI
+from embedding_service.dialects.fields import Fields
 from embedding_service.errors import InvalidRequest
-from embedding_service.http import problems
-from embedding_service.http.middleware import exchange_of
+from embedding_service.types import Field as Name
 from embedding_service.types import RerankJob, Truncate
 
 if TYPE_CHECKING:
-    from starlette.responses import Response
+    from collections.abc import Iterator
 
-    from embedding_service.service.service import EmbeddingService
     from embedding_service.types import Scores
 
 Text = Annotated[str, Field(min_length=1)]
+Weights = Annotated[list[float], Field(min_length=3, max_length=3)]
+Defaults = Mapping[str, bool]
 
 
-class Pair(wire.Fields):
+class Pair(Fields):
     """A query and a document to score."""
 
     query: Text
     document: Text
 
 
-class RerankRequest(wire.Fields):
+class RerankRequest(Fields):
     """A query with documents, or `pairs`; unknown fields are ignored and named in a header."""
 
     model: str | None = Field(None, description="A reranker, or a model with ColBERT vectors.")
@@ -39,15 +42,26 @@ class RerankRequest(wire.Fields):
     documents: list[Text | dict[str, Any]] | None = Field(
         None, min_length=1, description="Texts, or objects with `text`."
     )
-    pairs: list[Pair] | None = Field(None, min_length=1, description="Instead of query and documents.")
+    pairs: list[Pair] | None = Field(
+        None, min_length=1, description="Instead of query and documents."
+    )
     top_n: int | None = Field(None, ge=1, description="How many results to return; all by default.")
-    return_documents: bool | None = Field(None, description="Send each document back with its score; default false.")
-    instruction: str | None = Field(None, description="For models that were trained with instructions.")
-    raw_scores: bool | None = Field(None, description="The model's logit instead of its sigmoid; default false.")
-    max_tokens_per_doc: int | None = Field(None, ge=1, description="Documents are cut to this many tokens.")
-    weights: Annotated[list[float], Field(min_length=3, max_length=3)] | None = Field(
+    return_documents: bool | None = Field(
+        None, description="Send each document back with its score; default false."
+    )
+    instruction: str | None = Field(
+        None, description="For models that were trained with instructions."
+    )
+    raw_scores: bool | None = Field(
+        None, description="The model's logit instead of its sigmoid; default false."
+    )
+    max_tokens_per_doc: int | None = Field(
+        None, ge=1, description="Documents are cut to this many tokens."
+    )
+    weights: Weights | None = Field(
         None,
-        description="With BGE-M3: weights of its dense, sparse and ColBERT similarity; its authors use 0.4, 0.2, 0.4.",
+        description="With BGE-M3: weights of its dense, sparse and ColBERT similarity; "
+        "its authors use 0.4, 0.2, 0.4.",
     )
 
     @model_validator(mode="after")
@@ -57,25 +71,29 @@ class RerankRequest(wire.Fields):
         return self
 
     def job(self, *, cut_queries: bool) -> RerankJob:
-        """Return the request free of dialect. Raises `InvalidRequest` naming what is missing."""
-        if self.pairs is not None:
-            if self.query is not None or self.documents is not None:
-                raise InvalidRequest("send either pairs, or query and documents", param="pairs")
-            pairs = [(pair.query, pair.document) for pair in self.pairs]
-        else:
-            for name in ("query", "documents"):
-                if getattr(self, name) is None:
-                    raise InvalidRequest(f"{name}: this field is required", param=name)
-            pairs = [(self.query or "", _text_of(document, i)) for i, document in enumerate(self.documents or [])]
+        """Return the request free of dialect. Raises `InvalidRequest` naming a missing field."""
+        pairs = self._pairs_sent() if self.pairs is not None else list(self._query_and_documents())
         return RerankJob(
             model=self.model,
             pairs=pairs,
             instruction=self.instruction,
             max_tokens_per_document=self.max_tokens_per_doc,
-            weights=None if self.weights is None else (self.weights[0], self.weights[1], self.weights[2]),
-            field="documents" if self.pairs is None else "pairs",
+            weights=(self.weights[0], self.weights[1], self.weights[2]) if self.weights else None,
             cut_queries=cut_queries,
         )
+
+    def _pairs_sent(self) -> list[tuple[str, str]]:
+        if self.query is not None or self.documents is not None:
+            raise InvalidRequest("send either pairs, or query and documents", param="pairs")
+        return [(pair.query, pair.document) for pair in self.pairs or ()]
+
+    def _query_and_documents(self) -> Iterator[tuple[str, str]]:
+        if self.query is None:
+            raise InvalidRequest("query: this field is required", param="query")
+        if self.documents is None:
+            raise InvalidRequest("documents: this field is required", param="documents")
+        for index, document in enumerate(self.documents):
+            yield self.query, _text_of(document, index)
 
 
 class RerankResult(BaseModel):
@@ -99,22 +117,43 @@ class RerankResponse(BaseModel):
 def _text_of(document: str | dict[str, Any], index: int) -> str:
     text = document if isinstance(document, str) else document.get("text")
     if not isinstance(text, str) or not text:
+        where = f"documents[{index}]"
         raise InvalidRequest(
-            f"documents[{index}] must be a text, or an object whose text is not empty", param=f"documents[{index}]"
+            f"{where} must be a text, or an object whose text is not empty", param=where
         )
     return text
 
 
-def render(fields: RerankRequest, scores: Scores, *, version: str) -> dict[str, Any]:
+async def _answer(
+    request: Request[RerankRequest], job: RerankJob, *, version: str, defaults: Defaults
+) -> Answer:
+    fields = request.fields
+    unsaid = [name for name in defaults if getattr(fields, name) is None]
+    fields = fields.model_copy(update={name: defaults[name] for name in unsaid})
+    began = time.monotonic()
+    scores = await scoring.score(request, job)
+    if fields.pairs is not None:
+        body = _render_pairs(fields, scores, seconds=time.monotonic() - began)
+    else:
+        body = _render(fields, scores, version=version)
+    return scoring.respond(request, body, scores)
+
+
+def _job(request: Request[RerankRequest]) -> RerankJob:
+    if request.fields.pairs is not None:
+        request.names[Name.DOCUMENTS] = "pairs"
+    cuts = request.settings.default_truncate is not Truncate.ERROR
+    return request.fields.job(cut_queries=cuts)
+
+
+def _render(fields: RerankRequest, scores: Scores, *, version: str) -> dict[str, Any]:
     """Return the answer in Cohere's shape, with Jina's `usage`."""
     values = scoring.relevance(scores, raw=bool(fields.raw_scores))
     results: list[dict[str, Any]] = []
     for index in scoring.ranking(values, fields.top_n):
-        document = (fields.documents or [])[index]
         result = {"index": index, "relevance_score": values[index]}
         if version == "1":
-            as_sent = {"text": document} if isinstance(document, str) else document
-            result["document"] = as_sent if fields.return_documents else None
+            result["document"] = _document(fields, index) if fields.return_documents else None
         results.append(result)
     return {
         "id": str(uuid.uuid4()),
@@ -129,7 +168,12 @@ def render(fields: RerankRequest, scores: Scores, *, version: str) -> dict[str, 
     }
 
 
-def render_pairs(fields: RerankRequest, scores: Scores, *, seconds: float) -> dict[str, Any]:
+def _document(fields: RerankRequest, index: int) -> dict[str, Any]:
+    document = (fields.documents or [])[index]
+    return {"text": document} if isinstance(document, str) else document
+
+
+def _render_pairs(fields: RerankRequest, scores: Scores, *, seconds: float) -> dict[str, Any]:
     """Return the answer to `pairs`, in the order sent."""
     values = scoring.relevance(scores, raw=bool(fields.raw_scores))
     results = [
@@ -139,34 +183,37 @@ def render_pairs(fields: RerankRequest, scores: Scores, *, seconds: float) -> di
     return {"results": results, "model": scores.model, "processing_time": round(seconds, 4)}
 
 
-def router(service: EmbeddingService, *, raw_scores: bool = False, return_documents: bool = False) -> APIRouter:
-    """Return the routes of this dialect; the flags are for requests that do not say."""
-    routes = APIRouter(tags=["Rerank"])
+def dialect(**defaults: bool) -> Dialect:
+    """Return this dialect; `defaults` are values of fields for requests that do not have them."""
 
-    async def answer(request: Request, *, version: str) -> Response:
-        fields, ignored = await wire.read_request(request, RerankRequest)
-        defaults = {"raw_scores": raw_scores, "return_documents": return_documents}
-        unsaid = {name: value for name, value in defaults.items() if getattr(fields, name) is None}
-        fields = fields.model_copy(update=unsaid)
-        job = fields.job(cut_queries=service.settings.default_truncate is not Truncate.ERROR)
-        if version == "2" and not all(isinstance(document, str) for document in fields.documents or []):
-            raise InvalidRequest("documents must be a list of strings in version 2", param="documents")
-        began = time.monotonic()
-        scores = await scoring.score(service, exchange_of(request.scope), job)
-        if fields.pairs is not None:
-            body = render_pairs(fields, scores, seconds=time.monotonic() - began)
-        else:
-            body = render(fields, scores, version=version)
-        return scoring.respond(body, scores, ignored)
+    async def rerank(request: Request[RerankRequest]) -> Answer:
+        """Rank documents by how well they answer a query, or score pairs in their order."""
+        return await _answer(request, _job(request), version="1", defaults=defaults)
 
-    async def rerank(request: Request) -> Response:
-        return await answer(request, version="1")
+    async def rerank_v2(request: Request[RerankRequest]) -> Answer:
+        """Rank documents by how well they answer a query."""
+        job, documents = _job(request), request.fields.documents or []
+        if not all(isinstance(document, str) for document in documents):
+            raise InvalidRequest(
+                "documents must be a list of strings in version 2", param="documents"
+            )
+        return await _answer(request, job, version="2", defaults=defaults)
 
-    async def rerank_v2(request: Request) -> Response:
-        return await answer(request, version="2")
+    shapes: dict[str, Any] = {
+        "summary": "Score documents against a query",
+        "request": RerankRequest,
+        "response": RerankResponse,
+    }
+    either = Sends("documents", "pairs")
+    return Dialect(
+        "Rerank",
+        OPENAI,
+        (
+            Operation(path="/v1/rerank", handle=rerank, **shapes),
+            Operation(path="/rerank", handle=rerank, when=either, **shapes),
+            Operation(path="/v2/rerank", handle=rerank_v2, errors=MESSAGE, **shapes),
+        ),
+    )
 
-    for path, endpoint in (("/v1/rerank", rerank), ("/rerank", rerank), ("/v2/rerank", rerank_v2)):
-        errors = problems.COHERE if path == "/v2/rerank" else problems.OPENAI
-        summary = "Score documents against a query"
-        wire.post(routes, path, endpoint, (RerankRequest, RerankResponse), summary=summary, errors=errors)
-    return routes
+
+DIALECT = dialect()

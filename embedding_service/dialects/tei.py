@@ -1,34 +1,63 @@
 """Hugging Face's text-embeddings-inference: `/embed`, `/rerank`, `/similarity` and its other routes.
 
-Requests name no model: the first one that embeds, or scores, answers. Shapes and defaults are those of
-https://huggingface.github.io/text-embeddings-inference/ except that an absent `truncate` means true.
+Requests name no model: the first one that embeds, or scores, answers. Shapes and defaults are those
+of https://huggingface.github.io/text-embeddings-inference/ except that an absent `truncate` means true.
 """
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import orjson
-from fastapi import APIRouter, Request
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
-from starlette.responses import JSONResponse, Response
 
 from embedding_service import __version__
-from embedding_service.dialects import embedding, scoring, wire
-from embedding_service.errors import InvalidRequest, Unavailable
-from embedding_service.http import problems
-from embedding_service.http.middleware import exchange_of
-from embedding_service.types import EmbedJob, Encoding, FieldNames, Output, RerankJob, Truncate
+from embedding_service.dialects import embedding, scoring
+from embedding_service.dialects.dialect import Answer, Dialect, Operation, Request, Sends
+from embedding_service.dialects.embedding import refuse_empty, vector_json
+from embedding_service.dialects.errors import EMPTY, ErrorShape, Failure, Written
+from embedding_service.dialects.fields import Fields
+from embedding_service.errors import InvalidRequest, Overloaded, RateLimited, Unavailable
+from embedding_service.types import EmbedJob, Output, RerankJob, Truncate
+from embedding_service.types import Field as Name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
-    from embedding_service.service.lifecycle import Lifecycle
-    from embedding_service.service.service import EmbeddingService
+    from embedding_service.dialects.dialect import Tree
     from embedding_service.types import Embeddings
+
+PRESET = "tei"
+
+
+class TeiErrorResponse(BaseModel):
+    """The error envelope of Hugging Face's text-embeddings-inference."""
+
+    error: str
+    error_type: Literal["Empty", "Validation", "Tokenizer", "Backend", "Overloaded", "Unhealthy"]
+
+
+def _write(failure: Failure) -> Written:
+    status, kind = _status(failure)
+    return status, {"error": failure.message, "error_type": kind}
+
+
+def _status(failure: Failure) -> tuple[int, str]:
+    """Return status and type (router/src/http/server.rs, `impl From<&ErrorType> for StatusCode`)."""
+    error, status = failure.error, failure.status
+    if isinstance(error, InvalidRequest):
+        return (400, "Empty") if error.code == EMPTY else (422, "Validation")
+    if isinstance(error, Overloaded | RateLimited):
+        return status, "Overloaded"
+    if isinstance(error, Unavailable):
+        return status, "Unhealthy"
+    return (424, "Backend") if status >= 500 else (status, "Validation")  # noqa: PLR2004
+
+
+ERRORS = ErrorShape(TeiErrorResponse, _write)
 
 
 def _lower(value: object) -> object:
@@ -39,29 +68,30 @@ def _as_list(value: str | list[str]) -> list[str]:
     return [value] if isinstance(value, str) else value
 
 
+Text = Annotated[str, Field(min_length=1)]
 Texts = Annotated[str | list[str], AfterValidator(_as_list)]
 Direction = Annotated[Literal["left", "right"], BeforeValidator(_lower)]
 
 
-class TeiInputs(wire.Fields):
+class TeiInputs(Fields):
     """Texts, or token ids; null is the same as absent."""
 
     inputs: embedding.Input
     truncate: bool | None = Field(None, description="Cut over-long inputs; default true.")
-    truncation_direction: Direction | None = Field(None, description="Which end is cut off; default right.")
+    truncation_direction: Direction | None = Field(
+        None, description="Which end is cut off; default right."
+    )
     prompt_name: str | None = None
 
-    def job(self, model: str, output: Output, *, auto_truncate: bool) -> EmbedJob:
-        """Return the request free of dialect; `auto_truncate` is what an absent `truncate` means."""
-        truncate = auto_truncate if self.truncate is None else self.truncate
+    def job(self, model: str, output: Output, *, truncates: bool) -> EmbedJob:
+        """Return the request free of dialect."""
         cut = Truncate.LEFT if self.truncation_direction == "left" else Truncate.RIGHT
         return EmbedJob(
             model=model,
             inputs=self.inputs,
             outputs=frozenset({output}),
             prompt_name=self.prompt_name,
-            truncate=cut if truncate else Truncate.ERROR,
-            names=FieldNames(inputs="inputs", truncate="true"),
+            truncate=cut if truncates else Truncate.ERROR,
         )
 
 
@@ -71,36 +101,36 @@ class TeiEmbedRequest(TeiInputs):
     normalize: bool | None = Field(None, description="Scale vectors to length 1; default true.")
     dimensions: int | None = Field(None, ge=1, le=embedding.TOKEN_LIMIT)
 
-    def job(self, model: str, output: Output, *, auto_truncate: bool) -> EmbedJob:
+    def job(self, model: str, output: Output, *, truncates: bool) -> EmbedJob:
         """Return the request free of dialect."""
-        job = super().job(model, output, auto_truncate=auto_truncate)
+        job = super().job(model, output, truncates=truncates)
         return replace(job, dimensions=self.dimensions, normalize=self.normalize is not False)
 
 
-class TeiRerankRequest(wire.Fields):
+class TeiRerankRequest(Fields):
     """A query and the texts to score; scores are sigmoids unless raw ones are asked for."""
 
-    query: str = Field(min_length=1)
-    texts: list[Annotated[str, Field(min_length=1)]]
+    query: Text
+    texts: list[Text]
     raw_scores: bool = False
     return_text: bool = False
     truncate: bool | None = Field(None, description="Cut over-long texts; default true.")
 
 
-class Sentences(wire.Fields):
+class Sentences(Fields):
     """A sentence, and those to compare it with."""
 
-    source_sentence: str = Field(min_length=1)
-    sentences: list[Annotated[str, Field(min_length=1)]]
+    source_sentence: Text
+    sentences: list[Text]
 
 
-class TeiSimilarityRequest(wire.Fields):
+class TeiSimilarityRequest(Fields):
     """What to compare."""
 
     inputs: Sentences
 
 
-class TokenizeRequest(wire.Fields):
+class TokenizeRequest(Fields):
     """Texts to split into tokens."""
 
     inputs: Texts
@@ -108,7 +138,7 @@ class TokenizeRequest(wire.Fields):
     prompt_name: str | None = None
 
 
-class DecodeRequest(wire.Fields):
+class DecodeRequest(Fields):
     """Token ids of one text, or of several."""
 
     ids: embedding.Input
@@ -157,167 +187,230 @@ class Info(BaseModel):
 
 
 def _render(answer: Embeddings) -> Iterator[bytes]:
-    """Write a bare list with one item for each input: a vector, a matrix, or index and value of each weight."""
+    """Write a bare list with an item for each input: a vector, a matrix, or weights by index."""
+    return embedding.json_list(_items(answer))
+
+
+def _items(answer: Embeddings) -> Iterator[bytes]:
+    rows = answer.dense if answer.dense is not None else answer.hidden_states
     for index in range(len(answer.tokens)):
-        yield b"," if index else b"["
         if answer.sparse is not None:
             sparse = answer.sparse[index]
             pairs = zip(sparse.indices.tolist(), sparse.values.tolist(), strict=True)
             yield orjson.dumps([{"index": i, "value": value} for i, value in pairs])
-        else:
-            rows = answer.dense if answer.dense is not None else answer.hidden_states or []
-            yield wire.vector_json(rows[index], Encoding.FLOAT)
-    yield b"]"
+        elif rows is not None:
+            yield vector_json(rows[index])
 
 
 def _render_scores(answer: Embeddings) -> Iterator[bytes]:
     """Write the similarity of all texts with the last one."""
     vectors = np.asarray(answer.dense, np.float32)
-    yield wire.vector_json(vectors[:-1] @ vectors[-1], Encoding.FLOAT)
+    yield vector_json(vectors[:-1] @ vectors[-1])
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoints:
-    """What the routes do; requests without `truncate` are cut if `auto_truncate`."""
+async def embed(request: Request[TeiEmbedRequest]) -> Answer:
+    """Give each text one vector."""
+    return await _embed(request, Output.DENSE)
 
-    service: EmbeddingService
-    auto_truncate: bool = True
 
-    async def root(self, request: Request) -> Response:
-        """Embed, or compare a sentence with others where `inputs` is an object."""
-        inputs = (await wire.read_object(request)).get("inputs")
-        return await (self.similarity if isinstance(inputs, dict) else self.embed)(request)
+async def embed_all(request: Request[TeiInputs]) -> Answer:
+    """Give each token the last layer's output as it is, special tokens included."""
+    return await _embed(request, Output.HIDDEN_STATES)
 
-    async def embed(self, request: Request) -> Response:
-        """Give each text one vector."""
-        return await self._compute(request, TeiEmbedRequest, Output.DENSE)
 
-    async def embed_all(self, request: Request) -> Response:
-        """Give each token the last layer's output as it is, special tokens included."""
-        return await self._compute(request, TeiInputs, Output.HIDDEN_STATES)
+async def embed_sparse(request: Request[TeiInputs]) -> Answer:
+    """Give each token of a text, or of the vocabulary, its lexical weight."""
+    return await _embed(request, Output.SPARSE)
 
-    async def embed_sparse(self, request: Request) -> Response:
-        """Give each token of a text, or of the vocabulary, its lexical weight."""
-        return await self._compute(request, TeiInputs, Output.SPARSE)
 
-    async def _compute(self, request: Request, shape: type[TeiInputs], output: Output) -> Response:
-        _refuse_empty((await wire.read_object(request)).get("inputs"), "inputs")
-        fields, ignored = await wire.read_request(request, shape)
-        job = fields.job(self._model(scores=False), output, auto_truncate=self.auto_truncate)
-        return await embedding.answer(self.service, exchange_of(request.scope), job, _render, ignored)
+async def _embed(request: Request[Any], output: Output) -> Answer:
+    fields: TeiInputs = request.fields
+    truncates = _truncates(request, fields.truncate)
+    job = fields.job(_model(request, scores=False), output, truncates=truncates)
+    return await embedding.respond(request, job, _render)
 
-    async def similarity(self, request: Request) -> Response:
-        """Give the cosine of a sentence and each of the others."""
-        fields, ignored = await wire.read_request(request, TeiSimilarityRequest)
-        sentences = fields.inputs.sentences
-        _refuse_empty(sentences, "sentences")
-        texts, names = [*sentences, fields.inputs.source_sentence], FieldNames(inputs="sentences")
-        job = EmbedJob(self._model(scores=False), texts, truncate=Truncate.RIGHT, names=names, queries=1)
-        return await embedding.answer(self.service, exchange_of(request.scope), job, _render_scores, ignored)
 
-    async def rerank(self, request: Request) -> Response:
-        """Rank texts by how well they answer a query."""
-        fields, ignored = await wire.read_request(request, TeiRerankRequest)
-        _refuse_empty(fields.texts, "texts")
-        pairs = [(fields.query, text) for text in fields.texts]
-        cut = self.auto_truncate if fields.truncate is None else fields.truncate
-        job = RerankJob(self._model(scores=True), pairs, field="texts", cut_queries=cut, cut_documents=cut)
-        scores = await scoring.score(self.service, exchange_of(request.scope), job)
-        values = scoring.relevance(scores, raw=fields.raw_scores)
-        ranks: list[dict[str, Any]] = []
-        for index in scoring.ranking(values):
-            text = {"text": fields.texts[index]} if fields.return_text else {}
-            ranks.append({"index": index, "score": values[index], **text})
-        return scoring.respond(ranks, scores, ignored)
+async def similarity(request: Request[TeiSimilarityRequest]) -> Answer:
+    """Give the cosine of a sentence and each of the others."""
+    inputs = request.fields.inputs
+    refuse_empty("sentences")({"sentences": inputs.sentences})
+    texts = [*inputs.sentences, inputs.source_sentence]
+    model = _model(request, scores=False)
+    job = EmbedJob(model, texts, truncate=Truncate.RIGHT, queries=1)
+    return await embedding.respond(request, job, _render_scores)
 
-    async def tokenize(self, request: Request) -> Response:
-        """Split texts into the tokens of the default embedding model."""
-        fields, _ = await wire.read_request(request, TokenizeRequest)
-        _refuse_empty(fields.inputs, "inputs")
-        tokens = await self.service.tokenize(
-            list(fields.inputs),
-            exchange_of(request.scope).call,
-            add_special_tokens=fields.add_special_tokens,
-            prompt_name=fields.prompt_name,
+
+async def rerank(request: Request[TeiRerankRequest]) -> Answer:
+    """Rank texts by how well they answer a query."""
+    fields = request.fields
+    refuse_empty("texts")({"texts": fields.texts})
+    pairs = [(fields.query, text) for text in fields.texts]
+    cuts = _truncates(request, fields.truncate)
+    job = RerankJob(_model(request, scores=True), pairs, cut_queries=cuts, cut_documents=cuts)
+    scores = await scoring.score(request, job)
+    values = scoring.relevance(scores, raw=fields.raw_scores)
+    ranks: list[dict[str, Any]] = []
+    for index in scoring.ranking(values):
+        text = {"text": fields.texts[index]} if fields.return_text else {}
+        ranks.append({"index": index, "score": values[index], **text})
+    return scoring.respond(request, ranks, scores)
+
+
+async def tokenize(request: Request[TokenizeRequest]) -> Answer:
+    """Split texts into the tokens of the default embedding model."""
+    fields = request.fields
+    refuse_empty("inputs")({"inputs": fields.inputs})
+    tokens = await request.service.tokenize(
+        list(fields.inputs),
+        request.call,
+        add_special_tokens=fields.add_special_tokens,
+        prompt_name=fields.prompt_name,
+    )
+
+    def write() -> bytes:
+        texts = ([token._asdict() for token in text] for text in tokens)
+        return b"[%s]" % b",".join(map(orjson.dumps, texts))
+
+    return Answer(await asyncio.to_thread(write))
+
+
+async def decode(request: Request[DecodeRequest]) -> Answer:
+    """Turn token ids of the default embedding model into texts."""
+    fields = request.fields
+    if isinstance(fields.ids[0], str):
+        raise InvalidRequest(
+            "ids must be a list of token ids, or a list of such lists", param="ids"
         )
-
-        def write() -> bytes:
-            return b"[%s]" % b",".join(orjson.dumps([token._asdict() for token in text]) for text in tokens)
-
-        return Response(await asyncio.to_thread(write), media_type="application/json")
-
-    async def decode(self, request: Request) -> Response:
-        """Turn token ids of the default embedding model into texts."""
-        fields, _ = await wire.read_request(request, DecodeRequest)
-        if isinstance(fields.ids[0], str):
-            raise InvalidRequest("ids must be a list of token ids, or a list of such lists", param="ids")
-        call, skip = exchange_of(request.scope).call, fields.skip_special_tokens
-        return JSONResponse(await self.service.decode(fields.ids, call, skip_special_tokens=skip))
-
-    async def info(self) -> dict[str, Any]:
-        """Tell the default model, and the limits of requests."""
-        model, settings = self.service.models.default, self.service.settings
-        facts = model.facts
-        if facts is None:
-            raise Unavailable(f"{model.name} is still loading", retry_after_s=5)
-        scores = {"reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}}
-        return {
-            "model_id": model.name,
-            "model_sha": facts.revision,
-            "model_dtype": facts.dtype,
-            "model_type": scores if model.pairs else {"embedding": {"pooling": facts.pooling.lower()}},
-            "max_concurrent_requests": settings.max_concurrent_requests,
-            "max_input_length": facts.max_tokens,
-            "max_batch_tokens": settings.max_request_tokens,
-            "max_batch_requests": None,
-            "max_client_batch_size": settings.max_inputs,
-            "auto_truncate": self.auto_truncate,
-            "version": __version__,
-        }
-
-    def _model(self, *, scores: bool) -> str:
-        return self.service.models.default_for(scores=scores).name
+    skip = fields.skip_special_tokens
+    texts = await request.service.decode(fields.ids, request.call, skip_special_tokens=skip)
+    return Answer.json(texts)
 
 
-def router(service: EmbeddingService) -> APIRouter:
-    """Return the routes of this dialect."""
-    return _routes(Endpoints(service))
+async def info(request: Request[None]) -> Answer:
+    """Tell the default model, and the limits of requests."""
+    model, settings = request.service.models.default, request.settings
+    facts = model.facts
+    if facts is None:
+        raise Unavailable(f"{model.name} is still loading", retry_after_s=5)
+    scores = {"reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}}
+    embeds = {"embedding": {"pooling": facts.pooling.lower()}}
+    body = {
+        "model_id": model.name,
+        "model_sha": facts.revision,
+        "model_dtype": facts.dtype,
+        "model_type": scores if model.pairs else embeds,
+        "max_concurrent_requests": settings.max_concurrent_requests,
+        "max_input_length": facts.max_tokens,
+        "max_batch_tokens": settings.max_request_tokens,
+        "max_batch_requests": None,
+        "max_client_batch_size": settings.max_inputs,
+        "auto_truncate": _truncates(request, None),
+        "version": __version__,
+    }
+    return Answer.json(body)
 
 
-def preset(lifecycle: Lifecycle) -> APIRouter:
-    """Return the routes that are this dialect's under its preset only: probes answer without a body."""
-    service = lifecycle.service
-    routes = _routes(Endpoints(service, auto_truncate=service.settings.default_truncate is not Truncate.ERROR))
-
-    async def health() -> Response:
-        if not lifecycle.ready:
-            raise Unavailable(f"not ready: {lifecycle.phase}", retry_after_s=5)
-        return Response()
-
-    for path in ("/", "/health", "/ping"):
-        routes.get(path, summary="Is the service up?", responses=problems.TEI.responses)(health)
-    return routes
+def _model(request: Request[Any], *, scores: bool) -> str:
+    return request.service.models.default_for(scores=scores).name
 
 
-def _routes(do: Endpoints) -> APIRouter:
-    routes = APIRouter(tags=["TEI"])
-    posts: list[tuple[str, Callable[..., Any], str, type[wire.Fields], Any]] = [
-        ("/", do.root, "Embed, or compare by the shape of `inputs`", TeiEmbedRequest, list[list[float]]),
-        ("/embed", do.embed, "Embed texts", TeiEmbedRequest, list[list[float]]),
-        ("/embed_all", do.embed_all, "Embed every token, without pooling", TeiInputs, list[list[list[float]]]),
-        ("/embed_sparse", do.embed_sparse, "Weigh the tokens of texts", TeiInputs, list[list[Weight]]),
-        ("/similarity", do.similarity, "Compare a sentence with others", TeiSimilarityRequest, list[float]),
-        ("/rerank", do.rerank, "Score texts against a query", TeiRerankRequest, list[Rank]),
-        ("/tokenize", do.tokenize, "Split texts into tokens", TokenizeRequest, list[list[SimpleToken]]),
-        ("/decode", do.decode, "Join tokens to texts", DecodeRequest, list[str]),
-    ]
-    for path, endpoint, summary, request, response in posts:
-        wire.post(routes, path, endpoint, (request, response), summary=summary, errors=problems.TEI)
-    responses = problems.TEI.responses
-    routes.get("/info", summary="Describe the default model", response_model=Info, responses=responses)(do.info)
-    return routes
+def _truncates(request: Request[Any], asked: bool | None) -> bool:  # noqa: FBT001
+    """Return whether over-long inputs are cut: true if absent, unless TEI's preset says otherwise."""
+    if asked is not None:
+        return asked
+    settings = request.settings
+    return settings.preset != PRESET or settings.default_truncate is not Truncate.ERROR
 
 
-def _refuse_empty(value: object, field: str) -> None:
-    if value == []:
-        raise InvalidRequest(f"`{field}` cannot be empty", param=field, code=problems.EMPTY)
+class _ComparesSentences:
+    """True of a body whose `inputs` is an object: `/` then compares and does not embed."""
+
+    fields: tuple[str, ...] = ("inputs",)
+
+    def __call__(self, tree: Tree) -> bool:
+        return isinstance(tree.get("inputs"), dict)
+
+
+_INPUTS = {Name.INPUT: "inputs", Name.TRUNCATE: "true"}
+_VECTORS: dict[str, Any] = {
+    "request": TeiEmbedRequest,
+    "response": list[list[float]],
+    "check": refuse_empty("inputs"),
+    "names": _INPUTS,
+}
+_SIMILARITY: dict[str, Any] = {
+    "handle": similarity,
+    "summary": "Compare a sentence with others",
+    "request": TeiSimilarityRequest,
+    "response": list[float],
+    "names": {Name.INPUT: "sentences"},
+}
+DIALECT = Dialect(
+    "TEI",
+    ERRORS,
+    (
+        Operation(
+            path="/",
+            id="root",
+            handle=embed,
+            summary="Embed, or compare by the shape of `inputs`",
+            **_VECTORS,
+        ),
+        Operation(path="/", when=_ComparesSentences(), **_SIMILARITY),
+        Operation(
+            path="/embed", handle=embed, summary="Embed texts", when=Sends("inputs"), **_VECTORS
+        ),
+        Operation(
+            path="/embed_all",
+            handle=embed_all,
+            summary="Embed every token, without pooling",
+            request=TeiInputs,
+            response=list[list[list[float]]],
+            check=refuse_empty("inputs"),
+            names=_INPUTS,
+        ),
+        Operation(
+            path="/embed_sparse",
+            handle=embed_sparse,
+            summary="Weigh the tokens of texts",
+            request=TeiInputs,
+            response=list[list[Weight]],
+            check=refuse_empty("inputs"),
+            names=_INPUTS,
+        ),
+        Operation(path="/similarity", **_SIMILARITY),
+        Operation(
+            path="/rerank",
+            handle=rerank,
+            summary="Score texts against a query",
+            request=TeiRerankRequest,
+            response=list[Rank],
+            when=Sends("texts"),
+            names={Name.DOCUMENTS: "texts"},
+        ),
+        Operation(
+            path="/tokenize",
+            handle=tokenize,
+            summary="Split texts into tokens",
+            request=TokenizeRequest,
+            response=list[list[SimpleToken]],
+            names=_INPUTS,
+        ),
+        Operation(
+            path="/decode",
+            handle=decode,
+            summary="Join tokens to texts",
+            request=DecodeRequest,
+            response=list[str],
+            names={Name.INPUT: "ids"},
+        ),
+        Operation(
+            path="/info",
+            method="GET",
+            handle=info,
+            summary="Describe the default model",
+            response=Info,
+            responses=ERRORS.responses(),
+        ),
+    ),
+)

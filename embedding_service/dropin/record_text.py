@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 def prepare(settings: RecordSettings, record: Mapping[str, Any]) -> str:
     """Return the record as text; empty if it says nothing. Zeros are said, nulls and blank texts are not."""
-    values = {name: text for name in settings.fields if (text := _value(settings, record.get(name))) is not None}
+    values = {
+        name: text
+        for name in settings.fields
+        if (text := _value(settings, record.get(name))) is not None
+    }
     parts: list[str] = []
     for part in settings.template:
         if isinstance(part, str):
@@ -31,7 +35,9 @@ def prepare(settings: RecordSettings, record: Mapping[str, Any]) -> str:
 def _value(settings: RecordSettings, value: Any) -> Any:
     """Return what stands in a template for a field, or None for nothing."""
     if isinstance(value, dict):
-        value = settings.group_separator.join(f"{k}: {v}" for k, v in value.items() if v is not None)
+        value = settings.group_separator.join(
+            f"{k}: {v}" for k, v in value.items() if v is not None
+        )
     return value.strip() or None if isinstance(value, str) else value
 
 

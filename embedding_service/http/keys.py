@@ -52,7 +52,9 @@ class KeyRing:
         """Read file and credentials again. Raises `BadConfiguration`, and keeps the keys it has."""
         tenants = _read(self._settings)
         if self._tenants and not tenants:
-            raise BadConfiguration("api_keys: none is left, and a running service is not opened to everybody")
+            raise BadConfiguration(
+                "api_keys: none is left, and a running service is not opened to everybody"
+            )
         self._tenants = tenants
 
     def find(self, presented: bytes) -> Tenant | None:
@@ -65,15 +67,21 @@ class KeyRing:
 
 
 def _read(settings: Settings) -> dict[bytes, Tenant]:
-    served = {name for model in settings.served_models for name in (model.model_name, *model.aliases)}
+    served = {
+        name for model in settings.served_models for name in (model.model_name, *model.aliases)
+    }
     tenants: dict[bytes, Tenant] = {}
     names: set[str] = set()
     for where, entry in _entries(settings):
         name = entry.name or f"key-{hashlib.sha256(b'name of ' + entry.digest).hexdigest()[:8]}"
         if (other := tenants.get(entry.digest)) is not None:
-            raise BadConfiguration(f"{where}: {name} and {other.name} are the same key; leave one of them out")
+            raise BadConfiguration(
+                f"{where}: {name} and {other.name} are the same key; leave one of them out"
+            )
         if name in names:
-            raise BadConfiguration(f"{where}: two keys are called {name!r}; limits are counted by name")
+            raise BadConfiguration(
+                f"{where}: two keys are called {name!r}; limits are counted by name"
+            )
         names.add(name)
         if unknown := set(entry.models or ()) - served:
             raise BadConfiguration(f"{where}: {name}: models: {min(unknown)!r} is not served here")
@@ -100,18 +108,26 @@ def _read_file(path: Path) -> list[object]:
         with path.open("rb") as file:
             raw = file.read(_LARGEST_FILE + 1)
         if len(raw) > _LARGEST_FILE:
-            raise BadConfiguration(f"api_keys_file: {path} is larger than 1 MiB, which a list of keys never is")
+            raise BadConfiguration(
+                f"api_keys_file: {path} is larger than 1 MiB, which a list of keys never is"
+            )
         tree = yaml.safe_load(raw.decode())
     except OSError as error:
-        raise BadConfiguration(f"api_keys_file: {path}: {error.strerror or type(error).__name__}") from None
+        raise BadConfiguration(
+            f"api_keys_file: {path}: {error.strerror or type(error).__name__}"
+        ) from None
     except UnicodeDecodeError:
         raise BadConfiguration(f"api_keys_file: {path} is not a text in UTF-8") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}" if mark else "something in it"
-        raise BadConfiguration(f"api_keys_file: {path}: {where} is not valid YAML; put keys in quotes") from None
+        raise BadConfiguration(
+            f"api_keys_file: {path}: {where} is not valid YAML; put keys in quotes"
+        ) from None
     if not tree:
-        raise BadConfiguration(f"api_keys_file: {path} holds no key; `embedding-service keys new` makes one")
+        raise BadConfiguration(
+            f"api_keys_file: {path} holds no key; `embedding-service keys new` makes one"
+        )
     return tree if isinstance(tree, list) else [tree]
 
 

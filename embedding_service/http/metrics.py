@@ -1,13 +1,13 @@
-"""`/metrics` for Prometheus, `/stats` for people: what was counted, and what can be read off right now."""
+"""`/metrics` for Prometheus, `/stats` for people: counters, and the present state."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections import Counter
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from fastapi import APIRouter, Request
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -17,8 +17,9 @@ from prometheus_client.core import (
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 from pydantic import BaseModel
-from starlette.responses import Response
 
+from embedding_service.dialects.dialect import Access, Answer, Dialect, Operation, Request
+from embedding_service.dialects.errors import OPENAI
 from embedding_service.engine.states import State
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
     from embedding_service.engine.replica import Replica
     from embedding_service.service.lifecycle import Lifecycle
+    from embedding_service.service.models import ServedModel
+
+_ACCESS = {"open": Access.OPEN, "loopback": Access.LOCAL, "key": Access.KEY}
 
 
 class StateCollector(Collector):
@@ -36,23 +40,34 @@ class StateCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield every family, without touching what requests use."""
-        yield _gauge("ready", "1 while a balancer should send requests here.", self.lifecycle.ready)
-        yield _gauge("requests_in_flight", "Requests being served.", self.lifecycle.in_flight)
+        lifecycle, cache = self.lifecycle, self.lifecycle.service.models.cache
+        yield _gauge("ready", "1 while a balancer should send requests here.", lifecycle.ready)
+        yield _gauge("requests_in_flight", "Requests being served.", lifecycle.in_flight)
         yield _gauge("asyncio_tasks", "Tasks of the event loop.", len(asyncio.all_tasks()))
-        if (cache := self.lifecycle.service.models.cache) is not None:
+        if cache is not None:
             stats = cache.stats()
-            yield CounterMetricFamily("embedding_cache_hits", "Results that the cache in memory knew.", stats.hits)
-            yield CounterMetricFamily("embedding_cache_misses", "Results that it did not know.", stats.misses)
+            yield _counter("cache_hits", "Results that the cache in memory knew.", stats.hits)
+            yield _counter("cache_misses", "Results that it did not know.", stats.misses)
             yield _gauge("cache_bytes", "Bytes that it holds.", stats.bytes)
             yield _gauge("cache_entries", "Results that it holds.", stats.entries)
         yield from self._models()
 
     def _models(self) -> Iterator[Metric]:
-        queued = GaugeMetricFamily("embedding_queued_tokens", "Tokens admitted, not yet computed.", labels=["model"])
-        limit = GaugeMetricFamily("embedding_queue_limit_tokens", "How many of them there may be.", labels=["model"])
-        replicas = GaugeMetricFamily("embedding_replicas", "Engine processes.", labels=["model", "state"])
-        restarts = CounterMetricFamily("embedding_worker_restarts", "Workers replaced.", labels=["model", "replica"])
-        batches = HistogramMetricFamily("embedding_batch_size", "Texts in an engine step.", labels=["model"])
+        queued = GaugeMetricFamily(
+            "embedding_queued_tokens", "Tokens admitted, not yet computed.", labels=["model"]
+        )
+        limit = GaugeMetricFamily(
+            "embedding_queue_limit_tokens", "How many of them there may be.", labels=["model"]
+        )
+        replicas = GaugeMetricFamily(
+            "embedding_replicas", "Engine processes.", labels=["model", "state"]
+        )
+        restarts = CounterMetricFamily(
+            "embedding_worker_restarts", "Workers replaced.", labels=["model", "replica"]
+        )
+        batches = HistogramMetricFamily(
+            "embedding_batch_size", "Texts in an engine step.", labels=["model"]
+        )
         for model in self.lifecycle.service.models:
             queued.add_metric([model.name], model.gate.held)
             limit.add_metric([model.name], model.gate.limit)
@@ -60,25 +75,35 @@ class StateCollector(Collector):
             for state in State:
                 replicas.add_metric([model.name, state], states[state])
             for replica in model.engine.replicas:
-                restarts.add_metric([model.name, str(replica.index)], max(0, replica.generation - 1))
-            texts = sum(replica.totals.texts for replica in model.engine.replicas)
-            classes = [
-                sum(counts) for counts in zip(*(r.totals.batch_sizes for r in model.engine.replicas), strict=True)
-            ]
-            buckets, below = [], 0
-            for power, count in enumerate(classes):
-                below += count
-                buckets.append((str(float(2**power)), below))
-            batches.add_metric([model.name], [*buckets, ("+Inf", below)], texts)
+                labels = [model.name, str(replica.index)]
+                restarts.add_metric(labels, _restarts(replica))
+            batches.add_metric([model.name], *_batch_sizes(model))
         yield from (queued, limit, replicas, restarts, batches)
+
+
+def _batch_sizes(model: ServedModel) -> tuple[list[tuple[str, int]], int]:
+    """Return the cumulative buckets of steps by size, and the sum of all sizes."""
+    totals = [replica.totals for replica in model.engine.replicas]
+    counts = [sum(column) for column in zip(*(each.batch_sizes for each in totals), strict=True)]
+    cumulative = list(accumulate(counts))
+    buckets = [(str(float(2**power)), below) for power, below in enumerate(cumulative)]
+    return [*buckets, ("+Inf", cumulative[-1])], sum(each.texts for each in totals)
+
+
+def _restarts(replica: Replica) -> int:
+    return max(0, replica.generation - 1)
 
 
 def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
     return GaugeMetricFamily(f"embedding_{name}", text, float(value))
 
 
+def _counter(name: str, text: str, value: float) -> CounterMetricFamily:
+    return CounterMetricFamily(f"embedding_{name}", text, value)
+
+
 class ReplicaStats(BaseModel):
-    """One engine process and those before it; what was computed counts since the start of the gateway."""
+    """One engine process and those before it; counters run since the start of the gateway."""
 
     state: State
     restarts: int
@@ -90,7 +115,7 @@ class ReplicaStats(BaseModel):
 
 
 class ModelStats(BaseModel):
-    """What waits for a model, and who works on it."""
+    """A model's queue and its replicas."""
 
     queued_tokens: int
     queue_limit_tokens: int
@@ -109,19 +134,21 @@ class Stats(BaseModel):
 
 def stats(lifecycle: Lifecycle) -> Stats:
     """Return the present state."""
+    service = lifecycle.service
     return Stats(
         status="ready" if lifecycle.ready else lifecycle.phase,
         uptime_s=round(time.monotonic() - lifecycle.started, 1),
         requests_in_flight=lifecycle.in_flight,
-        answer_bytes_held=lifecycle.service.answers.held,
-        models={
-            model.name: ModelStats(
-                queued_tokens=model.gate.held,
-                queue_limit_tokens=model.gate.limit,
-                replicas=[_replica_stats(replica) for replica in model.engine.replicas],
-            )
-            for model in lifecycle.service.models
-        },
+        answer_bytes_held=service.answers.held,
+        models={model.name: _model_stats(model) for model in service.models},
+    )
+
+
+def _model_stats(model: ServedModel) -> ModelStats:
+    return ModelStats(
+        queued_tokens=model.gate.held,
+        queue_limit_tokens=model.gate.limit,
+        replicas=[_replica_stats(replica) for replica in model.engine.replicas],
     )
 
 
@@ -129,7 +156,7 @@ def _replica_stats(replica: Replica) -> ReplicaStats:
     totals = replica.totals
     return ReplicaStats(
         state=replica.state,
-        restarts=max(0, replica.generation - 1),
+        restarts=_restarts(replica),
         outstanding_tokens=replica.outstanding_tokens,
         steps=totals.steps,
         texts=totals.texts,
@@ -138,21 +165,40 @@ def _replica_stats(replica: Replica) -> ReplicaStats:
     )
 
 
-def router(lifecycle: Lifecycle, *, expose_metrics: bool) -> APIRouter:
-    """Return the routes; who may see them is decided in front of them."""
-    routes = APIRouter(tags=["Operations"])
-    registry = lifecycle.service.metrics.registry
-    registry.register(StateCollector(lifecycle))
+async def show_stats(request: Request[None]) -> Answer:
+    """Count requests, tokens and steps."""
+    return Answer.json(stats(request.lifecycle))
 
-    @routes.get("/stats", summary="What is going on?", response_model=Stats)
-    async def show_stats() -> Stats:
-        return stats(lifecycle)
 
-    if expose_metrics:
+async def show_metrics(request: Request[None]) -> Answer:
+    """Write all metrics in the format that Prometheus asks for."""
+    encode, content_type = choose_encoder(request.accept)
+    return Answer(encode(request.service.metrics.registry), media_type=content_type)
 
-        @routes.get("/metrics", include_in_schema=False)
-        async def show_metrics(request: Request) -> Response:
-            encode, content_type = choose_encoder(request.headers.get("accept", ""))
-            return Response(encode(registry), headers={"content-type": content_type})
 
-    return routes
+def dialect(lifecycle: Lifecycle) -> Dialect:
+    """Return the operations; `metrics` of the settings says for whom `/metrics` is."""
+    lifecycle.service.metrics.registry.register(StateCollector(lifecycle))
+    operations = [
+        Operation(
+            path="/stats",
+            method="GET",
+            handle=show_stats,
+            summary="What is going on?",
+            response=Stats,
+        )
+    ]
+    access = _ACCESS.get(lifecycle.service.settings.metrics)
+    if access is not None:
+        operations.append(
+            Operation(
+                path="/metrics",
+                method="GET",
+                handle=show_metrics,
+                summary="",
+                access=access,
+                probe=True,
+                documented=False,
+            )
+        )
+    return Dialect("Operations", OPENAI, tuple(operations))

@@ -1,30 +1,24 @@
-"""What operators and balancers ask: service info, health, liveness, readiness, the documentation."""
+"""Operators and balancers: service info, health, liveness, readiness, the cache."""
 
 from __future__ import annotations
 
 import sys
-from importlib.resources import files
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from fastapi import APIRouter, FastAPI, Query, Request
-from fastapi.openapi.docs import get_swagger_ui_html
 from pydantic import BaseModel, Field
-from starlette.responses import HTMLResponse, JSONResponse, Response
-from starlette.staticfiles import StaticFiles
 
 from embedding_service import __version__
+from embedding_service.dialects.dialect import Access, Answer, Dialect, Operation, Request
+from embedding_service.dialects.errors import OPENAI
 from embedding_service.engine.states import State
 from embedding_service.errors import ModelNotFound, PermissionDenied, Unavailable
-from embedding_service.http.middleware import exchange_of
-from embedding_service.http.problems import ERRORS
 from embedding_service.service.cache import MemoryCache
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from embedding_service.service.lifecycle import Lifecycle
+    from embedding_service.dialects.errors import Responses
 
 SERVICE_NAME = "embedding-service"
+_RETRY_S = 5.0
 
 
 class ServiceInfo(BaseModel):
@@ -67,7 +61,9 @@ class CacheState(BaseModel):
     max_size: int | None
     bytes: int
     max_bytes: int
-    utilization_percent: float = Field(description="Of `max_size` or `max_bytes`, whichever is nearer.")
+    utilization_percent: float = Field(
+        description="Of `max_size` or `max_bytes`, whichever is nearer."
+    )
     ttl_seconds: float
     hits: int
     misses: int
@@ -80,120 +76,163 @@ class Cleared(BaseModel):
     cleared: int
 
 
-class Endpoints:
-    """What the routes do."""
+async def info(request: Request[None]) -> Answer:
+    """Tell which service this is."""
+    lifecycle = request.lifecycle
+    body = {
+        "service": request.settings.service_name,
+        "version": __version__,
+        "model": request.service.models.default.name,
+        "status": "running" if lifecycle.ready else lifecycle.phase,
+    }
+    return Answer.json(body)
 
-    def __init__(self, lifecycle: Lifecycle) -> None:
-        self.lifecycle = lifecycle
-        self.models = lifecycle.service.models
-        self.settings = lifecycle.service.settings
 
-    async def info(self) -> dict[str, Any]:
-        """Tell which service this is."""
-        return {
-            "service": self.settings.service_name,
-            "version": __version__,
-            "model": self.models.default.name,
-            "status": "running" if self.lifecycle.ready else self.lifecycle.phase,
-        }
+async def livez(request: Request[None]) -> Answer:  # noqa: ARG001
+    """Answer, whatever the engines do."""
+    return Answer.json({"status": "alive"})
 
-    async def livez(self) -> dict[str, str]:
-        """Answer, whatever the engines do."""
-        return {"status": "alive"}
 
-    async def readyz(
-        self, model: Annotated[str | None, Query(description="Ask about one model.")] = None
-    ) -> dict[str, Any]:
-        """Answer 200 only while all required models, or the one that is asked about, can work."""
-        if model is None:
-            ready = self.lifecycle.ready
-        else:
-            served = self.models.get(model)
-            if served is None:
-                raise ModelNotFound("no model by that name is served here", param="model")
-            ready = served.ready and self.lifecycle.phase == "ready"
-        states = {each.name: [replica.state for replica in each.engine.replicas] for each in self.models}
-        if not ready:
-            raise Unavailable(f"not ready: {self.lifecycle.phase}, {states}", retry_after_s=5)
-        return {"status": "ready", "models": states}
+async def readyz(request: Request[None]) -> Answer:
+    """Answer 200 only while all required models, or the one that is asked about, can work."""
+    models, phase = request.service.models, request.lifecycle.phase
+    ready = _is_ready(request, request.query.get("model"))
+    states = {model.name: [each.state for each in model.engine.replicas] for model in models}
+    if not ready:
+        raise Unavailable(f"not ready: {phase}, {states}", retry_after_s=_RETRY_S)
+    return Answer.json({"status": "ready", "models": states})
 
-    async def health(self) -> Response:
-        """Describe the default model; 503 until the gateway is ready."""
-        served, ready = self.models.default, self.lifecycle.ready
-        card = served.card()
-        body = {
-            "status": "healthy" if ready else str(self.lifecycle.phase),
-            "model": served.name,
-            "gpu_memory_utilization": served.options.gpu_memory_utilization,
-            "max_model_len": card.max_tokens if card else served.options.max_model_len,
-            "device": card.device if card else None,
-        }
-        return JSONResponse(body, 200 if ready else 503)
 
-    async def cache_stats(self) -> CacheState:
-        """Count what the cache holds."""
-        state = (self.models.cache or MemoryCache(0, 0)).stats()
-        shares = state.bytes / (state.max_bytes or 1), state.entries / (state.max_entries or sys.maxsize)
-        return CacheState(
-            enabled=self.models.cache is not None,
-            current_size=state.entries,
-            max_size=state.max_entries,
-            bytes=state.bytes,
-            max_bytes=state.max_bytes,
-            utilization_percent=round(100 * max(shares), 2),
-            ttl_seconds=state.ttl_s,
-            hits=state.hits,
-            misses=state.misses,
+def _is_ready(request: Request[None], name: str | None) -> bool:
+    if name is None:
+        return request.lifecycle.ready
+    model = request.service.models.get(name)
+    if model is None:
+        raise ModelNotFound("no model by that name is served here", param="model")
+    return model.ready and request.lifecycle.phase == "ready"
+
+
+async def health(request: Request[None]) -> Answer:
+    """Describe the default model; 503 until the gateway is ready."""
+    model, ready = request.service.models.default, request.lifecycle.ready
+    card = model.card()
+    body = {
+        "status": "healthy" if ready else str(request.lifecycle.phase),
+        "model": model.name,
+        "gpu_memory_utilization": model.options.gpu_memory_utilization,
+        "max_model_len": card.max_tokens if card else model.options.max_model_len,
+        "device": card.device if card else None,
+    }
+    return Answer.json(body, status=200 if ready else 503)
+
+
+async def cache_stats(request: Request[None]) -> Answer:
+    """Count what the cache holds."""
+    cache = request.service.models.cache
+    state = (cache or MemoryCache(0, 0)).stats()
+    share_of_bytes = state.bytes / (state.max_bytes or 1)
+    share_of_entries = state.entries / (state.max_entries or sys.maxsize)
+    body = CacheState(
+        enabled=cache is not None,
+        current_size=state.entries,
+        max_size=state.max_entries,
+        bytes=state.bytes,
+        max_bytes=state.max_bytes,
+        utilization_percent=round(100 * max(share_of_bytes, share_of_entries), 2),
+        ttl_seconds=state.ttl_s,
+        hits=state.hits,
+        misses=state.misses,
+    )
+    return Answer.json(body)
+
+
+async def cache_clear(request: Request[None]) -> Answer:
+    """Forget all results, here and in Redis; for keys that may use all models."""
+    if request.call.tenant.models is not None:
+        raise PermissionDenied(
+            "the cache belongs to all models; only a key for all of them may clear it"
         )
-
-    async def cache_clear(self, request: Request) -> Cleared:
-        """Forget all results, here and in Redis; for keys that may use all models."""
-        if exchange_of(request.scope).call.tenant.models is not None:
-            raise PermissionDenied("the cache belongs to all models; only a key for all of them may clear it")
-        cleared = self.models.cache.clear() if self.models.cache else 0
-        if self.models.shared is not None:
-            cleared += await self.models.shared.clear()
-        return Cleared(message=f"{cleared} results forgotten", cleared=cleared)
+    models = request.service.models
+    cleared = models.cache.clear() if models.cache else 0
+    if models.shared is not None:
+        cleared += await models.shared.clear()
+    return Answer.json({"message": f"{cleared} results forgotten", "cleared": cleared})
 
 
-def router(lifecycle: Lifecycle) -> APIRouter:
-    """Return the routes; probes answer HEAD as well."""
-    routes, do = APIRouter(tags=["Operations"]), Endpoints(lifecycle)
-    not_ready: dict[int | str, Any] = {503: {"model": Health, "description": "Not ready."}}
-    probes: list[tuple[str, Callable[..., Any], str, type[BaseModel], dict[int | str, Any]]] = [
-        ("/livez", do.livez, "Is the gateway alive?", Alive, {}),
-        ("/readyz", do.readyz, "Should a balancer send requests here?", Readiness, {s: ERRORS[s] for s in (404, 503)}),
-        ("/health", do.health, "Health of the default model", Health, not_ready),
-    ]
-    routes.get("/", summary="Which service is this?", response_model=ServiceInfo)(do.info)
-    for path, endpoint, summary, response, errors in probes:
-        routes.get(path, summary=summary, response_model=response, responses=errors)(endpoint)
-        routes.head(path, include_in_schema=False)(endpoint)
-    routes.api_route("/ping", methods=["GET", "HEAD"], include_in_schema=False)(do.livez)
-    routes.get("/cache/stats", summary="What does the cache hold?", response_model=CacheState)(do.cache_stats)
-    routes.post(
-        "/cache/clear",
-        summary="Forget all results",
-        response_model=Cleared,
-        responses={
-            403: {**ERRORS[403], "description": "The key is not for all models."},
-            503: {**ERRORS[503], "description": "Redis does not answer; what it holds is not forgotten."},
-        },
-    )(do.cache_clear)
-    return routes
+def probe(path: str, **options: Any) -> Operation:
+    """Return an operation that balancers ask without a key."""
+    return Operation(path=path, method="GET", access=Access.OPEN, probe=True, **options)
 
 
-def add_documentation(app: FastAPI) -> None:
-    """Serve `/docs` with its assets from this host: no browser is sent anywhere else."""
-    assets = files("fastapi_offline") / "static"
-    app.mount("/docs/assets", StaticFiles(directory=str(assets)), name="docs-assets")
+def _documented(*statuses: int) -> Responses:
+    errors = OPENAI.responses()
+    return {status: errors[status] for status in statuses}
 
-    @app.get("/docs", include_in_schema=False)
-    async def docs() -> HTMLResponse:
-        return get_swagger_ui_html(
-            openapi_url="/openapi.json",
-            title=SERVICE_NAME,
-            swagger_js_url="/docs/assets/swagger-ui-bundle.js",
-            swagger_css_url="/docs/assets/swagger-ui.css",
-            swagger_favicon_url="/docs/assets/favicon.png",
-        )
+
+INFO = Operation(
+    path="/",
+    method="GET",
+    handle=info,
+    summary="Which service is this?",
+    response=ServiceInfo,
+)
+_MODEL = {
+    "name": "model",
+    "in": "query",
+    "required": False,
+    "schema": {
+        "anyOf": [{"type": "string"}, {"type": "null"}],
+        "description": "Ask about one model.",
+        "title": "Model",
+    },
+    "description": "Ask about one model.",
+}
+_NO_KEY_FOR_ALL = {**OPENAI.responses()[403], "description": "The key is not for all models."}
+_REDIS_GONE = {
+    **OPENAI.responses()[503],
+    "description": "Redis does not answer; what it holds is not forgotten.",
+}
+DIALECT = Dialect(
+    "Operations",
+    OPENAI,
+    (
+        INFO,
+        probe("/livez", handle=livez, summary="Is the gateway alive?", response=Alive),
+        probe(
+            "/readyz",
+            handle=readyz,
+            summary="Should a balancer send requests here?",
+            response=Readiness,
+            responses=_documented(404, 503),
+            parameters=(_MODEL,),
+        ),
+        probe(
+            "/health",
+            handle=health,
+            summary="Health of the default model",
+            response=Health,
+            responses={503: {"model": Health, "description": "Not ready."}},
+        ),
+        probe(
+            "/ping",
+            handle=livez,
+            summary="Is the gateway alive?",
+            response=Alive,
+            documented=False,
+        ),
+        Operation(
+            path="/cache/stats",
+            method="GET",
+            handle=cache_stats,
+            summary="What does the cache hold?",
+            response=CacheState,
+        ),
+        Operation(
+            path="/cache/clear",
+            handle=cache_clear,
+            summary="Forget all results",
+            response=Cleared,
+            responses={403: _NO_KEY_FOR_ALL, 503: _REDIS_GONE},
+        ),
+    ),
+)

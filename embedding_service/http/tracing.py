@@ -55,10 +55,16 @@ class Tracer:
 
         parent = self._propagator.extract(headers)
         span = self._tracer.start_span(
-            name, parent, SpanKind.SERVER, attributes=dict(attributes), start_time=nanoseconds(began)
+            name,
+            parent,
+            SpanKind.SERVER,
+            attributes=dict(attributes),
+            start_time=nanoseconds(began),
         )
         for stage, (start, seconds) in stages.items():
-            child = self._tracer.start_span(stage, set_span_in_context(span), start_time=nanoseconds(start))
+            child = self._tracer.start_span(
+                stage, set_span_in_context(span), start_time=nanoseconds(start)
+            )
             child.end(nanoseconds(start + seconds))
         if int(attributes.get("http.response.status_code", 0)) >= 500:  # noqa: PLR2004
             span.set_status(Status(StatusCode.ERROR))

@@ -7,7 +7,7 @@ from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from embedding_service.types import ANYONE, Tenant
+from embedding_service.types import ANYONE, Field, Tenant
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
@@ -33,8 +33,8 @@ class Call:
     """The circumstances of one request; `deadline` is in monotonic seconds.
 
     What is put into `leases` stays reserved until they are closed, once the answer has been sent.
-    `stages` notes when each part of the work began, and the seconds it took; `field` is what the request
-    calls its inputs.
+    `stages` notes when each part of the work began, and the seconds it took. Errors about the
+    inputs as a whole name `field`.
     """
 
     deadline: float
@@ -42,4 +42,4 @@ class Call:
     budget: Budget = dataclasses.field(default_factory=Unlimited)
     leases: ExitStack = dataclasses.field(default_factory=ExitStack)
     stages: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
-    field: str | None = None
+    field: Field = Field.INPUT

@@ -29,7 +29,7 @@ def finish(
     `ranges`, if there are any, scale int8 and uint8 of dense vectors.
     """
     result = computed.result
-    owner, lengths, field = prepared.owner, [len(ids) for ids in prepared.ids], job.names.inputs
+    owner, lengths, field = prepared.owner, [len(ids) for ids in prepared.ids], job.field
     whole = len(owner) == owner[-1] + 1  # no input was chunked
     tokens = lengths if whole else np.bincount(owner, weights=lengths).astype(int).tolist()
     dense = None

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from embedding_service.errors import ContextLengthExceeded, InvalidRequest
 from embedding_service.families import profiles
 from embedding_service.service.prompts import ENCODE_TEXTS, check_total
+from embedding_service.types import Field
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,15 +72,15 @@ class PairEncoder:
                 if not job.cut_documents:
                     raise ContextLengthExceeded(
                         f"This model's maximum context length is {self.max_tokens} tokens, and beside the query "
-                        f"{job.field}[{index}] has room for {room}, not for its {len(second)}. Shorten it.",
-                        param=f"{job.field}[{index}]",
+                        f"{Field.DOCUMENTS}[{index}] has room for {room}, not for its {len(second)}. Shorten it.",
+                        param=f"{Field.DOCUMENTS}[{index}]",
                     )
                 truncated.append(index)
             start = [*self._head, *first, *self._middle]
             ids.append(np.array([*start, *second[:room], *self._tail], np.int32))
             boundaries.append(len(start))
             total += len(ids[-1])
-            check_total(total, max_total, param=job.field)
+            check_total(total, max_total, param=Field.DOCUMENTS)
         return PreparedPairs(ids, boundaries if self._has_types else None, tuple(truncated))
 
     def _room(self, query: list[int]) -> int:

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 
 from embedding_service.errors import ContextLengthExceeded, InvalidRequest
 from embedding_service.families import profiles
-from embedding_service.types import EmbedJob, InputType, TokenIdPolicy, Truncate
+from embedding_service.types import EmbedJob, Field, InputType, TokenIdPolicy, Truncate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -132,7 +132,7 @@ class Encoder:
         """
         if len(prefix) > MAX_PROMPT_CHARACTERS:
             raise InvalidRequest(f"the prompt has more than {MAX_PROMPT_CHARACTERS} characters", param="instruction")
-        read_as, field = None, job.names.inputs
+        read_as, field = None, job.field
         inputs: Sequence[str] | Sequence[list[int]] = job.inputs
         if not isinstance(inputs[0], str):
             read_as = self.options.token_ids
@@ -158,7 +158,7 @@ class Encoder:
     def tokenize(self, texts: list[str], *, add_special_tokens: bool, max_total: int) -> list[list[Token]]:
         """Return the tokens of each text, uncut. Raises `InvalidRequest` for more than `max_total`."""
         encodings = self._tokenizer.encode_batch(texts, add_special_tokens=add_special_tokens)
-        check_total(sum(map(len, encodings)), max_total, param="inputs")
+        check_total(sum(map(len, encodings)), max_total, param=Field.INPUT)
         return [
             [
                 Token(i, token, True, None, None) if special else Token(i, text[start:stop], False, start, stop)  # noqa: FBT003
@@ -172,7 +172,7 @@ class Encoder:
     def decode(self, inputs: list[list[int]], *, skip_special_tokens: bool) -> list[str]:
         """Return the text of each list of the model's own token ids. Raises `InvalidRequest`."""
         for index, ids in enumerate(inputs):
-            self._native(ids, f"ids[{index}]")
+            self._native(ids, f"{Field.INPUT}[{index}]")
         return list(self._tokenizer.decode_batch(inputs, skip_special_tokens=skip_special_tokens))
 
     def _encode(self, texts: list[str], prefix: str, truncate: Truncate) -> list[tuple[list[int], int]]:
@@ -213,24 +213,24 @@ class Encoder:
         for index, (ids, prompt) in enumerate(contents):
             for chunk in self._chunks(ids, prompt, index, job, cut):
                 if not (chunk or self._head or self._tail):
-                    where = f"{job.names.inputs}[{index}]"
+                    where = f"{job.field}[{index}]"
                     raise InvalidRequest(f"{where} has no tokens", param=where)
                 arrays.append(np.array([*self._head, *chunk, *self._tail], np.int32))
                 owner.append(index)
         prepared = Prepared(arrays, owner, tuple(cut.truncated), tuple(cut.chunked), read_as)
-        check_total(prepared.total, max_total, param=job.names.inputs)
+        check_total(prepared.total, max_total, param=job.field)
         return prepared
 
     def _chunks(self, ids: list[int], prompt: int, index: int, job: EmbedJob, cut: _Cut) -> list[list[int]]:
         room = self.room
         if len(ids) <= room:
             return [ids]
-        where = f"{job.names.inputs}[{index}]"
+        where = f"{job.field}[{index}]"
         if job.truncate is Truncate.ERROR:
             requested = len(ids) + self.max_tokens - room
             raise ContextLengthExceeded(
                 f"This model's maximum context length is {self.max_tokens} tokens, however you requested {requested} "
-                f"tokens in {where}. Shorten it, or set truncate to {job.names.truncate}.",
+                f"tokens in {where}. Shorten it, or set truncate to {Field.TRUNCATE}.",
                 param=where,
             )
         if prompt >= room:

@@ -27,7 +27,7 @@ from embedding_service.types import (
     EmbedDtype,
     EmbedJob,
     Encoding,
-    FieldNames,
+    Field,
     Output,
     Priority,
     Scores,
@@ -89,7 +89,7 @@ class EmbeddingService:
         The bytes of the answer stay reserved in `call.leases` until they are sent.
         """
         model, alias = self._find(job.model, call)
-        encoder, call.field = model.embedder(), job.names.inputs
+        encoder, call.field = model.embedder(), job.field
         self._check(model, encoder, job)
         call.leases.enter_context(self.requests.admit(1))
         prefix = encoder.prefix(job, alias)
@@ -126,27 +126,26 @@ class EmbeddingService:
                 f"{model.name} gives {has} and no {' or '.join(missing)}",
                 param="model" if {Output.DENSE, Output.HIDDEN_STATES} & set(missing) else f"return_{missing[0]}",
             )
-        self._check_count(len(job.inputs) - job.queries, job.names.inputs)
-        self._check_characters(job.inputs, job.names.inputs)
+        self._check_count(len(job.inputs) - job.queries, job.field)
+        self._check_characters(job.inputs, job.field)
         if job.dimensions is not None:
-            self._check_dimensions(model, encoder, job.dimensions, field=job.names.dimensions)
+            self._check_dimensions(model, encoder, job.dimensions)
         if scaled := sorted(SCALED & {job.embed_dtype, *job.more_dtypes}):
             if not job.normalize:
                 raise InvalidRequest(f"{scaled[0]} is made from unit vectors; leave normalize out", param="normalize")
             if model.ranges is not None and Output.DENSE in job.outputs:
-                self._check_ranges(model, job, job.dimensions or facts.dimension, calibrated=model.ranges.shape[1])
+                self._check_ranges(model, job.dimensions or facts.dimension, calibrated=model.ranges.shape[1])
 
-    def _check_ranges(self, model: ServedModel, job: EmbedJob, dimensions: int | None, *, calibrated: int) -> None:
+    def _check_ranges(self, model: ServedModel, dimensions: int | None, *, calibrated: int) -> None:
         if dimensions != calibrated:
-            field = job.names.dimensions
             raise InvalidRequest(
                 f"int8 and uint8 of {model.name} are calibrated for {calibrated} dimensions, and these vectors have "
-                f"{dimensions}; set {field} to {calibrated}, or ask for another format",
-                param=field,
+                f"{dimensions}; set {Field.DIMENSIONS} to {calibrated}, or ask for another format",
+                param=Field.DIMENSIONS,
             )
 
-    def _check_dimensions(self, model: ServedModel, encoder: Encoder, dimensions: int, *, field: str) -> None:
-        full, sizes = encoder.facts.dimension, model.matryoshka
+    def _check_dimensions(self, model: ServedModel, encoder: Encoder, dimensions: int) -> None:
+        full, sizes, field = encoder.facts.dimension, model.matryoshka, Field.DIMENSIONS
         if full is None:
             raise InvalidRequest(f"{model.name} has no dense vectors to shorten", param=field)
         if dimensions == full:
@@ -194,11 +193,11 @@ class EmbeddingService:
     ) -> list[list[Token]]:
         """Return the tokens of each text as the default embedding model reads them."""
         encoder = self._default_encoder(call)
-        self._check_count(len(texts), "inputs")
-        self._check_characters(texts, "inputs")
+        self._check_count(len(texts), Field.INPUT)
+        self._check_characters(texts, Field.INPUT)
         call.leases.enter_context(self.requests.admit(1))
         limit = self.settings.max_request_tokens
-        check_total(sum(map(len, texts)) // CHARACTERS_PER_TOKEN, limit, param="inputs")
+        check_total(sum(map(len, texts)) // CHARACTERS_PER_TOKEN, limit, param=Field.INPUT)
         prefix = encoder.prefix(EmbedJob(None, texts, prompt_name=prompt_name), None) if prompt_name else ""
         return await self._maybe_in_thread(
             lambda: encoder.tokenize(
@@ -210,8 +209,8 @@ class EmbeddingService:
     async def decode(self, inputs: list[list[int]], call: Call, *, skip_special_tokens: bool) -> list[str]:
         """Return the texts of token ids of the default embedding model."""
         encoder = self._default_encoder(call)
-        self._check_count(len(inputs), "ids")
-        check_total(sum(map(len, inputs)), self.settings.max_request_tokens, param="ids")
+        self._check_count(len(inputs), Field.INPUT)
+        check_total(sum(map(len, inputs)), self.settings.max_request_tokens, param=Field.INPUT)
         call.leases.enter_context(self.requests.admit(1))
         return await self._maybe_in_thread(
             lambda: encoder.decode(inputs, skip_special_tokens=skip_special_tokens),
@@ -221,9 +220,9 @@ class EmbeddingService:
     async def rerank(self, job: RerankJob, call: Call) -> Scores:
         """Score every pair before the deadline, with a cross-encoder or by late interaction."""
         model, _ = self._find(job.model, call, scores=True)
-        call.field = job.field
-        self._check_count(len(job.pairs), job.field)
-        self._check_characters([document for _, document in job.pairs], job.field)
+        call.field = Field.DOCUMENTS
+        self._check_count(len(job.pairs), Field.DOCUMENTS)
+        self._check_characters([document for _, document in job.pairs], Field.DOCUMENTS)
         if model.pairs is None:
             return await self._rerank_late(model, job, call)
         if job.weights is not None:
@@ -244,7 +243,7 @@ class EmbeddingService:
         )
         scores = computed.result.scores
         assert scores is not None  # noqa: S101 - it was asked for
-        check_finite(vectors.finite_rows(scores).tolist(), range(len(job.pairs)), job.field)
+        check_finite(vectors.finite_rows(scores).tolist(), range(len(job.pairs)), Field.DOCUMENTS)
         return Scores(
             self._name(model, job.model),
             scores[:, 0],
@@ -271,7 +270,7 @@ class EmbeddingService:
             outputs,
             truncate=Truncate.RIGHT,
             encoding=Encoding.BASE64,
-            names=FieldNames(inputs=job.field),
+            field=Field.DOCUMENTS,
             queries=len(queries),
         )
         with ExitStack() as leases:  # these vectors are not the answer
@@ -351,7 +350,7 @@ class EmbeddingService:
                 f"the answer would have about {needed} bytes, and this server sends at most "
                 f"{self.settings.max_response_bytes}; ask for encoding_format base64, embed_dtype float16 "
                 "or fewer texts",
-                param=job.names.inputs,
+                param=job.field,
             )
         return needed
 

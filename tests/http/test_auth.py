@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from tests.conftest import RunningGateway
 
 OPEN = {"/livez", "/readyz", "/health", "/ping"}
-DOCUMENTATION = {"/docs", "/openapi.json"}
+ASSETS = {f"/docs/assets/{name}" for name in ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")}
+DOCUMENTATION = {"/docs", "/openapi.json"} | ASSETS
 HASHED = "sha256:" + hashlib.sha256(b"second-key").hexdigest()
 KEYS = ["first-key", HASHED, "schlüssel"]
 

@@ -21,7 +21,7 @@ from embedding_service.errors import (
 )
 from embedding_service.service.call import Call
 from embedding_service.service.service import INLINE_CHARACTERS, INTERACTIVE_TEXTS
-from embedding_service.types import Embeddings, EmbedDtype, EmbedJob, Encoding, FieldNames, Output
+from embedding_service.types import Embeddings, EmbedDtype, EmbedJob, Encoding, Output
 from tests.calls import ids_of, raw_vector, unit_vectors
 from tests.conftest import FAKE
 
@@ -170,9 +170,9 @@ def test_too_many_tokens_at_once_are_a_429(narrow: Service) -> None:
 
 def test_more_tokens_than_the_queue_holds_are_a_400(narrow: Service) -> None:
     """What would never fit is not told to come back."""
-    refused = narrow.refusal(replace(JOB, inputs=["w1 " * 40] * 3, names=FieldNames("texts")))
+    refused = narrow.refusal(replace(JOB, inputs=["w1 " * 40] * 3))
     assert isinstance(refused, InvalidRequest)
-    assert refused.param == "texts"
+    assert refused.param == "input"
 
 
 def test_answers_are_reserved_until_they_are_sent(narrow: Service) -> None:

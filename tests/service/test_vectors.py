@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from embedding_service.dialects.wire import vector_json
+from embedding_service.dialects.embedding import vector_json
 from embedding_service.service.vectors import chunk_mean, finite_rows, quantise, shape_dense, written_bytes
 from embedding_service.types import EmbedDtype, Encoding
 

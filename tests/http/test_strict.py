@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from embedding_service.dialects.openai import EmbeddingsRequest
 from tests.calls import JSON, MOST_ERROR_BYTES, embed, error_of, log_line, post, vectors_of
 from tests.conftest import FAKE
-from tests.dialects.test_wire import ECHOES, LONG, MOST_ECHOED, NOT_STRICT
+from tests.http.test_json_body import ECHOES, LONG, MOST_ECHOED, NOT_STRICT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

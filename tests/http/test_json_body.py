@@ -1,26 +1,23 @@
-"""Bytes in and out, without a server: what is JSON to us, and how numbers are written."""
+"""Strict JSON, without a server: which bodies are read, and how the others are refused."""
 
 from __future__ import annotations
 
-import base64
 import json
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedding_service.dialects import wire
 from embedding_service.errors import InvalidRequest
-from embedding_service.types import Encoding
+from embedding_service.http.json_body import parse_object
 
 MOST_ECHOED = 200
 
 
 def refusal(body: bytes, content_type: str | None = None) -> InvalidRequest:
     with pytest.raises(InvalidRequest) as caught:
-        wire.parse_object(body, content_type)
+        parse_object(body, content_type)
     return caught.value
 
 
@@ -85,7 +82,7 @@ def test_refuses_what_is_not_strict_json(body: bytes, param: str | None) -> None
 )
 def test_reads_what_is_strict_json(text: str, value: Any) -> None:
     """Escapes, astral characters, long integers and eight levels are all fine."""
-    assert wire.parse_object(f'{{"a":{text}}}'.encode(), None) == {"a": value}
+    assert parse_object(f'{{"a":{text}}}'.encode(), None) == {"a": value}
 
 
 @given(
@@ -94,7 +91,7 @@ def test_reads_what_is_strict_json(text: str, value: Any) -> None:
 def test_reads_what_json_writes(tree: dict[str, Any]) -> None:
     """What Python's json module writes of finite values comes back equal, escaped or not."""
     for ascii_only in (True, False):
-        assert wire.parse_object(json.dumps(tree, ensure_ascii=ascii_only).encode(), "application/json") == tree
+        assert parse_object(json.dumps(tree, ensure_ascii=ascii_only).encode(), "application/json") == tree
 
 
 @pytest.mark.parametrize(
@@ -102,7 +99,7 @@ def test_reads_what_json_writes(tree: dict[str, Any]) -> None:
 )
 def test_takes_json_content_types(kind: str | None) -> None:
     """JSON may be called so in any case, with parameters, by a +json name, or not at all."""
-    assert wire.parse_object(b"{}", kind) == {}
+    assert parse_object(b"{}", kind) == {}
 
 
 @pytest.mark.parametrize(
@@ -130,47 +127,3 @@ def test_echoes_little(text: str) -> None:
     """Of a hostile body, message and param together repeat at most 200 characters."""
     error = refusal(text.encode())
     assert (error.message + str(error.param)).count("Q") <= MOST_ECHOED
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int8, np.uint8])
-@pytest.mark.parametrize("shape", [(4,), (3, 4)])
-def test_vectors_as_base64_are_their_bytes(dtype: type[np.generic], shape: tuple[int, ...]) -> None:
-    """Base64 holds the little-endian numbers, row after row."""
-    vector = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
-    text = json.loads(wire.vector_json(vector, Encoding.BASE64))
-    decoded = np.frombuffer(base64.b64decode(text, validate=True), np.dtype(dtype).newbyteorder("<"))
-    np.testing.assert_array_equal(decoded.reshape(shape), vector)
-
-
-@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=20))
-def test_floats_survive_json(values: list[float]) -> None:
-    """A float32 written as JSON reads back as the same float32."""
-    vector = np.array(values, np.float32)
-    np.testing.assert_array_equal(np.array(json.loads(wire.vector_json(vector, Encoding.FLOAT)), np.float32), vector)
-
-
-@given(st.lists(st.binary(max_size=9), max_size=50), st.integers(1, 40))
-def test_pieces_lose_nothing(parts: list[bytes], size: int) -> None:
-    """Pieces join to what went in, and only the last may be smaller than was asked for."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(wire, "PIECE_BYTES", size)
-        pieces = list(wire.pieces(parts))
-    assert b"".join(pieces) == b"".join(parts)
-    assert all(len(piece) >= size for piece in pieces[:-1])
-
-
-@pytest.mark.parametrize("name", ["a\r\nset-cookie: b", "naïve", "\0", "\x7f", "emoji 😀"])
-def test_header_values_are_printable_ascii(name: str) -> None:
-    """No field name of a client can break a header."""
-    value = wire.header_list([name])
-    assert value.isascii()
-    assert value.isprintable()
-
-
-def test_long_header_lists_end_between_names() -> None:
-    """A list that is too long for a header is cut between two names and says so."""
-    value = wire.header_list(map(str, range(1000)))
-    *names, last = value.split(", ")
-    assert names == [str(i) for i in range(len(names))]
-    assert last == "..."
-    assert len(value) <= MOST_ECHOED

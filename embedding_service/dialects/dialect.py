@@ -1,0 +1,153 @@
+"""A dialect as data: how its errors are written, what it calls the fields, which operations it has.
+
+`http/` mounts dialects. Keys, rates, limits, deadlines, strict JSON and the OpenAPI document are the
+same for all of them; an operation is a function from `Request` to `Answer` and knows no HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+import orjson
+from pydantic import BaseModel
+
+from embedding_service.types import Field
+
+if TYPE_CHECKING:
+    from embedding_service.dialects.errors import ErrorShape
+    from embedding_service.dialects.fields import Fields
+    from embedding_service.service.call import Call
+    from embedding_service.service.lifecycle import Lifecycle
+    from embedding_service.service.service import EmbeddingService
+    from embedding_service.settings.gateway import Settings
+
+FieldsT = TypeVar("FieldsT", bound="Fields | None")
+Tree = Mapping[str, Any]
+Names = Mapping[Field, str]
+
+
+@dataclass(slots=True)
+class Request(Generic[FieldsT]):
+    """One request, as its operation sees it.
+
+    `fields` are the validated body (None for GET), and `ignored` names the fields of the body that
+    the operation does not know. `log` goes into the request's log line. `names` is what
+    errors call the fields; an operation may change it once it knows better.
+    """
+
+    fields: FieldsT
+    lifecycle: Lifecycle
+    call: Call
+    log: dict[str, Any]
+    names: dict[Field, str]
+    ignored: list[str] = field(default_factory=list)
+    path: Mapping[str, str] = field(default_factory=dict)
+    query: Mapping[str, str] = field(default_factory=dict)
+    accept: str = ""
+
+    @property
+    def service(self) -> EmbeddingService:
+        """The models, and what bounds them."""
+        return self.lifecycle.service
+
+    @property
+    def settings(self) -> Settings:
+        """All that can be set."""
+        return self.lifecycle.service.settings
+
+
+@dataclass(slots=True)
+class Answer:
+    """An answer: `body` in one piece, or in small ones that are rendered while they are sent."""
+
+    body: bytes | Iterator[bytes] = b""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    status: int = 200
+    media_type: str | None = "application/json"
+
+    @classmethod
+    def json(
+        cls, value: Any, *, status: int = 200, headers: Mapping[str, str] | None = None
+    ) -> Answer:
+        """Return plain values, pydantic models and numpy arrays as JSON."""
+        if isinstance(value, BaseModel):
+            value = value.model_dump(mode="json")
+        body = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+        return cls(body, headers or {}, status)
+
+
+Handler = Callable[[Request[Any]], Awaitable[Answer]]
+
+
+class Predicate(Protocol):
+    """Tells whether a body is meant for an operation that shares its path with others."""
+
+    fields: tuple[str, ...]
+
+    def __call__(self, tree: Tree) -> bool:
+        """Look at a body."""
+        ...
+
+
+class Sends:
+    """True of a body that has one of these fields."""
+
+    def __init__(self, *fields: str) -> None:
+        self.fields = fields
+
+    def __call__(self, tree: Tree) -> bool:
+        """Look at a body."""
+        return any(name in tree for name in self.fields)
+
+
+class Access(Enum):
+    """Whom an operation serves where keys are set."""
+
+    KEY = "key"
+    LOCAL = "local"  # programs on this machine need none; others do, also where none is set
+    OPEN = "open"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """One thing that can be asked at one path.
+
+    `when` tells operations apart that share a path; one without it takes what no other does.
+    `check` may refuse a body before its fields are validated. `errors` is for an operation whose
+    errors are not written like those of its dialect. `probe`: served while draining, logged only when
+    it fails, and HEAD is answered too.
+    """
+
+    path: str
+    handle: Handler
+    summary: str
+    request: type[Fields] | None = None
+    response: Any = None
+    method: str = "POST"
+    id: str | None = None
+    when: Predicate | None = None
+    check: Callable[[Tree], None] | None = None
+    names: Names = field(default_factory=dict)
+    errors: ErrorShape | None = None
+    access: Access = Access.KEY
+    probe: bool = False
+    documented: bool = True
+    parameters: tuple[dict[str, Any], ...] = ()
+    responses: Mapping[int | str, dict[str, Any]] | None = None
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The HTTP methods that this operation answers."""
+        return (self.method, "HEAD") if self.probe else (self.method,)
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """An API that is spoken here."""
+
+    name: str
+    errors: ErrorShape
+    operations: tuple[Operation, ...]

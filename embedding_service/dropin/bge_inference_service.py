@@ -1,0 +1,40 @@
+"""bge-inference-service: its health; its other routes are those of `dialects/bge.py` and `rerank.py`."""
+
+from __future__ import annotations
+
+from embedding_service.dialects import rerank
+from embedding_service.dialects.dialect import Access, Answer, Dialect, Operation, Request
+from embedding_service.dialects.errors import DETAIL
+from embedding_service.dropin.preset import Preset
+
+
+async def health(request: Request[None]) -> Answer:
+    """Tell which models are loaded; 503 until the gateway is ready."""
+    models = list(request.service.models)
+    embedder = any(model.encoder is not None and model.ready for model in models)
+    reranker = any(model.pairs is not None and model.ready for model in models)
+    card = request.service.models.default.card()
+    body = {
+        "status": "ok" if embedder and reranker else "degraded",
+        "service": request.settings.service_name,
+        "embedder_loaded": embedder,
+        "reranker_loaded": reranker,
+        "device": card.device if card else None,
+    }
+    return Answer.json(body, status=200 if request.lifecycle.ready else 503)
+
+
+HEALTH = Operation(
+    path="/health",
+    method="GET",
+    handle=health,
+    summary="Which models are loaded?",
+    access=Access.OPEN,
+    probe=True,
+)
+PRESET = Preset(
+    name="bge-inference-service",
+    errors=DETAIL,
+    dialects=lambda _: (Dialect("bge-inference-service", DETAIL, (HEALTH,)),),
+    instead={"Rerank": rerank.dialect(raw_scores=True, return_documents=True)},
+)

@@ -1,0 +1,90 @@
+"""`embed`, the service of a Next.js application: `/embed` with `texts`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import orjson
+from pydantic import BaseModel, Field
+
+from embedding_service.dialects import embedding
+from embedding_service.dialects.dialect import Access, Answer, Dialect, Operation, Request, Sends
+from embedding_service.dialects.errors import DETAIL, OPENAI
+from embedding_service.dialects.fields import Fields
+from embedding_service.dropin.preset import Preset
+from embedding_service.types import EmbedJob, Truncate
+from embedding_service.types import Field as Name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from embedding_service.types import Embeddings
+
+
+class TextsRequest(Fields):
+    """Texts to embed."""
+
+    texts: list[Annotated[str, Field(min_length=1)]] = Field(min_length=1)
+    normalize: bool = True
+
+
+class TextsResponse(BaseModel):
+    """One vector for each text."""
+
+    embeddings: list[list[float]]
+    model: str
+    dimension: int
+
+
+def _render(answer: Embeddings) -> Iterator[bytes]:
+    assert answer.dense is not None  # noqa: S101 - it was asked for
+    yield b'{"embeddings":'
+    yield from embedding.json_list(map(embedding.vector_json, answer.dense))
+    dimension = answer.dense.shape[1]
+    yield b',"model":%s,"dimension":%d}' % (orjson.dumps(answer.model), dimension)
+
+
+async def embed_texts(request: Request[TextsRequest]) -> Answer:
+    """Give each text one vector of the default model."""
+    fields = request.fields
+    model = request.service.models.default_for(scores=False).name
+    job = EmbedJob(model, list(fields.texts), truncate=Truncate.RIGHT, normalize=fields.normalize)
+    return await embedding.respond(request, job, _render)
+
+
+async def health(request: Request[None]) -> Answer:
+    """Describe the default model; 503 until the gateway is ready."""
+    model, ready = request.service.models.default, request.lifecycle.ready
+    card = model.card()
+    body = {
+        "status": "healthy" if ready else str(request.lifecycle.phase),
+        "model": model.name,
+        "device": card.device if card else None,
+        "dimension": card.dimension if card else None,
+    }
+    return Answer.json(body, status=200 if ready else 503)
+
+
+EMBED = Operation(
+    path="/embed",
+    handle=embed_texts,
+    summary="Embed texts",
+    request=TextsRequest,
+    response=TextsResponse,
+    when=Sends("texts"),
+    names={Name.INPUT: "texts"},
+)
+HEALTH = Operation(
+    path="/health",
+    method="GET",
+    handle=health,
+    summary="Health of the model",
+    access=Access.OPEN,
+    probe=True,
+)
+DIALECT = Dialect("Embed", OPENAI, (EMBED,))
+PRESET = Preset(
+    name="embed",
+    errors=DETAIL,
+    dialects=lambda _: (Dialect("Embed", DETAIL, (EMBED, HEALTH)),),
+)

@@ -1,0 +1,76 @@
+"""`/model-info`: the model behind stored vectors, its limits, and SQL to store them with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from embedding_service.dialects.dialect import Answer, Operation, Request
+from embedding_service.dropin.model_identity import model_identity
+
+SQL_EXAMPLES = {
+    "create": "ALTER TABLE items ADD COLUMN embedding vector({dimensions});",
+    "index": "CREATE INDEX ON items USING hnsw (embedding vector_cosine_ops);",
+    "search": "SELECT id, 1 - (embedding <=> $1) AS similarity FROM items "
+    "ORDER BY embedding <=> $1 LIMIT 10;",
+}
+
+
+class ModelInfo(BaseModel):
+    """The model, its limits and its cache."""
+
+    model_name: str
+    model: str
+    model_version: str
+    model_checksum: str
+    dimensions: int | None
+    model_load_time_seconds: float
+    limits: dict[str, float | None]
+    cache: dict[str, Any]
+    sql_examples: dict[str, str]
+
+
+async def model_info(request: Request[None]) -> Answer:
+    """Tell what vectors are made with, within which limits."""
+    models, settings = request.service.models, request.settings
+    model = models.default_for(scores=False)
+    dimensions = model.facts.dimension if model.facts else None
+    body = {
+        "model_name": model.name,
+        "model": model.name,
+        **await model_identity(settings, model),
+        "dimensions": dimensions,
+        "model_load_time_seconds": round(model.load_s, 2),
+        "limits": _limits(request),
+        "cache": {
+            "enabled": models.cache is not None,
+            "max_size": settings.cache_max_entries,
+            "ttl_seconds": settings.cache_ttl_s,
+        },
+        "sql_examples": {
+            name: sql.format(dimensions=dimensions) for name, sql in SQL_EXAMPLES.items()
+        },
+    }
+    return Answer.json(ModelInfo.model_validate(body))
+
+
+def _limits(request: Request[None]) -> dict[str, float | None]:
+    settings = request.settings
+    limits: dict[str, float | None] = {
+        "max_batch_size": settings.max_inputs,
+        "max_text_length": settings.max_text_characters,
+    }
+    for name, field in settings.records.fields.items():
+        if field.max_length:
+            limits[name] = field.max_length
+    return limits
+
+
+MODEL_INFO = Operation(
+    path="/model-info",
+    method="GET",
+    handle=model_info,
+    summary="The model, its limits, its cache",
+    response=ModelInfo,
+)

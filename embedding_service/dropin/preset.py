@@ -1,0 +1,62 @@
+"""A preset as data: the ways in which a replaced system differs from the dialects that all speak."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from embedding_service.dialects.dialect import Access
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from embedding_service.dialects.dialect import Dialect, Operation
+    from embedding_service.dialects.errors import ErrorShape
+    from embedding_service.settings.gateway import Settings
+
+_HOW = "Send it as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'."
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRules:
+    """Messages for a missing and for a wrong key; `bare` takes a key without `Bearer` too."""
+
+    missing: str = f"You didn't provide an API key. {_HOW}"
+    wrong: str = f"Incorrect API key provided. {_HOW}"
+    bare: bool = False
+
+
+def _none(_: Settings) -> tuple[Dialect, ...]:
+    return ()
+
+
+def _accept(_: Settings) -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preset:
+    """One replaced system.
+
+    `dialects` are its own: at their paths nobody else answers. `instead` replaces dialects of these
+    names by variants. GET needs no key at `open_paths`. All errors are written as `errors`. `check`
+    raises `ValueError` about settings that this system would not have started with.
+    """
+
+    name: str
+    errors: ErrorShape | None = None
+    dialects: Callable[[Settings], tuple[Dialect, ...]] = _none
+    instead: Mapping[str, Dialect] = field(default_factory=dict)
+    open_paths: frozenset[str] = frozenset()
+    keys: KeyRules = KeyRules()
+    check: Callable[[Settings], None] = _accept
+
+    def adapt(self, dialect: Dialect) -> Dialect:
+        """Return a dialect as this system spoke it."""
+        dialect = self.instead.get(dialect.name, dialect)
+        return replace(dialect, operations=tuple(map(self._opened, dialect.operations)))
+
+    def _opened(self, operation: Operation) -> Operation:
+        if operation.method == "GET" and operation.path in self.open_paths:
+            return replace(operation, access=Access.OPEN)
+        return operation

@@ -1,0 +1,33 @@
+"""TEI itself: its dialect's errors for everything, and probes that answer without a body."""
+
+from __future__ import annotations
+
+from embedding_service.dialects import tei
+from embedding_service.dialects.dialect import Access, Answer, Dialect, Operation, Request
+from embedding_service.dropin.preset import Preset
+from embedding_service.errors import Unavailable
+
+_RETRY_S = 5.0
+
+
+async def health(request: Request[None]) -> Answer:
+    """Answer 200 without a body once the gateway is ready."""
+    if not request.lifecycle.ready:
+        raise Unavailable(f"not ready: {request.lifecycle.phase}", retry_after_s=_RETRY_S)
+    return Answer(media_type=None)
+
+
+def _probe(path: str) -> Operation:
+    return Operation(
+        path=path,
+        method="GET",
+        handle=health,
+        summary="Is the service up?",
+        responses=tei.ERRORS.responses(),
+        access=Access.OPEN,
+        probe=True,
+    )
+
+
+PROBES = Dialect("TEI", tei.ERRORS, tuple(map(_probe, ("/", "/health", "/ping"))))
+PRESET = Preset(name=tei.PRESET, errors=tei.ERRORS, dialects=lambda _: (PROBES, tei.DIALECT))

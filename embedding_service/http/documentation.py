@@ -1,0 +1,68 @@
+"""`/docs` and `/openapi.json`; the page's assets come from this host, and no browser is sent elsewhere."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+from fastapi.openapi.docs import get_swagger_ui_html
+
+from embedding_service.dialects.dialect import Access, Answer, Dialect, Operation, Request
+from embedding_service.dialects.errors import OPENAI
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from embedding_service.dialects.dialect import Handler
+
+_ASSETS = {
+    "swagger-ui-bundle.js": "text/javascript; charset=utf-8",
+    "swagger-ui.css": "text/css; charset=utf-8",
+    "favicon.png": "image/png",
+}
+_FOLDER = "/docs/assets"
+
+
+def dialect(title: str, document: Callable[[], dict[str, Any]], access: Access) -> Dialect:
+    """Return the operations that show `document`, which is made when it is first asked for."""
+    cache: list[dict[str, Any]] = []
+
+    async def openapi(request: Request[None]) -> Answer:  # noqa: ARG001
+        if not cache:
+            cache.append(document())
+        return Answer.json(cache[0])
+
+    async def page(request: Request[None]) -> Answer:  # noqa: ARG001
+        html = get_swagger_ui_html(
+            openapi_url="/openapi.json",
+            title=title,
+            swagger_js_url=f"{_FOLDER}/swagger-ui-bundle.js",
+            swagger_css_url=f"{_FOLDER}/swagger-ui.css",
+            swagger_favicon_url=f"{_FOLDER}/favicon.png",
+        )
+        return Answer(bytes(html.body), media_type="text/html; charset=utf-8")
+
+    def operation(path: str, handle: Handler) -> Operation:
+        return Operation(
+            path=path, method="GET", handle=handle, summary="", access=access, documented=False
+        )
+
+    return Dialect(
+        "Documentation",
+        OPENAI,
+        (
+            operation("/openapi.json", openapi),
+            operation("/docs", page),
+            *(operation(f"{_FOLDER}/{name}", _asset(name)) for name in _ASSETS),
+        ),
+    )
+
+
+def _asset(name: str) -> Handler:
+    body = (files("fastapi_offline") / "static" / name).read_bytes()
+
+    async def asset(request: Request[None]) -> Answer:  # noqa: ARG001
+        return Answer(body, media_type=_ASSETS[name])
+
+    return asset

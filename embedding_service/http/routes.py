@@ -1,0 +1,134 @@
+"""Which operation answers where: the table of all paths, made from the dialects and a preset."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from starlette.routing import compile_path
+
+from embedding_service.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    import re
+    from collections.abc import Iterable, Iterator
+
+    from embedding_service.dialects.dialect import Dialect, Operation, Tree
+    from embedding_service.dialects.errors import ErrorShape
+
+
+@dataclass(frozen=True, slots=True)
+class Mounted:
+    """An operation of a dialect at its path, and how its errors are written here."""
+
+    operation: Operation
+    dialect: Dialect
+    errors: ErrorShape
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """A path, and the operations there by method; several under one method are told apart by the body.
+
+    `errors` is how errors are written before it is known which operation is meant.
+    """
+
+    path: str
+    errors: ErrorShape
+    methods: dict[str, list[Mounted]] = field(default_factory=dict)
+
+    def choose(self, method: str, tree: Tree) -> Mounted:
+        """Return the one operation that a body means. Raises `InvalidRequest` for none, or several."""
+        mounted = self.methods[method]
+        if len(mounted) == 1:
+            return mounted[0]
+        meant = [each for each in mounted if each.operation.when and each.operation.when(tree)]
+        default = [each for each in mounted if each.operation.when is None]
+        if len(meant) == 1:
+            return meant[0]
+        if not meant and default:
+            return default[0]
+        fields = telling_fields(mounted)
+        raise InvalidRequest(
+            f"send exactly one of {', '.join(fields)}",
+            param=next((name for name in fields if name in tree), None),
+        )
+
+
+def telling_fields(mounted: Iterable[Mounted]) -> list[str]:
+    """Return the fields that tell these operations apart."""
+    predicates = [each.operation.when for each in mounted if each.operation.when]
+    names: list[str] = []
+    for predicate in predicates:
+        names += predicate.fields
+    return names
+
+
+class RouteTable:
+    """All paths of this gateway.
+
+    Where a preset has an operation, the dialects' operations for that path and method give way; its
+    errors, if it has any, are everybody's.
+    """
+
+    def __init__(
+        self,
+        dialects: Iterable[Dialect],
+        *,
+        preset: Iterable[Dialect] = (),
+        errors: ErrorShape | None = None,
+        default_errors: ErrorShape,
+    ) -> None:
+        self.errors = errors or default_errors
+        self._everybodys = errors
+        self._exact: dict[str, Resource] = {}
+        self._templates: list[tuple[re.Pattern[str], Resource]] = []
+        for dialect in preset:
+            self._mount(dialect, taken=frozenset())
+        taken = frozenset(
+            (resource.path, method) for resource in self for method in resource.methods
+        )
+        for dialect in dialects:
+            self._mount(dialect, taken=taken)
+
+    def __iter__(self) -> Iterator[Resource]:
+        yield from self._exact.values()
+        yield from (resource for _, resource in self._templates)
+
+    def find(self, path: str) -> Resource | None:
+        """Return what is served at a path."""
+        resource = self._exact.get(path)
+        if resource is None:
+            for pattern, candidate in self._templates:
+                if pattern.fullmatch(path):
+                    return candidate
+        return resource
+
+    def _mount(self, dialect: Dialect, *, taken: frozenset[tuple[str, str]]) -> None:
+        for operation in dialect.operations:
+            errors = self._everybodys or operation.errors or dialect.errors
+            resource = self._resource(operation.path, errors)
+            for method in operation.methods:
+                if (operation.path, method) not in taken:
+                    mounted = Mounted(operation, dialect, errors)
+                    resource.methods.setdefault(method, []).append(mounted)
+                    _check(resource.methods[method])
+
+    def _resource(self, path: str, errors: ErrorShape) -> Resource:
+        for resource in self:
+            if resource.path == path:
+                return resource
+        resource = Resource(path, errors)
+        if "{" in path:
+            self._templates.append((compile_path(path)[0], resource))
+        else:
+            self._exact[path] = resource
+        return resource
+
+
+def _check(mounted: list[Mounted]) -> None:
+    """Refuse two operations at one path that no body could tell apart: a mistake in a dialect."""
+    if sum(each.operation.when is None for each in mounted) > 1:
+        first, *_, last = (each.dialect.name for each in mounted)
+        path = mounted[0].operation.path
+        raise ValueError(f"{path}: {first} and {last} both answer it, and no `when` decides")
