@@ -9,6 +9,7 @@ MAKEFLAGS += --no-builtin-rules
 PYTHON ?= python3
 CONFIG ?= config/demo.yaml
 ARGS ?=
+PATHS ?=
 TORCH_CPU := torch==2.13.0+cpu
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
@@ -19,7 +20,7 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 ENGINE ?= $(or $(patsubst $(VENV)/.engine-%,%,$(wildcard $(VENV)/.engine-*)),$(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu))
 ENGINE := $(ENGINE)
 
-.PHONY: help install install-test serve test check format soak bench clean
+.PHONY: help install install-test serve test check format figures soak bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -48,6 +49,9 @@ check: install-test ## ruff, mypy strict, the import rules
 format: install-test ## let ruff format and repair what it can
 	@$(VENV)/bin/ruff format .
 	@$(VENV)/bin/ruff check --fix .
+
+figures: ## how dense the source is; PATHS=... are measured beside it
+	@$(PYTHON) -m benchmarks.figures $(PATHS)
 
 soak: export FUZZ_REQUESTS ?= 100000
 soak: install-test ## run what takes long (an hour); writes docs/reliability.md

@@ -16,7 +16,9 @@ from embedding_service.settings.gateway import ENV_PREFIX, Settings
 from embedding_service.settings.load import load
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
+
+    from embedding_service.dropin.preset import Preset
 
 _FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 Config = Annotated[
@@ -42,10 +44,16 @@ def _settings_help() -> str:
     )
 
 
+def _presets() -> Mapping[str, Preset]:
+    from embedding_service.dropin.presets import PRESETS  # noqa: PLC0415 - imports numpy
+
+    return PRESETS
+
+
 @app.command(context_settings=_FLAGS, epilog=_settings_help())
 def serve(context: typer.Context, config: Config = None) -> None:
     """Serve embeddings. Flags win over the environment, the environment over the file."""
-    settings, warnings = load(config, _read_flags(context.args))
+    settings, warnings = load(config, _read_flags(context.args), presets=_presets)
 
     # Only now the heavy imports: a wrong setting is refused in a fraction of a second.
     from embedding_service import server, telemetry  # noqa: PLC0415
@@ -62,7 +70,7 @@ def serve(context: typer.Context, config: Config = None) -> None:
 @app.command("check-config", context_settings=_FLAGS)
 def check_config(context: typer.Context, config: Config = None) -> None:
     """Print the settings in force, secrets masked; exit 2 if one is wrong."""
-    settings, warnings = load(config, _read_flags(context.args))
+    settings, warnings = load(config, _read_flags(context.args), presets=_presets)
     for warning in warnings:
         typer.echo(f"warning: {warning}", err=True)
     typer.echo(yaml.safe_dump(settings.effective(), sort_keys=False, allow_unicode=True), nl=False)
@@ -74,7 +82,7 @@ def fetch(context: typer.Context, config: Config = None) -> None:
     from huggingface_hub import snapshot_download  # noqa: PLC0415 - only here
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError  # noqa: PLC0415
 
-    settings, _ = load(config, _read_flags(context.args))
+    settings, _ = load(config, _read_flags(context.args), presets=_presets)
     for model in settings.served_models:
         if model.model_path:
             typer.echo(f"{model.model_name}: {model.model_path}")

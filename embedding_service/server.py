@@ -24,7 +24,7 @@ from embedding_service.http.connection import connection_class
 from embedding_service.http.keys import KeyRing
 from embedding_service.http.tracing import Tracer
 from embedding_service.service.lifecycle import Lifecycle, Phase
-from embedding_service.service.rates import Rates
+from embedding_service.service.rates import Rates, SharedCounters
 from embedding_service.service.redis import Breaker, connect
 from embedding_service.service.service import EmbeddingService
 from embedding_service.service.shared_cache import SharedCache
@@ -73,7 +73,10 @@ class Gateway:
             self._shared_cache = SharedCache(
                 self._redis, Breaker("cache", metrics, log), prefix=settings.redis_prefix, ttl_s=settings.cache_ttl_s
             )
-        rates = Rates(settings, metrics, self._redis, Breaker("rates", metrics, log) if self._redis else None)
+        counters = None
+        if self._redis is not None:
+            counters = SharedCounters(self._redis, Breaker("rates", metrics, log), prefix=settings.redis_prefix)
+        rates = Rates(settings, metrics, counters)
         self._tracer = Tracer(settings.otlp_endpoint) if settings.otlp_endpoint else None
         self.service = EmbeddingService(settings, engines, metrics, self._shared_cache)
         self.lifecycle = Lifecycle(self.service, log)

@@ -9,7 +9,7 @@ from embedding_service.dialects import openai
 from embedding_service.dialects.dialect import Access, Answer, Dialect, Operation, Request
 from embedding_service.dialects.errors import DetailResponse, ErrorShape, Failure, Written
 from embedding_service.dropin.preset import KeyRules, Preset
-from embedding_service.errors import Overloaded
+from embedding_service.errors import BadConfiguration, Overloaded
 
 if TYPE_CHECKING:
     from embedding_service.settings.gateway import Settings
@@ -94,9 +94,11 @@ async def stats(request: Request[None]) -> Answer:
 
 
 def check(settings: Settings) -> None:
-    """Refuse to start without a token, as the original did. Raises `ValueError`."""
+    """Refuse to start without a token, as the original did. Raises `BadConfiguration`."""
     if not (settings.has_keys or settings.allow_anonymous):
-        raise ValueError("API_TOKEN: it has to be set; this preset does not start without a token")
+        raise BadConfiguration(
+            "API_TOKEN: it has to be set; this preset does not start without a token"
+        )
 
 
 def _get(path: str, handle: Any, summary: str, **options: Any) -> Operation:

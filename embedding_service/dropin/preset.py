@@ -40,7 +40,7 @@ class Preset:
 
     `dialects` are its own: at their paths nobody else answers. `instead` replaces dialects of these
     names by variants. GET needs no key at `open_paths`. All errors are written as `errors`. `check`
-    raises `ValueError` about settings that this system would not have started with.
+    raises `BadConfiguration` about settings that this system would not have started with.
     """
 
     name: str

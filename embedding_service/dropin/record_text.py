@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from embedding_service.settings.presets import RecordSettings
+    from embedding_service.settings.records import RecordSettings
 
 
 def prepare(settings: RecordSettings, record: Mapping[str, Any]) -> str:

@@ -25,7 +25,7 @@ from embedding_service.types import Field as Name
 if TYPE_CHECKING:
     from embedding_service.service.models import ServedModel
     from embedding_service.settings.gateway import Settings
-    from embedding_service.settings.presets import RecordField
+    from embedding_service.settings.records import RecordField
     from embedding_service.types import Floats
 
 _NO_VECTOR: list[float] = []

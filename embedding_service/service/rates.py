@@ -1,4 +1,4 @@
-"""Rates: requests and tokens in a time, for a key or an address, by the `limits` library.
+"""Rates: requests and tokens in a time, of a key or an address, by the `limits` library.
 
 Counted in memory, or in Redis where instances share; while Redis is slow or gone, in memory again.
 """
@@ -10,6 +10,7 @@ import time
 from collections import OrderedDict
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 from limits import parse
@@ -30,15 +31,18 @@ if TYPE_CHECKING:
     from embedding_service.types import Tenant
 
 
-_LOOKED_AT = 2  # counters for each hit; more than one, so that dead ones go faster than new ones come
-_COUNTERS_KEPT = 100_000  # which took 39 MB; each caller has up to two for each rate
+_LOOKED_AT = 2  # counters for each hit; more than one, so that expired ones go faster than new come
+_MOST_COUNTERS = 100_000  # they took 39 MB; each caller has up to two for each rate
+
+_parse = cache(parse)
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Where a rate stands: what it allows, what of that is left, when the window turns, when the cost would fit.
+    """The state of a rate after taking from it.
 
-    `shared` tells whose counters these are: Redis's, or this gateway's own.
+    The window turns at `turns_at` (time of day), in `reset_s`; a refused cost would fit in
+    `retry_after_s`. `shared` counters are Redis's, others this gateway's own.
     """
 
     allowed: bool
@@ -50,52 +54,101 @@ class Window:
     shared: bool
 
 
-class _Memory(MemoryStorage):
-    """Counters in memory; each hit looks at two of them, in turn, and forgets those that have expired.
+class BoundedMemory(MemoryStorage):
+    """Counters in memory; each hit looks at two of them, in turn, and forgets expired ones.
 
-    The library's own looks at all of them at each hit: 14 ms of the event loop at 65,000 addresses (limits 5.8.0).
-    Where there is no room for a new one, the one whose turn it is goes, and whom it counted begins anew.
+    The library's own looks at all of them at each hit: 14 ms of the event loop at 65,000 addresses
+    (limits 5.8.0). A new counter beyond `most` takes the place of the one whose turn it is.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = _MOST_COUNTERS) -> None:
         super().__init__()
+        self.most = most
         self.expirations: OrderedDict[str, float] = OrderedDict()
 
     async def incr(self, key: str, expiry: float, amount: int = 1) -> int:
-        """Count `amount` more (or less, if negative) under `key`, which lasts `expiry` seconds from its first use."""
+        """Add to a counter that lasts `expiry` seconds from its first use, and return its count."""
         for _ in range(min(_LOOKED_AT, len(self.expirations))):
             oldest = next(iter(self.expirations))
             self.expirations.move_to_end(oldest)
-            await self.get(oldest)  # which forgets what has expired
-        if key not in self.expirations and len(self.expirations) >= _COUNTERS_KEPT:
+            await self.get(oldest)  # forgets it if it has expired
+        if key not in self.expirations and len(self.expirations) >= self.most:
             await self.clear(next(iter(self.expirations)))
-        count = max(0, await self.get(key) + amount)  # what is given back may have been forgotten
+        # Not below nothing: the counter that something is given back to may have been forgotten.
+        count = max(0, await self.get(key) + amount)
         self.expirations.setdefault(key, time.time() + expiry)
         self.storage[key] = count
         return count
 
 
+class _Counters:
+    """Sliding windows in one storage."""
+
+    def __init__(self, storage: MemoryStorage | RedisStorage) -> None:
+        self._storage = storage
+        self._limiter = SlidingWindowCounterRateLimiter(storage)
+
+    async def take(self, item: RateLimitItem, caller: tuple[str, str], cost: int) -> Window:
+        """Take `cost` if all of it fits."""
+        allowed = await self._limiter.hit(item, *caller, cost=cost)
+        window_s, key = item.get_expiry(), item.key_for(*caller)
+        before, _, count, ends_s = await self._storage.get_sliding_window(key, window_s)
+        turns_s = max(0.0, ends_s - window_s)  # it is kept for another window, as the one before
+        counted = math.floor(before * turns_s / window_s + count)
+        retry_s = _fits_in_s(item.amount - cost, before, count, turns_s, window_s)
+        return Window(
+            allowed,
+            limit=item.amount,
+            remaining=max(0, item.amount - counted),
+            reset_s=turns_s if before or count else 0.0,
+            retry_after_s=0.0 if allowed else retry_s,
+            turns_at=time.time() + turns_s,
+            shared=isinstance(self._storage, RedisStorage),
+        )
+
+    async def give_back(self, item: RateLimitItem, caller: tuple[str, str], cost: int) -> bool:
+        """Undo a `take`."""
+        return await self._limiter.hit(item, *caller, cost=-cost)
+
+
+class SharedCounters:
+    """Counters in Redis, asked through a circuit breaker: None is the answer that did not come."""
+
+    def __init__(self, redis: Redis, breaker: Breaker, *, prefix: str) -> None:
+        self._breaker = breaker
+        storage = RedisStorage(
+            "async+redis://the.pool:1",  # checked and not used; a URL without a port is refused
+            implementation="redispy",
+            key_prefix=f"{prefix}rates",
+            connection_pool=redis.connection_pool,  # type: ignore[arg-type]
+        )
+        self._counters = _Counters(storage)
+
+    async def take(self, item: RateLimitItem, caller: tuple[str, str], cost: int) -> Window | None:
+        """Take `cost` if all of it fits."""
+        return await self._breaker.ask(lambda: self._counters.take(item, caller, cost))
+
+    async def give_back(self, item: RateLimitItem, caller: tuple[str, str], cost: int) -> None:
+        """Undo a `take`."""
+        await self._breaker.ask(lambda: self._counters.give_back(item, caller, cost))
+
+
 class Rates:
-    """All counters of one gateway."""
+    """All counters of one gateway: the `shared` ones while they answer, else its own."""
 
     def __init__(
-        self, settings: Settings, metrics: Metrics, redis: Redis | None = None, breaker: Breaker | None = None
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        shared: SharedCounters | None = None,
+        *,
+        memory: BoundedMemory | None = None,
     ) -> None:
+        self.paths = settings.rate_limit_paths
         self._settings = settings
         self._metrics = metrics
-        self._breaker = breaker
-        self._local = SlidingWindowCounterRateLimiter(_Memory())
-        self._shared = None
-        if redis is not None:
-            storage = RedisStorage(
-                "async+redis://the.pool:1",  # looked at and not used; it takes no URL without a port
-                implementation="redispy",
-                key_prefix=f"{settings.redis_prefix}rates",
-                connection_pool=redis.connection_pool,  # type: ignore[arg-type]
-            )
-            self._shared = SlidingWindowCounterRateLimiter(storage)
-        self.paths = settings.rate_limit_paths
-        self._items = {text: parse(text) for text in _texts(settings)}
+        self._shared = shared
+        self._local = _Counters(memory or BoundedMemory())
 
     def requests(self, tenant: Tenant, path: str) -> str | None:
         """Return the rate of requests that applies, or None."""
@@ -106,36 +159,32 @@ class Rates:
         return tenant.tokens or self._settings.rate_limit_tokens
 
     async def take(self, kind: str, who: str, rate: str, cost: int) -> Window:
-        """Take `cost` from what `who` has left, all of it or nothing."""
-        item = self._items.get(rate) or self._items.setdefault(rate, parse(rate))
-        window = None
-        if self._shared is not None and self._breaker is not None:
-            shared = self._shared
-            window = await self._breaker.ask(lambda: _take(shared, item, (kind, who), cost, shared=True))
+        """Take `cost` from the caller's rate, all of it or nothing."""
+        item, caller = _parse(rate), (kind, who)
+        window = await self._shared.take(item, caller, cost) if self._shared else None
         if window is None:
-            window = await _take(self._local, item, (kind, who), cost, shared=False)
+            window = await self._local.take(item, caller, cost)
         if not window.allowed:
             self._metrics.rate_limited.labels(kind).inc()
         return window
 
     async def give_back(self, kind: str, who: str, rate: str, cost: int, taken: Window) -> None:
-        """Undo what brought `taken`, in the counters that it was taken from and while their window lasts.
+        """Undo the `take` that answered `taken`, in the same counters and while its window lasts.
 
-        Afterwards it is lost, and fades with that window: given to the next one, it would let more through than the
-        rate allows.
+        Afterwards the cost is lost and fades with that window: given back to the next one, it would
+        let more through than the rate allows.
         """
         if time.time() >= taken.turns_at:
             return
-        item = self._items[rate]
+        item, caller = _parse(rate), (kind, who)
         if not taken.shared:
-            await self._local.hit(item, kind, who, cost=-cost)
-        elif self._shared is not None and self._breaker is not None:
-            shared = self._shared
-            await self._breaker.ask(lambda: shared.hit(item, kind, who, cost=-cost))
+            await self._local.give_back(item, caller, cost)
+        elif self._shared is not None:
+            await self._shared.give_back(item, caller, cost)
 
 
 class TokenBudget:
-    """What one caller may still have computed; `last` is where that stood at the last spending."""
+    """The tokens that one caller may still have computed; `last` is the window after spending."""
 
     def __init__(self, rates: Rates, who: str, rate: str) -> None:
         self._rates = rates
@@ -157,48 +206,29 @@ class TokenBudget:
 
 
 def over_limit(window: Window, rate: str, kind: str, cost: int) -> RateLimited:
-    """Return the error of who is over a limit; what can never fit is not to be tried again."""
-    never = cost > window.limit
-    why = f"this request has {cost}, which never fits" if never else f"{window.remaining} are left for now"
-    error = RateLimited(
-        f"rate limit of {rate} {kind} exceeded: {why}", retry_after_s=None if never else max(1.0, window.retry_after_s)
-    )
-    error.should_retry = False if never else None
-    return error
-
-
-async def _take(
-    limiter: SlidingWindowCounterRateLimiter, item: RateLimitItem, who: tuple[str, str], cost: int, *, shared: bool
-) -> Window:
-    allowed = await limiter.hit(item, *who, cost=cost)
-    storage: MemoryStorage | RedisStorage = limiter.storage  # type: ignore[assignment] # either has sliding windows
-    window_s = item.get_expiry()
-    before, _, count, ends_s = await storage.get_sliding_window(item.key_for(*who), window_s)
-    turns_s = max(0.0, ends_s - window_s)  # counters are kept for another window, as the one before
-    return Window(
-        allowed,
-        limit=item.amount,
-        remaining=max(0, item.amount - math.floor(before * turns_s / window_s + count)),
-        reset_s=turns_s if before or count else 0.0,
-        retry_after_s=0.0 if allowed else _fits_in_s(item.amount - cost, before, count, turns_s, window_s),
-        turns_at=time.time() + turns_s,
-        shared=shared,
+    """Return the error of a caller over the limit; a cost that never fits is not to be retried."""
+    exceeded = f"rate limit of {rate} {kind} exceeded"
+    if cost > window.limit:
+        error = RateLimited(f"{exceeded}: this request has {cost}, which never fits")
+        error.should_retry = False
+        return error
+    return RateLimited(
+        f"{exceeded}: {window.remaining} are left for now",
+        retry_after_s=max(1.0, window.retry_after_s),
     )
 
 
 def _fits_in_s(free: int, before: int, count: int, turns_s: float, window_s: float) -> float:
-    """Return in how many seconds no more than `free` will be counted, if nobody takes anything until then.
+    """Return in how many seconds no more than `free` is counted, if nobody takes any until then.
 
-    What is counted is `count`, and of the window `before` the share of it that the last `window_s` still cover,
-    rounded down; it shrinks until the window turns in `turns_s`, and `count` stands where `before` did.
+    Counted are `count`, and of the window `before` the share of it that the last `window_s` still
+    cover, rounded down. That share shrinks until the window turns, in `turns_s`; then `count` takes
+    the place of `before`.
     """
     if free < 0:
         return window_s  # it never fits
-    if count > free:
+    if count > free:  # not before the window turns
         return turns_s + _fits_in_s(free, count, 0, window_s, window_s)
-    return max(0.0, turns_s - (free - count + 1) * window_s / before) if before else 0.0
-
-
-def _texts(settings: Settings) -> set[str]:
-    own = {settings.rate_limit_requests, settings.rate_limit_tokens, *settings.rate_limit_paths.values()}
-    return {text for text in own if text is not None}
+    if not before:
+        return 0.0
+    return max(0.0, turns_s - (free - count + 1) * window_s / before)

@@ -1,1 +1,1 @@
-"""What can be set, and how it is read."""
+"""Everything that can be set, and how it is read."""

@@ -1,97 +1,98 @@
 """From a YAML file, `EMBEDDING_*` variables and flags, in rising order, to one tree of settings.
 
-What is wrong is told in one line that names the field and never quotes a value, which might be a secret.
+Every mistake ends in one line that names the field. It never quotes a value, which might be a
+secret.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Protocol
 
-import yaml
 from pydantic import ValidationError
+from pydantic_settings import EnvSettingsSource, InitSettingsSource, SettingsError
 
 from embedding_service.errors import BadConfiguration
+from embedding_service.settings import old_variables, yaml_file
 from embedding_service.settings.gateway import ENV_PREFIX, Settings
 from embedding_service.settings.model import ModelOptions
-from embedding_service.settings.presets import apply_old_variables
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
+    from pydantic_core import ErrorDetails
 
-def load(config: Path | None = None, flags: Mapping[str, Any] | None = None) -> tuple[Settings, list[str]]:
-    """Read file, environment and flags; return the settings and warnings worth a log line.
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+# Set by Kubernetes in every container, for each service that is called `embedding-…`.
+_SERVICE_LINK = re.compile(r"_(SERVICE_(HOST|PORT.*)|PORT_\d+_(TCP|UDP).*)$")
 
-    Raises `BadConfiguration` with one line that names the field.
+
+class PresetRules(Protocol):
+    """The part of a preset that is known before anything starts."""
+
+    def check(self, settings: Settings) -> None:
+        """Raise `BadConfiguration` if the preset cannot be served with these settings."""
+
+
+def load(
+    config: Path | None = None,
+    flags: Mapping[str, Any] | None = None,
+    *,
+    presets: Callable[[], Mapping[str, PresetRules]] = dict,
+) -> tuple[Settings, list[str]]:
+    """Read file, environment and flags; return the settings, and warnings worth a log line.
+
+    `presets` returns the names that the setting `preset` may have, and is only called where it is
+    set: importing all of them takes a tenth of a second. Raises `BadConfiguration`.
     """
-    service_link = os.environ.get(f"{ENV_PREFIX}PORT", "")
-    if service_link.startswith("tcp://"):
-        raise BadConfiguration(
-            f"EMBEDDING_PORT is {service_link!r}, which Kubernetes sets for a service named 'embedding'; "
-            "set enableServiceLinks: false on the pod, or rename the service"
-        )
-    tree = _read_yaml(config) if config else {}
-    applied: dict[str, str] = {}
+    _refuse_service_link()
+    tree = yaml_file.read(config) if config else {}
+    set_by: dict[str, str] = {}
     try:
-        ignored = apply_old_variables(tree, os.environ, applied)
-        settings: Settings = type("BoundSettings", (Settings,), {"yaml_tree": tree})(**(flags or {}))
-    except BadConfiguration:
-        raise
+        set_by, warnings = old_variables.apply(tree, os.environ)
+        settings = _merge(flags or {}, tree)
     except ValidationError as error:
-        raise BadConfiguration(one_line(error, applied)) from None
-    except Exception as error:  # noqa: BLE001 - pydantic-settings' own SettingsError, by way of JSON in the environment
+        raise BadConfiguration(one_line(error, set_by)) from None
+    except SettingsError as error:  # a variable should hold JSON and does not
         raise BadConfiguration(str(error).splitlines()[0]) from None
-    return settings, ignored + _unknown_variables(os.environ, settings.environment)
+    if settings.preset is not None:
+        _check_preset(settings, settings.preset, presets())
+    _check_exposure(settings)
+    return settings, warnings + _unknown_variables(settings.environment)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)  # noqa: S506 - a SafeLoader
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadConfiguration(f"{path}: {getattr(error, 'strerror', None) or error}") from None
-    except yaml.YAMLError as error:
-        raise BadConfiguration(f"{path}: {' '.join(str(error).split())}") from None
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise BadConfiguration(f"{path}: expected a mapping of settings, found {type(tree).__name__}")
-    for key in tree:
-        if not isinstance(key, str):
-            raise BadConfiguration(f"{path}: {key!r} is not the name of a setting")
-    return tree
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML in which a key given twice is an error instead of a silent loss."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
-        merge = "tag:yaml.org,2002:merge"  # `<<: *anchor`, which may come more than once
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != merge]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.YAMLError(f"{key!r} is given twice, line {node.start_mark.line + 1} ff.")
-        return super().construct_mapping(node, deep)
-
-
-def one_line(error: ValidationError, sources: Mapping[str, str] | None = None) -> str:
+def one_line(error: ValidationError, set_by: Mapping[str, str] = _NOTHING) -> str:
     """Return every problem with its place and never a value, which might be a secret.
 
-    `sources` names variables that set what is at a place.
+    `set_by` names the variable that set a setting.
     """
-    problems = []
-    for item in error.errors(include_url=False, include_context=False):
-        where = ".".join(str(part) for part in item["loc"])
-        what = item["msg"].removeprefix("Value error, ")
-        if sources and where in sources:
-            where = f"{sources[where]} (which sets {where})"
-        if item["type"] == "extra_forbidden":
-            fields = ModelOptions.model_fields if item["loc"][0] == "models" else Settings.model_fields
-            what = "no such setting" + _did_you_mean(str(item["loc"][-1]), fields)
-        problems.append(f"{where}: {what}" if where else what)
-    return "; ".join(problems)
+    items = error.errors(include_url=False, include_context=False, include_input=False)
+    return "; ".join(_problem(item, set_by) for item in items)
+
+
+def _merge(flags: Mapping[str, Any], tree: dict[str, Any]) -> Settings:
+    sources = (
+        InitSettingsSource(Settings, dict(flags)),
+        EnvSettingsSource(Settings, case_sensitive=False),
+        InitSettingsSource(Settings, tree),
+    )
+    return Settings(_build_sources=(sources, {}))  # type: ignore[call-arg] # BaseSettings takes it
+
+
+def _problem(item: ErrorDetails, set_by: Mapping[str, str]) -> str:
+    place = item["loc"]
+    where = ".".join(map(str, place))
+    what = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "extra_forbidden":
+        fields = ModelOptions.model_fields if place[0] == "models" else Settings.model_fields
+        what = "no such setting" + _did_you_mean(str(place[-1]), fields)
+    if where in set_by:
+        where = f"{set_by[where]} (which sets {where})"
+    return f"{where}: {what}" if where else what
 
 
 def _did_you_mean(name: str, fields: Iterable[str]) -> str:
@@ -101,12 +102,50 @@ def _did_you_mean(name: str, fields: Iterable[str]) -> str:
     return f" (did you mean {close[0]}?)" if close else ""
 
 
-def _unknown_variables(environ: Mapping[str, str], old: Iterable[str]) -> list[str]:
-    known = {ENV_PREFIX + name.upper() for name in Settings.model_fields} | {f"{ENV_PREFIX}CONFIG", *old}
-    kubernetes = re.compile(r"_(SERVICE_(HOST|PORT.*)|PORT_\d+_(TCP|UDP).*)$")
-    return [
-        f"{name} is set and means nothing here"
-        + _did_you_mean(name.removeprefix(ENV_PREFIX).lower(), Settings.model_fields)
-        for name in sorted(environ)
-        if name.upper().startswith(ENV_PREFIX) and name.upper() not in known and not kubernetes.search(name)
-    ]
+def _refuse_service_link() -> None:
+    port = os.environ.get(f"{ENV_PREFIX}PORT", "")
+    if port.startswith("tcp://"):
+        raise BadConfiguration(
+            f"EMBEDDING_PORT is {port!r}, which Kubernetes sets for a service named 'embedding'; "
+            "set enableServiceLinks: false on the pod, or rename the service"
+        )
+
+
+def _check_preset(settings: Settings, name: str, presets: Mapping[str, PresetRules]) -> None:
+    if name not in presets:
+        *others, last = [repr(known) for known in presets] or ["nothing"]
+        allowed = f"{', '.join(others)} or {last}" if others else last
+        raise BadConfiguration(f"preset: Input should be {allowed}")
+    presets[name].check(settings)
+
+
+def _check_exposure(settings: Settings) -> None:
+    """Refuse to serve other machines without a key unless the operator asks for that."""
+    if settings.has_keys or settings.allow_anonymous:
+        return
+    if not (settings.uds or _is_loopback(settings.host)):
+        raise BadConfiguration(
+            f"host: {settings.host} can be reached from other machines; set api_keys or "
+            "api_keys_file, or allow_anonymous: true if that is what you want"
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _unknown_variables(old: Iterable[str]) -> list[str]:
+    """Return a warning for each variable that has our prefix and no setting."""
+    known = {ENV_PREFIX + name.upper() for name in Settings.model_fields}
+    known |= {f"{ENV_PREFIX}CONFIG", *old}
+    warnings = []
+    for name in sorted(os.environ):
+        ours = name.upper().startswith(ENV_PREFIX) and not _SERVICE_LINK.search(name)
+        if ours and name.upper() not in known:
+            setting = name.removeprefix(ENV_PREFIX).lower()
+            hint = _did_you_mean(setting, Settings.model_fields)
+            warnings.append(f"{name} is set and means nothing here{hint}")
+    return warnings

@@ -1,22 +1,29 @@
-"""What can be set for one model: how it is loaded and run, and how requests to it are read.
+"""Settings of one model: how it is loaded and run, and how requests to it are read.
 
-Imported by the engine's workers too, and therefore without what reads files and variables.
+Imported by workers too, and therefore without the modules that read files and variables.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_settings import NoDecode
 
 from embedding_service.types import InputType, TokenIdPolicy
 
+_Item = TypeVar("_Item")
+
 
 def comma_separated(value: object) -> object:
     """Return the parts of a text; anything else as it is."""
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    return [part.strip() for part in value.split(",") if part.strip()]
+
+
+CommaSeparated = Annotated[tuple[_Item, ...], NoDecode, BeforeValidator(comma_separated)]
 
 
 def _alias_mapping(value: object) -> object:
@@ -27,7 +34,7 @@ def _alias_mapping(value: object) -> object:
 class Strict(BaseModel):
     """Knows its fields and no others."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_enum_values=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
 class AliasSettings(Strict):
@@ -39,59 +46,84 @@ class AliasSettings(Strict):
 
 
 class EngineOptions(Strict):
-    """How one model is loaded and run. Every option is also a default for the entries of `models`."""
+    """How one model is loaded and run; at the top level, defaults for the entries of `models`."""
 
-    engine: Literal["vllm", "fake"] = Field("vllm", description="`fake` serves made-up vectors, for tests.")
+    engine: Literal["vllm", "fake"] = Field("vllm", description="fake: made-up vectors, for tests.")
     device: Literal["auto", "cuda", "cpu"] = Field("auto", description="Where the model runs.")
-    devices: Annotated[tuple[int, ...], NoDecode, BeforeValidator(comma_separated)] = Field(
-        (), description="CUDA device numbers; replicas take them in turn. Empty: all that are visible."
+    devices: CommaSeparated[int] = Field(
+        (), description="CUDA device numbers; replicas take them in turn. Empty: all visible ones."
     )
     replicas: int = Field(1, ge=1, le=64, description="Engine processes for the model.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto: bfloat16 where the hardware computes in it, else float32."
     )
-    tensor_parallel_size: int = Field(1, ge=1, le=64, description="Devices that one replica is spread over.")
-    gpu_memory_utilization: float = Field(0.4, gt=0, le=1, description="Share of a device that one replica may take.")
-    max_model_len: int | None = Field(None, ge=1, description="Longest input in tokens; default: the model's own.")
+    tensor_parallel_size: int = Field(1, ge=1, le=64, description="Devices under one replica.")
+    gpu_memory_utilization: float = Field(
+        0.4, gt=0, le=1, description="Share of a device that one replica may take."
+    )
+    max_model_len: int | None = Field(
+        None, ge=1, description="Longest input in tokens; default: the model's own."
+    )
     max_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto", description="Texts in one engine step."
     )
     batch_timeout_ms: float = Field(
-        10, ge=0, le=1000, description="Longest that an idle engine gathers, while other requests are on their way."
+        10, ge=0, le=1000, description="Longest that an idle engine gathers requests on their way."
     )
-    enforce_eager: bool | Literal["auto"] = Field("auto", description="auto: encoders on a CPU run eager.")
+    enforce_eager: bool | Literal["auto"] = Field(
+        "auto", description="auto: encoders on a CPU run eager."
+    )
     revision: str | None = Field(None, description="Branch, tag or commit on the hub.")
     trust_remote_code: bool = Field(False, description="Run Python code that comes with the model.")
     engine_args: dict[str, Any] = Field(
-        default_factory=dict, description="Passed on to vLLM's EngineArgs; its own statistics and traces stay off."
+        {}, description="Passed on to vLLM's EngineArgs; its own statistics and traces stay off."
     )
     startup_timeout_s: float = Field(1800, gt=0, description="Download, load and warm-up together.")
 
     def devices_of(self, replica: int) -> list[str]:
-        """Name the devices of one replica: numbers from `devices`, taken in turn, else the first ones there are."""
+        """Name the devices of one replica.
+
+        Replicas take those of `devices` in turn; without a list, each has the first ones there are.
+        """
         count = self.tensor_parallel_size
         if not self.devices:
             return ["cpu"] if self.device == "cpu" else [f"device {rank}" for rank in range(count)]
-        return [f"device {self.devices[(replica * count + rank) % len(self.devices)]}" for rank in range(count)]
+        turns = range(replica * count, (replica + 1) * count)
+        return [f"device {self.devices[turn % len(self.devices)]}" for turn in turns]
 
 
 class ModelOptions(EngineOptions):
     """One served model."""
 
-    model_name: str = Field("Qwen/Qwen3-Embedding-0.6B", min_length=1, description="Public name and hub id.")
-    model_path: str | None = Field(None, description="Local folder, or `package:NAME/FOLDER`; wins over the hub.")
+    model_name: str = Field(
+        "Qwen/Qwen3-Embedding-0.6B", min_length=1, description="Public name and hub id."
+    )
+    model_path: str | None = Field(
+        None, description="Local folder, or `package:NAME/FOLDER`; wins over the hub."
+    )
     aliases: Annotated[dict[str, AliasSettings], BeforeValidator(_alias_mapping), NoDecode] = Field(
-        default_factory=dict, description="Further public names: a list, or name → default prompt."
+        {}, description="Further public names: a list, or name → default prompt."
     )
-    task: Literal["auto", "embed", "rerank"] = Field("auto", description="auto: by the model's architecture.")
-    required: bool | None = Field(None, description="Does readiness depend on it? Default: the first model only.")
+    task: Literal["auto", "embed", "rerank"] = Field("auto", description="auto: by architecture.")
+    required: bool | None = Field(
+        None, description="Does readiness depend on it? Default: the first model only."
+    )
     instruction_template: str | None = Field(
-        None, pattern=r"\{instruction\}", description="Holds `{instruction}`; default: by model family."
+        None, pattern=r"\{instruction\}", description="Holds `{instruction}`; default: by family."
     )
-    default_instruction: str | None = Field(None, description="For `input_type: query` without an instruction.")
-    matryoshka: bool | None = Field(None, description="May vectors be cut? Default: by model family.")
+    default_instruction: str | None = Field(
+        None, description="For `input_type: query` without an instruction."
+    )
+    matryoshka: bool | None = Field(None, description="May vectors be cut? Default: by family.")
     calibration_file: Path | None = Field(
-        None, description="JSON with `min` and `max` of each dimension, which int8 and uint8 then reach from and to."
+        None, description="JSON: `min` and `max` of each dimension, the range of int8 and uint8."
     )
-    expected_dimension: int | None = Field(None, ge=1, description="Refuse to start if vectors have another size.")
-    token_ids: TokenIdPolicy = Field(TokenIdPolicy.CL100K, description="How inputs sent as token ids are read.")
+    expected_dimension: int | None = Field(
+        None, ge=1, description="Refuse to start if vectors have another size."
+    )
+    token_ids: TokenIdPolicy = Field(TokenIdPolicy.CL100K, description="How token ids are read.")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The public name and all aliases."""
+        return (self.model_name, *self.aliases)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
+from embedding_service.dropin.presets import PRESETS
 from embedding_service.settings.load import load
 from tests.conftest import RunningGateway
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from embedding_service.settings.gateway import Settings
 
-PRESETS = Path(__file__).parents[2] / "config" / "drop-in"
+FILES = Path(__file__).parents[2] / "config" / "drop-in"
 M3 = {"outputs": ["dense", "sparse", "colbert"]}
 CROSS = {"outputs": ["score"]}
 TEI = {"outputs": ["dense", "sparse", "hidden_states"]}
@@ -26,7 +27,7 @@ ENGINE_ARGS: dict[str, Any] = {"qwen3-reranker": CROSS, "emb-infer-bge-m3": M3, 
 
 def fake_file(name: str, folder: Path, reranker: dict[str, Any]) -> Path:
     """Return a copy of a preset whose models are fake."""
-    tree = yaml.safe_load((PRESETS / f"{name}.yaml").read_text(encoding="utf-8"))
+    tree = yaml.safe_load((FILES / f"{name}.yaml").read_text(encoding="utf-8"))
     tree |= {"engine": "fake", "engine_args": ENGINE_ARGS.get(name, {})}
     for model, arguments in zip(tree.get("models", []), (M3, reranker), strict=False):
         model["engine_args"] = arguments
@@ -52,7 +53,7 @@ def preset_settings(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., S
         name: str, *, environ: dict[str, str] | None = None, reranker: dict[str, Any] = CROSS, **flags: Any
     ) -> Settings:
         with variables(environ):
-            settings, _ = load(fake_file(name, tmp_path_factory.mktemp(name), reranker), flags)
+            settings, _ = load(fake_file(name, tmp_path_factory.mktemp(name), reranker), flags, presets=lambda: PRESETS)
         return settings.model_copy(update={"host": "127.0.0.1", "port": 0, "drain_grace_s": 0})
 
     return read

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from embedding_service.errors import RateLimited
-from embedding_service.service import rates as module
-from embedding_service.service.rates import Rates, TokenBudget, over_limit
+from embedding_service.service.rates import BoundedMemory, Rates, TokenBudget, over_limit
 from embedding_service.settings.gateway import Settings
 from embedding_service.telemetry import Metrics
 from embedding_service.types import ANYONE, Tenant
@@ -38,24 +37,22 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def rates(**settings: Any) -> Rates:
-    return Rates(Settings(engine="fake", **settings), Metrics())
-
-
-def count(kept: Rates, kind: str) -> float | None:
-    return kept._metrics.registry.get_sample_value("embedding_rate_limited_total", {"limit": kind})
+def rates(memory: BoundedMemory | None = None, **settings: Any) -> Rates:
+    return Rates(Settings(engine="fake", **settings), Metrics(), memory=memory)
 
 
 async def test_a_rate_is_used_up(clock: Clock) -> None:
     """So much is allowed and no more, and each window tells limit, rest and when it turns."""
-    kept = rates()
+    metrics = Metrics()
+    kept = Rates(Settings(engine="fake"), metrics)
     clock.now += 15
     windows = [await kept.take("requests", "a", "3/minute", 1) for _ in range(4)]
     assert [window.allowed for window in windows] == [True, True, True, False]
     assert [window.remaining for window in windows] == [2, 1, 0, 0]
     assert {window.limit for window in windows} == {3}
     assert [window.reset_s for window in windows] == pytest.approx([45] * 4)
-    assert count(kept, "requests") == 1
+    name, labels = "embedding_rate_limited_total", {"limit": "requests"}
+    assert metrics.registry.get_sample_value(name, labels) == 1
 
 
 async def test_all_or_nothing(clock: Clock) -> None:
@@ -68,7 +65,8 @@ async def test_all_or_nothing(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rate", "seconds"), [("4/second", 1), ("4/minute", 60), ("4 / 2 minutes", 120), ("4/hour", 3600), ("4/day", 86400)]
+    ("rate", "seconds"),
+    [("4/second", 1), ("4/minute", 60), ("4 / 2 minutes", 120), ("4/hour", 3600), ("4/day", 86400)],
 )
 async def test_it_comes_back(clock: Clock, rate: str, seconds: int) -> None:
     """A used rate slides back: nothing just before the window turns, half of it half a window later, then all."""
@@ -153,16 +151,16 @@ class Counting(OrderedDict[str, float]):
 
 
 async def test_a_hit_costs_the_same_however_many_there_are(clock: Clock) -> None:
-    """What a hit looks at does not grow with the number of addresses, and yet the expired are forgotten."""
-    kept = rates()
-    storage = kept._local.storage
-    storage.expirations = Counting()  # type: ignore[attr-defined]
+    """The work of a hit does not grow with the number of addresses, and yet the expired are forgotten."""
+    memory = BoundedMemory()
+    memory.expirations = Counting()
+    kept = rates(memory)
 
     async def looks_of_a_hit() -> int:
         Counting.looks = 0
         await kept.take("requests", "a", "5/minute", 1)
         for _ in range(3):
-            await asyncio.sleep(0)  # for what would look through them beside the request
+            await asyncio.sleep(0)  # for a task that would look through them beside the request
         return Counting.looks
 
     few = await looks_of_a_hit()
@@ -172,20 +170,19 @@ async def test_a_hit_costs_the_same_however_many_there_are(clock: Clock) -> None
     clock.now += 120
     for number in range(2000):
         await kept.take("requests", f"later:{number}", "5/minute", 1)
-    assert not [key for key in storage.storage if "address" in key]  # type: ignore[attr-defined]
+    assert not [key for key in memory.storage if "address" in key]
 
 
-async def test_counters_are_bounded(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_counters_are_bounded(clock: Clock) -> None:
     """However many addresses ask within a window, no more counters are kept, and a forgotten one opens no debt."""
-    monkeypatch.setattr(module, "_COUNTERS_KEPT", 50)
-    kept = rates()
-    storage: Any = kept._local.storage
+    memory = BoundedMemory(most=50)
+    kept = rates(memory)
     taken = await kept.take("tokens", "a", "10/minute", 8)
     for number in range(500):
         window = await kept.take("tokens", f"address:{number}", "10/minute", 10)
         assert (window.allowed, window.remaining) == (True, 0)
         assert not (await kept.take("tokens", f"address:{number}", "10/minute", 1)).allowed
-        assert len(storage.storage) == len(storage.expirations) == min(number + 2, 50)
+        assert len(memory.storage) == len(memory.expirations) == min(number + 2, 50)
     await kept.give_back("tokens", "a", "10/minute", 8, taken)
     assert not (await kept.take("tokens", "a", "10/minute", 11)).allowed
     assert (await kept.take("tokens", "a", "10/minute", 10)).remaining == 0

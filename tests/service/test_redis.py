@@ -18,7 +18,7 @@ from redis.exceptions import ConnectionError as RedisGone
 
 from embedding_service.errors import BadConfiguration
 from embedding_service.service import redis as redis_module
-from embedding_service.service.rates import Rates
+from embedding_service.service.rates import Rates, SharedCounters
 from embedding_service.service.redis import Breaker, connect
 from embedding_service.service.shared_cache import pack, unpack
 from embedding_service.settings.gateway import Settings
@@ -248,7 +248,12 @@ async def test_defects_are_not_hidden() -> None:
 
 @pytest.mark.parametrize(
     "url",
-    [f"http://:{PASSWORD}@host", f"redis://:{PASSWORD}/x@host", f"redis://:{PASSWORD}@host?password2=x", PASSWORD],
+    [
+        f"http://:{PASSWORD}@host",
+        f"redis://:{PASSWORD}/x@host",
+        f"redis://:{PASSWORD}@host?password2=x",
+        PASSWORD,
+    ],
 )
 def test_a_wrong_address_is_refused(url: str) -> None:
     """What is no address of a Redis, or has an option nobody knows, is one line without the password."""
@@ -277,7 +282,13 @@ def test_what_does_not_fit_is_not_believed() -> None:
         changed = bytearray(raw)
         changed[position // 8] ^= 1 << position % 8
         assert unpack(bytes(changed), b"name") is None
-    for wrong in (*(raw[:length] for length in range(len(raw))), raw + b"\0", raw * 2, b"x" * len(raw), "text" * 9):
+    for wrong in (
+        *(raw[:length] for length in range(len(raw))),
+        raw + b"\0",
+        raw * 2,
+        b"x" * len(raw),
+        "text" * 9,
+    ):
         assert unpack(wrong, b"name") is None
     assert unpack(raw, b"other") is None
     for number in (np.nan, np.inf):
@@ -322,7 +333,11 @@ def test_the_prefix_keeps_services_apart(start: Start, redis: RedisServer, patie
 
 @pytest.mark.parametrize("other", [{"max_batch_size": 7}, {"engine_args": {"step_s": 0.001}}, {"max_model_len": 100}])
 def test_other_models_do_not_share(
-    pair: tuple[RunningGateway, RunningGateway], start: Start, redis: RedisServer, patient: None, other: dict[str, Any]
+    pair: tuple[RunningGateway, RunningGateway],
+    start: Start,
+    redis: RedisServer,
+    patient: None,
+    other: dict[str, Any],
 ) -> None:
     """Instances whose engines might give other numbers do not see each other's results."""
     text = new_word()
@@ -377,7 +392,11 @@ def test_damaged_values_are_computed_again(
     names = cached_names(redis)
     values = [redis.client.get(name) for name in names]
     for name, value, neighbour in zip(names, values, reversed(values), strict=True):
-        changed = {"truncated": value[:-4], "changed": value[:20] + b"?" + value[21:], "swapped": neighbour}
+        changed = {
+            "truncated": value[:-4],
+            "changed": value[:20] + b"?" + value[21:],
+            "swapped": neighbour,
+        }
         redis.client.delete(name)
         if damage == "list":
             redis.client.rpush(name, "x")
@@ -420,7 +439,9 @@ async def kept(redis: RedisServer, patient: None) -> AsyncIterator[Rates]:
     """Return rates that are counted in Redis."""
     client, metrics = connect(redis.url), Metrics()
     log = structlog.wrap_logger(None, processors=[])
-    yield Rates(Settings(engine="fake"), metrics, client, Breaker("rates", metrics, log))
+    breaker = Breaker("rates", metrics, log)
+    counters = SharedCounters(client, breaker, prefix="embedding:")
+    yield Rates(Settings(engine="fake"), metrics, counters)
     await client.aclose()
 
 
@@ -436,15 +457,19 @@ async def test_rates_in_redis_say_when_it_fits(kept: Rates) -> None:
     assert (await kept.take("tokens", "a", "10/second", 5)).allowed
 
 
-async def test_what_redis_counted_is_given_back_there_or_not_at_all(kept: Rates, redis: RedisServer) -> None:
+async def test_what_redis_counted_is_given_back_there_or_not_at_all(redis: RedisServer, patient: None) -> None:
     """When Redis goes while a request is computed, its tokens do not become a credit of this instance's own."""
-    for keep in (True, False):
+    it, client = Breaking(), connect(redis.url)
+    kept = Rates(Settings(engine="fake"), it.metrics, SharedCounters(client, it.breaker, prefix="embedding:"))
+    for stays in (True, False):
         taken = await kept.take("tokens", "a", "10/day", 6)
         assert taken.shared
-        if not keep:
-            kept._breaker = Breaking().breaker
-            kept._breaker._closed_from = 1.0  # it is left alone
+        if not stays:
+            for _ in range(3):
+                await it.ask(RedisGone())
+            assert it.breaker.open
         await kept.give_back("tokens", "a", "10/day", 6, taken)
+    await client.aclose()
     assert not (await kept.take("tokens", "a", "10/day", 11)).allowed
     assert (await kept.take("tokens", "a", "10/day", 10)).remaining == 0
 
@@ -466,9 +491,27 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a key and its self-signed certificate for 127.0.0.1, in one file."""
     openssl = program("openssl", "openssl")
     path = tmp_path_factory.mktemp("tls") / "both.pem"
-    subject = ["-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2", "-nodes"]
+    subject = [
+        "-subj",
+        "/CN=test",
+        "-addext",
+        "subjectAltName=IP:127.0.0.1",
+        "-days",
+        "2",
+        "-nodes",
+    ]
     key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
-    command = [openssl, "req", "-x509", *key, *subject, "-keyout", str(path), "-out", str(path) + ".crt"]
+    command = [
+        openssl,
+        "req",
+        "-x509",
+        *key,
+        *subject,
+        "-keyout",
+        str(path),
+        "-out",
+        str(path) + ".crt",
+    ]
     subprocess.run(command, check=True, capture_output=True)
     with path.open("a", encoding="ascii") as file:
         file.write(path.with_name("both.pem.crt").read_text(encoding="ascii"))

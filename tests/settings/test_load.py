@@ -49,7 +49,11 @@ def refusal(config: Path | None = None, **flags: Any) -> str:
 def test_defaults_need_no_file() -> None:
     """Without file, environment and flags, one model is served on loopback."""
     settings, warnings = load()
-    assert (settings.host, settings.port, settings.model_name) == ("127.0.0.1", 8890, "Qwen/Qwen3-Embedding-0.6B")
+    assert (settings.host, settings.port, settings.model_name) == (
+        "127.0.0.1",
+        8890,
+        "Qwen/Qwen3-Embedding-0.6B",
+    )
     assert [model.model_name for model in settings.served_models] == [settings.model_name]
     assert warnings == []
 
@@ -164,7 +168,10 @@ def test_yamls_off_is_a_word(write: Callable[[str], Path]) -> None:
         ("max_batch_size: many", ["max_batch_size"]),
         ("max_batch_size: 0", ["max_batch_size"]),
         ("models: {model_name: a}", ["models"]),
-        ("models: [{model_nam: a}]", ["models.0.model_nam", "no such setting", "did you mean model_name?"]),
+        (
+            "models: [{model_nam: a}]",
+            ["models.0.model_nam", "no such setting", "did you mean model_name?"],
+        ),
         ("models: [{model_name: a, replicas: 0}]", ["models.0.replicas"]),
         ("aliases: {a: {prompt: b}}", ["aliases.a.prompt"]),
         ("engine_args: [1]", ["engine_args"]),
@@ -225,7 +232,11 @@ def test_unknown_variables_warn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_kubernetes_variables_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """What Kubernetes injects for other services is neither an error nor a warning."""
-    for name in ("EMBEDDING_WEB_SERVICE_HOST", "EMBEDDING_WEB_PORT_80_TCP", "EMBEDDING_SERVICE_PORT_HTTP"):
+    for name in (
+        "EMBEDDING_WEB_SERVICE_HOST",
+        "EMBEDDING_WEB_PORT_80_TCP",
+        "EMBEDDING_SERVICE_PORT_HTTP",
+    ):
         monkeypatch.setenv(name, "10.0.0.1")
     assert load()[1] == []
 
@@ -280,6 +291,41 @@ def test_a_device_is_not_promised_twice() -> None:
     load(None, {"models": spread, "gpu_memory_utilization": 0.9})
 
 
+class Refusing:
+    """Rules of a preset that is never content."""
+
+    def check(self, settings: Settings) -> None:
+        raise BadConfiguration(f"service_name: {settings.service_name!r} will not do")
+
+
+class Content:
+    """Rules of a preset that takes any settings."""
+
+    def check(self, settings: Settings) -> None:
+        pass
+
+
+PRESETS = {"content": Content(), "refusing": Refusing(), "third": Content()}
+
+
+def test_a_preset_is_one_of_those_that_are_known() -> None:
+    """An unknown preset is refused under its field, with the names that there are."""
+    assert load(None, {"preset": "content"}, presets=lambda: PRESETS)[0].preset == "content"
+    with pytest.raises(BadConfiguration) as caught:
+        load(None, {"preset": "contend"}, presets=lambda: PRESETS)
+    assert str(caught.value) == "preset: Input should be 'content', 'refusing' or 'third'"
+    with pytest.raises(BadConfiguration, match=r"^preset: "):
+        load(None, {"preset": "content"})
+
+
+def test_a_preset_checks_the_settings_first() -> None:
+    """The rules of the preset, and of no other, come before those for hosts without a key."""
+    with pytest.raises(BadConfiguration, match=r"^service_name: 'embedding-service' will not do$"):
+        load(None, {"preset": "refusing", "host": "0.0.0.0"}, presets=lambda: PRESETS)
+    with pytest.raises(BadConfiguration, match=r"^host: "):
+        load(None, {"preset": "third", "host": "0.0.0.0"}, presets=lambda: PRESETS)
+
+
 SECRETS = ["a-secret-key", "sha256:" + "ab" * 32]
 
 
@@ -298,6 +344,24 @@ def test_a_wrong_key_is_not_printed() -> None:
     assert "12345678" not in refusal(None, api_keys=[12345678])
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "redis_url: *a-secret-password",
+        "redis_url: !a-secret-password x",
+        "redis_url: a: a-secret-password",
+        "redis_url: 'a-secret-password",
+        "redis_url: [a-secret-password",
+        "redis_url: @a-secret-password",
+    ],
+)
+def test_a_file_that_is_no_yaml_is_not_printed(write: Callable[[str], Path], line: str) -> None:
+    """The message about a line that cannot be read says which, and nothing of what it holds."""
+    message = refusal(write(f"port: 1\n{line}\n"))
+    assert "a-secret-password" not in message
+    assert "config.yaml: line 2, " in message or "config.yaml: line 3, " in message
+
+
 def test_the_effective_tree_is_a_configuration(write: Callable[[str], Path]) -> None:
     """What `check-config` prints can be used as a file again, and means the same."""
     settings, _ = load(
@@ -310,5 +374,5 @@ def test_the_effective_tree_is_a_configuration(write: Callable[[str], Path]) -> 
 def test_every_setting_is_described() -> None:
     """Each setting has a description, which the command's help prints."""
     missing = [name for name, field in Settings.model_fields.items() if not field.description]
-    assert missing == ["log_level"]
+    assert missing == []
     assert set(ModelOptions.model_fields) <= set(Settings.model_fields)

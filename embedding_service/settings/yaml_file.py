@@ -1,0 +1,58 @@
+"""A configuration file as a tree of plain values.
+
+No error quotes a value, which might be a secret.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from embedding_service.errors import BadConfiguration
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return the settings in a file. Raises `BadConfiguration`, in one line that names the file."""
+    tree = _parse(path)
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        found = type(tree).__name__
+        raise BadConfiguration(f"{path}: expected a mapping of settings, found {found}")
+    for key in tree:
+        if not isinstance(key, str):
+            raise BadConfiguration(f"{path}: {key!r} is not the name of a setting")
+    return tree
+
+
+def _parse(path: Path) -> Any:
+    try:
+        text = path.read_text(encoding="utf-8")
+        return yaml.load(text, Loader=_UniqueKeys)  # noqa: S506 - a SafeLoader
+    except OSError as error:
+        raise BadConfiguration(f"{path}: {error.strerror or type(error).__name__}") from None
+    except yaml.MarkedYAMLError as error:  # its own text shows the line, with all that stands there
+        mark = error.problem_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "something in it"
+        raise BadConfiguration(
+            f"{path}: {where} is not valid YAML; put text with special characters in quotes"
+        ) from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise BadConfiguration(f"{path}: {' '.join(str(error).split())}") from None
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML in which a key given twice is an error instead of a silent loss."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:  # noqa: FBT001, FBT002
+        merge = "tag:yaml.org,2002:merge"  # `<<: *anchor`, which may come more than once
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != merge]
+        for key in keys:
+            if keys.count(key) > 1:
+                line = node.start_mark.line + 1
+                raise yaml.YAMLError(f"{key!r} is given twice, line {line} ff.")
+        return super().construct_mapping(node, deep)
