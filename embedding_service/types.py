@@ -8,10 +8,10 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping, Sequence
 
     import numpy as np
     import numpy.typing as npt
@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 
 
 class Output(StrEnum):
-    """A kind of result that a model can give for one input."""
+    """A kind of result that a model can give for one input: a number of rows of one width.
+
+    DENSE is one row, not normalised. SPARSE has a row of two numbers for each token id that
+    counts, the id and its weight, ascending. COLBERT has a row of length 1 for each token but the
+    first. SCORE is one row of raw scores. HIDDEN_STATES are the last layer's, a row for each token.
+    `service/outputs.py` says how the rows of several chunks join, and become an answer.
+    """
 
     DENSE = "dense"
     SPARSE = "sparse"
@@ -30,8 +36,8 @@ class Output(StrEnum):
     HIDDEN_STATES = "hidden_states"
 
 
-PER_TOKEN = frozenset({Output.COLBERT, Output.HIDDEN_STATES})
-"""Outputs with a vector for each token."""
+if TYPE_CHECKING:
+    Rows = dict[Output, Floats]
 
 
 class InputType(StrEnum):
@@ -137,27 +143,43 @@ class Sparse:
 
 @dataclass(frozen=True, slots=True)
 class Embeddings:
-    """The answer to an `EmbedJob`; every list runs in the order of its inputs.
+    """The answer to an `EmbedJob`; all that is in it runs in the order of its inputs.
 
-    `dense` has shape (n, dimensions), or (n, dimensions / 8) for binary formats, in the dtype
-    that was asked for; each item of `colbert` and `hidden_states` has shape (tokens, dimensions).
-    What was not asked for is None. `ranges` (2, dimensions) is what int8 and uint8 are scaled by, see
-    `core.vectors.quantise`. `tokens` counts what the model read, prompt and special tokens included;
-    `cached` tells which inputs it had read before.
+    `by_output` holds what was asked for; the properties name it, and are None for the rest.
+    `ranges` (2, dimensions) is what int8 and uint8 are scaled by, see `vectors.quantise`. `tokens`
+    counts what the model read, prompt and special tokens included; `cached` tells which inputs it
+    had read before.
     """
 
     model: str
     tokens: list[int]
-    dense: npt.NDArray[np.generic] | None = None
-    sparse: list[Sparse] | None = None
-    colbert: list[npt.NDArray[np.generic]] | None = None
-    hidden_states: list[Floats] | None = None
+    by_output: Mapping[Output, Any]
     ranges: Floats | None = None
     truncated: tuple[int, ...] = ()
     chunked: tuple[int, ...] = ()
     token_ids_read_as: TokenIdPolicy | None = None
     cached: list[bool] = dataclasses.field(default_factory=list)
     engine_s: float = 0.0
+
+    @property
+    def dense(self) -> npt.NDArray[np.generic] | None:
+        """Shape (n, dimensions), or (n, dimensions / 8) for binary formats, in the dtype asked for."""
+        return cast("npt.NDArray[np.generic] | None", self.by_output.get(Output.DENSE))
+
+    @property
+    def sparse(self) -> list[Sparse] | None:
+        """Lexical weights."""
+        return cast("list[Sparse] | None", self.by_output.get(Output.SPARSE))
+
+    @property
+    def colbert(self) -> list[npt.NDArray[np.generic]] | None:
+        """For each input (tokens - 1, dimensions), in the dtype asked for."""
+        return cast("list[npt.NDArray[np.generic]] | None", self.by_output.get(Output.COLBERT))
+
+    @property
+    def hidden_states(self) -> list[Floats] | None:
+        """For each input (tokens, dimensions)."""
+        return cast("list[Floats] | None", self.by_output.get(Output.HIDDEN_STATES))
 
     @property
     def total_tokens(self) -> int:
@@ -248,21 +270,23 @@ class Batch:
     deadline: float
     boundaries: list[int] | None = None
 
+    def select(self, indices: Sequence[int]) -> Batch:
+        """Return the inputs at `indices`, which ascend."""
+        if len(indices) == len(self.ids):
+            return self
+        boundaries = self.boundaries and [self.boundaries[i] for i in indices]
+        ids = [self.ids[i] for i in indices]
+        return dataclasses.replace(self, ids=ids, boundaries=boundaries)
+
 
 @dataclass(frozen=True, slots=True)
 class BatchResult:
-    """What an engine made of a `Batch`, in its order; what was not asked for is None.
+    """The rows that an engine computed for each input of a `Batch`, in its order.
 
-    `dense` (n, dimension) is not normalised; each of `sparse` (tokens,) weighs every token, or
-    (k, 2) holds token ids of the whole vocabulary and their weights; each of `colbert`
-    (tokens - 1, dimension) has unit rows; each of `hidden_states` (tokens, dimension) is the last
-    layer's output; `scores` (n, labels) are raw.
+    `steps` is the number of engine steps between the arrival of the batch and its end, `queued_s`
+    the time until its first input was computed.
     """
 
-    dense: Floats | None = None
-    sparse: list[Floats] | None = None
-    colbert: list[Floats] | None = None
-    hidden_states: list[Floats] | None = None
-    scores: Floats | None = None
+    results: list[Rows]
     steps: int = 0
     queued_s: float = 0.0

@@ -82,7 +82,7 @@ def _id_of(word: str) -> int:
 
 def raw_vector(text: str) -> Floats:
     """Return what the fake model computes for a text, as it is before any normalisation."""
-    return fake_vectors(ids_of(text), Output.DENSE)
+    return fake_vectors(ids_of(text), Output.DENSE)[0]
 
 
 def unit_vectors(*texts: str) -> Floats:

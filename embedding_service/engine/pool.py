@@ -11,28 +11,25 @@ import hashlib
 import threading
 import time
 from dataclasses import replace
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING
 
-import numpy as np
 from msgspec import structs
 
-from embedding_service.engine import protocol
 from embedding_service.engine.identity import identity
 from embedding_service.engine.replica import Replica, WorkerDied
 from embedding_service.engine.states import State
 from embedding_service.errors import DeadlineExceeded, EngineFailed, Unavailable
-from embedding_service.families import splade
 from embedding_service.families.weights import weights_digest
-from embedding_service.types import Batch, BatchResult, Output, Priority
+from embedding_service.types import Batch, BatchResult, Priority
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import numpy.typing as npt
     from structlog.typing import FilteringBoundLogger
 
+    from embedding_service.engine import protocol
     from embedding_service.settings.model import ModelOptions
-    from embedding_service.types import Floats
 
 RESTART_RETRY_S = 5.0
 POISON_FOR_S, POISON_KEPT = 600.0, 1024
@@ -179,9 +176,9 @@ class ModelEngine:
                 parts = await self._run_slices(_slices(batch), more_coming=more_coming)
         except TimeoutError:
             raise DeadlineExceeded("the engine did not answer before the deadline") from None
-        return _join(batch, parts)
+        return _join(parts)
 
-    async def _run_slices(self, slices: list[Batch], *, more_coming: bool) -> list[tuple[protocol.Done, list[Floats]]]:
+    async def _run_slices(self, slices: list[Batch], *, more_coming: bool) -> list[BatchResult]:
         if len(slices) == 1:  # nearly always, and it needs no task of its own
             return [await self._run_slice(slices[0], more_coming=more_coming)]
         tasks = [asyncio.create_task(self._run_slice(part, more_coming=more_coming)) for part in slices]
@@ -193,7 +190,7 @@ class ModelEngine:
             await asyncio.wait(tasks)
             tasks.clear()  # an error's traceback knows this frame: the two would keep each other
 
-    async def _run_slice(self, batch: Batch, *, more_coming: bool) -> tuple[protocol.Done, list[Floats]]:
+    async def _run_slice(self, batch: Batch, *, more_coming: bool) -> BatchResult:
         """Run on the least loaded replica, and again if that dies.
 
         A job that was not in the engine at the death is simply run again. One that was is run alone:
@@ -229,46 +226,20 @@ class ModelEngine:
 
 def _slices(batch: Batch) -> list[Batch]:
     """Cut a batch into messages of at most SLICE_TEXTS texts and SLICE_TOKENS tokens."""
-    slices, first, tokens = [], 0, 0
+    starts, tokens = [0], 0
     for i, ids in enumerate(batch.ids):
-        if i > first and (i - first >= SLICE_TEXTS or tokens + len(ids) > SLICE_TOKENS):
-            slices.append((first, i))
-            first, tokens = i, 0
+        texts = i - starts[-1]
+        if texts and (texts >= SLICE_TEXTS or tokens + len(ids) > SLICE_TOKENS):
+            starts.append(i)
+            tokens = 0
         tokens += len(ids)
-    slices.append((first, len(batch.ids)))
-    if len(slices) == 1:
-        return [batch]
-    return [
-        Batch(
-            ids=batch.ids[a:b],
-            outputs=batch.outputs,
-            priority=batch.priority,
-            deadline=batch.deadline,
-            boundaries=batch.boundaries[a:b] if batch.boundaries else None,
-        )
-        for a, b in slices
-    ]
+    return [batch.select(range(*bounds)) for bounds in pairwise([*starts, len(batch.ids)])]
 
 
-def _join(batch: Batch, parts: list[tuple[protocol.Done, list[Floats]]]) -> BatchResult:
+def _join(parts: list[BatchResult]) -> BatchResult:
     """Put the slices together again, in order."""
-    columns: dict[Output, Floats] = {}
-    for place, output in enumerate(protocol.in_order(batch.outputs)):
-        arrays = [arrays[place] for _, arrays in parts]
-        columns[output] = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-    lengths = np.array([len(ids) for ids in batch.ids])
-    sparse, colbert, hidden_states = map(columns.get, (Output.SPARSE, Output.COLBERT, Output.HIDDEN_STATES))
     return BatchResult(
-        dense=columns.get(Output.DENSE),
-        sparse=None if sparse is None else _split_sparse(sparse, lengths),
-        colbert=None if colbert is None else np.split(colbert, np.cumsum(lengths - 1)[:-1]),
-        hidden_states=None if hidden_states is None else np.split(hidden_states, np.cumsum(lengths)[:-1]),
-        scores=columns.get(Output.SCORE),
-        steps=max(done.steps for done, _ in parts),
-        queued_s=max(done.queued_s for done, _ in parts),
+        list(chain.from_iterable(part.results for part in parts)),
+        steps=max(part.steps for part in parts),
+        queued_s=max(part.queued_s for part in parts),
     )
-
-
-def _split_sparse(sparse: Floats, lengths: npt.NDArray[np.int64]) -> list[Floats]:
-    """Return each text's weights, of its tokens or (2-D) of the vocabulary; see `protocol.Done`."""
-    return np.split(sparse, np.cumsum(lengths)[:-1]) if sparse.ndim == 1 else splade.split(sparse)

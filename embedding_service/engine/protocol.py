@@ -8,19 +8,17 @@ the worker, answered with `Pong`) and `results` (PUSH from the worker).
 
 from __future__ import annotations
 
-import math
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 
-from embedding_service.types import Output, Priority
+from embedding_service.types import BatchResult, Output, Priority
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from embedding_service.types import Floats, TokenIds
+    from embedding_service.types import Floats, Rows, TokenIds
 
 
 SIZE_CLASSES = 13  # of `Pong.batch_sizes`: steps of up to 4,096 texts
@@ -99,7 +97,7 @@ class ModelFacts(msgspec.Struct, frozen=True):
     """What a loaded model is, as the worker found it; the gateway reads no model files.
 
     `dimension` is None for a model that only scores. `matryoshka` lists the allowed sizes, is
-    empty for "any", and None for "no". `special_ids` (cls, eos, pad, unk) carry no lexical weight.
+    empty for "any", and None for "no".
     `weights` is the hub's commit, or the stamp of the files in `folder`, see `engine/identity.py`.
     """
 
@@ -118,7 +116,6 @@ class ModelFacts(msgspec.Struct, frozen=True):
     prompts: dict[str, str]
     default_prompt_name: str | None
     matryoshka: tuple[int, ...] | None
-    special_ids: tuple[int, ...] = ()
     folder: str | None = None
 
 
@@ -128,18 +125,19 @@ class Hello(Message, frozen=True):
     facts: ModelFacts
 
 
-class Done(Message, frozen=True):
-    """Results of a job: one float32 frame for each output asked for, in `Output`'s order.
+class Frame(msgspec.Struct, frozen=True, array_like=True):
+    """One output of a job, as a float32 frame of rows: `counts` are the rows of each input."""
 
-    dense (n, dimension), not normalised; sparse (total,), a weight for every token, or for a
-    model that weighs its vocabulary (rows, 2), see `splade`; colbert (total - n, dimension), all
-    tokens but each input's first; score (n, labels), raw; hidden states (total, dimension). `steps` is
-    the number of engine steps between the arrival of the job and its end, `queued_s` the time until
-    its first input was computed.
-    """
+    output: Output
+    width: int
+    counts: tuple[int, ...]
+
+
+class Done(Message, frozen=True):
+    """Results of a job, with the frames that `frames` describes; see `BatchResult`."""
 
     job: int
-    shapes: tuple[tuple[int, ...], ...]
+    frames: tuple[Frame, ...]
     steps: int
     queued_s: float
 
@@ -147,7 +145,7 @@ class Done(Message, frozen=True):
 class Failed(Message, frozen=True):
     """A job (or, with job 0, the start of the worker) came to nothing.
 
-    `reason`: `expired`, `rejected` (the core refused the input) or `startup`.
+    `reason`: `expired`, `rejected` (the backend refused the input) or `startup`.
     """
 
     job: int
@@ -156,12 +154,6 @@ class Failed(Message, frozen=True):
 
 
 AnyMessage = Run | Cancel | Ping | Stop | Pong | Hello | Done | Failed
-
-
-@cache
-def in_order(outputs: frozenset[Output]) -> tuple[Output, ...]:
-    """Return outputs in the order that a `Done` has them."""
-    return tuple(output for output in Output if output in outputs)
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -174,7 +166,11 @@ def encode(message: Message, *frames: np.ndarray | bytes) -> list[bytes | memory
 
 
 def _buffer(frame: np.ndarray | bytes) -> bytes | memoryview:
-    return frame if isinstance(frame, bytes) else np.ascontiguousarray(frame).reshape(-1).view(np.uint8).data
+    return (
+        frame
+        if isinstance(frame, bytes)
+        else np.ascontiguousarray(frame).reshape(-1).view(np.uint8).data
+    )
 
 
 def decode(header: bytes | memoryview) -> AnyMessage:
@@ -200,7 +196,7 @@ def split(parts: Sequence[memoryview]) -> Iterator[tuple[AnyMessage, Sequence[me
 
 def _frames(message: AnyMessage) -> int:
     if isinstance(message, Done):
-        return len(message.shapes)
+        return len(message.frames)
     return 1 if isinstance(message, Run | Hello) else 0
 
 
@@ -214,15 +210,42 @@ def run_frame(message: Run, frame: memoryview) -> tuple[TokenIds, TokenIds]:
     return lengths, ids
 
 
-def done_frames(message: Done, frames: Sequence[memoryview]) -> list[Floats]:
-    """Return the arrays of a `Done`, float32, in its shapes. Raises `ProtocolError`."""
-    arrays = []
-    for frame, shape in zip(frames, message.shapes, strict=True):
-        array = _array(frame, "<f4")
-        if array.size != math.prod(shape) or min(shape, default=0) < 0:
-            raise ProtocolError(f"a result of shape {shape} came as {array.size} numbers")
-        arrays.append(array.reshape(shape))
-    return arrays
+def pack(results: Sequence[Mapping[Output, Floats]]) -> tuple[tuple[Frame, ...], list[Floats]]:
+    """Return the headers and the arrays of a `Done`, from the rows of each input."""
+    frames, arrays = [], []
+    for output in results[0]:
+        rows = [result[output] for result in results]
+        frames.append(Frame(output, rows[0].shape[1], tuple(map(len, rows))))
+        arrays.append(np.concatenate(rows))
+    return tuple(frames), arrays
+
+
+def unpack(done: Done, frames: Sequence[memoryview]) -> BatchResult:
+    """Return what `pack` was given, as views of the frames. Raises `ProtocolError`."""
+    inputs = len(done.frames[0].counts) if done.frames else 0
+    results: list[Rows] = [{} for _ in range(inputs)]
+    for header, frame in zip(done.frames, frames, strict=True):
+        rows = _matrix(header, frame)
+        if len(header.counts) != inputs:
+            raise ProtocolError("two outputs came for different numbers of inputs")
+        start = 0
+        for result, count in zip(results, header.counts, strict=True):
+            result[header.output] = rows[start : start + count]
+            start += count
+    return BatchResult(results, done.steps, done.queued_s)
+
+
+def _matrix(header: Frame, frame: memoryview) -> Floats:
+    """Read all rows of an output. Raises `ProtocolError`."""
+    numbers: Floats = _array(frame, "<f4")
+    total = sum(header.counts)
+    if (
+        header.width < 1
+        or min(header.counts, default=0) < 0
+        or numbers.size != total * header.width
+    ):
+        raise ProtocolError(f"{total} rows of {header.width} came as {numbers.size} numbers")
+    return numbers.reshape(total, header.width)
 
 
 def _array(frame: memoryview, dtype: str) -> np.ndarray[Any, Any]:

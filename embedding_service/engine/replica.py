@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from embedding_service.settings.model import ModelOptions
-    from embedding_service.types import Batch, Floats
+    from embedding_service.types import Batch, BatchResult
 
 PING_EVERY_S = 1.0
 HANG_AFTER_S = 10.0
@@ -52,7 +52,7 @@ class WorkerDied(Exception):
 
 
 class _Pending(NamedTuple):
-    future: asyncio.Future[tuple[protocol.Done, list[Floats]]]
+    future: asyncio.Future[BatchResult]
     tokens: int
 
 
@@ -130,7 +130,7 @@ class Replica:
         """Forget recent deaths: an input was found that causes them, and it will not be let in again."""
         self._deaths.clear()
 
-    async def run(self, batch: Batch, *, more_coming: bool) -> tuple[protocol.Done, list[Floats]]:
+    async def run(self, batch: Batch, *, more_coming: bool) -> BatchResult:
         """Have one slice computed. Raises `WorkerDied`, `DeadlineExceeded` or `EngineFailed`.
 
         Cancelling frees the work: what has not started never runs.
@@ -282,7 +282,7 @@ class Replica:
         if pending is None or pending.future.done():
             return
         if isinstance(message, protocol.Done):
-            pending.future.set_result((message, protocol.done_frames(message, frames)))
+            pending.future.set_result(protocol.unpack(message, frames))
         else:
             expired = message.reason == "expired"
             pending.future.set_exception((DeadlineExceeded if expired else EngineFailed)(message.message))

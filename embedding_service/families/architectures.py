@@ -30,4 +30,6 @@ def replacement(config: Mapping[str, Any], family: Mapping[str, str]) -> str | N
     if config.get("position_embedding_type", "absolute") != "absolute":
         return None
     replaced = {**_REPLACED, **family}
-    return next((replaced[name] for name in config.get("architectures") or () if name in replaced), None)
+    return next(
+        (replaced[name] for name in config.get("architectures") or () if name in replaced), None
+    )

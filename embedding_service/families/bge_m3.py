@@ -5,98 +5,105 @@ Imports neither vLLM nor torch; the model's class is in `models/bge_m3.py`.
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from embedding_service.types import Output
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    import numpy as np
-    import numpy.typing as npt
-
-    Floats = npt.NDArray[np.float32]
+    from embedding_service.types import Floats, Rows
 
 # The only pooling task. Of vLLM's fixed names it is the one that every version and every model
 # runner takes: the V2 runner, which 0.32 prefers on a GPU, refuses "plugin".
 TASK: Final = "embed"
-HEAD_FILES: Final[Mapping[Output, str]] = {
-    Output.SPARSE: "sparse_linear.pt",
-    Output.COLBERT: "colbert_linear.pt",
-}
 
 
-class Vectors(NamedTuple):
-    """One text's vectors as views of the engine's answer; what was not asked for is None.
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One of the model's outputs, made of the hidden states of `tokens`.
 
-    `dense` (hidden,) is not normalised. `sparse` (tokens,) has one weight ≥ 0 for each token
-    position, special tokens included. `colbert` (tokens - 1, hidden) has unit rows for all
-    tokens but the first. `hidden_states` (tokens, hidden) are what all others are made of.
+    `head` is the file of the linear layer that they go through, to `width` numbers (None: as many
+    as before). `unit` rows have length 1; other rows of a head are not below 0.
     """
 
-    dense: Floats | None
-    sparse: Floats | None
-    colbert: Floats | None
-    hidden_states: Floats | None
+    tokens: slice
+    head: str | None = None
+    width: int | None = None
+    unit: bool = False
+
+    def shape(self, n_tokens: int, hidden: int) -> tuple[int, int]:
+        """Return the rows and columns for a text of so many tokens."""
+        return len(range(n_tokens)[self.tokens]), self.width or hidden
+
+
+# In the order of the model's flat answer.
+PARTS: Final[Mapping[Output, Part]] = {
+    Output.DENSE: Part(slice(1)),
+    Output.SPARSE: Part(slice(None), head="sparse_linear.pt", width=1),
+    Output.COLBERT: Part(slice(1, None), head="colbert_linear.pt", unit=True),
+    Output.HIDDEN_STATES: Part(slice(None)),
+}
+HEADLESS: Final = frozenset(output for output, part in PARTS.items() if part.head is None)
 
 
 def pooling_kwargs(outputs: Collection[Output]) -> dict[str, Any]:
-    """Return the `PoolingParams.extra_kwargs` that ask for `outputs`; prompts of one batch may differ."""
+    """Return the `PoolingParams.extra_kwargs` that ask for `outputs`; prompts may differ."""
     return {"outputs": sorted(outputs)}
 
 
-def head_files(model: str, *, revision: str | None = None, cache_dir: str | None = None) -> dict[Output, Path]:
-    """Return where the checkpoint's sparse and ColBERT heads lie on this machine.
+def head_files(
+    model: str, *, revision: str | None = None, cache_dir: str | None = None
+) -> dict[Output, Path]:
+    """Return where the checkpoint's heads lie on this machine; those that it lacks are left out.
 
     `model` is a folder or a Hub repository; from there an absent file is fetched unless
-    `HF_HUB_OFFLINE` is set. Heads that the checkpoint lacks are left out.
+    `HF_HUB_OFFLINE` is set.
     """
+    names = {output: part.head for output, part in PARTS.items() if part.head is not None}
     if Path(model).is_dir():
-        return {output: path for output, name in HEAD_FILES.items() if (path := Path(model, name)).is_file()}
+        paths = {output: Path(model, name) for output, name in names.items()}
+        return {output: path for output, path in paths.items() if path.is_file()}
 
-    from huggingface_hub import hf_hub_download  # noqa: PLC0415 - as above
+    from huggingface_hub import hf_hub_download  # noqa: PLC0415 - heavy, and at start-up only
     from huggingface_hub.errors import EntryNotFoundError  # noqa: PLC0415
 
     found: dict[Output, Path] = {}
-    for output, name in HEAD_FILES.items():
+    for output, name in names.items():
         try:
-            found[output] = Path(hf_hub_download(model, name, revision=revision, cache_dir=cache_dir))
+            path = hf_hub_download(model, name, revision=revision, cache_dir=cache_dir)
         except EntryNotFoundError:
             continue
+        found[output] = Path(path)
     return found
 
 
-def available_outputs(model: str, *, revision: str | None = None, cache_dir: str | None = None) -> frozenset[Output]:
-    """Return what this checkpoint can give; dense vectors and hidden states always."""
-    return frozenset({Output.DENSE, Output.HIDDEN_STATES, *head_files(model, revision=revision, cache_dir=cache_dir)})
+def available_outputs(
+    model: str, *, revision: str | None = None, cache_dir: str | None = None
+) -> frozenset[Output]:
+    """Return what this checkpoint can give: what needs no head, and what its heads are for."""
+    return HEADLESS.union(head_files(model, revision=revision, cache_dir=cache_dir))
 
 
-def unpack(flat: Floats, *, n_tokens: int, hidden: int, outputs: Collection[Output]) -> Vectors:
-    """Split the engine's answer for one text, without copying.
+def unpack(flat: Floats, *, n_tokens: int, hidden: int, outputs: Collection[Output]) -> Rows:
+    """Split the engine's answer for one text of `n_tokens`, without copying.
 
-    `flat` is dense | sparse | colbert | hidden states, of those in `outputs`; `n_tokens` is the prompt's length.
-    Raises ValueError when the sizes disagree, as when the checkpoint lacks a head.
+    `flat` holds the parts that are in `outputs`, in the order of `PARTS`. Raises ValueError when
+    the sizes disagree, as when the checkpoint lacks a head.
     """
-    sizes = {
-        Output.DENSE: hidden,
-        Output.SPARSE: n_tokens,
-        Output.COLBERT: (n_tokens - 1) * hidden,
-        Output.HIDDEN_STATES: n_tokens * hidden,
+    wanted = {output: part for output, part in PARTS.items() if output in outputs}
+    shapes = [part.shape(n_tokens, hidden) for part in wanted.values()]
+    ends = list(accumulate(map(math.prod, shapes), initial=0))
+    if flat.shape != (ends[-1],):
+        raise ValueError(
+            f"{sorted(outputs)} of {n_tokens} tokens take {ends[-1]} numbers; got shape {flat.shape}"
+        )
+    arrays = [flat[start:end] for start, end in pairwise(ends)]
+    return {
+        output: array.reshape(shape)
+        for output, array, shape in zip(wanted, arrays, shapes, strict=True)
     }
-    expected = sum(size for output, size in sizes.items() if output in outputs)
-    if flat.shape != (expected,):
-        raise ValueError(f"{sorted(outputs)} of {n_tokens} tokens take {expected} numbers; got shape {flat.shape}")
-    parts: dict[Output, Floats] = {}
-    start = 0
-    for output, size in sizes.items():
-        if output in outputs:
-            parts[output] = flat[start : start + size]
-            start += size
-    colbert, hidden_states = parts.get(Output.COLBERT), parts.get(Output.HIDDEN_STATES)
-    return Vectors(
-        dense=parts.get(Output.DENSE),
-        sparse=parts.get(Output.SPARSE),
-        colbert=None if colbert is None else colbert.reshape(n_tokens - 1, hidden),
-        hidden_states=None if hidden_states is None else hidden_states.reshape(n_tokens, hidden),
-    )

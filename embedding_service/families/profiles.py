@@ -112,7 +112,9 @@ PROFILES = (
         prompted=r"Instruct: [^\n]*\nQuery:",
     ),
     # https://huggingface.co/intfloat/e5-large-v2: every text carries one of two prefixes.
-    Profile("e5", names=r"\be5\b", query="query: ", document="passage: ", prompted=r"(query|passage): "),
+    Profile(
+        "e5", names=r"\be5\b", query="query: ", document="passage: ", prompted=r"(query|passage): "
+    ),
     # https://huggingface.co/BAAI/bge-large-en-v1.5, and its Chinese sister.
     Profile(
         "bge-zh",

@@ -90,7 +90,9 @@ class MemoryCache:
             # A row of a larger array would keep all of that array alive.
             self._entries[key] = (value if value.base is None else value.copy(), expires)
             self.bytes += value.nbytes + ENTRY_BYTES
-            while self.bytes > self.max_bytes or len(self._entries) > (self.max_entries or len(self._entries)):
+            while self.bytes > self.max_bytes or len(self._entries) > (
+                self.max_entries or len(self._entries)
+            ):
                 self._drop(next(iter(self._entries)))
 
     def clear(self) -> int:
@@ -103,7 +105,13 @@ class MemoryCache:
     def stats(self) -> CacheStats:
         """Return the counters."""
         return CacheStats(
-            self.hits, self.misses, len(self._entries), self.bytes, self.max_bytes, self.max_entries, self.ttl_s
+            self.hits,
+            self.misses,
+            len(self._entries),
+            self.bytes,
+            self.max_bytes,
+            self.max_entries,
+            self.ttl_s,
         )
 
     def _drop(self, key: Key) -> None:

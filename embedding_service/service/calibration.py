@@ -24,7 +24,8 @@ def read_ranges(path: Path) -> Floats:
         raise BadConfiguration(f"calibration_file: {path}: {error.strerror}") from None
     except (ValueError, TypeError, KeyError):
         ranges = np.empty((0, 0), np.float32)
-    if ranges.ndim != 2 or not ranges.size or not np.isfinite(ranges).all() or (ranges[0] > ranges[1]).any():  # noqa: PLR2004
+    usable = ranges.ndim == 2 and ranges.size and np.isfinite(ranges).all()  # noqa: PLR2004
+    if not usable or (ranges[0] > ranges[1]).any():
         raise BadConfiguration(
             f"calibration_file: {path}: it has to hold `min` and `max`, two lists of as many finite numbers, "
             "no minimum above its maximum"

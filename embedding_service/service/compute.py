@@ -1,33 +1,30 @@
-"""From token ids to numbers: the caches first, then each missing input once, whoever asks for it.
+"""From token ids to rows: the caches first, then each missing input once, whoever asks for it.
 
-Between the service and the engine. Identical inputs that are in flight are computed once, inside one
-request and across requests; only what is really computed counts for admission and
-for token limits.
+Between the service and the engine. Only what is really computed counts for admission and for
+token limits.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, NamedTuple
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from embedding_service.errors import DeadlineExceeded
 from embedding_service.service.cache import Key, MemoryCache, digest
-from embedding_service.types import Batch, BatchResult, Output
+from embedding_service.service.single_flight import SingleFlight
+from embedding_service.service.vectors import is_finite
+from embedding_service.types import Batch, BatchResult
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Mapping
 
     from embedding_service.engine.pool import ModelEngine
     from embedding_service.service.admission import Gate
     from embedding_service.service.call import Call
     from embedding_service.service.shared_cache import SharedCache
-    from embedding_service.types import Floats
-
-Numbers = dict[Output, "Floats"]
+    from embedding_service.service.single_flight import Claim
+    from embedding_service.types import Floats, Output, Rows
 
 
 @dataclass(slots=True)
@@ -39,185 +36,167 @@ class Computed:
     seconds: float
 
 
-class _Flown(NamedTuple):
-    """What a flight brought: all its results, which of them the shared cache knew, and the engine's own account."""
+class _Search:
+    """One request's inputs by digest, and what has been found of them."""
 
-    numbers: dict[bytes, Numbers]
-    known: set[bytes]
-    result: BatchResult
+    def __init__(self, batch: Batch, digests: list[bytes]) -> None:
+        self.batch = batch
+        self.digests = digests
+        self.first: dict[bytes, int] = {}
+        for index, key in enumerate(digests):
+            self.first.setdefault(key, index)
+        self.found: dict[bytes, Rows] = {}
+        self.hits: set[bytes] = set()
+        self.steps, self.queued_s = 0, 0.0
+
+    @property
+    def missing(self) -> list[bytes]:
+        """What has not been found, in the order of the inputs."""
+        return [key for key in self.first if key not in self.found]
+
+    def part(self, keys: Iterable[bytes]) -> Batch:
+        """Return these inputs, each once."""
+        return self.batch.select([self.first[key] for key in keys])
+
+    def add_hits(self, known: Mapping[bytes, Rows]) -> None:
+        """Take what a cache knew."""
+        self.found |= known
+        self.hits |= known.keys()
+
+    def add(self, keys: list[bytes], result: BatchResult) -> dict[bytes, Rows]:
+        """Take and return what the engine computed for `keys`."""
+        computed = dict(zip(keys, result.results, strict=True))
+        self.found |= computed
+        self.steps = max(self.steps, result.steps)
+        self.queued_s = max(self.queued_s, result.queued_s)
+        return computed
+
+    def result(self) -> BatchResult:
+        """Return the results of all inputs, in order; repeated ones share theirs."""
+        return BatchResult([self.found[key] for key in self.digests], self.steps, self.queued_s)
 
 
 @dataclass(slots=True)
 class Compute:
-    """The caches, the flights and the gate of one model. `isolated`: no tenant gains from what another asked."""
+    """The caches, the flights and the gate of one model.
+
+    `isolated`: no tenant gains from what another asked.
+    """
 
     engine: ModelEngine
     gate: Gate
     cache: MemoryCache | None
     shared: SharedCache | None = None
     isolated: bool = False
-    _flying: dict[bytes, asyncio.Future[Numbers | None]] = field(default_factory=dict)
+    # By what is asked for as well: a caller who wants more than a flight brings computes it himself.
+    _flights: defaultdict[frozenset[Output], SingleFlight[bytes, Rows]] = field(
+        default_factory=lambda: defaultdict(SingleFlight)
+    )
+
+    @property
+    def in_flight(self) -> int:
+        """Inputs that are being computed for somebody, and that others can wait for."""
+        return sum(map(len, self._flights.values()))
 
     async def run(self, batch: Batch, *, call: Call, more_coming: bool) -> Computed:
-        """Return the results of a batch in its order. Raises what the engine, the gate and the budget raise."""
+        """Return the results of a batch in its order.
+
+        Raises what the engine, the gate and the budget raise.
+        """
         began = time.monotonic()
         if self.cache is None:
             result = await self._compute(batch, call, more_coming=more_coming)
             return Computed(result, [False] * len(batch.ids), time.monotonic() - began)
-        boundaries = batch.boundaries or [None] * len(batch.ids)  # type: ignore[list-item]
-        owner = call.tenant.name if self.isolated else ""
-        digests = [digest(ids, boundary, owner) for ids, boundary in zip(batch.ids, boundaries, strict=True)]
-        found: dict[bytes, Numbers] = {}
-        for key in dict.fromkeys(digests):
-            if numbers := self._look_up(key, batch.outputs):
-                found[key] = numbers
-        hits, queued_s, steps = set(found), 0.0, 0
-        # Flights are by output set as well: who wants more than is in the air computes it himself.
-        suffix = ",".join(sorted(batch.outputs)).encode()
-        names = {key: key + suffix for key in digests}
-        while missing := {key: i for i, key in reversed(list(enumerate(digests))) if key not in found}:
-            theirs = {key: flight for key in missing if (flight := self._flying.get(names[key])) is not None}
-            mine = sorted((i, key) for key, i in missing.items() if key not in theirs)
-            if mine:
-                part, order = _select(batch, [i for i, _ in mine]), [key for _, key in mine]
-                flown = await self._fly(part, order, names, call=call, more_coming=more_coming)
-                found |= flown.numbers
-                hits |= flown.known
-                queued_s, steps = max(queued_s, flown.result.queued_s), max(steps, flown.result.steps)
-            for key, flight in theirs.items():
-                numbers = await _wait_for(flight, batch.deadline)
-                if numbers is not None:
-                    found[key] = numbers
-        result = _assemble([found[key] for key in digests], batch.outputs)
-        result = replace(result, queued_s=queued_s, steps=steps)
-        return Computed(result, [key in hits for key in digests], time.monotonic() - began)
+        search = _Search(batch, self._digests(batch, call))
+        search.add_hits(self._look_up(self.cache, search))
+        # Another round for what others gave up on while this request waited for it.
+        while missing := search.missing:
+            with self._flights[batch.outputs].claim(missing) as claim:
+                if claim.mine:
+                    await self._find(claim, search, self.cache, call, more_coming=more_coming)
+                search.found |= await claim.others(deadline=batch.deadline)
+        cached = [key in search.hits for key in search.digests]
+        return Computed(search.result(), cached, time.monotonic() - began)
 
     async def _compute(self, batch: Batch, call: Call, *, more_coming: bool) -> BatchResult:
         """Have the engine work, within what is admitted and what the caller may spend."""
-        tokens = _tokens(batch)
+        tokens = sum(map(len, batch.ids))
         with self.gate.admit(tokens, param=call.field):
             async with call.budget.spend(tokens):
                 return await self.engine.run(batch, more_coming=more_coming)
 
-    def _look_up(self, key: bytes, outputs: frozenset[Output]) -> Numbers | None:
-        assert self.cache is not None  # noqa: S101 - asked by `run` only where there is one
-        numbers: Numbers = {}
-        for output in outputs:
-            value = self.cache.get(Key(self.engine.identity, key, output))
-            if value is None:
-                return None
-            numbers[output] = value
-        return numbers
+    def _digests(self, batch: Batch, call: Call) -> list[bytes]:
+        owner = call.tenant.name if self.isolated else ""
+        if batch.boundaries is None:
+            return [digest(ids, None, owner) for ids in batch.ids]
+        inputs = zip(batch.ids, batch.boundaries, strict=True)
+        return [digest(ids, boundary, owner) for ids, boundary in inputs]
 
-    async def _look_up_shared(self, keys: list[bytes], outputs: frozenset[Output]) -> dict[bytes, Numbers]:
-        """Return what other instances have computed, and keep it here as well."""
+    def _look_up(self, cache: MemoryCache, search: _Search) -> dict[bytes, Rows]:
+        """Return the inputs of which this process knows all that is asked for."""
+        model, known = self.engine.identity, {}
+        for key in search.first:
+            rows: Rows = {}
+            for output in search.batch.outputs:
+                value = cache.get(Key(model, key, output))
+                if value is None:
+                    break
+                rows[output] = value
+            else:
+                known[key] = rows
+        return known
+
+    async def _find(
+        self,
+        claim: Claim[bytes, Rows],
+        search: _Search,
+        cache: MemoryCache,
+        call: Call,
+        *,
+        more_coming: bool,
+    ) -> None:
+        """Look up or compute what nobody else does, hand it over, and keep it."""
+        known = await self._look_up_shared(claim.mine, search.batch.outputs)
+        cache.put(_entries(self.engine.identity, known))
+        claim.land(known)
+        search.add_hits(known)
+        if rest := [key for key in claim.mine if key not in known]:
+            result = await self._compute(search.part(rest), call, more_coming=more_coming)
+            computed = search.add(rest, result)
+            # A NaN reaches those who wait as well, and each refuses it; the caches have none.
+            claim.land(computed)
+            self._keep(cache, computed)
+
+    def _keep(self, cache: MemoryCache, computed: dict[bytes, Rows]) -> None:
+        """Let the caches have what is finite."""
+        finite = {key: rows for key, rows in computed.items() if all(map(is_finite, rows.values()))}
+        cache.put(_entries(self.engine.identity, finite))
+        if self.shared is not None and self.engine.portable:
+            self.shared.put(_entries(self.engine.shared_identity, finite))
+
+    async def _look_up_shared(
+        self, keys: list[bytes], outputs: frozenset[Output]
+    ) -> dict[bytes, Rows]:
+        """Return what other instances have computed, where it is all that is asked for."""
         if self.shared is None:
             return {}
         if not self.engine.portable:
-            self.engine.weights()  # from when they are read on, this instance shares
+            self.engine.weights()  # once they are read, this instance shares
             return {}
         model = self.engine.shared_identity
-        values = await self.shared.get([Key(model, key, output) for key in keys for output in outputs])
-        known = {}
-        for key in keys:
-            numbers = {output: values.get(Key(model, key, output)) for output in outputs}
-            complete = {output: value for output, value in numbers.items() if value is not None}
-            if len(complete) == len(outputs):
-                known[key] = complete
-                self._keep(key, complete)
-        return known
-
-    def _keep(self, key: bytes, numbers: Numbers) -> None:
-        assert self.cache is not None  # noqa: S101
-        model = self.engine.identity
-        self.cache.put([(Key(model, key, output), value) for output, value in numbers.items()])
-
-    async def _fly(
-        self, batch: Batch, order: list[bytes], names: dict[bytes, bytes], *, call: Call, more_coming: bool
-    ) -> _Flown:
-        """Find or compute inputs that nobody else computes; let others know, and keep what is finite."""
-        loop = asyncio.get_running_loop()
-        flights = {key: self._flying.setdefault(names[key], loop.create_future()) for key in order}
-        try:
-            known = await self._look_up_shared(order, batch.outputs)
-            for key, numbers in known.items():
-                flights[key].set_result(numbers)
-            rest = [i for i, key in enumerate(order) if key not in known]
-            if not rest:
-                return _Flown(known, set(known), BatchResult())
-            result = await self._compute(_select(batch, rest), call, more_coming=more_coming)
-            computed = dict(zip([order[i] for i in rest], _rows(result, len(rest)), strict=True))
-            finite = result.dense is not None and bool(np.isfinite(result.dense).all())  # all rows at once
-            kept: list[tuple[bytes, Numbers]] = []
-            for key, numbers in computed.items():
-                flights[key].set_result(numbers)
-                if (finite and numbers.keys() == {Output.DENSE}) or all(
-                    np.isfinite(value).all() for value in numbers.values()
-                ):
-                    self._keep(key, numbers)
-                    kept.append((key, numbers))
-            if self.shared is not None and self.engine.portable:
-                model = self.engine.shared_identity
-                self.shared.put([(Key(model, key, o), value) for key, numbers in kept for o, value in numbers.items()])
-            return _Flown(known | computed, set(known), result)
-        finally:
-            for key, flight in flights.items():
-                del self._flying[names[key]]
-                if not flight.done():
-                    flight.set_result(None)  # it came to nothing; whoever waits has to do it himself
+        values = await self.shared.get(
+            [Key(model, key, output) for key in keys for output in outputs]
+        )
+        known: dict[bytes, Rows] = {}
+        for entry, value in values.items():
+            known.setdefault(entry.digest, {})[entry.output] = value
+        return {key: rows for key, rows in known.items() if rows.keys() == outputs}
 
 
-async def _wait_for(flight: asyncio.Future[Numbers | None], deadline: float) -> Numbers | None:
-    """Wait for somebody else's computation; None if it came to nothing."""
-    try:
-        return await asyncio.wait_for(asyncio.shield(flight), max(0.0, deadline - time.monotonic()))
-    except TimeoutError:
-        raise DeadlineExceeded("the engine did not answer before the deadline") from None
-
-
-def _tokens(batch: Batch) -> int:
-    return sum(map(len, batch.ids))
-
-
-def _select(batch: Batch, indices: list[int]) -> Batch:
-    """Return the inputs of a batch at `indices`."""
-    if len(indices) == len(batch.ids):
-        return batch
-    return Batch(
-        ids=[batch.ids[i] for i in indices],
-        outputs=batch.outputs,
-        priority=batch.priority,
-        deadline=batch.deadline,
-        boundaries=[batch.boundaries[i] for i in indices] if batch.boundaries else None,
-    )
-
-
-def _rows(result: BatchResult, n: int) -> Iterator[Numbers]:
-    """Yield each input's results."""
-    columns = {
-        Output.DENSE: result.dense,
-        Output.SPARSE: result.sparse,
-        Output.COLBERT: result.colbert,
-        Output.HIDDEN_STATES: result.hidden_states,
-        Output.SCORE: result.scores,
-    }
-    for i in range(n):
-        yield {output: column[i] for output, column in columns.items() if column is not None}
-
-
-def _assemble(rows: list[Numbers], outputs: frozenset[Output]) -> BatchResult:
-    """Put each input's results together again."""
-
-    def stacked(output: Output) -> Floats | None:
-        return np.stack([row[output] for row in rows]) if output in outputs else None
-
-    def listed(output: Output) -> list[Floats] | None:
-        return [row[output] for row in rows] if output in outputs else None
-
-    return BatchResult(
-        dense=stacked(Output.DENSE),
-        sparse=listed(Output.SPARSE),
-        colbert=listed(Output.COLBERT),
-        hidden_states=listed(Output.HIDDEN_STATES),
-        scores=stacked(Output.SCORE),
-    )
+def _entries(model: str, found: Mapping[bytes, Rows]) -> list[tuple[Key, Floats]]:
+    """Return what caches keep, an entry for each output."""
+    return [
+        (Key(model, key, output), value)
+        for key, rows in found.items()
+        for output, value in rows.items()
+    ]

@@ -6,7 +6,7 @@ Pure numpy; the formulas are FlagEmbedding's (`M3Embedder.colbert_score`,
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,7 +26,9 @@ def max_sim(query: Floats, document: Floats) -> float:
 
 def lexical(query: Sparse, document: Sparse) -> float:
     """Return the sum over shared tokens of the product of their weights."""
-    _, in_query, in_document = np.intersect1d(query.indices, document.indices, assume_unique=True, return_indices=True)
+    _, in_query, in_document = np.intersect1d(
+        query.indices, document.indices, assume_unique=True, return_indices=True
+    )
     return float(query.values[in_query] @ document.values[in_document])
 
 
@@ -36,14 +38,20 @@ def weighted(scores: tuple[float, float, float], weights: tuple[float, float, fl
 
 
 def score_pairs(job: RerankJob, queries: list[str], embedded: Embeddings) -> Floats:
-    """Score the pairs of `job` from the vectors of its documents, followed by its distinct `queries`'."""
-    place = {query: i for i, query in enumerate(queries, len(job.pairs))}
-    scores = np.empty(len(job.pairs), np.float32)
-    for d, (query, _) in enumerate(job.pairs):
-        q = place[query]
-        scores[d] = max_sim(embedded.colbert[q], embedded.colbert[d])  # type: ignore[index, arg-type]
-        if job.weights is not None and embedded.dense is not None and embedded.sparse is not None:
-            dense = float(np.asarray(embedded.dense[q]) @ np.asarray(embedded.dense[d]))
-            sparse = lexical(embedded.sparse[q], embedded.sparse[d])
-            scores[d] = weighted((dense, sparse, float(scores[d])), job.weights)
-    return scores
+    """Score the pairs from the vectors of their documents, followed by its distinct `queries`'."""
+    places = {query: place for place, query in enumerate(queries, len(job.pairs))}
+    pairs = [(places[query], document) for document, (query, _) in enumerate(job.pairs)]
+    return np.array([_score(embedded, *pair, job.weights) for pair in pairs], np.float32)
+
+
+def _score(
+    embedded: Embeddings, q: int, d: int, weights: tuple[float, float, float] | None
+) -> float:
+    """Score the query and the document at these places: MaxSim alone, or all three weighted."""
+    colbert: Any = embedded.colbert
+    similarity = max_sim(colbert[q], colbert[d])
+    if weights is None or embedded.dense is None or embedded.sparse is None:
+        return similarity
+    dense = float(np.vdot(embedded.dense[q], embedded.dense[d]))
+    sparse = lexical(embedded.sparse[q], embedded.sparse[d])
+    return weighted((dense, sparse, similarity), weights)

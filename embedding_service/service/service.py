@@ -13,15 +13,17 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
+import numpy as np
+
 from embedding_service.errors import ContextLengthExceeded, InvalidRequest, PermissionDenied
 from embedding_service.service import vectors
 from embedding_service.service.admission import Gate
 from embedding_service.service.finish import check_finite, finish
 from embedding_service.service.late_interaction import score_pairs
 from embedding_service.service.models import ModelRegistry
+from embedding_service.service.outputs import PER_TOKEN
 from embedding_service.service.prompts import check_total
 from embedding_service.types import (
-    PER_TOKEN,
     Batch,
     Embeddings,
     EmbedDtype,
@@ -105,7 +107,7 @@ class EmbeddingService:
         computed = await self._compute(model, prepared.ids, call, outputs=job.outputs)
         rows = prepared.total if job.outputs & PER_TOKEN else len(prepared.ids)
         return await self._maybe_in_thread(
-            lambda: finish(job, self._name(model, job.model), encoder, prepared, computed, ranges=model.ranges),
+            lambda: finish(job, self._name(model, job.model), prepared, computed, ranges=model.ranges),
             inline=rows * (encoder.facts.dimension or 1) <= INLINE_NUMBERS,
         )
 
@@ -124,7 +126,7 @@ class EmbeddingService:
             has = ", ".join(facts.outputs)
             raise InvalidRequest(
                 f"{model.name} gives {has} and no {' or '.join(missing)}",
-                param="model" if {Output.DENSE, Output.HIDDEN_STATES} & set(missing) else f"return_{missing[0]}",
+                param=f"return_{missing[0]}" if {Output.SPARSE, Output.COLBERT}.issuperset(missing) else "model",
             )
         self._check_count(len(job.inputs) - job.queries, job.field)
         self._check_characters(job.inputs, job.field)
@@ -241,12 +243,11 @@ class EmbeddingService:
         computed = await self._compute(
             model, prepared.ids, call, outputs=frozenset({Output.SCORE}), boundaries=prepared.boundaries
         )
-        scores = computed.result.scores
-        assert scores is not None  # noqa: S101 - it was asked for
-        check_finite(vectors.finite_rows(scores).tolist(), range(len(job.pairs)), Field.DOCUMENTS)
+        rows = [found[Output.SCORE] for found in computed.result.results]
+        check_finite(rows, range(len(rows)), Field.DOCUMENTS)
         return Scores(
             self._name(model, job.model),
-            scores[:, 0],
+            np.concatenate(rows)[:, 0],
             prepared.total,
             prepared.truncated,
             logits=True,

@@ -6,7 +6,6 @@ A value is its shape, its float32 numbers and a checksum; what does not fit toge
 from __future__ import annotations
 
 import asyncio
-import math
 import re
 import struct
 import zlib
@@ -16,6 +15,7 @@ import numpy as np
 from redis.exceptions import RedisError
 
 from embedding_service.errors import Unavailable
+from embedding_service.service.vectors import is_finite
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from embedding_service.service.redis import Breaker
     from embedding_service.types import Floats
 
-_HEAD = struct.Struct("<IBII")  # checksum of all that follows, number of axes, their lengths (0 if absent)
+_HEAD = struct.Struct("<III")  # checksum of all that follows, rows, columns
 # So much is asked or written in one go: it has to pass within `ANSWER_WITHIN_S`.
 _KEYS_AT_ONCE = 64
 _LARGEST_BYTES = 16 << 10
@@ -55,13 +55,19 @@ class SharedCache:
             answer = await self._breaker.ask(lambda names=names: self._redis.mget(names))  # type: ignore[misc]
             if answer is None:
                 break
-            values = ((key, unpack(raw, name)) for key, name, raw in zip(some, names, answer, strict=True) if raw)
+            values = (
+                (key, unpack(raw, name))
+                for key, name, raw in zip(some, names, answer, strict=True)
+                if raw
+            )
             found |= {key: value for key, value in values if value is not None}
         return found
 
     def put(self, items: Sequence[tuple[Key, Floats]]) -> None:
         """Hand results over, without waiting."""
-        for some in _portions([(key, value) for key, value in items if value.nbytes <= _LARGEST_BYTES]):
+        for some in _portions(
+            [(key, value) for key, value in items if value.nbytes <= _LARGEST_BYTES]
+        ):
             if self._breaker.open or len(self._writes) >= _WRITES_AT_ONCE:
                 return
             task = asyncio.create_task(self._write(some))
@@ -84,7 +90,9 @@ class SharedCache:
                 for first in range(0, len(names), 1000):
                     await self._redis.unlink(*names[first : first + 1000])
         except (RedisError, OSError, TimeoutError):
-            raise Unavailable("Redis does not answer: what it holds is not forgotten", retry_after_s=5) from None
+            raise Unavailable(
+                "Redis does not answer: what it holds is not forgotten", retry_after_s=5
+            ) from None
         return len(names)
 
     async def close(self) -> None:
@@ -93,7 +101,12 @@ class SharedCache:
             await asyncio.wait(self._writes)
 
     def _name(self, key: Key) -> bytes:
-        return b"%scache:%s:%s:%s" % (self._prefix, key.model.encode(), key.digest, key.output.encode())
+        return b"%scache:%s:%s:%s" % (
+            self._prefix,
+            key.model.encode(),
+            key.digest,
+            key.output.encode(),
+        )
 
 
 def _portions(items: Sequence[_Item]) -> Iterator[Sequence[_Item]]:
@@ -102,19 +115,19 @@ def _portions(items: Sequence[_Item]) -> Iterator[Sequence[_Item]]:
 
 
 def pack(value: Floats, name: bytes) -> bytes:
-    """Write an array of one or two axes, to be read under this name alone."""
-    rows, columns = value.shape if value.ndim == 2 else (len(value), 0)  # noqa: PLR2004
-    body = _HEAD.pack(0, value.ndim, rows, columns)[4:] + value.astype("<f4", copy=False).tobytes()
+    """Write rows, to be read under this name alone."""
+    body = _HEAD.pack(0, *value.shape)[4:] + value.astype("<f4", copy=False).tobytes()
     return zlib.crc32(body, zlib.crc32(name)).to_bytes(4, "little") + body
 
 
 def unpack(raw: bytes | str, name: bytes) -> Floats | None:
-    """Read an array, or None if these bytes are not one that `pack` wrote for this name."""
+    """Read rows, or None if these bytes are none that `pack` wrote for this name."""
     if not isinstance(raw, bytes) or len(raw) < _HEAD.size:
         return None
-    checksum, axes, rows, columns = _HEAD.unpack_from(raw)
-    shape = (rows,) if axes == 1 else (rows, columns)
-    if checksum != zlib.crc32(raw[4:], zlib.crc32(name)) or len(raw) - _HEAD.size != 4 * math.prod(shape):
+    checksum, rows, columns = _HEAD.unpack_from(raw)
+    if checksum != zlib.crc32(raw[4:], zlib.crc32(name)):
         return None
-    value = np.frombuffer(raw, "<f4", offset=_HEAD.size).reshape(shape)
-    return value if np.isfinite(value).all() else None
+    if len(raw) - _HEAD.size != 4 * rows * columns:
+        return None
+    value = np.frombuffer(raw, "<f4", offset=_HEAD.size).reshape(rows, columns)
+    return value if is_finite(value) else None

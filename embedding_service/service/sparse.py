@@ -1,8 +1,4 @@
-"""Lexical weights: from one weight per token position to what a sparse index stores.
-
-Pure numpy, no I/O. The finite check happens before this module: `nan > 0` is false, so a
-NaN would vanish here without a word.
-"""
+"""Lexical weights under hashed indices, as a vector store of a fixed size takes them. Pure numpy."""
 
 from __future__ import annotations
 
@@ -14,31 +10,9 @@ import numpy as np
 from embedding_service.types import Sparse
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     import numpy.typing as npt
 
-    Ids = npt.NDArray[np.integer]
-    Floats = npt.NDArray[np.float32]
-
 HASH_SPACE: Final = 1 << 20
-
-
-def merge_sparse(token_ids: Ids, weights: Floats, *, skip_ids: Collection[int]) -> Sparse:
-    """Merge the weights of one text's tokens, both of shape (tokens,), into one per token id.
-
-    FlagEmbedding's rule (`M3Embedder._process_token_weights`): the largest weight of each id,
-    positive weights only, `skip_ids` (cls, eos, pad and unk) removed wherever they stand.
-    """
-    keep = weights > 0
-    for skipped in skip_ids:
-        keep &= token_ids != skipped
-    kept_ids, kept_weights = token_ids[keep].astype(np.int64), weights[keep].astype(np.float32)
-    if not kept_ids.size:
-        return Sparse(indices=kept_ids, values=kept_weights)
-    order = kept_ids.argsort(kind="stable")
-    indices, starts = np.unique(kept_ids[order], return_index=True)
-    return Sparse(indices=indices, values=np.maximum.reduceat(kept_weights[order], starts))
 
 
 def hash_indices(sparse: Sparse, *, space: int = HASH_SPACE) -> Sparse:

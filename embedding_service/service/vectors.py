@@ -5,6 +5,7 @@ Everything that determines the returned numbers after the model has run stands h
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from embedding_service.types import Floats
+
+_SQUARED_NUMBERS = 8192  # OpenBLAS starts threads above 10,000
 
 
 def chunk_mean(vectors: Floats, owner: list[int], weights: list[int]) -> Floats:
@@ -30,9 +33,15 @@ def chunk_mean(vectors: Floats, owner: list[int], weights: list[int]) -> Floats:
     return np.asarray(np.add.reduceat(vectors * w, starts) / np.add.reduceat(w, starts), np.float32)
 
 
-def finite_rows(vectors: Floats) -> npt.NDArray[np.bool_]:
-    """Tell for each row of (n, d) whether all its numbers are finite."""
-    return np.asarray(np.isfinite(vectors).all(axis=1), np.bool_)
+def is_finite(numbers: Floats) -> bool:
+    """Tell whether all numbers are finite.
+
+    The square of a vector says so in 0.6 µs, in place of 1.5 (384 numbers). It may overflow, and
+    for large arrays BLAS would start threads: then each number is looked at.
+    """
+    if numbers.size <= _SQUARED_NUMBERS and math.isfinite(np.vdot(numbers, numbers)):
+        return True
+    return bool(np.isfinite(numbers).all())
 
 
 def shape_dense(vectors: Floats, *, dimensions: int | None, normalize: bool) -> Floats:
@@ -51,7 +60,9 @@ def shape_dense(vectors: Floats, *, dimensions: int | None, normalize: bool) -> 
     return np.ascontiguousarray(vectors)
 
 
-def quantise(vectors: Floats, dtype: EmbedDtype, ranges: Floats | None = None) -> npt.NDArray[np.generic]:
+def quantise(
+    vectors: Floats, dtype: EmbedDtype, ranges: Floats | None = None
+) -> npt.NDArray[np.generic]:
     """Convert unit vectors (n, d) to a number format.
 
     int8 = round(127·x), uint8 = that + 128 (so 1 to 255). With `ranges`, the least and the largest
@@ -60,19 +71,29 @@ def quantise(vectors: Floats, dtype: EmbedDtype, ranges: Floats | None = None) -
     bit first, 8 dimensions a byte; binary = ubinary - 128 as int8. The packings are those of Cohere
     and sentence-transformers. float16 and float32 keep any scale.
     """
-    if dtype is EmbedDtype.FLOAT32:
-        return vectors
-    if dtype is EmbedDtype.FLOAT16:
-        return vectors.astype(np.float16)
-    if dtype in (EmbedDtype.BINARY, EmbedDtype.UBINARY):
-        packed = np.packbits(vectors > 0, axis=-1)
-        return packed if dtype is EmbedDtype.UBINARY else (packed.astype(np.int16) - 128).astype(np.int8)
+    match dtype:
+        case EmbedDtype.FLOAT32:
+            return vectors
+        case EmbedDtype.FLOAT16:
+            return vectors.astype(np.float16)
+        case EmbedDtype.UBINARY:
+            return np.packbits(vectors > 0, axis=-1)
+        case EmbedDtype.BINARY:
+            return (np.packbits(vectors > 0, axis=-1) ^ 128).view(np.int8)  # less 128
+        case EmbedDtype.INT8:
+            return _steps(vectors, ranges).astype(np.int8)
+        case EmbedDtype.UINT8:
+            return (_steps(vectors, ranges) + 128).astype(np.uint8)
+
+
+def _steps(vectors: Floats, ranges: Floats | None) -> Floats:
+    """Return whole numbers from -128 to 127."""
     if ranges is None:
         steps: Floats = np.clip(np.rint(vectors * np.float32(127)), -127, 127)
-    else:
-        least, widths = ranges[0], (ranges[1] - ranges[0]) / 255
-        steps = np.clip(np.floor((vectors - least) / np.where(widths > 0, widths, 1)), 0, 255) - 128
-    return steps.astype(np.int8) if dtype is EmbedDtype.INT8 else (steps + 128).astype(np.uint8)
+        return steps
+    least, widths = ranges[0], (ranges[1] - ranges[0]) / 255
+    steps = np.floor((vectors - least) / np.where(widths > 0, widths, 1))
+    return np.asarray(np.clip(steps, 0, 255) - 128, np.float32)
 
 
 def written_bytes(numbers: int, dtype: EmbedDtype, encoding: Encoding) -> int:

@@ -33,32 +33,44 @@ def _die_with_the_gateway() -> None:
     os.killpg(0, signal.SIGKILL)
 
 
+def _connect(context: zmq.Context[zmq.Socket[bytes]], kind: int, address: str) -> zmq.Socket[bytes]:
+    socket = context.socket(kind)
+    socket.setsockopt(zmq.SNDHWM, 0)
+    socket.setsockopt(zmq.RCVHWM, 0)
+    socket.setsockopt(zmq.LINGER, 1000)
+    socket.connect(address)
+    return socket
+
+
 def main() -> int:
     """Run one worker; return its exit status."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     launch = msgspec.json.decode(sys.stdin.buffer.readline(), type=protocol.Launch)
     threading.Thread(target=_die_with_the_gateway, name="guard", daemon=True).start()
-    # A context of its own for the results: ending it waits until the last message is out.
-    outgoing = zmq.Context()
-    jobs, results = zmq.Context().socket(zmq.PAIR), outgoing.socket(zmq.PUSH)
-    for socket, address in ((jobs, launch.jobs_address), (results, launch.results_address)):
-        socket.setsockopt(zmq.SNDHWM, 0)
-        socket.setsockopt(zmq.RCVHWM, 0)
-        socket.setsockopt(zmq.LINGER, 1000)
-        socket.connect(address)
+    jobs = _connect(zmq.Context(), zmq.PAIR, launch.jobs_address)
     receiver = Receiver(jobs, launch, Progress())
     receiver.start()
+    # A context of its own for the results: ending it waits until the last message is out.
+    outgoing = zmq.Context()
+    results = _connect(outgoing, zmq.PUSH, launch.results_address)
+    status = _work(launch, receiver, results)
+    results.close()
+    outgoing.term()
+    return status
+
+
+def _work(launch: protocol.Launch, receiver: Receiver, results: zmq.Socket[bytes]) -> int:
+    """Load the model and serve it until told to stop; return the exit status."""
     options = ModelOptions.model_validate(launch.model)
     try:
         backend = loading.load(options)
         dimension = loading.warm_up(backend)
-    except Exception as error:  # noqa: BLE001 - whatever it is, the gateway gets one line and the log the rest
+    except Exception as error:  # noqa: BLE001 - the gateway gets one line, and the log the rest
         traceback.print_exc()
-        failed = protocol.Failed(launch.generation, 0, "startup", loading.explain(error, options))
+        reason = loading.explain(error, options)
+        failed = protocol.Failed(launch.generation, 0, "startup", reason)
         results.send_multipart(protocol.encode(failed))
-        results.close()
-        outgoing.term()
         return EXIT_NOT_LOADED
     gc.collect()
     gc.freeze()
@@ -66,8 +78,6 @@ def main() -> int:
     results.send_multipart(protocol.encode(hello, backend.tokenizer_json))
     record = StepRecord(launch.step_path)
     Worker(backend, receiver, results, record, gather_s=options.batch_timeout_ms / 1000).run()
-    results.close()
-    outgoing.term()
     return 0
 
 

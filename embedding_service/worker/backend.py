@@ -1,4 +1,4 @@
-"""What the worker asks of a backend: the seam between the queue and the model.
+"""The seam between the worker's queue and the model.
 
 `vllm_backend.VllmBackend` is the real one, `fake.FakeBackend` its deterministic equal for tests.
 """
@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
     from embedding_service.engine.protocol import ModelFacts
-    from embedding_service.types import Floats, Output, TokenIds
+    from embedding_service.types import Output, Rows, TokenIds
 
 
 class InputRejected(Exception):
-    """The core will not take this input; others are not affected."""
+    """The backend will not take this input; others are not affected."""
 
 
 class ModelRefused(Exception):
@@ -25,10 +25,13 @@ class ModelRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class StepLimits:
-    """What fits into one step."""
+    """Room in a step."""
 
     texts: int
     tokens: int
+
+    def __sub__(self, used: StepLimits) -> StepLimits:
+        return StepLimits(self.texts - used.texts, self.tokens - used.tokens)
 
 
 class Backend(Protocol):
@@ -37,7 +40,9 @@ class Backend(Protocol):
     limits: StepLimits
     tokenizer_json: bytes
 
-    def add(self, key: str, ids: TokenIds, *, outputs: frozenset[Output], boundary: int | None) -> None:
+    def add(
+        self, key: str, ids: TokenIds, *, outputs: frozenset[Output], boundary: int | None
+    ) -> None:
         """Queue one input. Raises `InputRejected`."""
         ...
 
@@ -45,8 +50,8 @@ class Backend(Protocol):
         """Forget inputs."""
         ...
 
-    def step(self) -> list[tuple[str, Mapping[Output, Floats]]]:
-        """Compute; return what was finished, flat float32 arrays by output."""
+    def step(self) -> list[tuple[str, Rows]]:
+        """Compute; return what was finished, by output float32 rows as `Output` describes them."""
         ...
 
     @property

@@ -63,7 +63,9 @@ class Implementation(CPUAttentionBackendImpl):
     ) -> torch.Tensor:
         """Do what vLLM asks of a backend, here or in its own way."""
         if not isinstance(attn_metadata, EncoderMetadata):
-            return super().forward(layer, query, key, value, kv_cache, attn_metadata, output, *more, **options)
+            return super().forward(
+                layer, query, key, value, kv_cache, attn_metadata, output, *more, **options
+            )
         return self.attend(query, key, value, attn_metadata, output)
 
     def attend(
@@ -92,10 +94,16 @@ class MetadataBuilder(CPUAttentionMetadataBuilder):
         super().__init__(*arguments, **options)
         layers = get_layers_from_vllm_config(self.vllm_config, Attention, self.layer_names).values()
         kinds = [layer.impl for layer in layers]
-        self._plain = self.isa != "amx" and all(isinstance(i, Implementation) and i.is_plain_encoder for i in kinds)
+        self._plain = self.isa != "amx" and all(
+            isinstance(i, Implementation) and i.is_plain_encoder for i in kinds
+        )
 
     def build(
-        self, common_prefix_len: int, common_attn_metadata: CommonAttentionMetadata, *more: Any, **options: Any
+        self,
+        common_prefix_len: int,
+        common_attn_metadata: CommonAttentionMetadata,
+        *more: Any,
+        **options: Any,
     ) -> CPUAttentionMetadata | EncoderMetadata:
         """Return what `forward` of this step's layers needs."""
         if not self._plain:

@@ -31,7 +31,9 @@ def straighten(model: torch.nn.Module) -> int:
     Those that vLLM computes in another way (quantised, over several devices, with adapters or another attention) stay
     as they are. Not for compiled models, whose graph would not know of it.
     """
-    encoders = [m for m in model.modules() if isinstance(m, BertEncoder) and all(map(_is_plain, m.layer))]
+    encoders = [
+        m for m in model.modules() if isinstance(m, BertEncoder) and all(map(_is_plain, m.layer))
+    ]
     for encoder in encoders:
         encoder.forward = _Line(encoder)
     return len(encoders)
@@ -73,12 +75,19 @@ class _Layer:
     def attend(self, qkv: torch.Tensor, metadata: EncoderMetadata) -> torch.Tensor:
         """Return (tokens, hidden) from (tokens, 3 x hidden)."""
         query, key, value = qkv.unflatten(1, (3, self.attention.num_heads, -1)).unbind(1)
-        return self.attention.attend(query, key, value, metadata, torch.empty_like(query)).flatten(1)
+        return self.attention.attend(query, key, value, metadata, torch.empty_like(query)).flatten(
+            1
+        )
 
 
 def _is_plain(layer: BertLayer) -> bool:
     attention = layer.attention
-    products = (attention.self.qkv_proj, attention.output.dense, layer.intermediate.dense, layer.output.dense)
+    products = (
+        attention.self.qkv_proj,
+        attention.output.dense,
+        layer.intermediate.dense,
+        layer.output.dense,
+    )
     impl = attention.self.attn.impl
     return (
         isinstance(impl, Implementation)

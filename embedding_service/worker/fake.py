@@ -1,4 +1,4 @@
-"""A core without a model: deterministic vectors, and faults on demand. Used by most tests.
+"""A backend without a model: deterministic vectors, and faults on demand. Used by most tests.
 
 It runs in a real worker process behind the real wire, so that only the model is missing. A text
 is split at spaces. These words do something (`FAULTS`); every other word is just a word.
@@ -11,49 +11,85 @@ import os
 import signal
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from embedding_service.engine.protocol import ModelFacts
+from embedding_service.families import bge_m3, lexical
 from embedding_service.families.weights import weights_stamp
 from embedding_service.types import Output
 from embedding_service.worker.backend import InputRejected, ModelRefused, StepLimits
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable
 
     from embedding_service.settings.model import ModelOptions
-    from embedding_service.types import Floats, TokenIds
+    from embedding_service.types import Floats, Rows, TokenIds
 
 CLS, SEP, UNKNOWN = 0, 1, 2
-FAULTS = {"fault-slow": 10, "fault-die": 11, "fault-hang": 12, "fault-nan": 13, "fault-reject": 14, "fault-raise": 15}
+FAULTS = {
+    "fault-slow": 10,
+    "fault-die": 11,
+    "fault-hang": 12,
+    "fault-nan": 13,
+    "fault-reject": 14,
+    "fault-raise": 15,
+}
+SPECIAL_IDS = CLS, SEP, UNKNOWN
 VOCABULARY = 5_000
 DIMENSION = 32
+_SCORE = bge_m3.Part(slice(1), width=1)  # the one output that BGE-M3 has not
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _break() -> None:
+    raise RuntimeError("the fake engine was told to break")
+
+
+_FAILURES: dict[str, Callable[[], None]] = {
+    "fault-slow": partial(time.sleep, 0.5),
+    "fault-hang": partial(time.sleep, 3600),
+    "fault-raise": _break,
+    "fault-die": _die,
+}
 
 
 class FakeBackend:
-    """Vectors that depend on the token ids alone; `engine_args` may set `step_s`, `outputs` and faults."""
+    """Vectors that depend on the token ids alone; `engine_args` may set `step_s` and `outputs`.
+
+    Also faults at start-up: `refuse` with a reason, `load_s`, `die_after_s`.
+    """
 
     def __init__(self, options: ModelOptions) -> None:
         knobs = options.engine_args
         if "refuse" in knobs:
             raise ModelRefused(str(knobs["refuse"]))
         time.sleep(float(knobs.get("load_s", 0)))
+        if "die_after_s" in knobs:
+            threading.Timer(float(knobs["die_after_s"]), _die).start()
         self.options = options
-        self.outputs = tuple(Output(name) for name in knobs.get("outputs", ["dense"]))
+        self.outputs = tuple(map(Output, knobs.get("outputs", ["dense"])))
         self.step_s = float(knobs.get("step_s", 0))
         texts = 32 if options.max_batch_size == "auto" else options.max_batch_size
         self.limits = StepLimits(texts=texts, tokens=2048)
         self.tokenizer_json = fake_tokenizer().to_str().encode()
         self._queue: dict[str, tuple[list[int], frozenset[Output]]] = {}
-        if "die_after_s" in knobs:
-            threading.Timer(float(knobs["die_after_s"]), os.kill, (os.getpid(), signal.SIGKILL)).start()
 
-    def add(self, key: str, ids: TokenIds, *, outputs: frozenset[Output], boundary: int | None) -> None:
+    def add(
+        self,
+        key: str,
+        ids: TokenIds,
+        *,
+        outputs: frozenset[Output],
+        boundary: int | None,  # noqa: ARG002
+    ) -> None:
         """Queue one input; `fault-reject` is refused."""
-        del boundary
         if FAULTS["fault-reject"] in ids:
             raise InputRejected("the fake engine was told to refuse this")
         self._queue[key] = (ids.tolist(), outputs)
@@ -68,22 +104,15 @@ class FakeBackend:
         """Inputs waiting for the next step."""
         return len(self._queue)
 
-    def step(self) -> list[tuple[str, Mapping[Output, Floats]]]:
+    def step(self) -> list[tuple[str, Rows]]:
         """Answer everything that waits, unless a fault was asked for."""
         batch, self._queue = self._queue, {}
         time.sleep(self.step_s)
         seen = {token for ids, _ in batch.values() for token in ids}
-        if FAULTS["fault-slow"] in seen:
-            time.sleep(0.5)
-        if FAULTS["fault-hang"] in seen:
-            time.sleep(3600)
-        if FAULTS["fault-raise"] in seen:
-            raise RuntimeError("the fake engine was told to break")
-        if FAULTS["fault-die"] in seen:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return [
-            (key, {output: fake_vectors(ids, output) for output in outputs}) for key, (ids, outputs) in batch.items()
-        ]
+        for word, fail in _FAILURES.items():
+            if FAULTS[word] in seen:
+                fail()
+        return [(key, _rows(*asked)) for key, asked in batch.items()]
 
     def facts(self, dimension: int | None) -> ModelFacts:
         """Describe a model that does not exist, but for the files that `model_path` may have."""
@@ -104,29 +133,27 @@ class FakeBackend:
             prompts=self.options.engine_args.get("prompts", {}),
             default_prompt_name=None,
             matryoshka=() if self.options.matryoshka else None,
-            special_ids=(CLS, SEP, UNKNOWN),
             folder=folder,
         )
 
 
+def _rows(ids: list[int], outputs: frozenset[Output]) -> Rows:
+    return {output: fake_vectors(ids, output) for output in outputs}
+
+
 def fake_vectors(ids: list[int], output: Output) -> Floats:
-    """Return the vector(s) of one input: seeded by its ids, NaN where `fault-nan` is among them."""
+    """Return the rows of one input: seeded by its ids, NaN where `fault-nan` is among them."""
     seed = hashlib.sha256(np.asarray(ids, np.int32).tobytes() + output.encode()).digest()
     random = np.random.default_rng(np.frombuffer(seed, np.uint32))
-    shape: dict[Output, tuple[int, ...]] = {
-        Output.DENSE: (DIMENSION,),
-        Output.SPARSE: (len(ids),),
-        Output.COLBERT: (len(ids) - 1, DIMENSION),
-        Output.HIDDEN_STATES: (len(ids), DIMENSION),
-    }
-    vector = random.standard_normal(shape.get(output, (1,))).astype(np.float32)
-    if output is Output.SPARSE:
-        vector = np.maximum(vector, 0)
-    if output is Output.COLBERT:
-        vector /= np.linalg.norm(vector, axis=1, keepdims=True)
+    part = bge_m3.PARTS.get(output, _SCORE)
+    rows = random.standard_normal(part.shape(len(ids), DIMENSION)).astype(np.float32)
+    if part.unit:
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     if FAULTS["fault-nan"] in ids:
-        vector[...] = np.nan
-    return vector
+        rows[...] = np.nan
+    if output is Output.SPARSE:
+        return lexical.of_tokens(np.array(ids), rows[:, 0], skip_ids=SPECIAL_IDS)
+    return rows
 
 
 def fake_tokenizer() -> Tokenizer:
@@ -136,6 +163,8 @@ def fake_tokenizer() -> Tokenizer:
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))  # noqa: S106 - not a password
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", CLS), ("[SEP]", SEP)]
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", CLS), ("[SEP]", SEP)],
     )
     return tokenizer

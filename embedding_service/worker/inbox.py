@@ -5,34 +5,37 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from embedding_service.engine import protocol
-from embedding_service.types import Output
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     import zmq
 
-    from embedding_service.types import Floats, TokenIds
+    from embedding_service.types import Rows, TokenIds
 
 
 class Progress:
     """Counters that the engine thread writes and the receiving thread reads for `Pong`."""
 
     def __init__(self) -> None:
-        self.steps = self.texts = self.tokens = self.running = self.running_tokens = self.waiting = 0
+        self.steps = self.texts = self.tokens = self.running = self.running_tokens = (
+            self.waiting
+        ) = 0
         self.busy_s = 0.0
         self.batch_sizes = [0] * protocol.SIZE_CLASSES
 
     def count_step(self, texts: int, seconds: float) -> None:
-        """Count one step of the core."""
+        """Count one step of the backend."""
         self.steps += 1
         self.busy_s += seconds
-        self.batch_sizes[min(max(texts - 1, 0).bit_length(), protocol.SIZE_CLASSES - 1)] += 1
+        power = max(texts - 1, 0).bit_length()
+        self.batch_sizes[min(power, protocol.SIZE_CLASSES - 1)] += 1
 
     def pong(self, generation: int) -> protocol.Pong:
         """Return the counters as a message."""
@@ -40,44 +43,32 @@ class Progress:
 
 
 class Job:
-    """A `Run` on its way through the core."""
+    """A `Run` on its way through the backend."""
 
-    def __init__(self, header: protocol.Run, lengths: TokenIds, ids: TokenIds, arrived_step: int) -> None:
+    def __init__(
+        self, header: protocol.Run, lengths: TokenIds, ids: TokenIds, arrived_step: int
+    ) -> None:
+        ends = np.cumsum(lengths).tolist()
         self.header = header
-        self.ids = ids
-        self.ends = np.cumsum(lengths).tolist()
-        self.starts = [0, *self.ends[:-1]]
+        self.inputs = [ids[start:end] for start, end in pairwise([0, *ends])]
         self.outputs = frozenset(header.outputs)
         self.arrived_step = arrived_step
         self.arrived = self.started = time.monotonic()
         self.next = 0
         self.left = header.n
-        self.results: list[Mapping[Output, Floats]] = [{}] * header.n
+        self.results: list[Rows] = [{}] * header.n
 
     def tokens_of(self, index: int) -> int:
         """Return the length of one input."""
-        return int(self.ends[index] - self.starts[index])
-
-    def ids_of(self, index: int) -> TokenIds:
-        """Return the token ids of one input."""
-        return self.ids[self.starts[index] : self.ends[index]]
-
-    def arrays(self) -> list[Floats]:
-        """Gather the results: one array for each output, see `protocol.Done`."""
-        arrays = []
-        for output in protocol.in_order(self.outputs):
-            parts = [result[output] for result in self.results]
-            if output in (Output.DENSE, Output.SCORE):
-                arrays.append(np.stack(parts))
-            else:
-                arrays.append(np.concatenate(parts))
-        return arrays
+        return len(self.inputs[index])
 
 
 class Receiver(threading.Thread):
     """Owns the jobs socket: hands jobs over, answers pings whatever the engine does."""
 
-    def __init__(self, socket: zmq.Socket[bytes], launch: protocol.Launch, progress: Progress) -> None:
+    def __init__(
+        self, socket: zmq.Socket[bytes], launch: protocol.Launch, progress: Progress
+    ) -> None:
         super().__init__(name="receiver", daemon=True)
         self.socket = socket
         self.generation = launch.generation
@@ -87,7 +78,8 @@ class Receiver(threading.Thread):
     def run(self) -> None:
         """Read messages until the process ends."""
         while True:
-            for message, frames in protocol.split([part.buffer for part in self.socket.recv_multipart(copy=False)]):
+            parts = [part.buffer for part in self.socket.recv_multipart(copy=False)]
+            for message, frames in protocol.split(parts):
                 if message.generation == self.generation:
                     self._take(message, frames)
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from embedding_service.settings.model import ModelOptions
     from embedding_service.worker.backend import Backend
 
+_NOT_FINITE = "the model answers a plain English sentence with numbers that are not finite"
 _WARM_UP_TEXT = "The quick brown fox jumps over the lazy dog."
 
 
@@ -52,16 +53,16 @@ def warm_up(backend: Backend) -> int | None:
     """
     from tokenizers import Tokenizer  # noqa: PLC0415 - the worker alone needs it only here
 
-    ids = np.array(Tokenizer.from_str(backend.tokenizer_json.decode()).encode(_WARM_UP_TEXT).ids, np.int32)
-    outputs = frozenset(backend.facts(None).outputs[:1])
-    dimension = None
-    for texts in (1, backend.limits.texts):
-        for i in range(min(texts, max(1, backend.limits.tokens // len(ids)))):
-            backend.add(f"warm-up:{i}", ids, outputs=outputs, boundary=None)
+    tokenizer = Tokenizer.from_str(backend.tokenizer_json.decode())
+    ids = np.array(tokenizer.encode(_WARM_UP_TEXT).ids, np.int32)
+    (output,) = outputs = backend.facts(None).outputs[:1]
+    width = 0
+    for texts in (1, min(backend.limits.texts, backend.limits.tokens // len(ids))):
+        for i in range(texts):
+            backend.add(f"warm-up:{i}", ids, outputs=frozenset(outputs), boundary=None)
         while backend.unfinished:
-            for _, result in backend.step():
-                if not all(np.isfinite(array).all() for array in result.values()):
-                    raise ModelRefused("the model answers a plain English sentence with numbers that are not finite")
-                dense = result.get(Output.DENSE)
-                dimension = None if dense is None else len(dense)
-    return dimension
+            for _, rows in backend.step():
+                if not np.isfinite(rows[output]).all():
+                    raise ModelRefused(_NOT_FINITE)
+                width = rows[output].shape[1]
+    return width if output is Output.DENSE else None

@@ -24,7 +24,9 @@ def resolve_model(options: ModelOptions) -> str:
             raise ModelRefused(f"model_path: the Python package {package} is not installed")
         path = str(Path(spec.submodule_search_locations[0]) / folder)
     if not Path(path).is_dir():
-        raise ModelRefused(f"model_path: there is no folder {path}; a name on the hub goes into model_name")
+        raise ModelRefused(
+            f"model_path: there is no folder {path}; a name on the hub goes into model_name"
+        )
     if not Path(path, "config.json").is_file():
         raise ModelRefused(f"model_path: {path} holds no config.json, so it is not a model")
     return path

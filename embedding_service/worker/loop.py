@@ -8,23 +8,19 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from embedding_service.engine import protocol
-from embedding_service.types import Output, Priority
-from embedding_service.worker.backend import InputRejected
+from embedding_service.types import Priority
+from embedding_service.worker.backend import InputRejected, StepLimits
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import zmq
 
     from embedding_service.engine.step_record import StepRecord
-    from embedding_service.types import Floats
+    from embedding_service.types import Rows
     from embedding_service.worker.backend import Backend
     from embedding_service.worker.inbox import Job, Receiver
 
-EXIT_NOT_LOADED = 4
 # Results of more tokens are sent apart: a multipart message goes out whole, and 2,048 ColBERT vectors are 8 MB.
 _TOGETHER_TOKENS = 2048
-_WARM_UP_TEXT = "The quick brown fox jumps over the lazy dog."
 
 
 class Worker:
@@ -67,13 +63,17 @@ class Worker:
         finished = self.backend.step()
         self.record.write([])
         self.progress.count_step(self.progress.running, time.monotonic() - began)
-        self._collect(finished)
+        self._send(self._complete(finished))
         self._count()
 
     def _count(self) -> None:
-        self.progress.running = len(self.in_backend)
-        self.progress.running_tokens = sum(job.tokens_of(index) for job, index in self.in_backend.values())
-        self.progress.waiting = sum(job.left for job in self.jobs.values()) - len(self.in_backend)
+        progress = self.progress
+        progress.running = len(self.in_backend)
+        progress.running_tokens = self._tokens_in_backend()
+        progress.waiting = sum(job.left for job in self.jobs.values()) - progress.running
+
+    def _tokens_in_backend(self) -> int:
+        return sum(job.tokens_of(index) for job, index in self.in_backend.values())
 
     def _take(self) -> bool:
         """Move messages from the inbox to the queues; wait where there is nothing else to do."""
@@ -120,25 +120,25 @@ class Worker:
 
     def _feed(self) -> None:
         """Give the backend what fits into its next step."""
+        room = self.backend.limits
         if alone := self.waiting[Priority.ALONE]:
             if not self.backend.unfinished:
-                self._fill(alone, self.backend.limits.texts, self.backend.limits.tokens, one_job=True)
+                self._fill(alone, room, one_job=True)
             return
-        texts = self.backend.limits.texts - self.backend.unfinished
-        tokens = self.backend.limits.tokens - sum(job.tokens_of(i) for job, i in self.in_backend.values())
+        room -= StepLimits(self.backend.unfinished, self._tokens_in_backend())
         interactive, bulk = self.waiting[Priority.INTERACTIVE], self.waiting[Priority.BULK]
         if interactive and bulk:
-            used_texts, used_tokens = self._fill(interactive, max(1, texts // 2), tokens // 2)
-            texts, tokens = texts - used_texts, tokens - used_tokens
+            half = StepLimits(max(1, room.texts // 2), room.tokens // 2)
+            room -= self._fill(interactive, half)
+        # What interactive jobs leave is for bulk ones, and what these leave for interactive ones.
         for waiting in (bulk, interactive):
-            used_texts, used_tokens = self._fill(waiting, texts, tokens)
-            texts, tokens = texts - used_texts, tokens - used_tokens
+            room -= self._fill(waiting, room)
 
-    def _fill(self, waiting: deque[Job], texts: int, tokens: int, *, one_job: bool = False) -> tuple[int, int]:
+    def _fill(self, waiting: deque[Job], room: StepLimits, *, one_job: bool = False) -> StepLimits:
         """Add inputs while they fit; the first of an empty step always does. Return what was used."""
-        used_texts = used_tokens = 0
+        texts = tokens = 0
         first = waiting[0] if waiting else None
-        while waiting and used_texts < texts:
+        while waiting and texts < room.texts:
             job = waiting[0]
             if one_job and job is not first:
                 break
@@ -146,21 +146,21 @@ class Worker:
                 self._fail(job, "expired", "the deadline passed before the engine could start")
                 continue
             size = job.tokens_of(job.next)
-            if used_tokens + size > tokens and (used_texts or self.backend.unfinished):
+            if tokens + size > room.tokens and (texts or self.backend.unfinished):
                 break
             if self._add(job, job.next):
-                used_texts += 1
-                used_tokens += size
+                texts += 1
+                tokens += size
                 job.next += 1
                 if job.next == job.header.n:
                     waiting.popleft()
-        return used_texts, used_tokens
+        return StepLimits(texts, tokens)
 
     def _add(self, job: Job, index: int) -> bool:
         key = f"{job.header.job}:{index}"
         boundary = job.header.boundaries[index] if job.header.boundaries else None
         try:
-            self.backend.add(key, job.ids_of(index), outputs=job.outputs, boundary=boundary)
+            self.backend.add(key, job.inputs[index], outputs=job.outputs, boundary=boundary)
         except InputRejected as error:
             self._fail(job, "rejected", str(error))
             return False
@@ -169,22 +169,25 @@ class Worker:
             job.started = time.monotonic()
         return True
 
-    def _collect(self, finished: list[tuple[str, Mapping[Output, Floats]]]) -> None:
-        """Send the jobs that are complete with this: small ones together, and none behind a large one."""
+    def _complete(self, finished: list[tuple[str, Rows]]) -> list[Job]:
+        """Take what a step finished; return the jobs that are complete with it."""
         complete: list[Job] = []
-        for key, result in finished:
+        for key, rows in finished:
             job, index = self.in_backend.pop(key)
-            job.results[index] = result
+            job.results[index] = rows
             job.left -= 1
             self.progress.texts += 1
             self.progress.tokens += job.tokens_of(index)
             if job.left == 0:
                 del self.jobs[job.header.job]
                 complete.append(job)
-        complete.sort(key=lambda job: job.header.total)
+        return complete
+
+    def _send(self, jobs: list[Job]) -> None:
+        """Send results, those of small jobs together, and none of them behind a large one."""
         parts: list[bytes | memoryview] = []
         tokens = 0
-        for job in complete:
+        for job in sorted(jobs, key=lambda job: job.header.total):
             tokens += job.header.total
             if parts and tokens > _TOGETHER_TOKENS:
                 self.results.send_multipart(parts, copy=False)
@@ -194,15 +197,16 @@ class Worker:
             self.results.send_multipart(parts, copy=False)
 
     def _done(self, job: Job) -> list[bytes | memoryview]:
-        arrays = job.arrays()
-        steps = self.progress.steps - job.arrived_step
-        shapes = tuple(array.shape for array in arrays)
-        done = protocol.Done(self.generation, job.header.job, shapes, steps, queued_s=job.started - job.arrived)
+        frames, arrays = protocol.pack(job.results)
+        steps, queued_s = self.progress.steps - job.arrived_step, job.started - job.arrived
+        done = protocol.Done(self.generation, job.header.job, frames, steps, queued_s)
         return protocol.encode(done, *arrays)
 
     def _fail(self, job: Job, reason: str, message: str) -> None:
-        self._forget(job.header.job)
-        self.results.send_multipart(protocol.encode(protocol.Failed(self.generation, job.header.job, reason, message)))
+        number = job.header.job
+        self._forget(number)
+        failed = protocol.Failed(self.generation, number, reason, message)
+        self.results.send_multipart(protocol.encode(failed))
 
     def _forget(self, number: int) -> None:
         job = self.jobs.pop(number, None)

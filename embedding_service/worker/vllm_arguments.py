@@ -1,4 +1,4 @@
-"""What vLLM is started with: our options, completed by what the model and the machine tell."""
+"""The arguments of vLLM's engine: our options, completed by what model and machine are."""
 
 from __future__ import annotations
 
@@ -18,16 +18,37 @@ from embedding_service.families.models import plugin
 from embedding_service.worker.backend import ModelRefused
 
 if TYPE_CHECKING:
+    from embedding_service.families.profiles import Profile
     from embedding_service.settings.model import ModelOptions
 
+_NONE_IF_ABSENT: Final = {
+    "_raise_exceptions_for_missing_entries": False,
+    "_raise_exceptions_for_connection_errors": False,
+}
 BATCH_TEXTS: Final = {"cpu": 32, "cuda": 256}
 BATCH_TOKENS: Final = {"cpu": 2048, "cuda": 16384}
 
 
 def engine_arguments(model: str, options: ModelOptions, device: str) -> EngineArgs:
-    """Return what vLLM is started with. Raises `ModelRefused` about a wrong entry of `engine_args`."""
+    """Return what vLLM is started with.
+
+    Raises `ModelRefused` about a wrong entry of `engine_args`.
+    """
     plugin.register()
-    arguments: dict[str, Any] = {
+    own = options.engine_args | {"hf_overrides": _overrides(model, options)}
+    try:
+        args = EngineArgs(**_settings(model, options, device) | own)
+    except TypeError as error:
+        wrong = first_line(error).replace("EngineArgs.__init__() ", "")
+        raise ModelRefused(f"engine_args: {wrong}") from error
+    _complete(args, options, device)
+    return args
+
+
+def _settings(model: str, options: ModelOptions, device: str) -> dict[str, Any]:
+    """Return what our options say."""
+    automatic = options.max_batch_size == "auto"
+    return {
         "model": model,
         "served_model_name": options.model_name,
         "runner": "pooling",
@@ -37,17 +58,15 @@ def engine_arguments(model: str, options: ModelOptions, device: str) -> EngineAr
         "gpu_memory_utilization": options.gpu_memory_utilization,
         "revision": options.revision,
         "trust_remote_code": options.trust_remote_code,
-        "max_num_seqs": BATCH_TEXTS[device] if options.max_batch_size == "auto" else options.max_batch_size,
+        "max_num_seqs": BATCH_TEXTS[device] if automatic else options.max_batch_size,
         "skip_tokenizer_init": True,
         "enable_prefix_caching": False,
         "disable_log_stats": True,
-        **options.engine_args,
-        "hf_overrides": _overrides(model, options),
     }
-    try:
-        args = EngineArgs(**arguments)
-    except TypeError as error:
-        raise ModelRefused(f"engine_args: {first_line(error).replace('EngineArgs.__init__() ', '')}") from error
+
+
+def _complete(args: EngineArgs, options: ModelOptions, device: str) -> None:
+    """Fill in what depends on the model's own configuration."""
     model_config = args.create_model_config()
     decoder = model_config.attn_type == "decoder"
     args.max_model_len = min(model_config.max_model_len, _positions(model_config.hf_config))
@@ -58,29 +77,38 @@ def engine_arguments(model: str, options: ModelOptions, device: str) -> EngineAr
     if device == "cpu" and decoder and args.kv_cache_memory_bytes is None:
         # Pooling keeps no token after its step: room for one step, instead of a share of memory.
         args.kv_cache_memory_bytes = _kv_bytes(model_config, args)
-    return args
 
 
 def _overrides(model: str, options: ModelOptions) -> dict[str, Any]:
-    """Return what vLLM is to read differently from the model's config.json; what the operator says wins.
+    """Return the differences to the model's config.json; the operator's come last.
 
     vLLM reads `problem_type` in one place, to choose the activation of a classifier: none for
-    regression, so that scores are logits. Other models have no use for it. A folder with BGE-M3's heads
-    is one, whatever it is called.
+    regression, so that scores are logits. Other models have no use for it. A folder with BGE-M3's
+    heads is one, whatever it is called.
     """
     has_heads = Path(model).is_dir() and bge_m3.head_files(model)
-    profile = profiles.find(model_name=options.model_name, architecture=architectures.BGE_M3 if has_heads else "")
+    architecture = architectures.BGE_M3 if has_heads else ""
+    profile = profiles.find(model_name=options.model_name, architecture=architecture)
     own = profile.hf_overrides | options.engine_args.get("hf_overrides", {})
-    overrides = {"problem_type": "regression"} | own
     if "architectures" not in own:
-        config = model_json(model, options.revision, "config.json")
-        ours = architectures.replacement(config, profile.replaces)
-        if profile.replaces and ours not in profile.replaces.values():
-            has, can = ", ".join(config.get("architectures") or ["nothing"]), " or ".join(profile.replaces)
-            raise ModelRefused(f"{options.model_name}: {profile.name} is served as {can}; config.json says {has}")
-        if ours is not None:
-            overrides["architectures"] = [ours]
-    return overrides
+        own |= _replacement(model, options, profile)
+    return {"problem_type": "regression"} | own
+
+
+def _replacement(model: str, options: ModelOptions, profile: Profile) -> dict[str, Any]:
+    """Name our architecture for this model, if there is one.
+
+    Raises `ModelRefused` for a model that its profile serves with ours alone, and cannot.
+    """
+    config = model_json(model, options.revision, "config.json")
+    ours = architectures.replacement(config, profile.replaces)
+    if profile.replaces and ours not in profile.replaces.values():
+        has = ", ".join(config.get("architectures") or ["nothing"])
+        can = " or ".join(profile.replaces)
+        raise ModelRefused(
+            f"{options.model_name}: {profile.name} is served as {can}; config.json says {has}"
+        )
+    return {} if ours is None else {"architectures": [ours]}
 
 
 def _positions(hf_config: Any) -> int:
@@ -99,7 +127,8 @@ def _dtype(options: ModelOptions, device: str) -> str:
     if options.dtype != "auto":
         return options.dtype
     if device == "cuda":
-        return "bfloat16" if torch.cuda.get_device_capability()[0] >= 8 else "float32"  # noqa: PLR2004 - Ampere
+        ampere_or_later = torch.cuda.get_device_capability() >= (8, 0)
+        return "bfloat16" if ampere_or_later else "float32"
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
     except OSError:
@@ -116,34 +145,32 @@ def _eager(options: ModelOptions, *, device: str, decoder: bool) -> bool:
 
 
 def _kv_bytes(model_config: Any, args: EngineArgs) -> int:
-    heads, head, layers = (
-        model_config.get_total_num_kv_heads(),
-        model_config.get_head_size(),
-        model_config.get_total_num_hidden_layers(),
+    numbers = (
+        2  # a key and a value
+        * model_config.get_total_num_hidden_layers()
+        * model_config.get_total_num_kv_heads()
+        * model_config.get_head_size()
     )
-    tokens = max(args.max_model_len or 0, args.max_num_batched_tokens or 0) + 64 * (args.max_num_seqs or 1)
-    width = 2 if model_config.dtype in (torch.bfloat16, torch.float16) else 4
-    return int(2 * layers * heads * head * width * tokens)
+    width_bytes = 2 if model_config.dtype in (torch.bfloat16, torch.float16) else 4
+    tokens = max(args.max_model_len or 0, args.max_num_batched_tokens or 0)
+    padding = 64 * (args.max_num_seqs or 1)
+    return int(numbers * width_bytes * (tokens + padding))
 
 
 def model_json(model: str, revision: str | None, name: str) -> dict[str, Any]:
     """Return a JSON file of the model, or {} where it has none."""
     from transformers.utils.hub import cached_file  # noqa: PLC0415 - heavy, and at start-up only
 
-    path = cached_file(
-        model,
-        name,
-        revision=revision,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    return dict(json.loads(Path(path).read_text(encoding="utf-8"))) if path else {}
+    path = cached_file(model, name, revision=revision, **_NONE_IF_ABSENT)
+    return json.loads(Path(path).read_bytes()) if path else {}
 
 
 def first_line(error: BaseException) -> str:
     """Return what an error says, shortly."""
-    if isinstance(error, ValidationError):  # pydantic's text begins with a count, and goes on with the whole input
+    if isinstance(error, ValidationError):
+        # Its text begins with a count, and goes on with the whole input.
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        return f"{first['loc'][0]}: {first['msg']}" if first["loc"] else first["msg"].removeprefix("Value error, ")
+        message = first["msg"].removeprefix("Value error, ")
+        return f"{first['loc'][0]}: {first['msg']}" if first["loc"] else message
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:500] if lines else type(error).__name__

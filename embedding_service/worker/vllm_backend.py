@@ -1,7 +1,7 @@
-"""Every call into vLLM's engine stands here; run on 0.32.0 (CPU) and written for 0.26.0 and later (CUDA).
+"""One loaded model in vLLM's engine, behind five verbs; it knows nothing of jobs and sockets.
 
-Imported by the worker process only, after its environment has been set. `VllmBackend` is one loaded
-model behind five verbs; it knows nothing of jobs, queues or sockets.
+Imported by the worker process only, after its environment has been set. Run on vLLM 0.32.0 (CPU)
+and written for 0.26.0 and later (CUDA).
 """
 
 from __future__ import annotations
@@ -15,30 +15,37 @@ from typing import TYPE_CHECKING
 import torch
 from pydantic import ValidationError
 from transformers import AutoTokenizer
-from vllm import PoolingParams
 from vllm.platforms import current_platform
-from vllm.transformers_utils.config import try_get_dense_modules
 from vllm.v1.engine.core import EngineCore
 from vllm.v1.executor import Executor
 from vllm.v1.request import Request
 
 from embedding_service.engine.protocol import ModelFacts
-from embedding_service.families import architectures, bge_m3, profiles, splade
+from embedding_service.families import profiles
 from embedding_service.families.weights import weights_stamp
 from embedding_service.types import Output
+from embedding_service.worker import pooling
 from embedding_service.worker.backend import InputRejected, ModelRefused, StepLimits
 from embedding_service.worker.location import resolve_model
 from embedding_service.worker.vllm_arguments import engine_arguments, first_line, model_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator
+
+    from vllm import PoolingParams
+    from vllm.config import ModelConfig
 
     from embedding_service.settings.model import ModelOptions
-    from embedding_service.types import Floats, TokenIds
+    from embedding_service.types import Rows, TokenIds
 
 
 # CUDA, PyTorch's CPU allocator, vLLM's check at start, vLLM's cache.
-_NO_MEMORY = re.compile(r"out of memory|allocate memory|(Available|Free) memory on|memory for the cache")
+_NO_MEMORY = re.compile(
+    r"out of memory|allocate memory|(Available|Free) memory on|memory for the cache"
+)
+
+_NO_HUB = re.compile(r"LocalEntryNotFound|OfflineMode|ConnectionError|ConnectError")
+_SPECIAL = ("cls_token_id", "eos_token_id", "pad_token_id", "unk_token_id")
 
 
 class VllmBackend:
@@ -49,130 +56,139 @@ class VllmBackend:
         self.device = _device(options)
         self.model = resolve_model(options)
         self._folder = self.model if Path(self.model).is_dir() else None
-        self._stamp = weights_stamp(self._folder) if self._folder else self.model  # as they are before they are read
-        self.tokenizer_json, self._special_ids = _tokenizer(self.model, options)
-        config = engine_arguments(self.model, options, self.device).create_engine_config()
-        self._engine = EngineCore(config, Executor.get_class(config), log_stats=False)
-        self._engine.reset_mm_cache()  # pictures that a multimodal model was tried with
-        if self.device == "cpu" and config.model_config.enforce_eager and options.tensor_parallel_size == 1:
-            from embedding_service.worker.cpu_encoder import straighten  # noqa: PLC0415 - imports kernels for CPUs
-
-            self._engine.collective_rpc("apply_model", args=(straighten,))
-        scheduler = config.scheduler_config
-        self.limits = StepLimits(texts=scheduler.max_num_seqs, tokens=scheduler.max_num_batched_tokens)
-        self._is_bge_m3 = config.model_config.architecture == architectures.BGE_M3
-        self._is_splade = config.model_config.architecture == architectures.SPLADE
-        self._hidden = config.model_config.get_hidden_size()
+        # Of the files as they are before they are read.
+        self._weights = weights_stamp(self._folder) if self._folder else self.model
+        self.tokenizer_json, special_ids = _tokenizer(self.model, options)
+        self._engine = _engine(self.model, options, self.device)
+        config = self._engine.vllm_config
+        batch = config.scheduler_config
+        self.limits = StepLimits(texts=batch.max_num_seqs, tokens=batch.max_num_batched_tokens)
         self._max_tokens = config.model_config.max_model_len
-        self._vocab_size = config.model_config.get_vocab_size() or sys.maxsize  # 0: config.json calls it otherwise
-        self._outputs = self._available_outputs()
-        self._lengths: dict[str, tuple[int, frozenset[Output]]] = {}
+        # 0 where config.json has another name for it.
+        self._vocab_size = config.model_config.get_vocab_size() or sys.maxsize
+        self._pooling = pooling.find(
+            config.model_config,
+            options,
+            model=self.model,
+            tasks=self._engine.get_supported_tasks(),
+            special_ids=special_ids,
+        )
+        self._inputs: dict[str, tuple[TokenIds, frozenset[Output]]] = {}
         self._params: dict[tuple[frozenset[Output], int | None], PoolingParams] = {}
 
-    def add(self, key: str, ids: TokenIds, *, outputs: frozenset[Output], boundary: int | None) -> None:
+    def add(
+        self, key: str, ids: TokenIds, *, outputs: frozenset[Output], boundary: int | None
+    ) -> None:
         """Queue one input in vLLM. Raises `InputRejected`, also with vLLM's reason."""
-        if not 0 < len(ids) <= self._max_tokens:
-            raise InputRejected(f"an input has {len(ids)} tokens; this model takes 1 to {self._max_tokens}")
-        if ids.min() < 0 or ids.max() >= self._vocab_size:
-            raise InputRejected(f"an input has a token id outside 0 to {self._vocab_size - 1}")
-        wanted = (outputs, None if boundary is None else min(boundary, len(ids)))
+        self._check(ids)
+        boundary = None if boundary is None else min(boundary, len(ids))
         try:
-            params = self._params.get(wanted) or self._params.setdefault(wanted, self._pooling_params(*wanted))
+            params = self._pooling_params(outputs, boundary)
             hasher = self._engine.request_block_hasher
             self._engine.add_request(Request(key, ids.tolist(), None, params, block_hasher=hasher))
         except ValueError as error:
             raise InputRejected(first_line(error)) from error
-        self._lengths[key] = (len(ids), outputs)
+        self._inputs[key] = (ids, outputs)
+
+    def _check(self, ids: TokenIds) -> None:
+        """Raise `InputRejected` about an input that would end the engine."""
+        if not 0 < len(ids) <= self._max_tokens:
+            takes = f"this model takes 1 to {self._max_tokens}"
+            raise InputRejected(f"an input has {len(ids)} tokens; {takes}")
+        if ids.min() < 0 or ids.max() >= self._vocab_size:
+            raise InputRejected(f"an input has a token id outside 0 to {self._vocab_size - 1}")
+
+    def _pooling_params(self, outputs: frozenset[Output], boundary: int | None) -> PoolingParams:
+        params = self._params.get((outputs, boundary))
+        if params is None:
+            params = self._pooling.ask(outputs, boundary)
+            params.verify(self._engine.vllm_config.model_config)
+            self._params[outputs, boundary] = params
+        return params
 
     def abort(self, keys: Iterable[str]) -> None:
         """Forget inputs that were added and have not come back from `step`."""
-        keys = [key for key in keys if self._lengths.pop(key, None)]
+        keys = [key for key in keys if self._inputs.pop(key, None)]
         self._engine.abort_requests(keys)
 
-    def step(self) -> list[tuple[str, Mapping[Output, Floats]]]:
-        """Run one engine step; return what it finished. Any exception is the end of this core."""
+    def step(self) -> list[tuple[str, Rows]]:
+        """Run one engine step; return what it finished. Any exception is the end of this backend."""
         outputs, executed = self._engine.step_fn()
         self._engine.post_step(executed)
         finished = []
         for result in outputs[0].outputs if outputs else ():
-            entry = self._lengths.pop(result.request_id, None)
-            if entry is not None:
-                finished.append((result.request_id, self._unpack(result.pooling_output, *entry)))
+            asked = self._inputs.pop(result.request_id, None)
+            if asked is not None:
+                numbers = result.pooling_output.detach().to(device="cpu", dtype=torch.float32)
+                rows = self._pooling.read(numbers.numpy().reshape(-1), *asked)
+                finished.append((result.request_id, rows))
         return finished
 
     @property
     def unfinished(self) -> int:
         """Inputs added that have not come back yet."""
-        return len(self._lengths)
+        return len(self._inputs)
 
     def facts(self, dimension: int | None) -> ModelFacts:
         """Describe the model; `dimension` is what the first real vector had."""
         config = self._engine.vllm_config.model_config
-        hf = config.hf_config
-        profile = profiles.find(model_name=self.options.model_name, architecture=config.architecture)
-        prompts = model_json(self.model, self.options.revision, "config_sentence_transformers.json")
-        matryoshka = profile.matryoshka
-        if getattr(hf, "is_matryoshka", False) or getattr(hf, "matryoshka_dimensions", None):
-            matryoshka = tuple(getattr(hf, "matryoshka_dimensions", None) or ())
-        pooler = config.pooler_config
+        revision = getattr(config.hf_config, "_commit_hash", None)
+        prompts, default_prompt_name = _own_prompts(self.model, self.options.revision)
         return ModelFacts(
             architecture=config.architecture,
-            model_type=hf.model_type,
-            outputs=tuple(output for output in Output if output in self._outputs),
+            model_type=config.hf_config.model_type,
+            outputs=tuple(output for output in Output if output in self._pooling.outputs),
             dimension=dimension,
             max_tokens=config.max_model_len,
             vocab_size=config.get_vocab_size(),
-            pooling=str(getattr(pooler, "seq_pooling_type", None) or getattr(pooler, "pooling_type", "")),
+            pooling=_pooling_name(config),
             dtype=str(config.dtype).removeprefix("torch."),
             device=self.device,
-            revision=getattr(hf, "_commit_hash", None),
-            weights=getattr(hf, "_commit_hash", None) or self._stamp,
+            revision=revision,
+            weights=revision or self._weights,
             engine_version=engine_version(),
-            prompts={name: text for name, text in (prompts.get("prompts") or {}).items() if isinstance(text, str)},
-            default_prompt_name=prompts.get("default_prompt_name"),
-            matryoshka=matryoshka,
-            special_ids=self._special_ids,
+            prompts=prompts,
+            default_prompt_name=default_prompt_name,
+            matryoshka=_matryoshka(config, self.options),
             folder=self._folder,
         )
 
-    def _available_outputs(self) -> frozenset[Output]:
-        if self._is_bge_m3:
-            return bge_m3.available_outputs(self.model, revision=self.options.revision)
-        if self._is_splade:
-            return frozenset({Output.SPARSE})
-        tasks = self._engine.get_supported_tasks()
-        if "embed" in tasks:
-            # vLLM sends hidden states through the Dense modules that sentence-transformers has behind its pooling.
-            whole = "token_embed" in tasks and not try_get_dense_modules(self.model, self.options.revision)
-            return frozenset({Output.DENSE, Output.HIDDEN_STATES} if whole else {Output.DENSE})
-        if "classify" in tasks:
-            return frozenset({Output.SCORE})
-        raise ModelRefused(f"{self.options.model_name} neither embeds nor scores (vLLM offers: {', '.join(tasks)})")
 
-    def _pooling_params(self, outputs: frozenset[Output], boundary: int | None) -> PoolingParams:
-        if Output.SCORE in outputs:
-            types = None if boundary is None else {"compressed_token_type_ids": boundary}
-            # There is no activation, see `_overrides`; with False 0.26 leaves out the tanh of BERT's pooler too.
-            params = PoolingParams(task="classify", use_activation=True, extra_kwargs=types)
-        elif self._is_bge_m3:
-            wanted = bge_m3.pooling_kwargs(outputs)
-            params = PoolingParams(task=bge_m3.TASK, use_activation=False, extra_kwargs=wanted)
-        else:
-            task = "token_embed" if Output.HIDDEN_STATES in outputs else "embed"
-            params = PoolingParams(task=task, use_activation=False)
-        params.verify(self._engine.vllm_config.model_config)
-        return params
+def _engine(model: str, options: ModelOptions, device: str) -> EngineCore:
+    """Load the model, and change what is to be changed in it."""
+    config = engine_arguments(model, options, device).create_engine_config()
+    engine = EngineCore(config, Executor.get_class(config), log_stats=False)
+    engine.reset_mm_cache()  # pictures that a multimodal model was tried with
+    eager = config.model_config.enforce_eager
+    if device == "cpu" and eager and options.tensor_parallel_size == 1:
+        # Imported here because it imports kernels for CPUs.
+        from embedding_service.worker.cpu_encoder import straighten  # noqa: PLC0415
 
-    def _unpack(self, data: torch.Tensor, n_tokens: int, outputs: frozenset[Output]) -> Mapping[Output, Floats]:
-        flat = data.detach().to(device="cpu", dtype=torch.float32).numpy().reshape(-1)
-        if self._is_bge_m3:
-            vectors = bge_m3.unpack(flat, n_tokens=n_tokens, hidden=self._hidden, outputs=outputs)
-            return {output: getattr(vectors, output) for output in outputs}
-        if self._is_splade:
-            return {Output.SPARSE: splade.pack(flat)}
-        if Output.HIDDEN_STATES in outputs:
-            return {Output.HIDDEN_STATES: flat.reshape(n_tokens, -1)}
-        return {next(iter(outputs)): flat}
+        engine.collective_rpc("apply_model", args=(straighten,))
+    return engine
+
+
+def _own_prompts(model: str, revision: str | None) -> tuple[dict[str, str], str | None]:
+    """Return the prompts in the model's files by name, and the name of the default one."""
+    file = model_json(model, revision, "config_sentence_transformers.json")
+    prompts = (file.get("prompts") or {}).items()
+    texts = {name: text for name, text in prompts if isinstance(text, str)}
+    return texts, file.get("default_prompt_name")
+
+
+def _pooling_name(config: ModelConfig) -> str:
+    pooler = config.pooler_config
+    name = getattr(pooler, "seq_pooling_type", None) or getattr(pooler, "pooling_type", "")
+    return str(name)
+
+
+def _matryoshka(config: ModelConfig, options: ModelOptions) -> tuple[int, ...] | None:
+    """Return the sizes that vectors may be cut to: empty for any, None for no."""
+    sizes = getattr(config.hf_config, "matryoshka_dimensions", None)
+    if sizes or getattr(config.hf_config, "is_matryoshka", False):
+        return tuple(sizes or ())
+    name, architecture = options.model_name, config.architecture
+    return profiles.find(model_name=name, architecture=architecture).matryoshka
 
 
 def engine_version() -> str:
@@ -188,23 +204,28 @@ def engine_version() -> str:
 def explain(error: BaseException, options: ModelOptions) -> str:
     """Say in one line why a model could not be loaded."""
     text = first_line(error)
-    chain: list[str] = []
-    seen: BaseException | None = error
-    while seen is not None:
-        chain.append(type(seen).__name__)
-        seen = seen.__cause__ or seen.__context__
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or _NO_MEMORY.search(text):
         return f"not enough memory: {text}"
-    if re.search(r"LocalEntryNotFound|OfflineMode|ConnectionError|ConnectError", " ".join(chain)):
+    if any(_NO_HUB.search(type(cause).__name__) for cause in _causes(error)):
         return f"the model is not in the local cache and the hub cannot be reached: {text}"
     kind = "" if isinstance(error, ValidationError) else f"{type(error).__name__}: "
     return f"cannot load {options.model_path or options.model_name}: {kind}{text}"
 
 
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and what led to it."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
 def _device(options: ModelOptions) -> str:
     found = "cuda" if current_platform.is_cuda_alike() else "cpu"
     if options.device not in ("auto", found):
-        raise ModelRefused(f"device: {options.device} was asked for, but this vLLM installation runs on {found}")
+        raise ModelRefused(
+            f"device: {options.device} was asked for, but this vLLM installation runs on {found}"
+        )
     return found
 
 
@@ -214,13 +235,15 @@ def _tokenizer(model: str, options: ModelOptions) -> tuple[bytes, tuple[int, ...
         f"{options.model_name} has no fast tokenizer (tokenizer.json); convert it once with "
         "transformers' convert_slow_tokenizer and save it next to the model"
     )
+    trust = options.trust_remote_code
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            model, revision=options.revision, trust_remote_code=options.trust_remote_code, use_fast=True
+            model, revision=options.revision, trust_remote_code=trust, use_fast=True
         )
     except ValueError as error:  # transformers found nothing that it could make a tokenizer from
         raise ModelRefused(missing) from error
     if not getattr(tokenizer, "is_fast", False):
         raise ModelRefused(missing)
-    ids = (tokenizer.cls_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id)
-    return str(tokenizer.backend_tokenizer.to_str()).encode(), tuple(i for i in ids if i is not None)
+    ids = (getattr(tokenizer, name) for name in _SPECIAL)
+    special_ids = tuple(token for token in ids if token is not None)
+    return str(tokenizer.backend_tokenizer.to_str()).encode(), special_ids

@@ -1,4 +1,4 @@
-"""BGE-M3's vectors over HTTP, with the fake core's numbers."""
+"""BGE-M3's vectors over HTTP, with the fake engine's numbers."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from embedding_service.service.sparse import hash_indices, merge_sparse
+from embedding_service.service.sparse import hash_indices
 from embedding_service.types import Output, Sparse
-from embedding_service.worker.fake import CLS, DIMENSION, SEP, UNKNOWN, fake_tokenizer, fake_vectors
+from embedding_service.worker.fake import DIMENSION, fake_tokenizer, fake_vectors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,13 +31,13 @@ def m3(start_gateway: Callable[..., RunningGateway]) -> Iterator[httpx.Client]:
 
 
 def expected_sparse(text: str) -> Sparse:
-    """Return the lexical weights that the fake core means for a text."""
-    ids = fake_tokenizer().encode(text).ids
-    return merge_sparse(np.array(ids), fake_vectors(ids, Output.SPARSE), skip_ids=(CLS, SEP, UNKNOWN))
+    """Return the lexical weights that the fake engine means for a text."""
+    indices, values = fake_vectors(fake_tokenizer().encode(text).ids, Output.SPARSE).T
+    return Sparse(indices.astype(np.int64), values)
 
 
 def expected_colbert(text: str) -> np.ndarray:
-    """Return the token vectors that the fake core means for a text."""
+    """Return the token vectors that the fake engine means for a text."""
     return fake_vectors(fake_tokenizer().encode(text).ids, Output.COLBERT)
 
 

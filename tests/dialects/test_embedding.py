@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from embedding_service.service.sparse import merge_sparse
 from embedding_service.service.vectors import quantise, shape_dense
 from embedding_service.types import EmbedDtype, Output
-from embedding_service.worker.fake import CLS, DIMENSION, SEP, UNKNOWN, fake_vectors
+from embedding_service.worker.fake import DIMENSION, fake_vectors
 from tests.calls import embed, error_of, ids_of, raw_vector, unit_vectors, vectors_of
 from tests.conftest import FAKE
 
@@ -237,9 +236,8 @@ def test_unknown_fields_are_ignored_and_named(client: httpx.Client) -> None:
 
 
 def sparse_of(text: str) -> dict[str, float]:
-    ids = ids_of(text)
-    merged = merge_sparse(np.array(ids), fake_vectors(ids, Output.SPARSE), skip_ids=(CLS, SEP, UNKNOWN))
-    return dict(zip(map(str, merged.indices.tolist()), merged.values.tolist(), strict=True))
+    rows = fake_vectors(ids_of(text), Output.SPARSE).tolist()
+    return {str(int(token)): weight for token, weight in rows}
 
 
 def colbert_of(text: str) -> Floats:

@@ -162,7 +162,7 @@ def test_native_token_ids_go_to_the_model_as_they_are(other: httpx.Client) -> No
 def test_ids_outside_the_vocabulary_are_a_400(other: httpx.Client) -> None:
     """The last id of the vocabulary embeds, and the next one is refused under the index of its input."""
     last = VOCABULARY - 1
-    want = fake_vectors([0, last, 1], Output.DENSE)
+    (want,) = fake_vectors([0, last, 1], Output.DENSE)
     got = vectors_of(embed(other, model="org/native", input=[last]))
     np.testing.assert_allclose(got[0], want / np.linalg.norm(want), rtol=1e-6)
     error = error_of(embed(other, model="org/native", input=[[1], [last, VOCABULARY]]), 400)

@@ -43,7 +43,7 @@ def http(start_gateway: Callable[..., RunningGateway]) -> Iterator[httpx.Client]
 
 def score(query: str, document: str) -> float:
     """Return the raw score that the fake core means for a pair."""
-    return float(fake_vectors(fake_tokenizer().encode(query, document).ids, Output.SCORE)[0])
+    return float(fake_vectors(fake_tokenizer().encode(query, document).ids, Output.SCORE)[0, 0])
 
 
 def post(http: httpx.Client, path: str = "/v1/rerank", **fields: Any) -> dict[str, Any]:

@@ -29,7 +29,14 @@ FACTS = protocol.ModelFacts(
     matryoshka=(),
 )
 RUN = protocol.Run(
-    3, job=1, outputs=(Output.DENSE,), n=2, total=5, priority=Priority.BULK, deadline=1.5, boundaries=(1, 2)
+    3,
+    job=1,
+    outputs=(Output.DENSE,),
+    n=2,
+    total=5,
+    priority=Priority.BULK,
+    deadline=1.5,
+    boundaries=(1, 2),
 )
 FLOATS = np.ones(6, np.float32)
 MESSAGES = [
@@ -38,9 +45,25 @@ MESSAGES = [
     protocol.Cancel(3, job=2**40),
     protocol.Ping(0),
     protocol.Stop(7),
-    protocol.Pong(1, 2, texts=3, tokens=4, busy_s=0.5, running=6, running_tokens=7, waiting=8, batch_sizes=(1, 0, 2)),
+    protocol.Pong(
+        1,
+        2,
+        texts=3,
+        tokens=4,
+        busy_s=0.5,
+        running=6,
+        running_tokens=7,
+        waiting=8,
+        batch_sizes=(1, 0, 2),
+    ),
     protocol.Hello(1, facts=FACTS),
-    protocol.Done(1, job=2, shapes=((2, 32), (5,)), steps=3, queued_s=0.25),
+    protocol.Done(
+        1,
+        2,
+        (protocol.Frame(Output.DENSE, 32, (1, 1)), protocol.Frame(Output.SPARSE, 2, (3, 0))),
+        3,
+        0.25,
+    ),
     protocol.Failed(1, job=0, reason="startup", message="naïve 😀"),
 ]
 
@@ -88,6 +111,10 @@ def test_incomplete_headers_are_refused(fields: dict[str, object]) -> None:
         protocol.decode(msgspec.msgpack.encode(fields))
 
 
+def frame(width: int, *counts: int) -> protocol.Frame:
+    return protocol.Frame(Output.DENSE, width, counts)
+
+
 def views(*arrays: np.ndarray | bytes) -> list[memoryview]:
     """Return frames as they come from a socket."""
     return [memoryview(bytes(part)) for part in protocol.encode(protocol.Ping(0), *arrays)[1:]]
@@ -124,12 +151,19 @@ def test_runs_that_do_not_add_up_are_refused(frame: list[int] | bytes) -> None:
 
 def test_messages_that_come_together_are_told_apart() -> None:
     """Each message comes out with the frames that its header names, in the order sent."""
-    done = protocol.Done(1, 4, ((2, 3), (5,)), 1, 0.0)
-    sent = [(done, [FLOATS, FLOATS[:5]]), (protocol.Ping(1), []), (MESSAGES[-1], []), (RUN, [b"12"])]
-    parts = [memoryview(part) for message, frames in sent for part in protocol.encode(message, *frames)]
+    done = protocol.Done(1, 4, (frame(3, 1, 1), frame(2, 2, 0)), 1, 0.0)
+    sent = [
+        (done, [FLOATS, FLOATS[:4]]),
+        (protocol.Ping(1), []),
+        (MESSAGES[-1], []),
+        (RUN, [b"12"]),
+    ]
+    parts = [
+        memoryview(part) for message, frames in sent for part in protocol.encode(message, *frames)
+    ]
     got = list(protocol.split(parts))
     assert [message for message, _ in got] == [message for message, _ in sent]
-    assert [[len(frame) for frame in frames] for _, frames in got] == [[24, 20], [], [], [2]]
+    assert [[len(frame) for frame in frames] for _, frames in got] == [[24, 16], [], [], [2]]
     assert not list(protocol.split([]))
 
 
@@ -145,40 +179,57 @@ def test_a_message_without_its_frames_is_refused(message: protocol.Message) -> N
         list(protocol.split([*parts, *views(b"1", b"2", b"3")]))
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
-def test_results_come_back(dtype: type[np.floating]) -> None:
-    """float32 arrays of any layout come back as they were; other types are not mistaken for them."""
-    dense = np.arange(6, dtype=dtype).reshape(3, 2).T
-    sparse = np.arange(8, dtype=dtype)[::2]
-    header = protocol.Done(1, 1, (dense.shape, sparse.shape), 1, 0.0)
-    frames = views(dense, sparse)
-    if dtype is not np.float32:
-        with pytest.raises(protocol.ProtocolError):
-            protocol.done_frames(header, frames)
-        return
-    got = protocol.done_frames(header, frames)
-    np.testing.assert_array_equal(got[0], dense)
-    np.testing.assert_array_equal(got[1], sparse)
+ROWS = st.lists(st.integers(0, 4), min_size=1, max_size=5)
+
+
+@given(ROWS, ROWS, st.integers(1, 5), st.booleans())
+def test_rows_come_back(some: list[int], more: list[int], width: int, transposed: bool) -> None:
+    """The rows of each input come back under their outputs, whatever their number and layout."""
+    inputs = min(len(some), len(more))
+    random = np.random.default_rng(0)
+
+    def rows(count: int) -> np.ndarray:
+        shape = (width, count) if transposed else (count, width)
+        array = random.standard_normal(shape).astype(np.float32)
+        return array.T if transposed else array
+
+    results = [
+        {Output.COLBERT: rows(some[i]), Output.SPARSE: rows(more[i]), Output.DENSE: rows(1)}
+        for i in range(inputs)
+    ]
+    frames, arrays = protocol.pack(results)
+    got = protocol.unpack(protocol.Done(1, 1, frames, 3, 0.5), views(*arrays))
+    assert (got.steps, got.queued_s) == (3, 0.5)
+    assert [list(each) for each in got.results] == [list(each) for each in results]
+    for back, sent in zip(got.results, results, strict=True):
+        for output, array in sent.items():
+            np.testing.assert_array_equal(back[output], array)
+            assert back[output].dtype == np.float32
 
 
 @pytest.mark.parametrize(
-    ("shapes", "frames"),
+    ("headers", "frames"),
     [
-        (((2, 4),), [FLOATS]),
-        (((5,),), [FLOATS]),
-        (((-1, -6),), [FLOATS]),
-        (((-1,),), [FLOATS]),
-        (((2**33, 2**33),), [FLOATS]),
-        (((6,),), [b"\0" * 23]),
-        (((0,),), [FLOATS]),
+        ((frame(4, 2),), [FLOATS]),
+        ((frame(5, 1),), [FLOATS]),
+        ((frame(6, 1, 1),), [FLOATS]),
+        ((frame(-6, -1),), [FLOATS]),
+        ((frame(6, 2, -1),), [FLOATS]),
+        ((frame(0, 1),), [FLOATS[:0]]),
+        ((frame(2**33, 2**33),), [FLOATS]),
+        ((frame(6, 1),), [b"\0" * 23]),
+        ((frame(6, 1),), [np.ones(6, np.float64)]),
+        ((frame(6, 0),), [FLOATS]),
+        ((frame(6, 1), frame(3, 1, 1)), [FLOATS, FLOATS]),
+        ((frame(3, 1, 1), frame(6, 1)), [FLOATS, FLOATS]),
     ],
 )
 def test_results_that_do_not_add_up_are_refused(
-    shapes: tuple[tuple[int, ...], ...], frames: list[np.ndarray | bytes]
+    headers: tuple[protocol.Frame, ...], frames: list[np.ndarray | bytes]
 ) -> None:
-    """Frames that do not fill their shapes never become vectors."""
+    """Frames that are not the rows of their headers never become vectors."""
     with pytest.raises(protocol.ProtocolError):
-        protocol.done_frames(protocol.Done(1, 1, shapes, 1, 0.0), views(*frames))
+        protocol.unpack(protocol.Done(1, 1, headers, 1, 0.0), views(*frames))
 
 
 def test_arrays_are_sent_without_a_copy() -> None:

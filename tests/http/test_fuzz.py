@@ -145,7 +145,7 @@ class State:
         (model,) = self.gateway.gateway.service.models
         (replica,) = model.engine.replicas
         service = self.gateway.gateway.service
-        mine = [model.gate.held, model.preparing, len(model.compute._flying)]
+        mine = [model.gate.held, model.preparing, model.compute.in_flight]
         return [*mine, service.answers.held, self.gateway.gateway.lifecycle.in_flight, replica.outstanding_tokens]
 
 

@@ -13,7 +13,7 @@ from embedding_service.errors import DeadlineExceeded, EngineFailed, Overloaded
 from embedding_service.service.admission import Gate
 from embedding_service.service.cache import MemoryCache
 from embedding_service.service.call import Call
-from embedding_service.service.compute import Compute
+from embedding_service.service.compute import Compute, Computed
 from embedding_service.settings.model import ModelOptions
 from embedding_service.types import Batch, BatchResult, Output, Priority, Tenant
 
@@ -44,9 +44,8 @@ class Engine:
         await self.hold.wait()
         if self.error is not None:
             raise self.error
-        dense = np.array([[ids[0], len(ids)] for ids in batch.ids], np.float32)
-        sparse = [ids.astype(np.float32) for ids in batch.ids] if Output.SPARSE in batch.outputs else None
-        return BatchResult(dense=dense if Output.DENSE in batch.outputs else None, sparse=sparse)
+        rows = [np.array([[ids[0], len(ids)]], np.float32) for ids in batch.ids]
+        return BatchResult([dict.fromkeys(batch.outputs, row) for row in rows])
 
 
 def compute(engine: Any, *, tokens: int = 1000, cache: bool = True) -> Compute:
@@ -54,9 +53,18 @@ def compute(engine: Any, *, tokens: int = 1000, cache: bool = True) -> Compute:
     return Compute(stand_in, Gate(tokens, "tokens"), MemoryCache(1 << 20, 60) if cache else None)
 
 
-def batch(*inputs: list[int], outputs: frozenset[Output] = frozenset({Output.DENSE}), seconds: float = 10) -> Batch:
+def dense(done: Computed) -> list[list[float]]:
+    """Return the dense vectors of a result."""
+    return [rows[Output.DENSE][0].tolist() for rows in done.result.results]
+
+
+def batch(
+    *inputs: list[int], outputs: frozenset[Output] = frozenset({Output.DENSE}), seconds: float = 10
+) -> Batch:
     ids = [np.array(each, np.int32) for each in inputs]
-    return Batch(ids=ids, outputs=outputs, priority=Priority.BULK, deadline=time.monotonic() + seconds)
+    return Batch(
+        ids=ids, outputs=outputs, priority=Priority.BULK, deadline=time.monotonic() + seconds
+    )
 
 
 async def test_hits_are_not_computed_again() -> None:
@@ -67,7 +75,7 @@ async def test_hits_are_not_computed_again() -> None:
     second = await work.run(batch([3], [4], [1, 2]), call=CALL, more_coming=False)
     assert engine.seen == [[1, 2], [3], [4]]
     assert (first.cached, second.cached) == ([False, False], [True, False, True])
-    np.testing.assert_array_equal(second.result.dense, [[3, 1], [4, 1], [1, 2]])
+    assert dense(second) == [[3, 1], [4, 1], [1, 2]]
 
 
 async def test_repeats_inside_a_request_are_computed_once() -> None:
@@ -75,7 +83,7 @@ async def test_repeats_inside_a_request_are_computed_once() -> None:
     engine = Engine()
     done = await compute(engine).run(batch([5], [6], [5], [5]), call=CALL, more_coming=False)
     assert engine.seen == [[5], [6]]
-    np.testing.assert_array_equal(done.result.dense, [[5, 1], [6, 1], [5, 1], [5, 1]])
+    assert dense(done) == [[5, 1], [6, 1], [5, 1], [5, 1]]
 
 
 async def test_requests_share_what_is_in_flight() -> None:
@@ -89,7 +97,7 @@ async def test_requests_share_what_is_in_flight() -> None:
     await asyncio.sleep(0)
     engine.hold.set()
     await first
-    np.testing.assert_array_equal((await second).result.dense, [[2, 1], [3, 1]])
+    assert dense(await second) == [[2, 1], [3, 1]]
     assert sorted(engine.seen) == [[1], [2], [3]]
 
 
@@ -105,9 +113,9 @@ async def test_a_cancelled_owner_leaves_the_work_to_who_waits() -> None:
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
     engine.hold.set()
-    np.testing.assert_array_equal((await second).result.dense, [[1, 1]])
+    assert dense(await second) == [[1, 1]]
     assert engine.seen == [[1], [1]]
-    assert not work._flying
+    assert work.in_flight == 0
 
 
 async def test_failures_are_not_kept_and_not_shared() -> None:
@@ -119,7 +127,7 @@ async def test_failures_are_not_kept_and_not_shared() -> None:
         await work.run(batch([1]), call=CALL, more_coming=False)
     engine.error = None
     assert (await work.run(batch([1]), call=CALL, more_coming=False)).cached == [False]
-    assert not work._flying
+    assert work.in_flight == 0
 
 
 async def test_waiting_ends_at_the_deadline() -> None:
@@ -157,10 +165,14 @@ async def test_kinds_are_kept_apart() -> None:
     work = compute(engine)
     both = frozenset({Output.DENSE, Output.SPARSE})
     await work.run(batch([1]), call=CALL, more_coming=False)
-    assert (await work.run(batch([1], outputs=both), call=CALL, more_coming=False)).cached == [False]
-    sparse = await work.run(batch([1], outputs=frozenset({Output.SPARSE})), call=CALL, more_coming=False)
+    assert (await work.run(batch([1], outputs=both), call=CALL, more_coming=False)).cached == [
+        False
+    ]
+    sparse = await work.run(
+        batch([1], outputs=frozenset({Output.SPARSE})), call=CALL, more_coming=False
+    )
     assert sparse.cached == [True]
-    assert sparse.result.dense is None
+    assert [set(rows) for rows in sparse.result.results] == [{Output.SPARSE}]
 
 
 async def test_numbers_that_are_not_finite_are_not_kept() -> None:
@@ -169,7 +181,7 @@ async def test_numbers_that_are_not_finite_are_not_kept() -> None:
     work = compute(engine)
 
     async def broken(batch: Batch, *, more_coming: bool = False) -> BatchResult:
-        return BatchResult(dense=np.full((len(batch.ids), 2), np.nan, np.float32))
+        return BatchResult([{Output.DENSE: np.full((1, 2), np.nan, np.float32)} for _ in batch.ids])
 
     engine.run = broken  # type: ignore[method-assign]
     await work.run(batch([1]), call=CALL, more_coming=False)
@@ -193,7 +205,10 @@ async def test_isolated_tenants_gain_nothing_from_each_other() -> None:
     assert (await work.run(batch([1]), call=A, more_coming=False)).cached == [True]
     assert engine.seen == [[1], [1]]
     engine.hold.clear()
-    tasks = [asyncio.create_task(work.run(batch([2]), call=call, more_coming=False)) for call in (A, B, A)]
+    tasks = [
+        asyncio.create_task(work.run(batch([2]), call=call, more_coming=False))
+        for call in (A, B, A)
+    ]
     for _ in range(3):
         await asyncio.sleep(0)
     engine.hold.set()
@@ -208,7 +223,9 @@ async def test_without_isolation_tenants_share() -> None:
     await work.run(batch([1]), call=A, more_coming=False)
     assert (await work.run(batch([1]), call=B, more_coming=False)).cached == [True]
     engine.hold.clear()
-    tasks = [asyncio.create_task(work.run(batch([2]), call=call, more_coming=False)) for call in (A, B)]
+    tasks = [
+        asyncio.create_task(work.run(batch([2]), call=call, more_coming=False)) for call in (A, B)
+    ]
     await asyncio.sleep(0)
     engine.hold.set()
     await asyncio.gather(*tasks)

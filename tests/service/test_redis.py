@@ -265,8 +265,8 @@ def test_a_wrong_address_is_refused(url: str) -> None:
 # --- the format ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shape", [(1,), (1024,), (3, 4), (1, 1)])
-def test_arrays_come_back(shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("shape", [(1, 1), (1, 1024), (3, 4), (0, 2)])
+def test_rows_come_back(shape: tuple[int, int]) -> None:
     """What was packed is unpacked bit by bit, under its own name."""
     value = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     back = unpack(pack(value, b"name"), b"name")
@@ -277,7 +277,7 @@ def test_arrays_come_back(shape: tuple[int, ...]) -> None:
 
 def test_what_does_not_fit_is_not_believed() -> None:
     """No changed bit, no missing or additional byte, no other name's value, and no NaN is taken for a vector."""
-    raw = pack(np.arange(4, dtype=np.float32), b"name")
+    raw = pack(np.arange(4, dtype=np.float32).reshape(2, 2), b"name")
     for position in range(len(raw) * 8):
         changed = bytearray(raw)
         changed[position // 8] ^= 1 << position % 8
@@ -292,7 +292,7 @@ def test_what_does_not_fit_is_not_believed() -> None:
         assert unpack(wrong, b"name") is None
     assert unpack(raw, b"other") is None
     for number in (np.nan, np.inf):
-        assert unpack(pack(np.array([1, number], np.float32), b"name"), b"name") is None
+        assert unpack(pack(np.array([[1, number]], np.float32), b"name"), b"name") is None
 
 
 # --- shared ----------------------------------------------------------------------------------------------------------

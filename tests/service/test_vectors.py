@@ -12,15 +12,25 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from embedding_service.dialects.embedding import vector_json
-from embedding_service.service.vectors import chunk_mean, finite_rows, quantise, shape_dense, written_bytes
+from embedding_service.service.vectors import (
+    chunk_mean,
+    is_finite,
+    quantise,
+    shape_dense,
+    written_bytes,
+)
 from embedding_service.types import EmbedDtype, Encoding
 
 numbers = st.floats(-100, 100, width=32, allow_subnormal=False)
-matrices = arrays.arrays(np.float32, st.tuples(st.integers(1, 6), st.integers(1, 40)), elements=numbers)
+matrices = arrays.arrays(
+    np.float32, st.tuples(st.integers(1, 6), st.integers(1, 40)), elements=numbers
+)
 
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=5), st.integers(1, 8), st.data())
-def test_chunk_mean_is_the_weighted_mean(chunks_of: list[int], size: int, data: st.DataObject) -> None:
+def test_chunk_mean_is_the_weighted_mean(
+    chunks_of: list[int], size: int, data: st.DataObject
+) -> None:
     """Each input's vector is the mean of its chunks, weighted by their tokens."""
     owner = [i for i, chunks in enumerate(chunks_of) for _ in range(chunks)]
     vectors = data.draw(arrays.arrays(np.float32, (len(owner), size), elements=numbers))
@@ -30,12 +40,16 @@ def test_chunk_mean_is_the_weighted_mean(chunks_of: list[int], size: int, data: 
     assert means.shape == (len(chunks_of), size)
     for i, mean in enumerate(means):
         rows = [k for k, o in enumerate(owner) if o == i]
-        expected = np.average(vectors[rows].astype(np.float64), axis=0, weights=[weights[k] for k in rows])
+        expected = np.average(
+            vectors[rows].astype(np.float64), axis=0, weights=[weights[k] for k in rows]
+        )
         np.testing.assert_allclose(mean, expected, rtol=1e-4, atol=1e-3)
 
 
 @given(matrices, st.integers(1, 50), st.booleans())
-def test_dense_vectors_are_cut_first_and_scaled_then(vectors: Any, dimensions: int, normalize: bool) -> None:
+def test_dense_vectors_are_cut_first_and_scaled_then(
+    vectors: Any, dimensions: int, normalize: bool
+) -> None:
     """A vector is the beginning of the model's own, scaled to length 1 if that is wanted; zeros stay zeros."""
     shaped = shape_dense(vectors, dimensions=dimensions, normalize=normalize)
     assert shaped.dtype == np.float32
@@ -55,11 +69,24 @@ def test_long_and_short_vectors_normalise() -> None:
     np.testing.assert_allclose(np.linalg.norm(shaped, axis=1), 1, rtol=1e-6)
 
 
-@given(arrays.arrays(np.float32, (4, 3), elements=st.floats(width=32)))
-def test_finite_rows(vectors: Any) -> None:
-    """A row is finite if all its numbers are."""
-    expected = [all(np.isfinite(value) for value in row) for row in vectors]
-    assert finite_rows(vectors).tolist() == expected
+@given(
+    arrays.arrays(
+        np.float32, st.tuples(st.integers(0, 4), st.integers(1, 3)), elements=st.floats(width=32)
+    )
+)
+def test_is_finite(vectors: Any) -> None:
+    """Rows are finite if all their numbers are, however large these are."""
+    assert is_finite(vectors) == all(np.isfinite(value) for value in vectors.ravel())
+
+
+@pytest.mark.parametrize("numbers", [384, 100_000])
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_one_wrong_number_is_seen(numbers: int, wrong: float) -> None:
+    """One number that is not finite is seen among any number of others."""
+    vector = np.ones((1, numbers), np.float32)
+    assert is_finite(vector)
+    vector[0, numbers // 2] = wrong
+    assert not is_finite(vector)
 
 
 def packed(row: Any) -> list[int]:
@@ -72,7 +99,10 @@ def packed(row: Any) -> list[int]:
 PLAIN: dict[EmbedDtype, tuple[type[np.generic], Any]] = {
     EmbedDtype.FLOAT32: (np.float32, lambda row: row),
     EmbedDtype.FLOAT16: (np.float16, lambda row: row.astype(np.float16)),
-    EmbedDtype.INT8: (np.int8, lambda row: [max(-127, min(127, round(float(np.float32(127) * x)))) for x in row]),
+    EmbedDtype.INT8: (
+        np.int8,
+        lambda row: [max(-127, min(127, round(float(np.float32(127) * x)))) for x in row],
+    ),
     EmbedDtype.UINT8: (
         np.uint8,
         lambda row: [max(-127, min(127, round(float(np.float32(127) * x)))) + 128 for x in row],
@@ -109,10 +139,14 @@ def test_formats_at_the_ends() -> None:
 @pytest.mark.parametrize("encoding", Encoding)
 @pytest.mark.parametrize("dtype", EmbedDtype)
 @pytest.mark.parametrize("dimensions", [64, 384, 1024])
-def test_the_estimate_covers_what_is_written(dtype: EmbedDtype, encoding: Encoding, dimensions: int) -> None:
+def test_the_estimate_covers_what_is_written(
+    dtype: EmbedDtype, encoding: Encoding, dimensions: int
+) -> None:
     """A vector is not larger than what is reserved for it, and not less than a third of that."""
     random = np.random.default_rng(dimensions).standard_normal((1, dimensions)).astype(np.float32)
-    written = vector_json(quantise(shape_dense(random, dimensions=None, normalize=True), dtype)[0], encoding)
+    written = vector_json(
+        quantise(shape_dense(random, dimensions=None, normalize=True), dtype)[0], encoding
+    )
     reserved = written_bytes(dimensions, dtype, encoding)
     assert reserved / 3 <= len(written) - 2 <= reserved
 
@@ -120,4 +154,7 @@ def test_the_estimate_covers_what_is_written(dtype: EmbedDtype, encoding: Encodi
 def test_vectors_are_written_without_loss() -> None:
     """float32 as JSON has as many digits as it needs."""
     vector = np.array([0.1, 1 / 3, 1e-8, 123456.79], np.float32)
-    assert np.array(orjson.loads(vector_json(vector, Encoding.FLOAT)), np.float32).tolist() == vector.tolist()
+    assert (
+        np.array(orjson.loads(vector_json(vector, Encoding.FLOAT)), np.float32).tolist()
+        == vector.tolist()
+    )

@@ -25,19 +25,19 @@ from embedding_service.worker.vllm_backend import VllmBackend
 from embedding_service.settings.model import ModelOptions
 from embedding_service.types import Output
 
-core = VllmBackend(ModelOptions(**json.loads(sys.argv[1])))
+backend = VllmBackend(ModelOptions(**json.loads(sys.argv[1])))
 texts = {"empty": [], "long": [7] * 65, "negative": [101, -1, 102], "unknown": [101, 30522, 102]}
 texts |= {"last": [101, 30521, 102], "longest": [7] * 64, "aborted": [101, 7, 102]}
 told = {}
 for name, ids in texts.items():
     try:
-        core.add(name, np.array(ids, np.int32), outputs=frozenset({Output.DENSE}), boundary=None)
+        backend.add(name, np.array(ids, np.int32), outputs=frozenset({Output.DENSE}), boundary=None)
     except InputRejected as error:
         told[name] = str(error)
-core.abort(["aborted", "empty"])
-while core.unfinished:
-    for name, result in core.step():
-        told[name] = len(result[Output.DENSE])
+backend.abort(["aborted", "empty"])
+while backend.unfinished:
+    for name, result in backend.step():
+        told[name] = result[Output.DENSE].shape[1]
 print(json.dumps(told))
 """
 STRAIGHT = """
@@ -49,20 +49,20 @@ from embedding_service.settings.model import ModelOptions
 from embedding_service.types import Output
 from vllm.model_executor.models.bert import BertEncoder
 
-core = VllmBackend(ModelOptions(**json.loads(sys.argv[1])))
+backend = VllmBackend(ModelOptions(**json.loads(sys.argv[1])))
 
 def model(change):
-    (found,) = core._engine.collective_rpc("apply_model", args=(change,))
+    (found,) = backend._engine.collective_rpc("apply_model", args=(change,))
     return found
 
 def vectors():
     random = np.random.default_rng(1)
     for i, length in enumerate((1, 7, 7, 50, 64)):
         ids = random.integers(1000, 30000, length, np.int32)
-        core.add(str(i), ids, outputs=frozenset({Output.DENSE}), boundary=None)
+        backend.add(str(i), ids, outputs=frozenset({Output.DENSE}), boundary=None)
     found = {}
-    while core.unfinished:
-        found |= {name: result[Output.DENSE] for name, result in core.step()}
+    while backend.unfinished:
+        found |= {name: result[Output.DENSE] for name, result in backend.step()}
     return np.stack([found[name] for name in sorted(found)])
 
 encoder = model(lambda model: next(m for m in model.modules() if isinstance(m, BertEncoder)))

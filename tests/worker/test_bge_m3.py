@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from embedding_service.families import architectures, bge_m3
-from embedding_service.service.sparse import merge_sparse
+from embedding_service.families import architectures, bge_m3, lexical
 from embedding_service.types import Output
 from tests.worker import direct
 
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from embedding_service.types import Rows
     from tests.worker.conftest import Checkpoint
 
 HIDDEN = 64
@@ -63,7 +63,7 @@ def run(model: Path, batches: list[list[direct.Prompt]], folder: Path, **engine_
     return direct.run(model, batches, folder=folder, hf_overrides=overrides, **engine_args)
 
 
-def unpack(answer: np.ndarray, token_ids: list[int], outputs: tuple[Output, ...]) -> bge_m3.Vectors:
+def unpack(answer: np.ndarray, token_ids: list[int], outputs: tuple[Output, ...]) -> Rows:
     return bge_m3.unpack(answer, n_tokens=len(token_ids), hidden=HIDDEN, outputs=outputs)
 
 
@@ -129,19 +129,15 @@ def oracle(model: Path, engines: object) -> dict[str, Any]:
 
 def assert_parity(answers: list[np.ndarray], token_ids: list[list[int]], oracle: dict[str, Any]) -> None:
     for row, (answer, ids) in enumerate(zip(answers, token_ids, strict=True)):
-        dense, weights, colbert, hidden_states = unpack(answer, ids, ALL)
-        assert dense is not None
-        assert hidden_states is not None
-        assert weights is not None
-        assert colbert is not None
+        (dense,), weights, colbert, hidden_states = unpack(answer, ids, ALL).values()
         np.testing.assert_allclose(dense, oracle["raw_dense"][row], atol=1e-5)
         np.testing.assert_array_equal(hidden_states[0], dense)
         np.testing.assert_allclose(dense / np.linalg.norm(dense), oracle["dense_vecs"][row], atol=1e-5)
         np.testing.assert_allclose(colbert, oracle["colbert_vecs"][row], atol=1e-5)
-        sparse = merge_sparse(np.array(ids), weights, skip_ids=SPECIAL_IDS)
+        sparse = lexical.of_tokens(np.array(ids), weights[:, 0], skip_ids=SPECIAL_IDS)
         expected = {int(token): weight for token, weight in oracle["lexical_weights"][row].items()}
-        assert sparse.indices.tolist() == sorted(expected)
-        np.testing.assert_allclose(sparse.values, [expected[token] for token in sorted(expected)], atol=1e-5)
+        assert sparse[:, 0].tolist() == sorted(expected)
+        np.testing.assert_allclose(sparse[:, 1], [expected[token] for token in sorted(expected)], atol=1e-5)
 
 
 @pytest.mark.engine
@@ -194,12 +190,10 @@ def test_prompts_of_a_batch_ask_for_different_vectors(served: list[direct.Batch]
     subsets = itertools.cycle(SUBSETS)
     for full, part, ids in zip(everything.answers, mixed.answers, token_ids, strict=True):
         outputs = next(subsets)
-        vectors = unpack(full, ids, ALL)._asdict()
-        for name, vector in unpack(part, ids, outputs)._asdict().items():
-            if name in outputs:
-                np.testing.assert_allclose(vector, vectors[name], atol=1e-5)
-            else:
-                assert vector is None
+        vectors, asked = unpack(full, ids, ALL), unpack(part, ids, outputs)
+        assert set(asked) == set(outputs)
+        for output, rows in asked.items():
+            np.testing.assert_allclose(rows, vectors[output], atol=1e-5)
 
 
 @pytest.mark.engine
@@ -218,8 +212,8 @@ def test_a_checkpoint_without_heads_serves_the_rest(
     assert available == {DENSE, HIDDEN_STATES, *heads}
     (batch,) = engines(name)
     expected = unpack(served[0].answers[10], ids, ALL)
-    for part, whole in zip(unpack(batch.answers[0], ids, tuple(available)), expected, strict=True):
-        assert part is None or (whole is not None and np.allclose(part, whole, atol=1e-5))
+    for output, rows in unpack(batch.answers[0], ids, tuple(available)).items():
+        np.testing.assert_allclose(rows, expected[output], atol=1e-5)
     np.testing.assert_array_equal(batch.answers[1], batch.answers[0][:HIDDEN])
     with pytest.raises(ValueError, match="numbers"):
         unpack(batch.answers[0], ids, ALL)
@@ -250,10 +244,10 @@ def test_available_outputs_reads_the_hub_cache(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize("outputs", SUBSETS)
 def test_unpack_gives_views(outputs: tuple[Output, ...]) -> None:
     """Each part lies where the model put it, shares its memory, and has its shape."""
-    sizes = {DENSE: (4,), SPARSE: (3,), COLBERT: (2, 4), HIDDEN_STATES: (3, 4)}
+    sizes = {DENSE: (1, 4), SPARSE: (3, 1), COLBERT: (2, 4), HIDDEN_STATES: (3, 4)}
     flat = np.arange(sum(int(np.prod(sizes[output])) for output in outputs), dtype=np.float32)
     vectors = bge_m3.unpack(flat, n_tokens=3, hidden=4, outputs=outputs)
-    parts = [part for part in vectors if part is not None]
+    parts = list(vectors.values())
     assert [part.shape for part in parts] == [sizes[output] for output in outputs]
     assert all(np.shares_memory(part, flat) for part in parts)
     np.testing.assert_array_equal(np.concatenate([part.ravel() for part in parts]), flat)

@@ -1,4 +1,4 @@
-"""The worker's loop with the fake core, in this process: what is computed in which step, and what never is."""
+"""The worker's loop with the fake backend, in this process: what is computed in which step, and what never is."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import zmq
 from embedding_service.engine import protocol
 from embedding_service.engine.step_record import StepRecord
 from embedding_service.settings.model import ModelOptions
-from embedding_service.types import PER_TOKEN, Output, Priority
+from embedding_service.types import Output, Priority
 from embedding_service.worker.backend import ModelRefused
 from embedding_service.worker.fake import FAULTS, FakeBackend, fake_vectors
 from embedding_service.worker.inbox import Job, Progress, Receiver
@@ -22,10 +22,10 @@ from embedding_service.worker.loading import warm_up
 from embedding_service.worker.loop import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from embedding_service.types import Floats
+    from embedding_service.types import Rows
 
 GENERATION = 5
 INTERACTIVE, BULK, ALONE = Priority.INTERACTIVE, Priority.BULK, Priority.ALONE
@@ -33,16 +33,16 @@ BATCH = 8  # texts in a step
 DENSE = (Output.DENSE,)
 
 
-class ScriptedCore(FakeBackend):
-    """A fake core that notes what each step held, and lets something happen during chosen steps."""
+class ScriptedBackend(FakeBackend):
+    """A fake backend that notes what each step held, and lets something happen during chosen steps."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(ModelOptions(engine="fake", max_batch_size=BATCH, **options))
         self.steps: list[list[str]] = []
         self.during: dict[int, Callable[[], object]] = {}
 
-    def step(self) -> list[tuple[str, Mapping[Output, Floats]]]:
-        """Note the inputs; then do as the script says, and as the fake core does."""
+    def step(self) -> list[tuple[str, Rows]]:
+        """Note the inputs; then do as the script says, and as the fake backend does."""
         self.steps.append(list(self._queue))
         self.during.pop(len(self.steps), lambda: None)()
         return super().step()
@@ -59,22 +59,35 @@ class Bench:
         self.context = zmq.Context()
         self.jobs, theirs = self.context.socket(zmq.PAIR), self.context.socket(zmq.PAIR)
         self.results, results = self.context.socket(zmq.PULL), self.context.socket(zmq.PUSH)
-        for ours, other, name in ((self.jobs, theirs, "inproc://jobs"), (self.results, results, "inproc://results")):
+        for ours, other, name in (
+            (self.jobs, theirs, "inproc://jobs"),
+            (self.results, results, "inproc://results"),
+        ):
             ours.bind(name)
             other.connect(name)
         launch = protocol.Launch(GENERATION, "", "", "", {})
-        self.core = ScriptedCore(**options)
+        self.backend = ScriptedBackend(**options)
         self.receiver = Receiver(theirs, launch, Progress())
         self.record_path = folder / "step"
-        self.worker = Worker(self.core, self.receiver, results, StepRecord(str(self.record_path)), gather_s=gather_s)
+        self.worker = Worker(
+            self.backend,
+            self.receiver,
+            results,
+            StepRecord(str(self.record_path)),
+            gather_s=gather_s,
+        )
         self.sockets = [self.jobs, theirs, self.results, results]
 
-    def put(self, job: int, inputs: list[list[int]], priority: Priority = BULK, **fields: Any) -> None:
+    def put(
+        self, job: int, inputs: list[list[int]], priority: Priority = BULK, **fields: Any
+    ) -> None:
         """Hand a job to the worker as the receiving thread does."""
         lengths = np.array([len(ids) for ids in inputs], np.int32)
         flat = np.array(list(itertools.chain(*inputs)), np.int32)
         fields = {"outputs": DENSE, "deadline": time.monotonic() + 600, **fields}
-        run = protocol.Run(GENERATION, job=job, n=len(inputs), total=len(flat), priority=priority, **fields)
+        run = protocol.Run(
+            GENERATION, job=job, n=len(inputs), total=len(flat), priority=priority, **fields
+        )
         self.receiver.inbox.put(Job(run, lengths, flat, self.receiver.progress.steps))
 
     def cancel(self, job: int) -> None:
@@ -84,18 +97,20 @@ class Bench:
         """Run the loop until so many answers have come; return them by job, in the order they came."""
         thread = threading.Thread(target=self.worker.run, daemon=True)
         thread.start()
-        self.frames: dict[int, list[Floats]] = {}
+        self.rows: dict[int, list[Rows]] = {}
         self.messages: list[int] = []  # how many answers came in each
         got: dict[int, protocol.Done | protocol.Failed] = {}
         while len(got) < answers:
             assert self.results.poll(30_000), "no answer"
-            together = list(protocol.split([memoryview(part) for part in self.results.recv_multipart()]))
+            together = list(
+                protocol.split([memoryview(part) for part in self.results.recv_multipart()])
+            )
             self.messages.append(len(together))
             for message, frames in together:
                 assert isinstance(message, protocol.Done | protocol.Failed)
                 got[message.job] = message
                 if isinstance(message, protocol.Done):
-                    self.frames[message.job] = protocol.done_frames(message, frames)
+                    self.rows[message.job] = protocol.unpack(message, frames).results
         until = time.monotonic() + 5
         while self.receiver.progress.waiting and time.monotonic() < until:
             time.sleep(0.005)
@@ -138,30 +153,39 @@ def test_results_come_in_the_jobs_order(bench: Bench) -> None:
     inputs = texts(3 * BATCH + 1)
     bench.put(1, inputs)
     answer = done(bench.run(1)[1])
-    assert answer.shapes == ((len(inputs), 32),)
-    assert answer.steps == len(bench.core.steps) == 4
-    np.testing.assert_array_equal(bench.frames[1][0], [fake_vectors(ids, Output.DENSE) for ids in inputs])
+    assert answer.frames == (protocol.Frame(Output.DENSE, 32, (1,) * len(inputs)),)
+    assert answer.steps == len(bench.backend.steps) == 4
+    for rows, ids in zip(bench.rows[1], inputs, strict=True):
+        np.testing.assert_array_equal(rows[Output.DENSE], fake_vectors(ids, Output.DENSE))
 
 
 def test_every_kind_of_output_has_its_frame(bench: Bench) -> None:
-    """Outputs are sent in `Output`'s order: stacked vectors, or flat runs over all tokens."""
+    """Each output is a frame of rows of one width, with the number that each input has."""
     inputs = [[0, 100, 101, 1], [0, 102, 1]]
-    bench.put(1, inputs, outputs=(Output.HIDDEN_STATES, Output.COLBERT, Output.SPARSE, Output.DENSE))
-    assert done(bench.run(1)[1]).shapes == ((2, 32), (7,), (5, 32), (7, 32))
-    joins = {Output.DENSE: np.stack, **dict.fromkeys((Output.SPARSE, *sorted(PER_TOKEN)), np.concatenate)}
-    for frame, (output, join) in zip(bench.frames[1], joins.items(), strict=True):
-        np.testing.assert_array_equal(frame, join([fake_vectors(ids, output) for ids in inputs]))
+    outputs = (Output.HIDDEN_STATES, Output.COLBERT, Output.SPARSE, Output.DENSE)
+    bench.put(1, inputs, outputs=outputs)
+    frames = {frame.output: frame for frame in done(bench.run(1)[1]).frames}
+    weights = tuple(len(fake_vectors(ids, Output.SPARSE)) for ids in inputs)
+    assert {output: (frame.width, frame.counts) for output, frame in frames.items()} == {
+        Output.DENSE: (32, (1, 1)),
+        Output.SPARSE: (2, weights),
+        Output.COLBERT: (32, (3, 2)),
+        Output.HIDDEN_STATES: (32, (4, 3)),
+    }
+    for rows, ids in zip(bench.rows[1], inputs, strict=True):
+        for output in outputs:
+            np.testing.assert_array_equal(rows[output], fake_vectors(ids, output))
 
 
 def test_an_interactive_request_overtakes(bench: Bench) -> None:
     """A text that arrives while a bulk job of 2,048 runs is answered within two engine steps, and counts them."""
     bench.put(1, texts(2048))
-    bench.core.during[5] = lambda: bench.put(2, texts(1), INTERACTIVE)
+    bench.backend.during[5] = lambda: bench.put(2, texts(1), INTERACTIVE)
     answers = bench.run(2)
     assert list(answers) == [2, 1]
     assert done(answers[2]).steps <= 2
-    assert 2 in bench.core.jobs_in(6)
-    assert len(bench.core.steps) <= 2048 // BATCH + 1
+    assert 2 in bench.backend.jobs_in(6)
+    assert len(bench.backend.steps) <= 2048 // BATCH + 1
 
 
 def test_interactive_requests_take_half_at_most(bench: Bench) -> None:
@@ -170,10 +194,14 @@ def test_interactive_requests_take_half_at_most(bench: Bench) -> None:
     for job in range(2, 40):
         bench.put(job, texts(1), INTERACTIVE)
     bench.run(39)
-    mixed = [step for step in range(1, len(bench.core.steps) + 1) if len(set(bench.core.jobs_in(step))) > 1]
+    mixed = [
+        step
+        for step in range(1, len(bench.backend.steps) + 1)
+        if len(set(bench.backend.jobs_in(step))) > 1
+    ]
     assert len(mixed) > 5
     for step in mixed:
-        jobs = bench.core.jobs_in(step)
+        jobs = bench.backend.jobs_in(step)
         if 1 in jobs and step < mixed[-1]:
             assert jobs.count(1) == BATCH // 2
 
@@ -183,27 +211,27 @@ def test_bulk_jobs_run_in_order(bench: Bench) -> None:
     for job in (1, 2, 3):
         bench.put(job, texts(BATCH + 2))
     assert list(bench.run(3)) == [1, 2, 3]
-    assert bench.core.jobs_in(2) == [1] * 2 + [2] * (BATCH - 2)
-    assert len(bench.core.steps) == 4
+    assert bench.backend.jobs_in(2) == [1] * 2 + [2] * (BATCH - 2)
+    assert len(bench.backend.steps) == 4
 
 
 def test_steps_are_bounded_by_tokens(bench: Bench) -> None:
-    """A step holds no more tokens than the core takes; a text that is longer alone still runs, alone."""
-    long = [100] * (bench.core.limits.tokens + 10)
-    medium = [100] * (bench.core.limits.tokens // 3)
+    """A step holds no more tokens than the backend takes; a text that is longer alone still runs, alone."""
+    long = [100] * (bench.backend.limits.tokens + 10)
+    medium = [100] * (bench.backend.limits.tokens // 3)
     bench.put(1, [medium] * 4 + [long] + [medium])
     bench.run(1)
-    assert [len(step) for step in bench.core.steps] == [3, 1, 1, 1]
+    assert [len(step) for step in bench.backend.steps] == [3, 1, 1, 1]
 
 
 def test_cancelled_work_never_runs(bench: Bench) -> None:
     """What had not started when a job was cancelled is not computed, and nothing is answered."""
     bench.put(1, texts(10 * BATCH))
-    bench.core.during[2] = lambda: bench.cancel(1)
+    bench.backend.during[2] = lambda: bench.cancel(1)
     bench.put(2, texts(1))
     assert list(bench.run(1)) == [2]
-    assert [bench.core.jobs_in(step) for step in (1, 2, 3)] == [[1] * BATCH, [1] * BATCH, [2]]
-    assert len(bench.core.steps) == 3
+    assert [bench.backend.jobs_in(step) for step in (1, 2, 3)] == [[1] * BATCH, [1] * BATCH, [2]]
+    assert len(bench.backend.steps) == 3
 
 
 def test_cancelling_everything_leaves_nothing_behind(bench: Bench) -> None:
@@ -212,7 +240,7 @@ def test_cancelling_everything_leaves_nothing_behind(bench: Bench) -> None:
     bench.put(2, texts(4 * BATCH))
     bench.put(3, texts(4 * BATCH), INTERACTIVE)
     bench.cancel(3)
-    bench.core.during[1] = lambda: [bench.cancel(job) for job in (2, 1, 99)]
+    bench.backend.during[1] = lambda: [bench.cancel(job) for job in (2, 1, 99)]
     bench.run(1)
     progress = bench.receiver.progress
     assert (progress.running, progress.running_tokens, progress.waiting) == (0, 0, 0)
@@ -224,19 +252,19 @@ def test_expired_work_never_runs(bench: Bench) -> None:
     """A job whose deadline has passed is told so without a step; one that expires half-way stops there."""
     bench.put(1, texts(1), deadline=time.monotonic() - 1)
     bench.put(2, texts(3 * BATCH), deadline=time.monotonic() + 0.2)
-    bench.core.during[1] = lambda: time.sleep(0.3)
+    bench.backend.during[1] = lambda: time.sleep(0.3)
     bench.put(3, texts(1))
     answers = bench.run(3)
     for job in (1, 2):
         failed = answers[job]
         assert isinstance(failed, protocol.Failed)
         assert failed.reason == "expired"
-    assert [bench.core.jobs_in(step) for step in (1, 2)] == [[2] * BATCH, [3]]
+    assert [bench.backend.jobs_in(step) for step in (1, 2)] == [[2] * BATCH, [3]]
 
 
 @pytest.mark.parametrize("place", [0, 3, BATCH, 2 * BATCH - 1])
 def test_a_rejected_input_fails_alone(bench: Bench, place: int) -> None:
-    """An input that the core refuses fails its own job with the reason; other jobs do not notice."""
+    """An input that the backend refuses fails its own job with the reason; other jobs do not notice."""
     inputs = texts(2 * BATCH)
     inputs[place] = [0, FAULTS["fault-reject"], 1]
     bench.put(1, inputs)
@@ -245,10 +273,13 @@ def test_a_rejected_input_fails_alone(bench: Bench, place: int) -> None:
     answers = bench.run(3)
     failed = answers[1]
     assert isinstance(failed, protocol.Failed)
-    assert (failed.reason, failed.message) == ("rejected", "the fake engine was told to refuse this")
-    assert done(answers[2]).shapes == ((2, 32),)
-    assert done(answers[3]).shapes == ((1, 32),)
-    assert (bench.worker.jobs, bench.worker.in_backend, bench.core.unfinished) == ({}, {}, 0)
+    assert (failed.reason, failed.message) == (
+        "rejected",
+        "the fake engine was told to refuse this",
+    )
+    assert len(bench.rows[2]) == 2
+    assert len(bench.rows[3]) == 1
+    assert (bench.worker.jobs, bench.worker.in_backend, bench.backend.unfinished) == ({}, {}, 0)
 
 
 def test_a_suspect_runs_alone(bench: Bench) -> None:
@@ -258,8 +289,8 @@ def test_a_suspect_runs_alone(bench: Bench) -> None:
     bench.put(3, texts(2), INTERACTIVE)
     bench.put(4, texts(1), ALONE)
     bench.run(4)
-    for step in range(1, len(bench.core.steps) + 1):
-        jobs = set(bench.core.jobs_in(step))
+    for step in range(1, len(bench.backend.steps) + 1):
+        jobs = set(bench.backend.jobs_in(step))
         assert len(jobs) == 1 or not jobs & {2, 4}
 
 
@@ -270,7 +301,7 @@ def test_an_idle_engine_gathers_what_is_on_its_way(tmp_path: Path) -> None:
     threading.Timer(0.1, lambda: bench.put(2, texts(1), INTERACTIVE, more_coming=False)).start()
     bench.run(2)
     bench.close()
-    assert bench.core.jobs_in(1) == [1, 2]
+    assert bench.backend.jobs_in(1) == [1, 2]
 
 
 def test_a_lone_request_does_not_wait(tmp_path: Path) -> None:
@@ -284,18 +315,22 @@ def test_a_lone_request_does_not_wait(tmp_path: Path) -> None:
 def test_a_small_result_does_not_wait_for_a_large_one(bench: Bench) -> None:
     """Of the jobs that end with a step the small ones come first, in a message of their own."""
     short = texts(1)
-    bench.put(1, [[0, *range(100, 353), 1]] * (BATCH + 1))  # 2,295 tokens, the last of them in a second step
+    bench.put(
+        1, [[0, *range(100, 353), 1]] * (BATCH + 1)
+    )  # 2,295 tokens, the last of them in a second step
     bench.put(2, short)
     bench.put(3, short)
     assert list(bench.run(3)) == [2, 3, 1]
     assert bench.messages == [2, 1]
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # the end of the receiver
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnhandledThreadExceptionWarning"
+)  # the end of the receiver
 def test_pings_are_answered_during_a_step(bench: Bench) -> None:
     """The receiving thread answers with the counters while the engine is busy, and minds its own generation only."""
     busy, finish = threading.Event(), threading.Event()
-    bench.core.during[1] = lambda: busy.set() or finish.wait(30)
+    bench.backend.during[1] = lambda: busy.set() or finish.wait(30)
     bench.receiver.start()
     lengths, ids = np.array([3], np.int32), np.array([0, 100, 1], np.int32)
     run = protocol.Run(GENERATION, 1, DENSE, 1, 3, INTERACTIVE, time.monotonic() + 600)
@@ -320,14 +355,16 @@ def test_pings_are_answered_during_a_step(bench: Bench) -> None:
 
 
 def test_an_exception_in_a_step_ends_the_loop(bench: Bench) -> None:
-    """A core that breaks in a step is not used again: the exception leaves the loop."""
+    """A backend that breaks in a step is not used again: the exception leaves the loop."""
     bench.put(1, [[0, FAULTS["fault-raise"], 1]])
     with pytest.raises(RuntimeError):
         bench.worker.run()
     assert StepRecord.read(bench.record_path) == [(1, 0)]
 
 
-@pytest.mark.parametrize("content", [None, b"", b"\1\0", b"\5\0\0\0\xff\xff\xff\xff\xff", b"\xff\xff\xff\xff\x90"])
+@pytest.mark.parametrize(
+    "content", [None, b"", b"\1\0", b"\5\0\0\0\xff\xff\xff\xff\xff", b"\xff\xff\xff\xff\x90"]
+)
 def test_a_broken_step_record_is_empty(tmp_path: Path, content: bytes | None) -> None:
     """A record that is missing, short or half-written names nobody."""
     path = tmp_path / "step"
@@ -347,16 +384,16 @@ def test_a_long_step_record_is_cut(tmp_path: Path) -> None:
 
 def test_warm_up_computes_one_text_and_a_full_step() -> None:
     """Before a worker says hello, the model has embedded a sentence and has seen its largest step."""
-    core = ScriptedCore()
-    assert warm_up(core) == 32
-    assert [len(step) for step in core.steps] == [1, BATCH]
-    assert core.unfinished == 0
+    backend = ScriptedBackend()
+    assert warm_up(backend) == 32
+    assert [len(step) for step in backend.steps] == [1, BATCH]
+    assert backend.unfinished == 0
 
 
-class OverflowingCore(FakeBackend):
-    """A fake core whose numbers are all infinite."""
+class OverflowingBackend(FakeBackend):
+    """A fake backend whose numbers are all infinite."""
 
-    def step(self) -> list[tuple[str, Mapping[Output, Floats]]]:
+    def step(self) -> list[tuple[str, Rows]]:
         """Answer everything that waits with infinities."""
         return [
             (key, {output: vector * np.float32(np.inf) for output, vector in result.items()})
@@ -367,4 +404,4 @@ class OverflowingCore(FakeBackend):
 def test_a_model_without_numbers_is_refused() -> None:
     """A model whose vectors of plain English are not finite ends the start-up with a line that says so."""
     with pytest.raises(ModelRefused, match="not finite"):
-        warm_up(OverflowingCore(ModelOptions(engine="fake")))
+        warm_up(OverflowingBackend(ModelOptions(engine="fake")))

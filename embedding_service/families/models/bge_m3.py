@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 from vllm.model_executor.layers.pooler import Pooler
 
-from embedding_service.families.bge_m3 import TASK, head_files
+from embedding_service.families.bge_m3 import HEADLESS, PARTS, TASK, head_files
 from embedding_service.families.models.roberta import PaddingAwareModel
 from embedding_service.types import Output
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class BgeM3Pooler(Pooler):
-    """Gives each prompt one flat fp32 tensor: dense | sparse | colbert | hidden states, of those it asked for.
+    """Gives each prompt one flat fp32 tensor: those of `PARTS` that it asked for, in that order.
 
     A prompt that names nothing gets all there is, so vLLM's memory profile sees the largest
     answer. One that names a head the checkpoint lacks goes without: an exception here would end
@@ -39,45 +39,51 @@ class BgeM3Pooler(Pooler):
     def __init__(self, *, hidden: int, heads: Collection[Output], dtype: torch.dtype) -> None:
         super().__init__()
         self.dtype = dtype
-        self.available = frozenset({Output.DENSE, Output.HIDDEN_STATES, *heads})
-        widths = {Output.SPARSE: 1, Output.COLBERT: hidden}
-        self.heads = nn.ModuleDict({head: nn.Linear(hidden, widths[head], dtype=dtype) for head in heads})
+        self.available = HEADLESS.union(heads)
+        widths = {head: PARTS[head].width or hidden for head in heads}
+        layers = {head: nn.Linear(hidden, width, dtype=dtype) for head, width in widths.items()}
+        self.heads = nn.ModuleDict(layers)
 
     def get_supported_tasks(self) -> AbstractSet[PoolingTask]:
         """Return the one task whose prompts reach this pooler."""
         return {TASK}
 
-    def forward(self, hidden_states: torch.Tensor, pooling_metadata: PoolingMetadata) -> PoolerOutput:
-        """Return each prompt's vectors, from the hidden states (tokens, hidden) of the whole batch."""
+    def forward(
+        self, hidden_states: torch.Tensor, pooling_metadata: PoolingMetadata
+    ) -> PoolerOutput:
+        """Return each prompt's vectors, from the hidden states (tokens, hidden) of the batch."""
         cursor = pooling_metadata.get_pooling_cursor()
         if cursor.is_partial_prefill():
             raise RuntimeError("BGE-M3 reads whole prompts: chunked prefill must be off")
         wanted = [self._wanted(params) for params in pooling_metadata.pooling_params]
-        dense = hidden_states[cursor.first_token_indices_gpu].float()
         if all(outputs == {Output.DENSE} for outputs in wanted):
-            return dense  # as one tensor it is one copy to the host, not one for each prompt
+            # One tensor is one copy to the host, not one for each prompt.
+            return hidden_states[cursor.first_token_indices_gpu].float()
         prompts = torch.split(hidden_states, cursor.num_scheduled_tokens_cpu.tolist())
-        parts = [[row] if Output.DENSE in outputs else [] for row, outputs in zip(dense, wanted, strict=True)]
-        for head in (Output.SPARSE, Output.COLBERT):
-            if rows := [row for row, outputs in enumerate(wanted) if head in outputs]:
-                vectors = self._project(head, [prompts[row] for row in rows])
-                for row, part in zip(rows, vectors, strict=True):
-                    parts[row].append(part.flatten())
-        for prompt, part, outputs in zip(prompts, parts, wanted, strict=True):
-            if Output.HIDDEN_STATES in outputs:
-                part.append(prompt.float().flatten())
-        return [torch.cat(part) if part else dense.new_empty(0) for part in parts]
+        flat: list[list[torch.Tensor]] = [[] for _ in prompts]
+        for output in PARTS:
+            asking = [row for row, outputs in enumerate(wanted) if output in outputs]
+            vectors = self._vectors(output, [prompts[row] for row in asking])
+            for row, part in zip(asking, vectors, strict=True):
+                flat[row].append(part.flatten())
+        return [torch.cat(parts) if parts else hidden_states.new_empty(0) for parts in flat]
 
     def _wanted(self, params: PoolingParams) -> frozenset[Output]:
-        return self.available.intersection((params.extra_kwargs or {}).get("outputs", self.available))
+        return self.available.intersection(
+            (params.extra_kwargs or {}).get("outputs", self.available)
+        )
 
-    def _project(self, head: Output, prompts: list[torch.Tensor]) -> Sequence[torch.Tensor]:
-        """Run one head over all prompts that want it, as one matrix product."""
-        if head is Output.COLBERT:  # the first token is the dense vector's
-            prompts = [prompt[1:] for prompt in prompts]
-        vectors = self.heads[head](torch.cat(prompts).to(self.dtype)).float()
-        vectors = functional.normalize(vectors, dim=-1) if head is Output.COLBERT else torch.relu(vectors)
-        return torch.split(vectors, [len(prompt) for prompt in prompts])
+    def _vectors(self, output: Output, prompts: list[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """Return one part of the prompts that want it; a head is one matrix product for all."""
+        if not prompts:
+            return ()
+        part = PARTS[output]
+        tokens = [prompt[part.tokens] for prompt in prompts]
+        vectors = torch.cat(tokens)
+        if part.head is not None:
+            vectors = self.heads[output](vectors.to(self.dtype)).float()
+            vectors = functional.normalize(vectors, dim=-1) if part.unit else torch.relu(vectors)
+        return torch.split(vectors.float(), [len(rows) for rows in tokens])
 
 
 class BgeM3Model(PaddingAwareModel):

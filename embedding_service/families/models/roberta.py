@@ -30,12 +30,17 @@ class PaddingAwareEmbedding(RobertaEmbedding):
     padding_idx: int
 
     def forward(
-        self, input_ids: torch.Tensor, position_ids: torch.Tensor, inputs_embeds: torch.Tensor | None = None
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        inputs_embeds: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return the input embeddings (tokens, hidden) of a batch of prompts laid end to end."""
         last = input_ids.shape[0] - 1
         rows = torch.arange(input_ids.shape[0], device=input_ids.device)
-        first = (rows - position_ids).clamp(0, last)  # row of each token's prompt; unused rows hold anything
+        first = (rows - position_ids).clamp(
+            0, last
+        )  # row of each token's prompt; unused rows hold anything
         is_token = (input_ids != self.padding_idx).long()
         seen = is_token.cumsum(0)
         position_ids = (seen - seen[first] + is_token[first]) * is_token - 1
@@ -46,7 +51,9 @@ class PaddingAwareModel(RobertaEmbeddingModel):
     """RoBERTa that embeds."""
 
     def _build_model(self, vllm_config: VllmConfig, prefix: str = "") -> BertModel:
-        return BertModel(vllm_config=vllm_config, prefix=prefix, embedding_class=PaddingAwareEmbedding)
+        return BertModel(
+            vllm_config=vllm_config, prefix=prefix, embedding_class=PaddingAwareEmbedding
+        )
 
 
 class PaddingAwareReranker(RobertaForSequenceClassification):

@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 
 _HEAD: Final = "cls.predictions."
 _WORDS: Final = "embeddings.word_embeddings.weight"
-_HEAD_NAMES: Final = {"transform.dense": "dense", "transform.LayerNorm": "layer_norm", "decoder": "decoder"}
+_HEAD_NAMES: Final = {
+    "transform.dense": "dense",
+    "transform.LayerNorm": "layer_norm",
+    "decoder": "decoder",
+}
 
 
 class SpladePooler(Pooler):
@@ -38,7 +42,9 @@ class SpladePooler(Pooler):
         """Return the one task whose prompts reach this pooler."""
         return {"embed"}
 
-    def forward(self, hidden_states: torch.Tensor, pooling_metadata: PoolingMetadata) -> PoolerOutput:
+    def forward(
+        self, hidden_states: torch.Tensor, pooling_metadata: PoolingMetadata
+    ) -> PoolerOutput:
         """Return each prompt's weights, from the hidden states (tokens, hidden) of the whole batch."""
         cursor = pooling_metadata.get_pooling_cursor()
         if cursor.is_partial_prefill():
@@ -55,7 +61,9 @@ class SpladeModel(BertEmbeddingModel):
 
     def _build_pooler(self, pooler_config: PoolerConfig) -> Pooler:  # noqa: ARG002
         config = self.model.config
-        return SpladePooler(BertMLMHead(config.hidden_size, config.vocab_size, config.layer_norm_eps))
+        return SpladePooler(
+            BertMLMHead(config.hidden_size, config.vocab_size, config.layer_norm_eps)
+        )
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         """Load encoder and head; the decoder is the word embeddings where the checkpoint has none of its own."""
@@ -63,7 +71,11 @@ class SpladeModel(BertEmbeddingModel):
         by_name.setdefault(f"{_HEAD}decoder.weight", by_name[_WORDS])
         if f"{_HEAD}bias" in by_name:
             by_name.setdefault(f"{_HEAD}decoder.bias", by_name[f"{_HEAD}bias"])
-        encoder = [(f"model.{name}", weight) for name, weight in by_name.items() if not name.startswith("cls.")]
+        encoder = [
+            (f"model.{name}", weight)
+            for name, weight in by_name.items()
+            if not name.startswith("cls.")
+        ]
         return AutoWeightsLoader(self).load_weights([*encoder, *_head_weights(by_name)])
 
 

@@ -1,0 +1,53 @@
+"""Lexical weights in the one shape that they have for every model: rows (k, 2) of token id and weight.
+
+Ids are ascending and unique, and exact in float32, as they are below 2**24. Pure numpy.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    import numpy.typing as npt
+
+    from embedding_service.types import Floats
+
+    Ids = npt.NDArray[np.integer]
+
+
+def of_tokens(ids: Ids, weights: Floats, *, skip_ids: Collection[int]) -> Floats:
+    """Return the rows of one text from the ids and the weights of its tokens, both (tokens,).
+
+    FlagEmbedding's rule (`M3Embedder._process_token_weights`): the largest weight of each id,
+    positive weights only, without `skip_ids` (cls, eos, pad and unk) wherever they are. A NaN
+    or an infinity stays, wherever it is: the gateway refuses the text for it.
+    """
+    keep = weights > 0
+    for skipped in skip_ids:
+        keep &= ids != skipped
+    keep |= ~np.isfinite(weights)
+    return largest(_rows(ids[keep], weights[keep]))
+
+
+def of_vocabulary(weights: Floats) -> Floats:
+    """Return the rows of one text from a weight for each entry of the vocabulary; a NaN stays."""
+    ids = np.flatnonzero(~(weights <= 0))  # unlike `weights > 0`, true for NaN
+    return _rows(ids, weights[ids])
+
+
+def largest(rows: Floats) -> Floats:
+    """Return the largest weight of each token id, of which a NaN is the largest."""
+    rows = rows[np.lexsort((rows[:, 1], rows[:, 0]))]
+    last = np.ones(len(rows), np.bool_)
+    np.not_equal(rows[1:, 0], rows[:-1, 0], out=last[:-1])
+    return rows[last]
+
+
+def _rows(ids: Ids, weights: Floats) -> Floats:
+    rows = np.empty((len(ids), 2), np.float32)
+    rows[:, 0], rows[:, 1] = ids, weights
+    return rows

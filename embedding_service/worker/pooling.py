@@ -1,0 +1,133 @@
+"""Each kind of model in vLLM: the outputs it has, how they are asked for, and the answer read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from vllm import PoolingParams
+from vllm.transformers_utils.config import try_get_dense_modules
+
+from embedding_service.families import architectures, bge_m3, lexical
+from embedding_service.types import Output
+from embedding_service.worker.backend import ModelRefused
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from vllm.config import ModelConfig
+
+    from embedding_service.settings.model import ModelOptions
+    from embedding_service.types import Floats, Rows, TokenIds
+
+
+class Pooling(Protocol):
+    """One kind of model; an input is asked for a subset of `outputs`."""
+
+    @property
+    def outputs(self) -> frozenset[Output]:
+        """All that it can give."""
+        ...
+
+    def ask(self, outputs: frozenset[Output], boundary: int | None) -> PoolingParams:
+        """Return vLLM's parameters; `boundary` is the number of tokens of a pair's first text."""
+        ...
+
+    def read(self, flat: Floats, ids: TokenIds, outputs: frozenset[Output]) -> Rows:
+        """Return the rows of one input from vLLM's numbers for its token ids."""
+        ...
+
+
+class _Task(NamedTuple):
+    """One of vLLM's pooling tasks; `read` makes rows of the answer for so many tokens."""
+
+    name: str
+    read: Callable[[Floats, int], Floats]
+    use_activation: bool = False
+
+
+def _one_row(flat: Floats, n_tokens: int) -> Floats:  # noqa: ARG001
+    return flat.reshape(1, -1)
+
+
+def _a_row_for_each_token(flat: Floats, n_tokens: int) -> Floats:
+    return flat.reshape(n_tokens, -1)
+
+
+def _weights_of_the_vocabulary(flat: Floats, n_tokens: int) -> Floats:  # noqa: ARG001
+    return lexical.of_vocabulary(flat)
+
+
+_TASKS = {
+    Output.DENSE: _Task("embed", _one_row),
+    Output.SPARSE: _Task("embed", _weights_of_the_vocabulary),
+    # Scores have no activation, see `vllm_arguments`; with False, 0.26 leaves out the tanh of
+    # BERT's pooler too.
+    Output.SCORE: _Task("classify", _one_row, use_activation=True),
+    Output.HIDDEN_STATES: _Task("token_embed", _a_row_for_each_token),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class OneTask:
+    """A model that vLLM asks for one output at a time."""
+
+    outputs: frozenset[Output]
+
+    def ask(self, outputs: frozenset[Output], boundary: int | None) -> PoolingParams:
+        """Ask for the one output."""
+        (output,) = outputs
+        types = None if boundary is None else {"compressed_token_type_ids": boundary}
+        task = _TASKS[output]
+        return PoolingParams(task=task.name, use_activation=task.use_activation, extra_kwargs=types)
+
+    def read(self, flat: Floats, ids: TokenIds, outputs: frozenset[Output]) -> Rows:
+        """Read the one output."""
+        (output,) = outputs
+        return {output: _TASKS[output].read(flat, len(ids))}
+
+
+@dataclass(frozen=True, slots=True)
+class BgeM3:
+    """BGE-M3, which gives any of its outputs from one pass; `special_ids` have no weight."""
+
+    outputs: frozenset[Output]
+    hidden: int
+    special_ids: tuple[int, ...]
+
+    def ask(self, outputs: frozenset[Output], boundary: int | None) -> PoolingParams:  # noqa: ARG002
+        """Ask for all of `outputs` at once."""
+        wanted = bge_m3.pooling_kwargs(outputs)
+        return PoolingParams(task=bge_m3.TASK, use_activation=False, extra_kwargs=wanted)
+
+    def read(self, flat: Floats, ids: TokenIds, outputs: frozenset[Output]) -> Rows:
+        """Take the flat answer apart, and merge the weights of equal tokens."""
+        rows = bge_m3.unpack(flat, n_tokens=len(ids), hidden=self.hidden, outputs=outputs)
+        if (weights := rows.get(Output.SPARSE)) is not None:
+            rows[Output.SPARSE] = lexical.of_tokens(ids, weights[:, 0], skip_ids=self.special_ids)
+        return rows
+
+
+def find(
+    config: ModelConfig,
+    options: ModelOptions,
+    *,
+    model: str,
+    tasks: Collection[str],
+    special_ids: tuple[int, ...],
+) -> Pooling:
+    """Return the kind of the `model` at this place, which offers `tasks`. Raises `ModelRefused` if it has no use."""
+    if config.architecture == architectures.BGE_M3:
+        outputs = bge_m3.available_outputs(model, revision=options.revision)
+        return BgeM3(outputs, config.get_hidden_size(), special_ids)
+    if config.architecture == architectures.SPLADE:
+        return OneTask(frozenset({Output.SPARSE}))
+    if "embed" in tasks:
+        # Hidden states would go through the Dense modules that sentence-transformers has behind
+        # its pooling, and be none any more.
+        whole = "token_embed" in tasks and not try_get_dense_modules(model, options.revision)
+        return OneTask(frozenset({Output.DENSE, Output.HIDDEN_STATES} if whole else {Output.DENSE}))
+    if "classify" in tasks:
+        return OneTask(frozenset({Output.SCORE}))
+    offers = ", ".join(tasks)
+    raise ModelRefused(f"{options.model_name} neither embeds nor scores (vLLM offers: {offers})")
