@@ -10,8 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from embedding_service.types import EmbedJob, Encoding, Field, Output, Truncate
+
 if TYPE_CHECKING:
     from embedding_service.types import Embeddings, Floats, RerankJob, Sparse
+
+_MAX_SIM = frozenset({Output.COLBERT})
+_ALL_THREE = frozenset({Output.DENSE, Output.SPARSE, Output.COLBERT})
 
 
 def max_sim(query: Floats, document: Floats) -> float:
@@ -35,6 +40,25 @@ def lexical(query: Sparse, document: Sparse) -> float:
 def weighted(scores: tuple[float, float, float], weights: tuple[float, float, float]) -> float:
     """Return the weighted mean of (dense, sparse, ColBERT) scores."""
     return sum(score * weight for score, weight in zip(scores, weights, strict=True)) / sum(weights)
+
+
+def embed_job(model: str, job: RerankJob) -> tuple[EmbedJob, list[str]]:
+    """Return the job that embeds documents and then distinct queries, and those queries.
+
+    Documents come first, so that an error about one gives the place that it was sent at.
+    """
+    queries = list(dict.fromkeys(query for query, _ in job.pairs))
+    documents = [document for _, document in job.pairs]
+    embed = EmbedJob(
+        model,
+        [*documents, *queries],
+        _MAX_SIM if job.weights is None else _ALL_THREE,
+        truncate=Truncate.RIGHT,
+        encoding=Encoding.BASE64,
+        field=Field.DOCUMENTS,
+        queries=len(queries),
+    )
+    return embed, queries
 
 
 def score_pairs(job: RerankJob, queries: list[str], embedded: Embeddings) -> Floats:

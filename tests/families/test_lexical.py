@@ -66,9 +66,5 @@ def test_large_ids_are_exact() -> None:
 @given(st.lists(TOKENS, min_size=1, max_size=3))
 def test_chunks_join_as_if_they_were_one_text(chunks: list[list[tuple[int, float]]]) -> None:
     """The largest weights of several texts' rows are those of all their tokens."""
-    rows = np.concatenate(
-        [np.array(of_tokens(chunk), np.float32).reshape(-1, 2) for chunk in chunks]
-    )
-    assert lexical.largest(rows).tolist() == of_tokens(
-        [token for chunk in chunks for token in chunk]
-    )
+    rows = np.concatenate([np.array(of_tokens(chunk), np.float32).reshape(-1, 2) for chunk in chunks])
+    assert lexical.largest(rows).tolist() == of_tokens([token for chunk in chunks for token in chunk])

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from embedding_service.errors import ContextLengthExceeded, InvalidRequest
-from embedding_service.service import prompts
-from embedding_service.service.prompts import CL100K_VOCABULARY, ENCODE_TEXTS, Encoder, Prepared
+from embedding_service.service import cl100k
+from embedding_service.service.prompts import ENCODE_TEXTS, Encoder, Prepared
 from embedding_service.settings.model import AliasSettings, ModelOptions
 from embedding_service.types import EmbedJob, InputType, TokenIdPolicy, Truncate
 from embedding_service.worker.fake import CLS, SEP, VOCABULARY, FakeBackend
@@ -294,7 +294,7 @@ def test_native_ids_are_in_the_vocabulary_or_refused(inputs: list[list[int]]) ->
 
 
 @settings(deadline=None)
-@given(st.lists(st.integers(0, CL100K_VOCABULARY + 5) | st.integers(0, 2**31 - 1), min_size=1, max_size=20))
+@given(st.lists(st.integers(0, cl100k.VOCABULARY + 5) | st.integers(0, 2**31 - 1), min_size=1, max_size=20))
 def test_any_cl100k_ids_are_text_or_refused(ids: list[int]) -> None:
     """Any ids, also half a character, decode to some text or are refused by index; nothing else happens."""
     try:
@@ -314,11 +314,11 @@ def test_a_request_that_fits_is_not_copied_about() -> None:
 def test_every_cl100k_id_is_what_bpe_openai_decodes() -> None:
     """Each id of cl100k_base is read as the package with the ranks reads it, and the unused ones are refused."""
     encoding = bpe_openai.get_encoding("cl100k_base")
-    for token in range(prompts.CL100K_VOCABULARY):
+    for token in range(cl100k.VOCABULARY):
         try:
             expected = encoding.decode([token])
         except KeyError:
             with pytest.raises(InvalidRequest):
-                prompts._decode_cl100k([token], 0)
+                cl100k.decode([token], "input[0]")
         else:
-            assert prompts._decode_cl100k([token], 0) == expected
+            assert cl100k.decode([token], "input[0]") == expected

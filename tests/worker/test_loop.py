@@ -78,16 +78,12 @@ class Bench:
         )
         self.sockets = [self.jobs, theirs, self.results, results]
 
-    def put(
-        self, job: int, inputs: list[list[int]], priority: Priority = BULK, **fields: Any
-    ) -> None:
+    def put(self, job: int, inputs: list[list[int]], priority: Priority = BULK, **fields: Any) -> None:
         """Hand a job to the worker as the receiving thread does."""
         lengths = np.array([len(ids) for ids in inputs], np.int32)
         flat = np.array(list(itertools.chain(*inputs)), np.int32)
         fields = {"outputs": DENSE, "deadline": time.monotonic() + 600, **fields}
-        run = protocol.Run(
-            GENERATION, job=job, n=len(inputs), total=len(flat), priority=priority, **fields
-        )
+        run = protocol.Run(GENERATION, job=job, n=len(inputs), total=len(flat), priority=priority, **fields)
         self.receiver.inbox.put(Job(run, lengths, flat, self.receiver.progress.steps))
 
     def cancel(self, job: int) -> None:
@@ -102,9 +98,7 @@ class Bench:
         got: dict[int, protocol.Done | protocol.Failed] = {}
         while len(got) < answers:
             assert self.results.poll(30_000), "no answer"
-            together = list(
-                protocol.split([memoryview(part) for part in self.results.recv_multipart()])
-            )
+            together = list(protocol.split([memoryview(part) for part in self.results.recv_multipart()]))
             self.messages.append(len(together))
             for message, frames in together:
                 assert isinstance(message, protocol.Done | protocol.Failed)
@@ -194,11 +188,7 @@ def test_interactive_requests_take_half_at_most(bench: Bench) -> None:
     for job in range(2, 40):
         bench.put(job, texts(1), INTERACTIVE)
     bench.run(39)
-    mixed = [
-        step
-        for step in range(1, len(bench.backend.steps) + 1)
-        if len(set(bench.backend.jobs_in(step))) > 1
-    ]
+    mixed = [step for step in range(1, len(bench.backend.steps) + 1) if len(set(bench.backend.jobs_in(step))) > 1]
     assert len(mixed) > 5
     for step in mixed:
         jobs = bench.backend.jobs_in(step)
@@ -315,18 +305,14 @@ def test_a_lone_request_does_not_wait(tmp_path: Path) -> None:
 def test_a_small_result_does_not_wait_for_a_large_one(bench: Bench) -> None:
     """Of the jobs that end with a step the small ones come first, in a message of their own."""
     short = texts(1)
-    bench.put(
-        1, [[0, *range(100, 353), 1]] * (BATCH + 1)
-    )  # 2,295 tokens, the last of them in a second step
+    bench.put(1, [[0, *range(100, 353), 1]] * (BATCH + 1))  # 2,295 tokens, the last of them in a second step
     bench.put(2, short)
     bench.put(3, short)
     assert list(bench.run(3)) == [2, 3, 1]
     assert bench.messages == [2, 1]
 
 
-@pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnhandledThreadExceptionWarning"
-)  # the end of the receiver
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # the end of the receiver
 def test_pings_are_answered_during_a_step(bench: Bench) -> None:
     """The receiving thread answers with the counters while the engine is busy, and minds its own generation only."""
     busy, finish = threading.Event(), threading.Event()
@@ -362,9 +348,7 @@ def test_an_exception_in_a_step_ends_the_loop(bench: Bench) -> None:
     assert StepRecord.read(bench.record_path) == [(1, 0)]
 
 
-@pytest.mark.parametrize(
-    "content", [None, b"", b"\1\0", b"\5\0\0\0\xff\xff\xff\xff\xff", b"\xff\xff\xff\xff\x90"]
-)
+@pytest.mark.parametrize("content", [None, b"", b"\1\0", b"\5\0\0\0\xff\xff\xff\xff\xff", b"\xff\xff\xff\xff\x90"])
 def test_a_broken_step_record_is_empty(tmp_path: Path, content: bytes | None) -> None:
     """A record that is missing, short or half-written names nobody."""
     path = tmp_path / "step"

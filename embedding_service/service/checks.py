@@ -1,0 +1,155 @@
+"""Refusals before any work: more than the server takes, or something that a model cannot give."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from embedding_service.errors import InvalidRequest
+from embedding_service.service import vectors
+from embedding_service.service.outputs import PER_TOKEN
+from embedding_service.types import EmbedDtype, Encoding, Field, Output
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from embedding_service.service.models import ServedModel
+    from embedding_service.service.prompts import Encoder, Prepared
+    from embedding_service.types import EmbedJob, RerankJob
+
+# Formats whose scale can be calibrated.
+SCALED = frozenset({EmbedDtype.INT8, EmbedDtype.UINT8})
+# A model that weighs its vocabulary gives 100 to 300 weights for a text, however long that is.
+VOCABULARY_WEIGHTS = 256
+# In an answer: a token id and its weight; all that surrounds an item.
+_BYTES_A_WEIGHT, _BYTES_AN_ITEM = 24, 100
+_ASKED_FOR_BY_NAME = frozenset({Output.SPARSE, Output.COLBERT})
+
+
+def check_total(total: int, allowed: int, *, param: str | None) -> None:
+    """Raise `InvalidRequest` for a request of more than `allowed` tokens."""
+    if total > allowed:
+        raise InvalidRequest(
+            f"this request has more than {allowed} tokens, the most that one request may have; "
+            "send fewer or shorter inputs",
+            param=param,
+            code="max_tokens_per_request",
+        )
+
+
+def check_count(items: int, limit: int, field: Field) -> None:
+    """Raise `InvalidRequest` for too long a list."""
+    if items > limit:
+        raise InvalidRequest(
+            f"{field} has {items} items; this server takes at most {limit} a request", param=field
+        )
+
+
+def check_characters(
+    inputs: Sequence[str] | Sequence[list[int]], limit: int | None, field: Field
+) -> None:
+    """Raise `InvalidRequest` about the first text that is too long; token ids have no characters."""
+    if limit is None or max(map(len, inputs)) <= limit:
+        return
+    for index, text in enumerate(inputs):
+        if isinstance(text, str) and len(text) > limit:
+            where = f"{field}[{index}]"
+            raise InvalidRequest(
+                f"{where} has {len(text)} characters; this server takes at most {limit}",
+                param=where,
+            )
+
+
+def check_outputs(model: ServedModel, encoder: Encoder, job: EmbedJob) -> None:
+    """Raise `InvalidRequest` for a kind of vector, a length or a format that the model cannot give."""
+    given = encoder.facts.outputs
+    missing = [output for output in Output if output in job.outputs and output not in given]
+    if missing:
+        by_name = _ASKED_FOR_BY_NAME.issuperset(missing)
+        raise InvalidRequest(
+            f"{model.name} gives {', '.join(given)} and no {' or '.join(missing)}",
+            param=f"return_{missing[0]}" if by_name else "model",
+        )
+    if job.dimensions is not None:
+        _check_dimensions(model, encoder, job.dimensions)
+    _check_formats(model, encoder, job)
+
+
+def _check_dimensions(model: ServedModel, encoder: Encoder, dimensions: int) -> None:
+    full, sizes = encoder.facts.dimension, model.matryoshka
+    least = encoder.profile.smallest_dimension
+    if dimensions == full:
+        return
+    if full is None:
+        reason = f"{model.name} has no dense vectors to shorten"
+    elif sizes is None:
+        reason = (
+            f"{Field.DIMENSIONS} must be {full}: {model.name} was not trained for shorter vectors"
+        )
+    elif sizes and dimensions not in sizes:
+        allowed = ", ".join(map(str, sizes))
+        reason = f"{Field.DIMENSIONS} must be one of {allowed} for {model.name}"
+    elif not sizes and not least <= dimensions <= full:
+        reason = f"{Field.DIMENSIONS} must be between {least} and {full} for {model.name}"
+    else:
+        return
+    raise InvalidRequest(reason, param=Field.DIMENSIONS)
+
+
+def _check_formats(model: ServedModel, encoder: Encoder, job: EmbedJob) -> None:
+    """Raise `InvalidRequest` for int8 and uint8 of vectors that have no known scale."""
+    scaled = sorted(SCALED & {job.embed_dtype, *job.more_dtypes})
+    if not scaled:
+        return
+    if not job.normalize:
+        raise InvalidRequest(
+            f"{scaled[0]} is made from unit vectors; leave normalize out", param="normalize"
+        )
+    if model.ranges is None or Output.DENSE not in job.outputs:
+        return
+    dimensions = job.dimensions or encoder.facts.dimension
+    calibrated = model.ranges.shape[1]
+    if dimensions != calibrated:
+        raise InvalidRequest(
+            f"int8 and uint8 of {model.name} are calibrated for {calibrated} dimensions, and "
+            f"these vectors have {dimensions}; set {Field.DIMENSIONS} to {calibrated}, or ask for "
+            "another format",
+            param=Field.DIMENSIONS,
+        )
+
+
+def check_late_interaction(model: ServedModel, job: RerankJob) -> None:
+    """Raise `InvalidRequest` if an embedding model cannot score these pairs."""
+    if Output.COLBERT not in model.embedder().facts.outputs:
+        raise InvalidRequest(
+            f"{model.name} has no ColBERT vectors to score pairs with", param="model"
+        )
+    for name, value in (
+        ("instruction", job.instruction),
+        ("max_tokens_per_doc", job.max_tokens_per_document),
+    ):
+        if value is not None:
+            raise InvalidRequest(
+                f"{name} is for cross-encoders; {model.name} scores by late interaction",
+                param=name,
+            )
+
+
+def answer_bytes(encoder: Encoder, job: EmbedJob, prepared: Prepared, *, limit: int) -> int:
+    """Return about how large the answer will be. Raises `InvalidRequest` above `limit`."""
+    full, inputs = encoder.facts.dimension or 0, len(job.inputs)
+    numbers = len(job.outputs & PER_TOKEN) * prepared.total * full
+    if Output.DENSE in job.outputs:
+        numbers += inputs * (job.dimensions or full)
+    needed = _BYTES_AN_ITEM * inputs
+    needed += vectors.written_bytes(numbers, job.embed_dtype, job.encoding)
+    for dtype in job.more_dtypes:
+        needed += vectors.written_bytes(numbers, dtype, Encoding.FLOAT)
+    if Output.SPARSE in job.outputs:
+        needed += _BYTES_A_WEIGHT * (prepared.total if full else VOCABULARY_WEIGHTS * inputs)
+    if needed > limit:
+        raise InvalidRequest(
+            f"the answer would have about {needed} bytes, and this server sends at most {limit}; "
+            "ask for encoding_format base64, embed_dtype float16 or fewer texts",
+            param=job.field,
+        )
+    return needed
