@@ -20,7 +20,7 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 ENGINE ?= $(or $(patsubst $(VENV)/.engine-%,%,$(wildcard $(VENV)/.engine-*)),$(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu))
 ENGINE := $(ENGINE)
 
-.PHONY: help install install-test serve test check format figures soak bench clean
+.PHONY: help install install-test serve quick test check format figures soak bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -37,8 +37,16 @@ install-test: $(VENV)/.project $(VENV)/.test ## the same and the test tools
 serve: $(VENV)/.project ## serve CONFIG; without it a small demo model
 	@exec $(VENV)/bin/embedding-service serve --config $(CONFIG) $(ARGS)
 
+# Two at a time, by module: see tests/scheduling.py.
+SIDE_BY_SIDE := -n 2
+unexport PYTHONDONTWRITEBYTECODE # kept, pytest's rewritten asserts save each of them 4 s
+
+quick: export FUZZ_REQUESTS ?= 400
+quick: install-test ## run the tests that need no real engine, no other program and no process (a minute)
+	@$(VENV)/bin/python -m pytest -q $(SIDE_BY_SIDE) -m "not (engine or process or server or soak)" $(ARGS)
+
 test: install-test ## run all tests, real engine included
-	@$(VENV)/bin/python -m pytest $(ARGS)
+	@$(VENV)/bin/python -m pytest -q $(SIDE_BY_SIDE) --durations=25 $(ARGS)
 
 check: install-test ## ruff, mypy strict, the import rules
 	@$(VENV)/bin/ruff check .

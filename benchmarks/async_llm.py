@@ -1,4 +1,4 @@
-"""vLLM's `AsyncLLM` behind a minimal app: one engine process, requests batched together, nothing else."""
+"""vLLM's `AsyncLLM` behind a minimal app: one engine process, requests batched together."""
 
 from __future__ import annotations
 

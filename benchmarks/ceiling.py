@@ -1,8 +1,10 @@
-"""The ceiling: vLLM's offline `LLM.embed` with the gateway's engine settings, on token ids, without any server.
+"""The ceiling: vLLM's offline `LLM.embed` with the gateway's engine settings, on token ids, without
+any server.
 
-Reads one JSON job a line and answers each with a line: `{"embed": [[id …] …], "batch": texts a call}` with
-`{"texts_per_s": …}`, and `{"rate": {what benchmarks.rates.measure takes, but the dtype}}` with `{"flop_per_s": …}`:
-the matrix products run on the same threads as the model, in its dtype.
+Reads one JSON job a line and answers each with a line: `{"embed": [[id …] …], "batch": texts a
+call}` with `{"texts_per_s": …}`, and `{"rate": {what benchmarks.rates.measure takes, but the
+dtype}}` with `{"flop_per_s": …}`: the matrix products run on the same threads as the model, in its
+dtype.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
     python -m benchmarks.engine CONFIG
 
-prints them as JSON. Imports vLLM, so the program that loads the servers asks for them in a process of their own.
+prints them as JSON. Imports vLLM, so the program that loads the servers asks for them in a process
+of their own.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ SHARED = (
 
 def arguments(config: Path, *, one_process: bool = False) -> dict[str, Any]:
     """Return what vLLM's classes take; first set the variables that a worker of the gateway gets."""
-    from embedding_service.engine.process import environment
+    from embedding_service.engine.environment import environment
     from embedding_service.settings.load import load
     from embedding_service.worker.location import resolve_model
 

@@ -1,10 +1,10 @@
-"""How dense source code is: the figures that `make figures` prints and tests/test_figures.py bounds.
+"""How dense source code is: printed by `make figures`, bounded by tests/test_figures.py.
 
     python -m benchmarks.figures [PATH …]
 
-A path is a package or a module; `embedding_service` always comes first. Syntax nodes are those of Python's `ast`: what
-a reader has to take in, however the lines are packed. A function's figures include its signature, its docstring and
-the functions inside it.
+A path is a package or a module; `embedding_service` always comes first. Syntax nodes are those of
+Python's `ast`: what a reader has to take in, however the lines are packed. A function's figures
+include its signature, its docstring and the functions inside it.
 """
 
 from __future__ import annotations
@@ -63,10 +63,10 @@ class Function:
 
 @dataclass(slots=True)
 class Source:
-    """What was counted in some files; `long_lines` and `nested_comprehensions` are places, `file:line`.
+    """The counts of some files; `long_lines` and `nested_comprehensions` are `file:line`.
 
-    `nodes` leaves out `Load` and `Store`, of which every name has one; those of functions have them, so that
-    anybody's `ast.walk` gives the same.
+    `nodes` leaves out `Load` and `Store`, of which every name has one; those of functions have
+    them, so that anybody's `ast.walk` gives the same.
     """
 
     files: int = 0

@@ -2,9 +2,10 @@
 
     python benchmarks/footprint.py [--config config/demo.yaml] [--starts 3]
 
-Memory is PSS (/proc/PID/smaps_rollup): a page that several processes share counts in parts. The two large tokenizers
-are made on the spot, with as many entries as those of XLM-RoBERTa (BGE-M3) and Qwen3, of words in several alphabets;
-they are loaded as the gateway loads one, in a process of their own.
+Memory is PSS (/proc/PID/smaps_rollup): a page that several processes share counts in parts. The two
+large tokenizers are made on the spot, with as many entries as those of XLM-RoBERTa (BGE-M3) and
+Qwen3, of words in several alphabets; they are loaded as the gateway loads one, in a process of
+their own.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ ALPHABETS = (  # with their share of the words
 
 def main() -> None:
     """Measure, and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config", type=Path, default=ROOT / "config" / "demo.yaml")
     parser.add_argument("--starts", type=int, default=3)
     arguments = parser.parse_args()
@@ -75,7 +78,8 @@ def starts(config: Path, times: int) -> Iterator[tuple[str, str]]:
     listening, ready, gateway, worker = [], [], [], []
     for _ in range(times):
         began = time.monotonic()
-        command = [sys.executable, "-m", "embedding_service", "serve", "--config", str(config), "--port", "0"]
+        command = [sys.executable, "-m", "embedding_service", "serve", "--config", str(config)]
+        command += ["--port", "0"]
         with subprocess.Popen(
             [*command, "--log-format", "json"], cwd=ROOT, stderr=subprocess.PIPE, text=True
         ) as process:
@@ -91,10 +95,15 @@ def starts(config: Path, times: int) -> Iterator[tuple[str, str]]:
             gateway.append(_pss_mb(process.pid))
             worker.append(sum(map(_pss_mb, _children(process.pid))))
             maps = Path(f"/proc/{process.pid}/maps").read_text()
-            assert not any(f"/{name}/" in maps for name in HEAVY), "the gateway has a library of the engine's open"
+            assert not any(f"/{name}/" in maps for name in HEAVY), (
+                "the gateway has a library of the engine's open"
+            )
             process.send_signal(signal.SIGTERM)
     yield "port open after", f"{min(listening):.1f} s"
-    yield f"ready after ({config.stem})", f"{min(ready):.1f} s (of {times}: {', '.join(f'{s:.1f}' for s in ready)})"
+    yield (
+        f"ready after ({config.stem})",
+        f"{min(ready):.1f} s (of {times}: {', '.join(f'{s:.1f}' for s in ready)})",
+    )
     yield "gateway, nothing cached", f"{max(gateway):.0f} MB"
     yield "engine worker", f"{max(worker):.0f} MB"
 
@@ -109,11 +118,15 @@ def tokenizers() -> Iterator[tuple[str, str]]:
             path = Path(folder, "tokenizer.json")
             path.write_bytes(build().to_str().encode())
             megabytes, seconds = map(float, _python(__file__, "--load", str(path)).split())
-            yield name, f"{megabytes:.0f} MB (its file: {path.stat().st_size / 1e6:.0f} MB, read in {seconds:.1f} s)"
+            file_mb = path.stat().st_size / 1e6
+            yield (
+                name,
+                f"{megabytes:.0f} MB (its file: {file_mb:.0f} MB, read in {seconds:.1f} s)",
+            )
 
 
 def load(path: Path) -> None:
-    """Do what the gateway does with a tokenizer, in this process; print the megabytes and seconds it takes."""
+    """Load a tokenizer as the gateway does; print the megabytes and seconds it takes."""
     from embedding_service.engine.protocol import ModelFacts
     from embedding_service.service.prompts import Encoder
     from embedding_service.settings.model import ModelOptions
@@ -130,6 +143,7 @@ def load(path: Path) -> None:
         dtype="float32",
         device="cpu",
         revision=None,
+        weights="",
         engine_version="",
         prompts={},
         default_prompt_name=None,
@@ -176,7 +190,9 @@ def xlmr_tokenizer() -> Tokenizer:
 
 def qwen3_tokenizer() -> Tokenizer:
     """Build a byte-level BPE tokenizer with as many entries as Qwen3's."""
-    vocabulary = {char: index for index, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    vocabulary = {
+        char: index for index, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))
+    }
     merges: list[tuple[str, str]] = []
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
     for word in words():
@@ -195,7 +211,12 @@ def qwen3_tokenizer() -> Tokenizer:
 
 def _python(*arguments: str) -> str:
     return subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=True, env=_environment()
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        env=_environment(),
     ).stdout
 
 

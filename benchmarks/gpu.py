@@ -2,9 +2,10 @@
 
     python -m benchmarks.gpu [--out FOLDER] [any option of benchmarks.run]
 
-One and two replicas of the gateway on one device, vLLM's server with the same engine settings, `AsyncLLM` behind a
-minimal app, offline `LLM.embed`, and the measured matrix rate; texts of 50 and of 512 tokens. Every server's vectors
-are first compared with transformers' in float32 on the same device.
+One and two replicas of the gateway on one device, vLLM's server with the same engine settings,
+`AsyncLLM` behind a minimal app, offline `LLM.embed`, and the measured matrix rate; texts of 50 and
+of 512 tokens. Every server's vectors are first compared with transformers' in float32 on the same
+device.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import sys
 
 from benchmarks import run
 
-DEFAULTS = ["--servers", "gateway", "gateway-2", "vllm", "async-llm", "--device", "cuda", "--memory", "0.12"]
+SERVERS = ["gateway", "gateway-2", "vllm", "async-llm"]
+DEFAULTS = ["--servers", *SERVERS, "--device", "cuda", "--memory", "0.12"]
 CELLS = ["1x1x50", "64x1x50", "64x1x512", "8x256x50", "8x64x512"]
 
 

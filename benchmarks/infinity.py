@@ -14,11 +14,18 @@ VENV = SCRATCH / "infinity"
 
 
 def command() -> str:
-    """Return infinity's program; installing it takes two minutes, once. Raises `CalledProcessError`."""
+    """Return infinity's program, installed once (two minutes). Raises `CalledProcessError`."""
     if not (VENV / "complete").exists():
         print("installing infinity into .bench/infinity", file=sys.stderr, flush=True)
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(VENV)], check=True)
-        pip = [str(VENV / "bin" / "python"), "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
+        pip = [
+            str(VENV / "bin" / "python"),
+            "-m",
+            "pip",
+            "--quiet",
+            "--disable-pip-version-check",
+            "install",
+        ]
         index = os.environ.get("TORCH_CPU_INDEX", "https://download.pytorch.org/whl/cpu")
         torch = f"torch=={metadata.version('torch')}"
         if subprocess.run([*pip, "--no-deps", torch], check=False).returncode:

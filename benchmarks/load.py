@@ -1,4 +1,4 @@
-"""The load: a closed loop of clients that keep their connections, each sending one request after another."""
+"""The load: a closed loop of clients on kept connections, each sending a request after another."""
 
 from __future__ import annotations
 
@@ -57,10 +57,12 @@ class Sample:
 
 
 class Window:
-    """What counts of a load without beginning and end: from one answer to another, `seconds` or a little more later.
+    """What counts of a load without beginning and end: from one answer to another, `seconds` or a
+    little more later.
 
-    The first is the next one after every client could have had an answer, and a second more. Servers answer a step's
-    texts at once, so both are, but for chance, the first of their step: the steps between them are counted whole.
+    The first is the next one after every client could have had an answer, and a second more.
+    Servers answer a step's texts at once, so both are, but for chance, the first of their step: the
+    steps between them are counted whole.
     """
 
     SETTLING_S = 1.0
@@ -103,18 +105,28 @@ class Window:
 
 
 async def run(url: str, bodies: list[bytes], cell: Cell, seconds: float) -> Sample:
-    """Send the bodies in turn, from the first again after the last, until `seconds` were counted."""
+    """Send the bodies in turn, again and again, until `seconds` were counted."""
     window = Window(cell.clients, seconds)
     began, cpu = time.perf_counter(), time.process_time()
-    await send(url, itertools.takewhile(lambda _: not window.over, itertools.cycle(bodies)), cell, window.answered)
+    await send(
+        url,
+        itertools.takewhile(lambda _: not window.over, itertools.cycle(bodies)),
+        cell,
+        window.answered,
+    )
     took, cpu = time.perf_counter() - began, time.process_time() - cpu
     return Sample(window.requests_per_s * cell.size, window.p50_s * 1000, cpu / took)
 
 
 async def send(
-    url: str, bodies: Iterable[bytes], cell: Cell, answered: Callable[[float, float], None] = lambda *_: None
+    url: str,
+    bodies: Iterable[bytes],
+    cell: Cell,
+    answered: Callable[[float, float], None] = lambda *_: None,
 ) -> None:
-    """Send each body once; fails on any answer but 200. `answered` gets the time of each answer, and what it took."""
+    """Send each body once; fails on any answer but 200. `answered` gets the time of each answer,
+    and what it took.
+    """
     waiting = iter(bodies)
 
     async def client(session: aiohttp.ClientSession) -> None:
@@ -126,7 +138,9 @@ async def send(
             answered(now := time.perf_counter(), now - began)
 
     timeout = aiohttp.ClientTimeout(total=3600)
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
+    async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0), timeout=timeout
+    ) as session:
         await asyncio.gather(*(client(session) for _ in range(cell.clients)))
 
 
@@ -138,6 +152,9 @@ async def vectors(url: str, texts: list[str], model: str, encoding: str) -> np.n
             answer = orjson.loads(await response.read())
             assert response.status == 200, answer
     found = [item["embedding"] for item in answer["data"]]
-    rows = [np.frombuffer(base64.b64decode(v), "<f4") if isinstance(v, str) else np.asarray(v) for v in found]
+    rows = [
+        np.frombuffer(base64.b64decode(v), "<f4") if isinstance(v, str) else np.asarray(v)
+        for v in found
+    ]
     stacked = np.stack(rows).astype(np.float64)
     return stacked / np.linalg.norm(stacked, axis=1, keepdims=True)

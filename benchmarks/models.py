@@ -1,7 +1,8 @@
-"""The models that are measured: MiniLM, its first layer alone, and random weights in the shapes of two large ones.
+"""The models that are measured: MiniLM, its first layer alone, and random weights in the shapes of
+two large ones.
 
-Those are made under .bench/models when first asked for. Their vocabulary and tokenizer are MiniLM's (30,522 entries):
-an embedding is a look-up, so its size changes no arithmetic.
+Those are made under .bench/models when first asked for. Their vocabulary and tokenizer are MiniLM's
+(30,522 entries): an embedding is a look-up, so its size changes no arithmetic.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ class Model:
 
     @property
     def flop_per_token(self) -> int:
-        """Two operations for each weight, without the embeddings; attention's own products are not counted."""
+        """Two operations for each weight, without the embeddings; attention's own products are not
+        counted.
+        """
         return 2 * self.layers * sum(rows * columns for rows, columns in self.products)
 
 
@@ -64,8 +67,15 @@ def find(name: str) -> Model:
     config = json.loads((path / "config.json").read_text())
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     if "head_dim" in config:  # Qwen3
-        queries, keys = (config["head_dim"] * config[f"num_{kind}_heads"] for kind in ("attention", "key_value"))
-        products = ((hidden, queries + 2 * keys), (queries, hidden), (hidden, 2 * inner), (inner, hidden))
+        queries, keys = (
+            config["head_dim"] * config[f"num_{kind}_heads"] for kind in ("attention", "key_value")
+        )
+        products = (
+            (hidden, queries + 2 * keys),
+            (queries, hidden),
+            (hidden, 2 * inner),
+            (inner, hidden),
+        )
     else:
         products = ((hidden, 3 * hidden), (hidden, hidden), (hidden, inner), (inner, hidden))
     longest = 1024 if config["max_position_embeddings"] > 1024 else None
@@ -84,9 +94,15 @@ def _one_layer(folder: Path) -> None:
     """Nearly all time is spent around this one."""
     from safetensors.numpy import load_file, save_file
 
-    shutil.copytree(minilm(), folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors", "onnx"))
+    shutil.copytree(
+        minilm(), folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors", "onnx")
+    )
     (weights,) = minilm().glob("*.safetensors")
-    tensors = {name: tensor for name, tensor in load_file(weights).items() if not re.search(r"layer\.[1-9]", name)}
+    tensors = {
+        name: tensor
+        for name, tensor in load_file(weights).items()
+        if not re.search(r"layer\.[1-9]", name)
+    }
     save_file(tensors, folder / weights.name, metadata={"format": "pt"})
     config = json.loads((minilm() / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
@@ -136,4 +152,6 @@ def _bge_m3(folder: Path) -> None:
     torch.manual_seed(0)
     XLMRobertaModel(config).to(torch.bfloat16).save_pretrained(folder)
     for name, width in (("sparse", 1), ("colbert", config.hidden_size)):
-        torch.save(torch.nn.Linear(config.hidden_size, width).state_dict(), folder / f"{name}_linear.pt")
+        torch.save(
+            torch.nn.Linear(config.hidden_size, width).state_dict(), folder / f"{name}_linear.pt"
+        )

@@ -1,4 +1,4 @@
-"""FastAPI and `LLM.embed` in one process, as one writes it first: each request is computed alone."""
+"""FastAPI and `LLM.embed` in one process, as one writes it first: each request computed alone."""
 
 from __future__ import annotations
 

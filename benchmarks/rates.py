@@ -6,13 +6,20 @@ import time
 
 
 def measure(*, dtype: str, products: list[tuple[int, int]], rows: int, seconds: float) -> float:
-    """Return the best rate in FLOP/s of square products and of the model's own, on the threads of this process."""
+    """Return the best rate in FLOP/s of square products and of the model's own, on the threads of
+    this process.
+    """
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     side = 8192 if device == "cuda" else 2048
-    shapes = [(side, side, side), *((min(rows, 2 * side), inner, columns) for inner, columns in products)]
-    return max(_rate(*shape, getattr(torch, dtype), device, seconds / len(shapes)) for shape in shapes)
+    shapes = [
+        (side, side, side),
+        *((min(rows, 2 * side), inner, columns) for inner, columns in products),
+    ]
+    return max(
+        _rate(*shape, getattr(torch, dtype), device, seconds / len(shapes)) for shape in shapes
+    )
 
 
 def _rate(rows: int, inner: int, columns: int, dtype, device: str, seconds: float) -> float:

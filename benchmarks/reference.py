@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 def vectors(model: Model, texts: list[str]) -> np.ndarray:
     """Return the texts' vectors (texts, dimension), normalised."""
     command = [sys.executable, "-m", "benchmarks.reference", str(model.path), model.pooling]
-    done = subprocess.run(command, cwd=ROOT, input=json.dumps(texts).encode(), stdout=subprocess.PIPE, check=True)
+    done = subprocess.run(
+        command, cwd=ROOT, input=json.dumps(texts).encode(), stdout=subprocess.PIPE, check=True
+    )
     return np.load(io.BytesIO(done.stdout))
 
 

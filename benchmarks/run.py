@@ -1,10 +1,11 @@
 """`make bench`: this gateway beside its peers and the machine's limits, in turn on one machine.
 
-Every server is started here, one after another, shown to give the same vectors, and then loaded in turn, so that a slow
-minute of the machine hits all alike: a figure is the median over the rounds of the ratio within a round, with its
-quartiles. The load does not pause, and its beginning and end do not count. In a cell every server is sent the same
-texts, which are new in every round. `ceiling` is offline `LLM.embed` with the gateway's engine settings, and the matrix
-rate is measured on its threads in every round.
+Every server is started here, one after another, shown to give the same vectors, and then loaded in
+turn, so that a slow minute of the machine hits all alike: a figure is the median over the rounds of
+the ratio within a round, with its quartiles. The load does not pause, and its beginning and end do
+not count. In a cell every server is sent the same texts, which are new in every round. `ceiling` is
+offline `LLM.embed` with the gateway's engine settings, and the matrix rate is measured on its
+threads in every round.
 
     make bench                                                    # about half an hour on two cores
     make bench ARGS="--rounds 3"                                  # shorter, with wider quartiles
@@ -45,17 +46,32 @@ LEAST_COSINE = 0.999
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", choices=models.NAMES, default="minilm")
     parser.add_argument("--servers", nargs="+", choices=SERVERS, default=PEERS)
-    parser.add_argument("--cells", nargs="+", type=Cell.parse, default=[*map(Cell.parse, CELLS)], metavar="CELL")
+    parser.add_argument(
+        "--cells", nargs="+", type=Cell.parse, default=[*map(Cell.parse, CELLS)], metavar="CELL"
+    )
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=3, help="count so long, or to the next answer")
+    parser.add_argument(
+        "--seconds", type=float, default=3, help="count so long, or to the next answer"
+    )
     parser.add_argument("--starts", type=int, default=1, help="start every server so many times")
-    parser.add_argument("--no-ceiling", action="store_true", help="leave out offline embedding and the matrix rate")
+    parser.add_argument(
+        "--no-ceiling", action="store_true", help="leave out offline embedding and the matrix rate"
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--memory", type=float, default=0.2, help="each server's share of the device's memory")
-    parser.add_argument("--out", type=Path, default=models.SCRATCH, help="folder for the JSON, the plot and the logs")
+    parser.add_argument(
+        "--memory", type=float, default=0.2, help="each server's share of the device's memory"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=models.SCRATCH,
+        help="folder for the JSON, the plot and the logs",
+    )
     return parser.parse_args(arguments)
 
 
@@ -83,12 +99,18 @@ async def measure(options: argparse.Namespace) -> report.Run:
         for turn in range(-1, options.rounds):  # -1 warms up, and shows how many texts a cell takes
             for cell in options.cells:
                 wave, counted = cell.clients * cell.size, waves.get(cell, 1)
-                prepared = wave * (2 * counted + 3)  # before, while and after it counts, with room for a fast minute
+                prepared = wave * (
+                    2 * counted + 3
+                )  # before, while and after it counts, with room for a fast minute
                 made = texts.make(prepared, tokens=cell.tokens, tokenizer=tokenizer, seed=turn + 1)
-                samples = await one_round(cell, made, servers, options.seconds, backwards=bool(turn % 2))
+                samples = await one_round(
+                    cell, made, servers, options.seconds, backwards=bool(turn % 2)
+                )
                 rate = None
                 if ceiling is not None:
-                    ids = [encoding.ids for encoding in tokenizer.encode_batch(made[: wave * counted])]
+                    ids = [
+                        encoding.ids for encoding in tokenizer.encode_batch(made[: wave * counted])
+                    ]
                     samples["ceiling"] = Sample(ceiling.ask(embed=ids, batch=wave), math.nan, 0)
                     shape = {"products": model.products, "rows": wave * cell.tokens, "seconds": 0.5}
                     rate = ceiling.ask(rate=shape)
@@ -102,8 +124,12 @@ async def measure(options: argparse.Namespace) -> report.Run:
     return found
 
 
-async def start_all(setup: Setup, options: argparse.Namespace, found: report.Run, stack: ExitStack) -> list[Server]:
-    """Start the servers one after another, `--starts` times, and leave them running; who cannot start is told."""
+async def start_all(
+    setup: Setup, options: argparse.Namespace, found: report.Run, stack: ExitStack
+) -> list[Server]:
+    """Start the servers one after another, `--starts` times, and leave them running; who cannot
+    start is told.
+    """
     servers = []
     for name in options.servers:
         try:
@@ -129,16 +155,28 @@ async def start_all(setup: Setup, options: argparse.Namespace, found: report.Run
     return running
 
 
-async def agreeing(servers: list[Server], sample: list[str], reference: np.ndarray, found: report.Run) -> list[Server]:
-    """Return the servers that give the reference's vectors in both formats; the others are told and left out."""
+async def agreeing(
+    servers: list[Server], sample: list[str], reference: np.ndarray, found: report.Run
+) -> list[Server]:
+    """Return the servers that give the reference's vectors in both formats; the others are told and
+    left out.
+    """
     kept = []
     for server in servers:
-        both = [await load.vectors(server.url, sample, MODEL, encoding) for encoding in ("float", "base64")]
-        found.cosine[server.name] = cosine = float(min((reference * other).sum(axis=1).min() for other in both))
+        both = [
+            await load.vectors(server.url, sample, MODEL, encoding)
+            for encoding in ("float", "base64")
+        ]
+        found.cosine[server.name] = cosine = float(
+            min((reference * other).sum(axis=1).min() for other in both)
+        )
         if cosine >= LEAST_COSINE:
             kept.append(server)
         else:
-            print(f"{server.name} is left out: its vectors differ, cosine {cosine:.4f}", file=sys.stderr)
+            print(
+                f"{server.name} is left out: its vectors differ, cosine {cosine:.4f}",
+                file=sys.stderr,
+            )
     return kept
 
 
@@ -156,7 +194,9 @@ async def one_round(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # servers have sessions of their own: end them here too
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(143)
+    )  # servers have sessions of their own: end them here too
     found = asyncio.run(measure(options))
     print(report.markdown(found))
     options.out.mkdir(parents=True, exist_ok=True)

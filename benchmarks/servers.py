@@ -1,6 +1,7 @@
 """Who is under test, and how each is started, waited for, weighed and ended.
 
-All listen on this machine's loopback, serve one model under the name `m`, and keep connections alive.
+All listen on this machine's loopback, serve one model under the name `m`, and keep connections
+alive.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ class NotRunning(Exception):
 
 @dataclass(slots=True)
 class Server:
-    """A server under test. `prefilled`: it has a cache, and is asked only what it has answered before."""
+    """A server under test. `prefilled`: it has a cache, and is asked only what it has answered
+    before.
+    """
 
     name: str
     command: list[str]
@@ -54,7 +57,12 @@ class Server:
     def start(self) -> None:
         with self.log.open("wb") as log:
             self.process = psutil.Popen(
-                self.command, env=os.environ | self.env, cwd=ROOT, stdout=log, stderr=log, start_new_session=True
+                self.command,
+                env=os.environ | self.env,
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
 
     async def wait_ready(self, *, timeout_s: float = 600) -> float:
@@ -65,7 +73,9 @@ class Server:
                 if self.process is None or self.process.poll() is not None:
                     break
                 try:
-                    async with session.post(self.url, json={"model": MODEL, "input": ["ready?"]}) as response:
+                    async with session.post(
+                        self.url, json={"model": MODEL, "input": ["ready?"]}
+                    ) as response:
                         if response.status == 200:
                             return time.perf_counter() - began
                 except aiohttp.ClientError:
@@ -74,7 +84,9 @@ class Server:
         raise NotRunning(f"{self.name} is not ready after {waited:.0f} s: {_last_words(self.log)}")
 
     def pss_mb(self) -> float:
-        """Return the memory of all its processes; a page that several processes share counts in parts."""
+        """Return the memory of all its processes; a page that several processes share counts in
+        parts.
+        """
         return sum(process.memory_full_info().pss for process in self._tree()) / 1e6
 
     def stop(self) -> None:
@@ -102,7 +114,9 @@ class Setup:
     memory_share: float = 0.3
 
     def config(self, name: str, **more: Any) -> Path:
-        """Write the gateway's settings: its cache is off unless `more` says otherwise, and its limits are far."""
+        """Write the gateway's settings: its cache is off unless `more` says otherwise, and its
+        limits are far.
+        """
         path = self.folder / f"{name}.yaml"
         settings = {
             "model_name": models.NAMES[self.model.name],
@@ -115,7 +129,9 @@ class Setup:
             "request_timeout_s": 3600,
             "max_queued_tokens": 1 << 30,
         }
-        path.write_text(yaml.safe_dump({k: v for k, v in (settings | more).items() if v is not None}))
+        path.write_text(
+            yaml.safe_dump({k: v for k, v in (settings | more).items() if v is not None})
+        )
         return path
 
     def server(self, name: str, command: list[str], port: int, **more: Any) -> Server:
@@ -125,27 +141,41 @@ class Setup:
 def gateway(setup: Setup, name: str, **settings: Any) -> Server:
     port = _free_port()
     config = setup.config(name, **settings)
-    command = _python("embedding_service", "serve", "--config", config, "--port", port, "--log-level", "warning")
+    command = _python(
+        "embedding_service", "serve", "--config", config, "--port", port, "--log-level", "warning"
+    )
     return setup.server(name, command, port, prefilled=name == "warm")
 
 
 def vllm(setup: Setup, name: str, *, tuned: bool) -> Server:
-    """vLLM's own server: with the gateway's engine settings and variables, or with little but the same dtype."""
+    """vLLM's own server: with the gateway's engine settings and variables, or with little but the
+    same dtype.
+    """
     config, port = setup.config(name), _free_port()
     arguments = engine_arguments(config)
-    kept = arguments if tuned else {key: arguments[key] for key in ("model", "runner", "dtype", "max_model_len")}
+    kept = (
+        arguments
+        if tuned
+        else {key: arguments[key] for key in ("model", "runner", "dtype", "max_model_len")}
+    )
     kept = {"gpu_memory_utilization": setup.memory_share} | kept
     flags = [part for key, value in kept.items() for part in _flag(key, value)]
-    command = _python("vllm.entrypoints.openai.api_server", *flags, "--served-model-name", MODEL, "--port", port)
+    command = _python(
+        "vllm.entrypoints.openai.api_server", *flags, "--served-model-name", MODEL, "--port", port
+    )
     env = environment(config) if tuned else {}
     env.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
-    return setup.server(name, [*command, "--host", "127.0.0.1", "--disable-uvicorn-access-log"], port, env=env)
+    return setup.server(
+        name, [*command, "--host", "127.0.0.1", "--disable-uvicorn-access-log"], port, env=env
+    )
 
 
 def own(setup: Setup, name: str, module: str) -> Server:
     """One of the small servers in this folder."""
     config, port = setup.config(name), _free_port()
-    return setup.server(name, _python(f"benchmarks.{module}", config, port), port, env=environment(config))
+    return setup.server(
+        name, _python(f"benchmarks.{module}", config, port), port, env=environment(config)
+    )
 
 
 def infinity_server(setup: Setup, name: str) -> Server:
@@ -155,11 +185,16 @@ def infinity_server(setup: Setup, name: str) -> Server:
         raise NotRunning(f"infinity could not be installed: {error}") from error
     config, port = setup.config(name), _free_port()
     dtype = engine_arguments(config)["dtype"]
-    options = f"--served-model-name {MODEL} --host 127.0.0.1 --port {port} --url-prefix /v1 --engine torch"
+    options = f"--served-model-name {MODEL} --host 127.0.0.1 --port {port}"
+    options += " --url-prefix /v1 --engine torch"
     options += f" --dtype {dtype} --no-bettertransformer --log-level warning"
     options += f" --device {'cuda' if setup.device == 'cuda' else 'cpu'}"
-    env = {"DO_NOT_TRACK": "1"} | {k: v for k, v in environment(config).items() if k == "LD_PRELOAD"}
-    return setup.server(name, [program, "v2", "--model-id", str(setup.model.path), *options.split()], port, env=env)
+    env = {"DO_NOT_TRACK": "1"} | {
+        k: v for k, v in environment(config).items() if k == "LD_PRELOAD"
+    }
+    return setup.server(
+        name, [program, "v2", "--model-id", str(setup.model.path), *options.split()], port, env=env
+    )
 
 
 SERVERS: dict[str, Callable[[Setup], Server]] = {
@@ -213,7 +248,7 @@ class Ceiling:
 
 def environment(config: Path) -> dict[str, str]:
     """Return the variables that a worker of the gateway gets."""
-    from embedding_service.engine.process import environment as of_worker
+    from embedding_service.engine.environment import environment as of_worker
     from embedding_service.settings.load import load
 
     return of_worker(load(config)[0].served_models[0], replica=0)
@@ -226,10 +261,16 @@ def engine_arguments(config: Path) -> dict[str, Any]:
     """Return the gateway's engine settings, which are the same for all configurations of a run."""
     if "all" not in _known:
         done = subprocess.run(
-            _python("benchmarks.engine", config), cwd=ROOT, capture_output=True, text=True, check=False
+            _python("benchmarks.engine", config),
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if done.returncode:
-            raise NotRunning(f"the engine's settings cannot be read: {done.stderr.strip().splitlines()[-1:]}")
+            raise NotRunning(
+                f"the engine's settings cannot be read: {done.stderr.strip().splitlines()[-1:]}"
+            )
         _known["all"] = json.loads(done.stdout.strip().splitlines()[-1])
     return _known["all"]
 

@@ -25,7 +25,9 @@ def prose() -> tuple[str, ...]:
 def make(count: int, *, tokens: int, tokenizer: Tokenizer, seed: int) -> list[str]:
     """Return `count` texts of `tokens` tokens each, special tokens included; no two begin alike."""
     choose = random.Random(seed)
-    lengths = {sentence: len(tokenizer.encode(sentence, add_special_tokens=False)) for sentence in prose()}
+    lengths = {
+        sentence: len(tokenizer.encode(sentence, add_special_tokens=False)) for sentence in prose()
+    }
     special = len(tokenizer.encode(""))
     texts = []
     for i in range(count):

@@ -1,9 +1,10 @@
-"""What sparse and ColBERT vectors cost on top of dense ones: BGE-M3's shape, random weights, engine time.
+"""What sparse and ColBERT vectors cost on top of dense ones: BGE-M3's shape, random weights, engine
+time.
 
     python -m benchmarks.three_vectors [--pairs 12] [--texts 4] [--tokens 350] [--dtype auto]
 
-A step with dense alone and one with all three alternate, so that what else the machine does falls on both; the
-ratio is taken pair by pair.
+A step with dense alone and one with all three alternate, so that what else the machine does falls
+on both; the ratio is taken pair by pair.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ def measure(core, prompts, outputs) -> float:
 
 
 def compare(core, prompts, pairs: int) -> tuple[list[float], list[float]]:
-    """Return the seconds of dense alone and of all three, measured in turn, first one first and then the other."""
+    """Return the seconds of dense alone and of all three, measured in turn, first one first and
+    then the other.
+    """
     from embedding_service.types import Output
 
     kinds = [frozenset({Output.DENSE}), frozenset({Output.DENSE, Output.SPARSE, Output.COLBERT})]
@@ -48,13 +51,17 @@ def compare(core, prompts, pairs: int) -> tuple[list[float], list[float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--pairs", type=int, default=12, help="measurements of each kind")
     parser.add_argument("--texts", type=int, default=4, help="texts in a step")
     parser.add_argument("--tokens", type=int, default=350, help="tokens of a text")
-    parser.add_argument("--dtype", default="auto", help="auto: bfloat16 where the hardware has it, else float32")
+    parser.add_argument(
+        "--dtype", default="auto", help="auto: bfloat16 where the hardware has it, else float32"
+    )
     options = parser.parse_args()
-    from embedding_service.engine.process import environment
+    from embedding_service.engine.environment import environment
     from embedding_service.settings.model import ModelOptions
 
     shape = models.find("bge-m3")
@@ -70,7 +77,10 @@ def main() -> None:
 
     core = VllmBackend(model)
     numbers = random.Random(0)
-    prompts = [[101, *numbers.choices(range(1000, 30000), k=options.tokens - 2), 102] for _ in range(options.texts)]
+    prompts = [
+        [101, *numbers.choices(range(1000, 30000), k=options.tokens - 2), 102]
+        for _ in range(options.texts)
+    ]
     dense, everything = compare(core, prompts, options.pairs)
     facts = core.facts(None)
     ratios = sorted(b / a for a, b in zip(dense, everything, strict=True))

@@ -12,18 +12,22 @@ import yaml
 
 from embedding_service import __version__
 from embedding_service.errors import BadConfiguration, StartupError
+from embedding_service.settings import flags
 from embedding_service.settings.gateway import ENV_PREFIX, Settings
 from embedding_service.settings.load import load
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from embedding_service.dropin.preset import Preset
 
 _FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 Config = Annotated[
-    Path | None, typer.Option("--config", "-c", envvar=f"{ENV_PREFIX}CONFIG", help="YAML file of settings.")
+    Path | None,
+    typer.Option("--config", "-c", envvar=f"{ENV_PREFIX}CONFIG", help="YAML file of settings."),
 ]
+# Weights in other formats than those that vLLM reads.
+_NOT_FETCHED = ["onnx/*", "openvino/*", "*.msgpack", "*.h5"]
 
 app = typer.Typer(
     add_completion=False,
@@ -34,26 +38,21 @@ app = typer.Typer(
 
 
 def _settings_help() -> str:
-    rows = []
+    lines = [
+        "A setting can be given in the file, in the environment as EMBEDDING_NAME, or as a flag:",
+        "",
+        "\b",
+    ]
     for name, field in Settings.model_fields.items():
-        default = "" if field.is_required() or field.default in (None, (), {}) else f" [{field.default}]"
-        rows.append(f"  --{name.replace('_', '-')}: {field.description or ''}{default}")
-    return (
-        "Every setting can stand in the file, in the environment as EMBEDDING_NAME, or be a flag:\n\n\b\n"
-        + "\n".join(rows)
-    )
-
-
-def _presets() -> Mapping[str, Preset]:
-    from embedding_service.dropin.presets import PRESETS  # noqa: PLC0415 - imports numpy
-
-    return PRESETS
+        default = "" if field.default in (None, (), {}) else f" (default: {field.default})"
+        lines.append(f"  --{name.replace('_', '-')}: {field.description}{default}")
+    return "\n".join(lines)
 
 
 @app.command(context_settings=_FLAGS, epilog=_settings_help())
 def serve(context: typer.Context, config: Config = None) -> None:
     """Serve embeddings. Flags win over the environment, the environment over the file."""
-    settings, warnings = load(config, _read_flags(context.args), presets=_presets)
+    settings, warnings = _load(context, config)
 
     # Only now the heavy imports: a wrong setting is refused in a fraction of a second.
     from embedding_service import server, telemetry  # noqa: PLC0415
@@ -63,14 +62,15 @@ def serve(context: typer.Context, config: Config = None) -> None:
     for warning in warnings:
         log.warning("environment", detail=warning)
     if settings.allow_anonymous and not settings.has_keys and not settings.uds:
-        log.warning("no_api_key", detail=f"anyone who can reach {settings.host}:{settings.port} can use this service")
+        address = f"{settings.host}:{settings.port}"
+        log.warning("no_api_key", detail=f"anyone who can reach {address} can use this service")
     raise typer.Exit(server.serve(settings, log))
 
 
 @app.command("check-config", context_settings=_FLAGS)
 def check_config(context: typer.Context, config: Config = None) -> None:
     """Print the settings in force, secrets masked; exit 2 if one is wrong."""
-    settings, warnings = load(config, _read_flags(context.args), presets=_presets)
+    settings, warnings = _load(context, config)
     for warning in warnings:
         typer.echo(f"warning: {warning}", err=True)
     typer.echo(yaml.safe_dump(settings.effective(), sort_keys=False, allow_unicode=True), nl=False)
@@ -78,31 +78,29 @@ def check_config(context: typer.Context, config: Config = None) -> None:
 
 @app.command(context_settings=_FLAGS)
 def fetch(context: typer.Context, config: Config = None) -> None:
-    """Download the configured models ahead of time (HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE are obeyed)."""
+    """Download the configured models (HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE are obeyed)."""
     from huggingface_hub import snapshot_download  # noqa: PLC0415 - only here
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError  # noqa: PLC0415
 
-    settings, _ = load(config, _read_flags(context.args), presets=_presets)
+    settings, _ = _load(context, config)
     for model in settings.served_models:
-        if model.model_path:
-            typer.echo(f"{model.model_name}: {model.model_path}")
-            continue
+        name, folder = model.model_name, model.model_path
         try:
-            folder = snapshot_download(
-                model.model_name, revision=model.revision, ignore_patterns=["onnx/*", "openvino/*", "*.msgpack", "*.h5"]
+            folder = folder or snapshot_download(
+                name, revision=model.revision, ignore_patterns=_NOT_FETCHED
             )
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-            raise StartupError(f"{model.model_name}: {' '.join(str(error).split())[:300]}") from None
-        typer.echo(f"{model.model_name}: {folder}")
+            raise StartupError(f"{name}: {' '.join(str(error).split())[:300]}") from None
+        typer.echo(f"{name}: {folder}")
 
 
-keys = typer.Typer(no_args_is_help=True, help="Make API keys, and the digests that a server needs of them.")
+keys = typer.Typer(no_args_is_help=True, help="Make API keys, and their digests for a server.")
 app.add_typer(keys, name="keys")
 
 
 @keys.command("new")
 def keys_new(
-    name: Annotated[str, typer.Option(help="Whose key it is, in the server's log.")] = "",
+    name: Annotated[str, typer.Option(help="The key's owner, in the server's log.")] = "",
     models: Annotated[str, typer.Option(help="Models it may use, separated by commas.")] = "",
 ) -> None:
     """Print a new key on standard error, and on standard output its entry for `api_keys_file`."""
@@ -138,38 +136,22 @@ def version() -> None:
 
 def main() -> None:
     """Run the command line; an error at start-up is one line and an exit status."""
-    _run(app)
-
-
-def _run(command: Callable[[], Any]) -> None:
     try:
-        command()
+        app()
     except StartupError as error:
         sys.stderr.write(f"embedding-service: {error}\n")
         sys.stderr.flush()
         os._exit(error.exit_code)
 
 
-def _read_flags(arguments: list[str]) -> dict[str, Any]:
-    """Read `--name value` and `--name=value`; `[…]`, `{…}` and `null` are YAML, all else is text."""
-    flags: dict[str, Any] = {}
-    rest = iter(arguments)
-    for argument in rest:
-        if not argument.startswith("--"):
-            raise BadConfiguration(f"{argument!r} is not a flag; settings are given as --name value")
-        name, equals, value = argument.removeprefix("--").partition("=")
-        field = name.replace("-", "_")
-        if field not in Settings.model_fields:
-            raise BadConfiguration(f"--{name}: no such setting; `embedding-service serve --help` lists them")
-        if not equals:
-            value = next(rest, "--")
-            if value.startswith("--"):
-                raise BadConfiguration(f"--{name}: a value is missing")
-        try:
-            flags[field] = yaml.safe_load(value) if value.startswith(("[", "{")) or value == "null" else value
-        except yaml.YAMLError as error:
-            raise BadConfiguration(f"--{name}: {' '.join(str(error).split())}") from None
-    return flags
+def _presets() -> Mapping[str, Preset]:
+    from embedding_service.dropin.presets import PRESETS  # noqa: PLC0415 - imports numpy
+
+    return PRESETS
+
+
+def _load(context: typer.Context, config: Path | None) -> tuple[Settings, list[str]]:
+    return load(config, flags.read(context.args), presets=_presets)
 
 
 if __name__ == "__main__":

@@ -11,18 +11,18 @@ import signal
 import socket
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
 from embedding_service import systemd
+from embedding_service.engine.environment import inherited
 from embedding_service.engine.pool import ModelEngine
-from embedding_service.engine.process import inherited
+from embedding_service.engine.process import WorkerProcess
 from embedding_service.errors import BadConfiguration, PortInUse
 from embedding_service.http.app import create_app
 from embedding_service.http.connection import connection_class
 from embedding_service.http.keys import KeyRing
-from embedding_service.http.tracing import Tracer
 from embedding_service.service.lifecycle import Lifecycle, Phase
 from embedding_service.service.rates import Rates, SharedCounters
 from embedding_service.service.redis import Breaker, connect
@@ -33,69 +33,128 @@ from embedding_service.telemetry import Metrics
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from starlette.types import ASGIApp
     from structlog.typing import FilteringBoundLogger
 
+    from embedding_service.engine.process import StartWorker
+    from embedding_service.http.tracing import Tracer
     from embedding_service.settings.gateway import Settings
 
+_BACKLOG = 2048
 # A Unix socket's path has at most 107 bytes; ours adds a name of up to 40.
-_LONGEST_RUNTIME_DIR = 65
-# No request leaves garbage that needs a collector (tests/test_garbage.py): with Python's 700 objects, looking for some
-# cost 2 % of a request in one comparison and 14 % in another.
+_LONGEST_RUNTIME_DIR_BYTES = 65
+# No request leaves garbage that needs a collector (tests/test_garbage.py): with Python's 700,
+# looking for some cost 2 % of a request in one comparison and 14 % in another.
 _OBJECTS_BETWEEN_COLLECTIONS = 20_000
+_LAST_BYTES_S = 2.0  # for answers that are complete and still being sent when the drain ends
 
 
-class _Server(uvicorn.Server):
-    """Uvicorn without its own ideas about signals."""
+def serve(settings: Settings, log: FilteringBoundLogger) -> int:
+    """Run a gateway until it is stopped by a signal; return the exit status."""
+    sockets = listen(settings)
+    _log_start(settings, sockets, log)
 
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
+    import uvloop  # noqa: PLC0415 - 12 ms that the port need not wait for
+
+    gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_run(settings, sockets, log))
+    finally:
+        for listener in sockets:
+            listener.close()
+        if settings.uds is not None:
+            settings.uds.unlink(missing_ok=True)
+
+
+async def _run(settings: Settings, sockets: list[socket.socket], log: FilteringBoundLogger) -> int:
+    gateway = Gateway(settings, sockets, log)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, gateway.stop)
+    loop.add_signal_handler(signal.SIGHUP, gateway.reload)
+    return await gateway.run()
 
 
 class Gateway:
     """Everything that one process runs: engines, service, application, listener."""
 
-    def __init__(self, settings: Settings, sockets: list[socket.socket], log: FilteringBoundLogger) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        sockets: list[socket.socket],
+        log: FilteringBoundLogger,
+        start_worker: StartWorker = WorkerProcess.start,
+    ) -> None:
         self.settings = settings
         self.sockets = sockets
         self.log = log
         self.keys = KeyRing(settings)
-        self.folder = _runtime_dir(settings)
-        start_lock = asyncio.Lock()
-        engines = [
-            ModelEngine(options, folder=self.folder, start_lock=start_lock, environ=inherited(settings), log=log)
-            for options in settings.served_models
-        ]
+        self._start_worker = start_worker
+        self.folder = make_runtime_dir(settings)
         metrics = Metrics()
         self._redis = connect(settings.redis_url.get_secret_value()) if settings.redis_url else None
-        self._shared_cache = None
-        if self._redis is not None and settings.cache_shared and settings.cache_max_bytes:
-            self._shared_cache = SharedCache(
-                self._redis, Breaker("cache", metrics, log), prefix=settings.redis_prefix, ttl_s=settings.cache_ttl_s
-            )
-        counters = None
-        if self._redis is not None:
-            counters = SharedCounters(self._redis, Breaker("rates", metrics, log), prefix=settings.redis_prefix)
-        rates = Rates(settings, metrics, counters)
-        self._tracer = Tracer(settings.otlp_endpoint) if settings.otlp_endpoint else None
-        self.service = EmbeddingService(settings, engines, metrics, self._shared_cache)
+        self._tracer = _connect_tracer(settings.otlp_endpoint) if settings.otlp_endpoint else None
+        self._shared_cache = self._share_cache(metrics)
+        self.service = EmbeddingService(settings, self._engines(), metrics, self._shared_cache)
         self.lifecycle = Lifecycle(self.service, log)
-        self._server = _Server(
-            uvicorn.Config(
-                create_app(settings, self.lifecycle, keys=self.keys, rates=rates, tracer=self._tracer, log=log),
-                http=connection_class(settings.header_timeout_s),
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=bool(settings.trusted_proxies),
-                forwarded_allow_ips=list(settings.trusted_proxies),
-                timeout_keep_alive=int(settings.keep_alive_s),
-                backlog=2048,
-            )
+        app = create_app(
+            settings,
+            self.lifecycle,
+            keys=self.keys,
+            rates=Rates(settings, metrics, self._share_counters(metrics)),
+            tracer=self._tracer,
+            log=log,
         )
+        self._server = _Server(_uvicorn_config(settings, app))
         self._stop = asyncio.Event()
+
+    def _engines(self) -> list[ModelEngine]:
+        environ = inherited(self.settings)
+        one_at_a_time = asyncio.Lock()
+        return [
+            ModelEngine(
+                options,
+                folder=self.folder,
+                start_lock=one_at_a_time,
+                environ=environ,
+                log=self.log,
+                start_worker=self._start_worker,
+            )
+            for options in self.settings.served_models
+        ]
+
+    def _share_cache(self, metrics: Metrics) -> SharedCache | None:
+        settings = self.settings
+        if self._redis is None or not (settings.cache_shared and settings.cache_max_bytes):
+            return None
+        breaker = Breaker("cache", metrics, self.log)
+        prefix, ttl_s = settings.redis_prefix, settings.cache_ttl_s
+        return SharedCache(self._redis, breaker, prefix=prefix, ttl_s=ttl_s)
+
+    def _share_counters(self, metrics: Metrics) -> SharedCounters | None:
+        if self._redis is None:
+            return None
+        breaker = Breaker("rates", metrics, self.log)
+        return SharedCounters(self._redis, breaker, prefix=self.settings.redis_prefix)
+
+    async def run(self) -> int:
+        """Listen, load, serve until `stop`; return the exit status. Raises `StartupError`."""
+        serving = asyncio.create_task(self._server.serve(self.sockets))
+        loading = asyncio.create_task(self.lifecycle.load())
+        stopping = asyncio.create_task(self._stop.wait())
+        watching = asyncio.create_task(self.lifecycle.watch())
+        try:
+            await _first_of(loading, stopping, watching)
+            if loading.done():
+                loading.result()  # raises if a required model could not be loaded
+                await _first_of(serving, stopping, watching)
+            await self._drain(serving)
+            if watching.done():
+                watching.result()  # raises: no model is left
+            return 0
+        finally:
+            await self._shut_down(serving, loading, stopping, watching)
 
     def stop(self) -> None:
         """Begin to drain; called again, stop waiting."""
@@ -105,80 +164,99 @@ class Gateway:
 
     def reload(self) -> None:
         """Read the keys again; running requests keep what they came with."""
-        ready = self.lifecycle.phase is Phase.READY  # to systemd, READY=1 while loading would be the start
+        # While it loads, READY=1 would tell systemd that the start is over.
+        ready = self.lifecycle.phase is Phase.READY
         if ready:
             systemd.reloading()
         try:
             self.keys.reload()
             self.log.info("reloaded", keys=len(self.keys))
         except BadConfiguration as error:
-            self.log.error("reload_failed", reason=str(error))  # noqa: TRY400 - the reason says it all
+            self.log.error("reload_failed", reason=str(error))  # noqa: TRY400 - one line says it
         if ready:
             systemd.notify("READY=1")
 
-    async def run(self) -> int:
-        """Listen, load, serve until `stop`; return the exit status. Raises `StartupError`."""
-        serving = asyncio.create_task(self._server.serve(self.sockets))
-        loading = asyncio.create_task(self.lifecycle.load())
-        stopping = asyncio.create_task(self._stop.wait())
-        watching = asyncio.create_task(self.lifecycle.watch())
-        try:
-            await asyncio.wait({loading, stopping, watching}, return_when=asyncio.FIRST_COMPLETED)
-            if loading.done():
-                loading.result()
-                await asyncio.wait({serving, stopping, watching}, return_when=asyncio.FIRST_COMPLETED)
-            await self._drain(serving)
-            if watching.done():
-                watching.result()
-            return 0
-        finally:
-            for task in (loading, stopping, watching):
-                task.cancel()
-            self._server.should_exit = self._server.force_exit = True
-            await asyncio.gather(loading, stopping, watching, serving, return_exceptions=True)
-            await self.lifecycle.stop()
-            await self._hang_up()
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self.log.info("stopped")
+    async def _drain(self, serving: asyncio.Task[None]) -> None:
+        """Answer what was accepted; a second signal, which ends `serving`, cuts this short."""
+        grace_s, timeout_s = self.settings.drain_grace_s, self.settings.drain_timeout_s
+        draining = asyncio.create_task(self.lifecycle.drain(grace_s=grace_s, timeout_s=timeout_s))
+        await _first_of(draining, serving)
+        draining.cancel()
+        self._server.should_exit = True
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(serving), _LAST_BYTES_S)
 
-    async def _hang_up(self) -> None:
+    async def _shut_down(self, serving: asyncio.Task[None], *others: asyncio.Task[Any]) -> None:
+        for task in others:
+            task.cancel()
+        self._server.should_exit = self._server.force_exit = True
+        await asyncio.gather(*others, serving, return_exceptions=True)
+        await self.lifecycle.stop()
         if self._shared_cache is not None:
             await self._shared_cache.close()
         if self._redis is not None:
             await self._redis.aclose()
         if self._tracer is not None:
             await asyncio.to_thread(self._tracer.close)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.log.info("stopped")
 
-    async def _drain(self, serving: asyncio.Task[None]) -> None:
-        settings = self.settings
-        draining = asyncio.create_task(
-            self.lifecycle.drain(grace_s=settings.drain_grace_s, timeout_s=settings.drain_timeout_s)
-        )
-        await asyncio.wait({draining, serving}, return_when=asyncio.FIRST_COMPLETED)
-        draining.cancel()
-        self._server.should_exit = True
-        with contextlib.suppress(TimeoutError):  # answers are complete; give their last bytes a moment
-            await asyncio.wait_for(asyncio.shield(serving), 2)
+
+class _Server(uvicorn.Server):
+    """Uvicorn that leaves signals to the gateway."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _uvicorn_config(settings: Settings, app: ASGIApp) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=connection_class(settings.header_timeout_s),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=list(settings.trusted_proxies),
+        timeout_keep_alive=int(settings.keep_alive_s),
+        backlog=_BACKLOG,
+    )
+
+
+def _connect_tracer(endpoint: str) -> Tracer:
+    # OpenTelemetry takes a third of a second to import, and most gateways trace nothing.
+    from embedding_service.http.tracing import Tracer  # noqa: PLC0415
+
+    return Tracer(endpoint)
+
+
+async def _first_of(*tasks: asyncio.Task[Any]) -> None:
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+
+
+def _log_start(settings: Settings, sockets: list[socket.socket], log: FilteringBoundLogger) -> None:
+    for device, share in settings.device_shares().items():
+        log.info("device_share", device=device, share=f"{share:.0%}")
+    for listener in sockets:
+        address = listener.getsockname()
+        if not isinstance(address, str):
+            address = f"{address[0]}:{address[1]}"
+        log.info("listening", address=address)
 
 
 def listen(settings: Settings) -> list[socket.socket]:
-    """Bind before any model is loaded. Raises `PortInUse`."""
-    if settings.uds is not None:
-        family, address = socket.AF_UNIX, str(settings.uds)
-    else:
-        try:
-            family, _, _, _, address = socket.getaddrinfo(  # type: ignore[assignment]
-                settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            )[0]
-        except OSError as error:
-            raise BadConfiguration(f"host: {settings.host!r} is not an address of this machine ({error})") from None
+    """Bind before any model is loaded. Raises `PortInUse`, `BadConfiguration`."""
+    family, address = _address(settings)
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         if settings.uds is not None and _is_stale(settings.uds):
             settings.uds.unlink()
         listener.bind(address)
-        listener.listen(2048)
+        listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
         where = settings.uds or f"{settings.host} port {settings.port}"
@@ -187,34 +265,19 @@ def listen(settings: Settings) -> list[socket.socket]:
     return [listener]
 
 
-def serve(settings: Settings, log: FilteringBoundLogger) -> int:
-    """Run a gateway until it is told to stop; return the exit status."""
-    sockets = listen(settings)
-    for device, share in settings.device_shares().items():
-        log.info("device_share", device=device, share=f"{share:.0%}")
-    for listener in sockets:
-        address = listener.getsockname()
-        log.info("listening", address=address if isinstance(address, str) else f"{address[0]}:{address[1]}")
-
-    async def main() -> int:
-        gateway = Gateway(settings, sockets, log)
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, gateway.stop)
-        loop.add_signal_handler(signal.SIGHUP, gateway.reload)
-        return await gateway.run()
-
-    import uvloop  # noqa: PLC0415 - not needed to refuse a configuration
-
-    gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
+def _address(settings: Settings) -> tuple[int, Any]:
+    """Return the family and the address to bind."""
+    if settings.uds is not None:
+        return socket.AF_UNIX, str(settings.uds)
+    host, port, passive = settings.host, settings.port, socket.AI_PASSIVE
     try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(main())
-    finally:
-        for listener in sockets:
-            listener.close()
-        if settings.uds is not None:
-            settings.uds.unlink(missing_ok=True)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=passive)
+    except OSError as error:
+        raise BadConfiguration(
+            f"host: {host!r} is not an address of this machine ({error})"
+        ) from None
+    family, _, _, _, address = found[0]
+    return family, address
 
 
 def _is_stale(path: Path) -> bool:
@@ -229,12 +292,15 @@ def _is_stale(path: Path) -> bool:
     return False
 
 
-def _runtime_dir(settings: Settings) -> Path:
+def make_runtime_dir(settings: Settings) -> Path:
+    """Make a fresh folder (mode 0700) for the sockets of workers. Raises `BadConfiguration`."""
     parent = settings.runtime_dir
     if parent is not None:
         parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="embed-", dir=parent))
-    if len(os.fsencode(folder)) > _LONGEST_RUNTIME_DIR:
+    if len(os.fsencode(folder)) > _LONGEST_RUNTIME_DIR_BYTES:
         folder.rmdir()
-        raise BadConfiguration(f"runtime_dir: {folder} is too long for Unix sockets; set a shorter one")
+        raise BadConfiguration(
+            f"runtime_dir: {folder} is too long for Unix sockets; set a shorter one"
+        )
     return folder

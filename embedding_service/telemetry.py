@@ -1,4 +1,7 @@
-"""Metrics, and structured logging: one event a line, JSON or readable. Never a key, never a text of a client."""
+"""Metrics, and structured logging: one event a line, as JSON or readable.
+
+Never a key, and never a text of a client.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,8 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
+from structlog import processors
+from structlog.stdlib import ProcessorFormatter
 
 from embedding_service import __version__
 
@@ -26,31 +31,44 @@ _Metric = TypeVar("_Metric", Counter, Histogram)
 
 
 def configure(level: str, form: Literal["auto", "json", "text"]) -> None:
-    """Set up structlog, and send the standard library's warnings (uvicorn's, asyncio's) the same way."""
-    readable = form == "text" or (form == "auto" and sys.stderr.isatty())
-    shared: list[Processor] = [
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    """Set up structlog, and send the standard library's warnings (uvicorn's, asyncio's) its way."""
+    on_terminal = sys.stderr.isatty()
+    readable = form == "text" or (form == "auto" and on_terminal)
+    first: list[Processor] = [
+        processors.add_log_level,
+        processors.TimeStamper(fmt="iso", utc=True),
     ]
-    if readable:
-        plain = structlog.dev.plain_traceback  # others show local variables, among them texts and keys
-        final: list[Processor] = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
-    else:
-        trace = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
-        final = [structlog.processors.ExceptionRenderer(trace), structlog.processors.JSONRenderer()]
+    last = _text(colors=on_terminal) if readable else _json()
     structlog.configure(
-        processors=shared + final,
+        processors=first + last,
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=False,
     )
-    formatter = structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=shared, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *final]
-    )
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(formatter)
+    handler.setFormatter(
+        ProcessorFormatter(
+            foreign_pre_chain=first,
+            processors=[ProcessorFormatter.remove_processors_meta, *last],
+        )
+    )
     logging.root.handlers = [handler]
     logging.root.setLevel(max(logging.WARNING, logging.getLevelNamesMapping()[level.upper()]))
+
+
+# Neither form shows the local variables of a traceback: texts and keys are among them.
+
+
+def _text(*, colors: bool) -> list[Processor]:
+    plain = structlog.dev.plain_traceback
+    return [structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain)]
+
+
+def _json() -> list[Processor]:
+    trace = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+    # It writes with the standard library's json: orjson refuses half a surrogate pair, and integers
+    # of more than 64 bits.
+    return [processors.ExceptionRenderer(trace), processors.JSONRenderer()]
 
 
 def get_logger() -> FilteringBoundLogger:
@@ -65,37 +83,56 @@ _LAG_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 
 
 class Metrics:
-    """What is counted while it happens; what can be read off at any time is added at `/metrics`.
+    """Events, counted when they happen; `/metrics` adds the values that can be read at any time.
 
     No label ever holds anything that a client chooses: routes are templates, models are ours.
     """
 
     def __init__(self) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call] # a second series for each counter, which nobody asks for
-        self.registry = registry = CollectorRegistry()
-        ProcessCollector(registry=registry)
-
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return _fast(Counter(f"embedding_{name}", text, labels, registry=registry))
-
-        def histogram(name: str, text: str, *labels: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
-            return _fast(Histogram(f"embedding_{name}", text, labels, registry=registry, buckets=buckets))
-
+        # Otherwise each counter has a second series, with the time at which it was made.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        counter, histogram, gauge = self._counter, self._histogram, self._gauge
         self.requests = counter("requests", "Requests answered.", "route", "status")
         self.errors = counter("errors", "Answers that were errors, by their code.", "code")
-        self.duration = histogram("request_duration_seconds", "From the headers to the last byte.", "route")
-        self.stage = histogram("stage_duration_seconds", "Of a request: tokenize, queue, engine.", "model", "stage")
-        self.tokens = counter("tokens", "Tokens in answered requests, cached ones included.", "model")
+        self.duration = histogram(
+            "request_duration_seconds", "From the headers to the last byte.", "route"
+        )
+        self.stage = histogram(
+            "stage_duration_seconds", "Of a request: tokenize, queue, engine.", "model", "stage"
+        )
+        self.tokens = counter(
+            "tokens", "Tokens in answered requests, cached ones included.", "model"
+        )
         self.inputs = counter("inputs", "Texts or pairs in answered requests.", "model")
         self.cancellations = counter("cancellations", "Requests whose client went away.")
-        self.event_loop_lag = histogram("event_loop_lag_seconds", "Lateness of a timer.", buckets=_LAG_SECONDS)
+        self.event_loop_lag = histogram(
+            "event_loop_lag_seconds", "Lateness of a timer.", buckets=_LAG_SECONDS
+        )
         self.rate_limited = counter("rate_limited", "Requests over a quota.", "limit")
-        self.redis_errors = counter("redis_errors", "Times that Redis failed or was too slow.", "use")
-        self.redis_open = Gauge("embedding_redis_open", "1 while Redis is left alone.", ["use"], registry=registry)
-        Gauge("embedding_build_info", "1.", ["version"], registry=registry).labels(__version__).set(1)
+        self.redis_errors = counter(
+            "redis_errors", "Times that Redis failed or was too slow.", "use"
+        )
+        self.redis_open = gauge("redis_open", "1 while Redis is left alone.", "use")
+        gauge("build_info", "1.", "version").labels(__version__).set(1)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return _fast(Counter(f"embedding_{name}", text, labels, registry=self.registry))
+
+    def _histogram(
+        self, name: str, text: str, *labels: str, buckets: tuple[float, ...] = _SECONDS
+    ) -> Histogram:
+        registry = self.registry
+        return _fast(
+            Histogram(f"embedding_{name}", text, labels, registry=registry, buckets=buckets)
+        )
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"embedding_{name}", text, labels, registry=self.registry)
 
 
 def _fast(metric: _Metric) -> _Metric:
-    """Have a metric remember its children: the library's own look-up takes 5 µs, and a request makes seven."""
+    """Cache a metric's children: the library's look-up takes 5 µs, and a request makes seven."""
     metric.labels = cache(metric.labels)  # type: ignore[method-assign]
     return metric

@@ -21,13 +21,7 @@ if TYPE_CHECKING:
 
 
 class Output(StrEnum):
-    """A kind of result that a model can give for one input: a number of rows of one width.
-
-    DENSE is one row, not normalised. SPARSE has a row of two numbers for each token id that
-    counts, the id and its weight, ascending. COLBERT has a row of length 1 for each token but the
-    first. SCORE is one row of raw scores. HIDDEN_STATES are the last layer's, a row for each token.
-    `service/outputs.py` says how the rows of several chunks join, and become an answer.
-    """
+    """A kind of result that a model can give for one input."""
 
     DENSE = "dense"
     SPARSE = "sparse"
@@ -37,6 +31,10 @@ class Output(StrEnum):
 
 
 if TYPE_CHECKING:
+    # One input's results, each a number of rows of one width. Dense: one row, not normalised.
+    # Sparse: a row for each token id that counts, ascending: the id and its weight. ColBERT: a
+    # row of length 1 for each token but the first. Score: one row of raw scores. Hidden states:
+    # the last layer's, a row for each token. `service/outputs.py` says what becomes of them.
     Rows = dict[Output, Floats]
 
 
@@ -163,7 +161,7 @@ class Embeddings:
 
     @property
     def dense(self) -> npt.NDArray[np.generic] | None:
-        """Shape (n, dimensions), or (n, dimensions / 8) for binary formats, in the dtype asked for."""
+        """Shape (n, dimensions), or (n, dimensions / 8) for binary formats."""
         return cast("npt.NDArray[np.generic] | None", self.by_output.get(Output.DENSE))
 
     @property

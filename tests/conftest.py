@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import os
 import threading
 import time
@@ -15,12 +17,19 @@ import structlog
 import uvloop
 
 from embedding_service import server
+from embedding_service.engine.process import WorkerProcess
 from embedding_service.settings.gateway import Settings
+from tests.in_process import ThreadWorker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from embedding_service.engine.process import RunningWorker
+    from embedding_service.engine.protocol import Launch
+    from embedding_service.settings.model import ModelOptions
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # several engines share the cores: see `engine/process.py`
 NewLoop = Callable[[], asyncio.AbstractEventLoop]
 MINILM: dict[str, Any] = {
     "model_name": "sentence-transformers/all-MiniLM-L6-v2",
@@ -47,16 +56,22 @@ class _Loop(uvloop.Loop):
 
 
 class RunningGateway:
-    """A gateway on a free port of this machine, its event loop in a thread of its own."""
+    """A gateway on a free port of this machine, its event loop in a thread of its own.
 
-    def __init__(self, settings: Settings, new_loop: NewLoop = _Loop) -> None:
+    Workers with the fake engine are threads unless `processes` are asked for.
+    """
+
+    def __init__(self, settings: Settings, new_loop: NewLoop = _Loop, *, processes: bool = False) -> None:
         self.settings = settings
+        self.workers: dict[tuple[str, int], Any] = {}  # the one started last, by model and replica
+        self._processes = processes
         self._new_loop = new_loop
         self.log: list[dict[str, Any]] = []
         self.status: int | None = None
         self.error: BaseException | None = None
         self._built = threading.Event()
         self._sockets = server.listen(settings)
+        gc.freeze()  # its collections, at start and end, need not look through what the tests have imported
         self.url = "http://{}:{}".format(*self._sockets[0].getsockname()[:2]) if settings.uds is None else "http://unix"
         self._thread = threading.Thread(target=self._run, name="gateway", daemon=True)
         self._thread.start()
@@ -66,7 +81,7 @@ class RunningGateway:
         async def main() -> int:
             logger = structlog.wrap_logger(None, processors=[self._keep])
             self.loop = asyncio.get_running_loop()
-            self.gateway = server.Gateway(self.settings, self._sockets, logger)
+            self.gateway = server.Gateway(self.settings, self._sockets, logger, self._start_worker)
             self._built.set()
             return await self.gateway.run()
 
@@ -79,6 +94,12 @@ class RunningGateway:
             self._built.set()
             for listener in self._sockets:
                 listener.close()
+
+    async def _start_worker(self, launch: Launch, options: ModelOptions, *, replica: int, **more: Any) -> RunningWorker:
+        kind = WorkerProcess if self._processes or options.engine != "fake" else ThreadWorker
+        worker = await kind.start(launch, options, replica=replica, **more)
+        self.workers[options.model_name, replica] = worker
+        return worker
 
     def _keep(self, _: object, level: str, event: dict[str, Any]) -> dict[str, Any]:
         self.log.append({"level": level, **event})
@@ -101,12 +122,27 @@ class RunningGateway:
             assert time.monotonic() < until, "a model was not loaded"
             time.sleep(0.01)
 
+    def begin_to_stop(self) -> None:
+        """Have it drain and end, without waiting."""
+        with contextlib.suppress(RuntimeError):  # its loop has ended already
+            self.loop.call_soon_threadsafe(self.gateway.stop)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Return the host and the port that it listens on."""
+        host, _, port = self.url.removeprefix("http://").partition(":")
+        return host, int(port)
+
+    def wait_ended(self, timeout_s: float = 60) -> None:
+        """Return once it has ended by itself."""
+        self._thread.join(timeout_s)
+        assert not self._thread.is_alive(), "the gateway did not end"
+
     def stop(self) -> int | None:
         """Drain and end the gateway; return its exit status."""
         if self._thread.is_alive():
-            self.loop.call_soon_threadsafe(self.gateway.stop)
-        self._thread.join(60)
-        assert not self._thread.is_alive(), "the gateway did not stop"
+            self.begin_to_stop()
+        self.wait_ended()
         return self.status
 
     def client(self, **options: Any) -> httpx.Client:
@@ -118,13 +154,32 @@ class RunningGateway:
         return [event for event in self.log if event.get("event") == "request"]
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Have modules run side by side with `-n 2`."""
+    from tests.scheduling import ByModule
+
+    config.option.loadscopereorder = False
+    return ByModule(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest."""
+    from tests.scheduling import longest_first
+
+    longest_first(items)
+
+
 @pytest.fixture(scope="session")
 def start_gateway() -> Iterator[Callable[..., RunningGateway]]:
     """Return a function that starts a gateway from settings and waits until it is ready."""
     started: list[RunningGateway] = []
 
-    def start(*, wait: bool = True, new_loop: NewLoop = _Loop, **settings: Any) -> RunningGateway:
-        gateway = RunningGateway(Settings(**{"cache_max_bytes": 0, "drain_grace_s": 0, **settings}), new_loop)
+    def start(
+        *, wait: bool = True, new_loop: NewLoop = _Loop, processes: bool = False, **settings: Any
+    ) -> RunningGateway:
+        chosen = Settings(**{"cache_max_bytes": 0, "drain_grace_s": 0, **settings})
+        gateway = RunningGateway(chosen, new_loop, processes=processes)
         started.append(gateway)
         if wait:
             gateway.wait_ready()
@@ -132,7 +187,23 @@ def start_gateway() -> Iterator[Callable[..., RunningGateway]]:
 
     yield start
     for gateway in started:
+        gateway.begin_to_stop()
+    for gateway in started:
         gateway.stop()
+
+
+@pytest.fixture(scope="session")
+def shared_gateway(start_gateway: Callable[..., RunningGateway]) -> Callable[..., RunningGateway]:
+    """Return a function like `start_gateway` for tests that leave a gateway as it is: equal settings, one gateway."""
+    known: dict[str, RunningGateway] = {}
+
+    def share(**settings: Any) -> RunningGateway:
+        name = repr(sorted(settings.items()))
+        if name not in known:
+            known[name] = start_gateway(**settings)
+        return known[name]
+
+    return share
 
 
 @pytest.fixture(scope="session")

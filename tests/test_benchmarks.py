@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer
 
-from benchmarks import models, report, texts
+from benchmarks import figures, models, report, texts
 from benchmarks.load import Cell, Sample, Window
 
 
@@ -43,13 +44,19 @@ def test_operations_are_twice_the_weights() -> None:
     (path,) = models.minilm().glob("*.safetensors")
     with safe_open(path, framework="numpy") as file:
         shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - no dict
-    weights = sum(a * b for name, (a, b) in ((n, s) for n, s in shapes.items() if len(s) == 2) if "encoder." in name)
+    weights = sum(
+        a * b
+        for name, (a, b) in ((n, s) for n, s in shapes.items() if len(s) == 2)
+        if "encoder." in name
+    )
     assert models.find("minilm").flop_per_token == 2 * weights
 
 
 @pytest.mark.parametrize("clients", [1, 7, 64])
 def test_whole_steps_are_counted(clients: int) -> None:
-    """Steps of 32 texts that end every 0.4 s, a fast and a slow one left out at the start: 80 texts/s."""
+    """Steps of 32 texts that end every 0.4 s, a fast and a slow one left out at the start: 80
+    texts/s.
+    """
     window = Window(clients, seconds=3)
     ends = [0.1, 1.0, *(1.0 + 0.4 * number for number in range(1, 40))]
     for number, end in enumerate(ends):
@@ -73,7 +80,12 @@ def test_a_request_longer_than_the_window_is_counted_whole() -> None:
 def test_tables_are_ratios_within_a_round() -> None:
     """A machine that is slow for a round changes no ratio."""
     model = models.Model("m", Path(), None, 1, ((10, 10),), "mean")
-    run = report.Run(model, rounds=4, ready_s={"ours": [8.0], "theirs": [16.0]}, cosine={"ours": 1.0, "theirs": 0.9999})
+    run = report.Run(
+        model,
+        rounds=4,
+        ready_s={"ours": [8.0], "theirs": [16.0]},
+        cosine={"ours": 1.0, "theirs": 0.9999},
+    )
     cell = Cell(1, 1)
     for slow in (1, 5, 1, 2):
         samples = {
@@ -82,8 +94,65 @@ def test_tables_are_ratios_within_a_round() -> None:
         }
         run.add(cell, samples, rate=10e6 / slow)
     table = report.markdown(run)
-    assert "| 1 x 1, 50 tokens | theirs | 150 | 6.0 | 1.50 (1.50 to 1.50) | 0.50 (0.50 to 0.50) | 0.20" in table
+    assert (
+        "| 1 x 1, 50 tokens | theirs | 150 | 6.0 | 1.50 (1.50 to 1.50) | 0.50 (0.50 to 0.50) | 0.20"
+        in table
+    )
     assert "| ours | 8.0 | 0 | 1.000000 |" in table
     figures = json.loads(report.as_json(run))["cells"]["1 x 1, 50 tokens"]
     assert figures["texts_per_s"]["theirs"] == [200, 40, 200, 100]
     assert report.plot(run).count("<rect") == 3  # the ground and two bars
+
+
+SAMPLE = '''"""A module
+of two lines."""
+
+# a comment, and after it one that shares its line
+LIMIT = 3  # not counted
+
+
+def outer(rows):
+    """Return pairs."""
+
+    def inner(row):
+        return row if row else None
+
+    return [inner(cell) for row in rows for cell in row]
+
+
+TEXT = """no docstring
+of two lines"""
+'''
+
+
+def test_the_figures_of_a_file(tmp_path: Path) -> None:
+    """Code, comments and docstrings are told apart; functions count what is inside them."""
+    path = tmp_path / "sample.py"
+    path.write_text(SAMPLE + f"LONG = '{'x' * 93}'\n", encoding="utf-8")
+    source = figures.measure(path)
+    assert (source.files, source.lines, source.code_lines, source.comment_lines) == (1, 19, 8, 1)
+    assert source.long_lines == [f"{path}:19"]
+    assert source.nested_comprehensions == [f"{path}:14"]
+    outer, inner = source.functions
+    assert (outer.place, outer.lines, outer.branches) == (f"{path}:8 outer", 7, 3)
+    assert (inner.place, inner.lines, inner.branches) == (f"{path}:11 inner", 2, 1)
+    assert outer.nodes > inner.nodes > 5
+    assert source.densest(1) == [outer]
+    assert source.of_functions("lines") == (4.5, 6.5, 7)
+
+
+@pytest.mark.parametrize(
+    ("statement", "levels"),
+    [
+        ("a = b", 0),
+        ("a = [b for b in c]", 1),
+        ("a = [b for b in c], {d for d in e}", 1),
+        ("a = [b for c in d for b in c]", 2),
+        ("a = [[b for b in c] for c in d]", 2),
+        ("a = sum(b for b in [c for c in d])", 2),
+        ("for a in [b for b in c]:\n    d = [e for e in f]", 1),
+    ],
+)
+def test_comprehension_levels(statement: str, levels: int) -> None:
+    """Loops within a loop count, those side by side or in statements inside do not."""
+    assert figures.comprehension_levels(ast.parse(statement).body[0]) == levels

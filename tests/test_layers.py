@@ -172,6 +172,7 @@ def test_types_import_nothing_of_ours() -> None:
 
 
 @pytest.mark.parametrize("entry", ["embedding_service.server", "embedding_service.worker.__main__"])
+@pytest.mark.process
 def test_no_process_imports_an_engine_by_itself(entry: str) -> None:
     """Importing the gateway, or the worker before it knows its model, imports neither torch nor vLLM."""
     script = f"import sys, {entry}; print(sorted({HEAVY!r} & sys.modules.keys()))"

@@ -93,10 +93,10 @@ def test_a_path_that_cannot_be_made_is_told(tmp_path: Path, name: str) -> None:
 
 
 def test_the_runtime_directory_is_ours_alone() -> None:
-    """Sockets between gateway and workers, which have no keys, lie in a fresh folder of mode 0700."""
+    """Sockets of workers, which ask for no key, lie in a fresh folder of mode 0700."""
     with tempfile.TemporaryDirectory() as short:
         parent = Path(short, "run")
-        folders = [server._runtime_dir(Settings(runtime_dir=parent)) for _ in range(2)]
+        folders = [server.make_runtime_dir(Settings(runtime_dir=parent)) for _ in range(2)]
         assert folders[0] != folders[1]
         for folder in folders:
             assert folder.parent == parent
@@ -104,8 +104,10 @@ def test_the_runtime_directory_is_ours_alone() -> None:
 
 
 def test_a_runtime_directory_that_is_too_long_is_told(tmp_path: Path) -> None:
-    """A folder whose sockets could not be bound is refused under the setting's name, and not left behind."""
+    """A folder whose sockets could not be bound is refused under the setting's name, and not left
+    behind.
+    """
     parent = tmp_path / ("x" * 60)
     with pytest.raises(BadConfiguration, match=r"^runtime_dir: "):
-        server._runtime_dir(Settings(runtime_dir=parent))
+        server.make_runtime_dir(Settings(runtime_dir=parent))
     assert list(parent.iterdir()) == []

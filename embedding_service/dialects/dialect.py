@@ -1,7 +1,7 @@
 """A dialect as data: how its errors are written, what it calls the fields, which operations it has.
 
-`http/` mounts dialects. Keys, rates, limits, deadlines, strict JSON and the OpenAPI document are the
-same for all of them; an operation is a function from `Request` to `Answer` and knows no HTTP.
+`http/` mounts dialects. Keys, rates, limits, deadlines, strict JSON and the OpenAPI document are
+the same for all of them; an operation is a function from `Request` to `Answer` and knows no HTTP.
 """
 
 from __future__ import annotations
@@ -117,8 +117,8 @@ class Operation:
 
     `when` tells operations apart that share a path; one without it takes what no other does.
     `check` may refuse a body before its fields are validated. `errors` is for an operation whose
-    errors are not written like those of its dialect. `probe`: served while draining, logged only when
-    it fails, and HEAD is answered too.
+    errors are not written like those of its dialect. A `probe` is served while draining, logged
+    only when it fails, and answers HEAD too.
     """
 
     path: str

@@ -1,4 +1,4 @@
-"""Shared by the dialects that embed: how inputs are read, how vectors, usage and headers are written."""
+"""Shared by the dialects that embed: inputs, vectors, usage and headers."""
 
 from __future__ import annotations
 

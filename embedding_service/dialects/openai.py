@@ -114,7 +114,10 @@ class EmbeddingsRequest(Fields):
 
 
 class EmbeddingItem(BaseModel):
-    """One vector; `embedding` is a string for base64. The other fields come only with a return_* field."""
+    """One vector; `embedding` is a string for base64.
+
+    The other fields come only with a return_* field.
+    """
 
     object: Literal["embedding"] = "embedding"
     index: int

@@ -1,7 +1,7 @@
-"""Hugging Face's text-embeddings-inference: `/embed`, `/rerank`, `/similarity` and its other routes.
+"""Hugging Face's text-embeddings-inference: `/embed`, `/rerank`, `/similarity` and all its routes.
 
 Requests name no model: the first one that embeds, or scores, answers. Shapes and defaults are those
-of https://huggingface.github.io/text-embeddings-inference/ except that an absent `truncate` means true.
+of https://huggingface.github.io/text-embeddings-inference/ but an absent `truncate` means true.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _write(failure: Failure) -> Written:
 
 
 def _status(failure: Failure) -> tuple[int, str]:
-    """Return status and type (router/src/http/server.rs, `impl From<&ErrorType> for StatusCode`)."""
+    """Return status and type, as router/src/http/server.rs has them (`From<&ErrorType>`)."""
     error, status = failure.error, failure.status
     if isinstance(error, InvalidRequest):
         return (400, "Empty") if error.code == EMPTY else (422, "Validation")
@@ -315,7 +315,7 @@ def _model(request: Request[Any], *, scores: bool) -> str:
 
 
 def _truncates(request: Request[Any], asked: bool | None) -> bool:  # noqa: FBT001
-    """Return whether over-long inputs are cut: true if absent, unless TEI's preset says otherwise."""
+    """Return whether over-long inputs are cut: by default, unless TEI's preset says otherwise."""
     if asked is not None:
         return asked
     settings = request.settings

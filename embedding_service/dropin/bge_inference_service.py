@@ -1,4 +1,4 @@
-"""bge-inference-service: its health; its other routes are those of `dialects/bge.py` and `rerank.py`."""
+"""bge-inference-service: its health; `dialects/bge.py` and `rerank.py` have its other routes."""
 
 from __future__ import annotations
 

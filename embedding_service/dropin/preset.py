@@ -1,4 +1,4 @@
-"""A preset as data: the ways in which a replaced system differs from the dialects that all speak."""
+"""A preset as data: how a replaced system differs from the dialects that everybody speaks."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def prepare(settings: RecordSettings, record: Mapping[str, Any]) -> str:
-    """Return the record as text; empty if it says nothing. Zeros are said, nulls and blank texts are not."""
+    """Return the record as text, with zeros and without nulls and blank texts; perhaps empty."""
     values = {
         name: text
         for name in settings.fields

@@ -88,7 +88,7 @@ class BatchResponse(BaseModel):
 
 
 def _field(field: RecordField) -> tuple[Any, Any]:
-    """Return a record's field as pydantic takes it; numbers may come as text, as they could before."""
+    """Return a record's field as pydantic takes it; numbers may come as text."""
     kind = _TYPES.get(field.type)
     if kind is None:
         return (Annotated[str, Field(max_length=field.max_length)] | None, None)
@@ -115,7 +115,8 @@ def _record(name: str, settings: Settings, **more: Any) -> type[Fields]:
 
 def _batch(settings: Settings) -> type[Fields]:
     item = _record("RecordItem", settings, entity_id=(str, ...))
-    items: Any = (Annotated[list[item], Field(min_length=1)] | None, None)  # type: ignore[valid-type]
+    many = Annotated[list[item], Field(min_length=1)]  # type: ignore[valid-type]
+    items: Any = (many | None, None)
     model: type[Fields] = create_model(
         "BatchRequest", __base__=Fields, __doc__="Records.", items=items, entities=items
     )

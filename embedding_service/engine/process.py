@@ -1,4 +1,4 @@
-"""One worker process: its environment, its birth, its output, its death.
+"""One worker process: its birth, its output, its death.
 
 The child lives in a process group of its own and holds the read end of a pipe whose other end
 is ours alone; whichever side dies, the other learns of it from the kernel.
@@ -8,26 +8,47 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes.util
 import os
-import re
 import signal
 import sys
 from collections import deque
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, cast
 
 import msgspec
 
+from embedding_service.engine.environment import environment
+
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from structlog.typing import FilteringBoundLogger
 
     from embedding_service.engine.protocol import Launch
-    from embedding_service.settings.gateway import Settings
     from embedding_service.settings.model import ModelOptions
 
+    StartWorker = Callable[..., Awaitable["RunningWorker"]]  # called as `WorkerProcess.start`
+
 _TAIL_LINES = 50
-ENDED_WITHIN_S = 5.0  # of being killed; seen once to take longer, among several event loops of one process
+_LINE_BYTES = 1 << 20  # longer lines of output are read in pieces
+# After being killed; seen once to take longer, among several event loops of one process.
+ENDED_WITHIN_S = 5.0
+_OUTPUT_GRACE_S = 1.0  # for the last words of a worker that has ended
+
+
+class RunningWorker(Protocol):
+    """A started worker: a process of its own, or in tests something that speaks the same wire."""
+
+    async def wait(self) -> int:
+        """Return the exit status once it has ended."""
+        ...
+
+    async def end(self) -> None:
+        """Kill it; return once it has ended."""
+        ...
+
+    def last_words(self) -> str:
+        """Return the last line of output that looks like a reason."""
+        ...
 
 
 class WorkerProcess:
@@ -38,13 +59,20 @@ class WorkerProcess:
         self._log = log
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self._swept = False
-        self._reader = asyncio.create_task(self._read_output())
+        output = cast("asyncio.StreamReader", process.stdout)  # a pipe was asked for
+        self._reader = asyncio.create_task(self._read_output(output))
 
     @classmethod
     async def start(
-        cls, launch: Launch, options: ModelOptions, *, replica: int, environ: dict[str, str], log: FilteringBoundLogger
+        cls,
+        launch: Launch,
+        options: ModelOptions,
+        *,
+        replica: int,
+        environ: dict[str, str],
+        log: FilteringBoundLogger,
     ) -> WorkerProcess:
-        """Start a worker with `environ` and what it needs beside, and tell it what to do."""
+        """Start a worker with `environ` and the variables of its own, and send it its options."""
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -54,10 +82,10 @@ class WorkerProcess:
             stderr=asyncio.subprocess.STDOUT,
             env=environ | environment(options, replica=replica),
             start_new_session=True,
-            limit=1 << 20,
+            limit=_LINE_BYTES,
         )
-        assert process.stdin is not None  # noqa: S101 - it was asked for
-        process.stdin.write(msgspec.json.encode(launch) + b"\n")
+        stdin = cast("asyncio.StreamWriter", process.stdin)  # a pipe was asked for
+        stdin.write(msgspec.json.encode(launch) + b"\n")
         return cls(process, log)
 
     @property
@@ -71,7 +99,8 @@ class WorkerProcess:
         if not self._swept:  # once: later, the number may be another group's
             self._swept = True
             self._kill_group()  # tensor-parallel children must not outlive it
-        await asyncio.wait({self._reader}, timeout=1)  # what it started elsewhere may hold the pipe for longer
+        # With a limit: something that it started in another group may hold the pipe for longer.
+        await asyncio.wait({self._reader}, timeout=_OUTPUT_GRACE_S)
         return status
 
     async def end(self) -> None:
@@ -82,7 +111,8 @@ class WorkerProcess:
         try:
             while not (await asyncio.wait({ended}, timeout=ENDED_WITHIN_S))[0]:
                 self._log.warning("engine_does_not_end", pid=self.pid)
-                os.kill(os.getpid(), signal.SIGCHLD)  # have the event loop look again, if it missed the first
+                # Have the event loop look again, in case it missed the first signal.
+                os.kill(os.getpid(), signal.SIGCHLD)
         finally:
             ended.cancel()
 
@@ -93,14 +123,14 @@ class WorkerProcess:
     def last_words(self) -> str:
         """Return the last line of output that looks like a reason."""
         lines = [line for line in self._tail if line]
-        return next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "")[:500]
+        errors = [line for line in lines if "Error" in line]
+        return (errors or lines or [""])[-1][:500]
 
-    async def _read_output(self) -> None:
+    async def _read_output(self, output: asyncio.StreamReader) -> None:
         """Keep the pipe empty; vLLM's own words go to the debug log."""
-        assert self._process.stdout is not None  # noqa: S101 - it was asked for
         while True:
             try:
-                line = await self._process.stdout.readline()
+                line = await output.readline()
             except ValueError:  # a line over the limit; the rest of it comes as the next one
                 continue
             if not line:
@@ -108,79 +138,3 @@ class WorkerProcess:
             text = line.decode(errors="replace").rstrip()
             self._tail.append(text)
             self._log.debug("engine_output", line=text)
-
-
-def inherited(settings: Settings) -> dict[str, str]:
-    """Return our own variables for all workers, without what is the gateway's business: settings and what holds keys.
-
-    Where workers compute on the same cores, threads that wait must not spin: two workers on two cores gave 4 times
-    as many requests (soak test, embedder and reranker). A worker that has its cores to itself is a little faster
-    with spinning.
-    """
-    private = re.compile(r"NOTIFY_SOCKET|WATCHDOG_\w+|CREDENTIALS_DIRECTORY|API_KEY|API_TOKEN|EMBEDDING_\w+|OTEL_\w+")
-    ours = {*settings.api_keys_env, *settings.environment}
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if not (private.fullmatch(name.upper()) or name in ours)  # settings are read in either case
-    }
-    return {"OMP_WAIT_POLICY": "PASSIVE", **kept} if share_cores(settings) else kept
-
-
-def environment(options: ModelOptions, *, replica: int) -> dict[str, str]:
-    """Return the variables a worker needs before Python starts; what the operator has set wins."""
-    wanted = {
-        "PYTHONUNBUFFERED": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-        "VLLM_LOGGING_LEVEL": "WARNING",
-        "VLLM_CPU_OMP_THREADS_BIND": cpu_binding(
-            sorted(os.sched_getaffinity(0)),
-            ranks=options.tensor_parallel_size,
-            replica=replica,
-            replicas=options.replicas,
-        ),
-    }
-    if options.devices:
-        count = options.tensor_parallel_size
-        first = replica * count
-        chosen = [options.devices[(first + i) % len(options.devices)] for i in range(count)]
-        wanted["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, chosen))
-    if tcmalloc := _tcmalloc():
-        wanted["LD_PRELOAD"] = tcmalloc
-    return {name: value for name, value in wanted.items() if name not in os.environ or name.startswith("CUDA")}
-
-
-def share_cores(settings: Settings) -> bool:
-    """Tell whether workers of this gateway will be bound to the same cores of a CPU."""
-    cores = len(os.sched_getaffinity(0))
-    models = settings.served_models
-    return len(models) > 1 or any(model.replicas * model.tensor_parallel_size > cores for model in models)
-
-
-def cpu_binding(cores: list[int], *, ranks: int, replica: int, replicas: int) -> str:
-    """Split `cores` among replicas, then among tensor-parallel ranks, leaving none idle.
-
-    vLLM's form: `0,1|2,3` binds rank 0 to cores 0 and 1. Its own `auto` keeps a core for a
-    server that here lives in another process, which is one of two on a small machine.
-    """
-
-    def share(items: list[int], index: int, count: int) -> list[int]:
-        if count >= len(items):
-            return [items[index % len(items)]]
-        return items[index * len(items) // count : (index + 1) * len(items) // count]
-
-    own = share(cores, replica, replicas)
-    return "|".join(",".join(map(str, share(own, rank, ranks))) for rank in range(ranks))
-
-
-def _tcmalloc() -> str | None:
-    """Return the library to preload where it is installed; vLLM advises it for CPUs."""
-    for name in ("tcmalloc_minimal", "tcmalloc"):
-        if soname := ctypes.util.find_library(name):
-            for folder in ("/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib"):
-                if (path := Path(folder, soname)).exists():
-                    return str(path)
-    return None

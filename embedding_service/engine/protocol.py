@@ -1,9 +1,9 @@
 """Messages between the gateway and an engine worker.
 
-Multipart ZeroMQ messages: one msgpack header, then raw little-endian numpy frames; messages that are
-sent at one time may come in one multipart message, see `split`. Nothing here is ever pickled, and a message whose
-frames are not as long as its header says is refused. Two sockets per worker generation: `jobs` (PAIR, towards
-the worker, answered with `Pong`) and `results` (PUSH from the worker).
+Multipart ZeroMQ messages: one msgpack header, then raw little-endian numpy frames; messages that
+are sent at one time may come in one multipart message, see `split`. Nothing here is ever pickled, and a
+message whose frames are not as long as its header says is refused. Two sockets per worker
+generation: `jobs` (PAIR, towards the worker, answered with `Pong`) and `results` (PUSH from it).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class ProtocolError(Exception):
 
 
 class Launch(msgspec.Struct, frozen=True):
-    """What a worker is told at birth; `model` is a dumped `ModelOptions`."""
+    """The worker's options, on its standard input; `model` is a dumped `ModelOptions`."""
 
     generation: int
     jobs_address: str
@@ -94,7 +94,7 @@ class Pong(Message, frozen=True):
 
 
 class ModelFacts(msgspec.Struct, frozen=True):
-    """What a loaded model is, as the worker found it; the gateway reads no model files.
+    """A loaded model as the worker found it; the gateway reads no model files.
 
     `dimension` is None for a model that only scores. `matryoshka` lists the allowed sizes, is
     empty for "any", and None for "no".

@@ -1,4 +1,4 @@
-"""The life of a replica as a table: where it can stand, and what moves it. `engine/replica.py` follows it."""
+"""The life of a replica as a table: its states, and the events that change them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class State(StrEnum):
-    """Where a replica stands."""
+    """The state of a replica. READY: its worker takes jobs. DEAD: it died too often."""
 
     STARTING = "starting"
     READY = "ready"
@@ -16,7 +16,7 @@ class State(StrEnum):
 
 
 class Event(StrEnum):
-    """What moves it."""
+    """An event in the life of a replica."""
 
     HELLO = "hello"
     EXITED = "exited"

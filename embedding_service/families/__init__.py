@@ -1,1 +1,1 @@
-"""What model families need beyond their files: data for both sides, model classes for the worker's."""
+"""Model families beyond their files: data for both sides, classes for the worker's side."""

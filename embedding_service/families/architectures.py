@@ -1,4 +1,4 @@
-"""Our own architectures by name, and which checkpoints they serve; their classes are in `families/models/`."""
+"""Our own architectures by name, and which checkpoints they serve; classes are in `models/`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ BGE_M3: Final = "EmbeddingServiceBgeM3Model"
 SPLADE: Final = "EmbeddingServiceSpladeModel"
 ROBERTA: Final = "EmbeddingServiceRobertaModel"
 ROBERTA_PAIRS: Final = "EmbeddingServiceRobertaForSequenceClassification"
-# What we load in place of vLLM's own class, whatever the model's name.
+# Loaded in place of vLLM's own class, whatever the model's name.
 _REPLACED: Final[Mapping[str, str]] = {
     "RobertaModel": ROBERTA,
     "RobertaForMaskedLM": ROBERTA,

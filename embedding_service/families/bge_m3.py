@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from embedding_service.types import Output
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
     from embedding_service.types import Floats, Rows
 
@@ -64,22 +64,28 @@ def head_files(
     `model` is a folder or a Hub repository; from there an absent file is fetched unless
     `HF_HUB_OFFLINE` is set.
     """
-    names = {output: part.head for output, part in PARTS.items() if part.head is not None}
-    if Path(model).is_dir():
-        paths = {output: Path(model, name) for output, name in names.items()}
-        return {output: path for output, path in paths.items() if path.is_file()}
+    find: Callable[[str, str], Path | None] = _in_folder
+    if not Path(model).is_dir():
+        find = partial(_fetched, revision=revision, cache_dir=cache_dir)
+    paths = {output: find(model, part.head) for output, part in PARTS.items() if part.head}
+    return {output: path for output, path in paths.items() if path is not None}
 
+
+def _in_folder(folder: str, name: str) -> Path | None:
+    path = Path(folder, name)
+    return path if path.is_file() else None
+
+
+def _fetched(
+    repository: str, name: str, *, revision: str | None, cache_dir: str | None
+) -> Path | None:
     from huggingface_hub import hf_hub_download  # noqa: PLC0415 - heavy, and at start-up only
     from huggingface_hub.errors import EntryNotFoundError  # noqa: PLC0415
 
-    found: dict[Output, Path] = {}
-    for output, name in names.items():
-        try:
-            path = hf_hub_download(model, name, revision=revision, cache_dir=cache_dir)
-        except EntryNotFoundError:
-            continue
-        found[output] = Path(path)
-    return found
+    try:
+        return Path(hf_hub_download(repository, name, revision=revision, cache_dir=cache_dir))
+    except EntryNotFoundError:
+        return None
 
 
 def available_outputs(
@@ -95,15 +101,19 @@ def unpack(flat: Floats, *, n_tokens: int, hidden: int, outputs: Collection[Outp
     `flat` holds the parts that are in `outputs`, in the order of `PARTS`. Raises ValueError when
     the sizes disagree, as when the checkpoint lacks a head.
     """
-    wanted = {output: part for output, part in PARTS.items() if output in outputs}
-    shapes = [part.shape(n_tokens, hidden) for part in wanted.values()]
-    ends = list(accumulate(map(math.prod, shapes), initial=0))
-    if flat.shape != (ends[-1],):
-        raise ValueError(
-            f"{sorted(outputs)} of {n_tokens} tokens take {ends[-1]} numbers; got shape {flat.shape}"
-        )
-    arrays = [flat[start:end] for start, end in pairwise(ends)]
-    return {
-        output: array.reshape(shape)
-        for output, array, shape in zip(wanted, arrays, shapes, strict=True)
+    wanted = {
+        output: part.shape(n_tokens, hidden) for output, part in PARTS.items() if output in outputs
     }
+    numbers = sum(map(math.prod, wanted.values()))
+    if flat.shape != (numbers,):
+        takes = f"{sorted(outputs)} of {n_tokens} tokens take {numbers} numbers"
+        raise ValueError(f"{takes}; got shape {flat.shape}")
+    return dict(zip(wanted, _split(flat, wanted.values()), strict=True))
+
+
+def _split(flat: Floats, shapes: Iterable[tuple[int, int]]) -> Iterator[Floats]:
+    start = 0
+    for rows, columns in shapes:
+        end = start + rows * columns
+        yield flat[start:end].reshape(rows, columns)
+        start = end

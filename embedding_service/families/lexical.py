@@ -1,4 +1,4 @@
-"""Lexical weights in the one shape that they have for every model: rows (k, 2) of token id and weight.
+"""Lexical weights in one shape for every model: rows (k, 2) of token id and weight.
 
 Ids are ascending and unique, and exact in float32, as they are below 2**24. Pure numpy.
 """

@@ -1,4 +1,4 @@
-"""What each model family needs beyond its files: prompts, Matryoshka sizes, vLLM overrides.
+"""The needs of each model family beyond its files: prompts, Matryoshka sizes, vLLM overrides.
 
 Plain data, found by architecture and name. Used by the worker (to load) and by the gateway
 (to prompt); imports neither vLLM nor a tokenizer.
@@ -27,8 +27,9 @@ class PairPrompt:
 
 # https://huggingface.co/Qwen/Qwen3-Reranker-0.6B, "Transformers Usage".
 QWEN_PAIR = PairPrompt(
-    head="<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
-    'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n',
+    head="<|im_start|>system\nJudge whether the Document meets the requirements based on the Query "
+    'and the Instruct provided. Note that the answer can only be "yes" or "no".<|im_end|>\n'
+    "<|im_start|>user\n",
     query="<Instruct>: {instruction}\n<Query>: {query}\n<Document>: ",
     tail="<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
     instruction=QWEN_TASK,
@@ -92,8 +93,8 @@ PROFILES = (
         document="",
         hf_overrides={"architectures": [architectures.BGE_M3]},
     ),
-    # https://huggingface.co/naver/splade-v3 and its kin. The files of a SPLADE model are those of any
-    # masked language model, so it is its name that tells.
+    # https://huggingface.co/naver/splade-v3 and its kin. The files of a SPLADE model are those of
+    # any masked language model, so it is its name that tells.
     Profile(
         "splade",
         names=r"splade",

@@ -1,4 +1,4 @@
-"""The files of a model's folder that can change its numbers: a stamp for this machine, a digest for all."""
+"""The files of a folder that can change a model's numbers: a stamp, and a digest."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _OTHER_RUNTIMES = frozenset({"onnx", "openvino"})
 
 
 def weights_stamp(folder: str) -> str:
-    """Return what changes when files do that can change a model's numbers, on this machine: names, sizes, times."""
+    """Return a hash of the names, sizes and times of the files, which holds on this machine."""
     total = hashlib.sha256(str(Path(folder).resolve()).encode())
     for place, path in _files(folder):
         status = path.stat()
@@ -23,9 +23,10 @@ def weights_stamp(folder: str) -> str:
 
 
 def weights_digest(folder: str, *, stamp: str) -> str:
-    """Return the sha256 of what is in these files, the same on every machine. Reads them all, which takes a while.
+    """Return a hash of the files' contents, the same on every machine; reading them takes a while.
 
-    If they are not (or no longer) those of the `stamp`, it is the stamp itself, which no other machine has.
+    If they are not (or no longer) those of the `stamp`, it is the stamp itself, which no other
+    machine has.
     """
     total = hashlib.sha256()
     try:
@@ -38,7 +39,7 @@ def weights_digest(folder: str, *, stamp: str) -> str:
 
 
 def _files(folder: str) -> Iterator[tuple[Path, Path]]:
-    """Yield the files that can change a model's numbers: their place in the folder, and their path."""
+    """Yield the place in the folder and the path of each file that can change numbers."""
     for path in sorted(Path(folder).rglob("*")):
         place = path.relative_to(folder)
         if path.suffix in _SUFFIXES and path.is_file() and _OTHER_RUNTIMES.isdisjoint(place.parts):

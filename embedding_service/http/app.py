@@ -1,4 +1,4 @@
-"""The composition root of the HTTP side: every dialect, mounted, with the middleware around them."""
+"""The composition root of the HTTP side: all dialects, mounted, and the middleware around them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The body: read whole under byte and time limits, inflated; nobody works for a client that left."""
+"""The body: read whole under byte and time limits; no work goes on for a client that has left."""
 
 from __future__ import annotations
 

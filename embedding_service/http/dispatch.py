@@ -56,7 +56,7 @@ class Dispatcher:
         return AnswerResponse(await operation.handle(request))
 
     def _choose(self, exchange: Exchange, resource: Resource, method: str, tree: Tree) -> Operation:
-        """Return the operation that a body means; from here on errors are in its dialect's words."""
+        """Return the operation that a body means; from then on errors are in its dialect's words."""
         if len(resource.methods[method]) > 1:
             exchange.errors = self.default_errors
         mounted = resource.choose(method, tree)
@@ -68,8 +68,9 @@ class Dispatcher:
 class Shortcut:
     """Runs POST operations straight from the table of routes; leaves all else to FastAPI.
 
-    By way of FastAPI a request of one text costs a quarter more of the gateway's CPU (738 us in place of
-    584, fake engine, 64 clients): it tries patterns, opens two exit stacks and catches exceptions twice.
+    By way of FastAPI a request of one text costs a quarter more of the gateway's CPU (738 us in
+    place of 584, fake engine, 64 clients): it tries patterns, opens two exit stacks and catches
+    exceptions twice.
     """
 
     def __init__(self, app: ASGIApp, dispatcher: Dispatcher) -> None:

@@ -1,4 +1,4 @@
-"""`/docs` and `/openapi.json`; the page's assets come from this host, and no browser is sent elsewhere."""
+"""`/docs` and `/openapi.json`; the page's assets come from this host, not from a CDN."""
 
 from __future__ import annotations
 

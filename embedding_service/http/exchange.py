@@ -1,4 +1,4 @@
-"""One request on its way through the middleware: its clock, its resource, and what its log line says."""
+"""One request on its way through the middleware: its clock, its resource, its log line."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class ClientGone(Exception):
 class Exchange:
     """One request: noted by each layer for the others, and summed up in the log line.
 
-    `resource` is what is served at its path, if anything, and `operation` the only one that it can
-    mean before its body is known. `headers` go out with the answer, whatever that will be; `body` is
-    complete once `Body` has read it. Errors are written as `errors` and call fields by `names`; `code`
-    is that of the error which was answered.
+    `resource` is served at its path, if anything is, and `operation` is the only one that the
+    request can mean before its body is known. `headers` go out with any answer; `body` is complete
+    once `Body` has read it. Errors are written as `errors` and call fields by `names`; `code` is
+    that of the error that was answered.
     """
 
     id: str
@@ -59,7 +59,7 @@ class Exchange:
 
     @property
     def is_probe(self) -> bool:
-        """Whether a balancer or Prometheus asks, which is served while draining and hardly logged."""
+        """Whether a balancer or Prometheus asks: served while draining, hardly logged."""
         return self.operation is not None and self.operation.probe
 
 

@@ -1,4 +1,4 @@
-"""Strict JSON: UTF-8, finite numbers, unique keys, no deep nesting; errors name the field at fault."""
+"""Strict JSON: UTF-8, finite numbers, unique keys, no deep nesting; errors name the field."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _DUPLICATE_KEY = re.compile(r'Detected duplicate key "(.*)" at line', re.DOTALL)
 
 
 def parse_object(body: bytes, content_type: str | None) -> dict[str, Any]:
-    """Read a JSON object. Raises `InvalidRequest`, never with more than a little of the body in it."""
+    """Read a JSON object. Raises `InvalidRequest`, which quotes only a little of the body."""
     kind = (content_type or "application/json").partition(";")[0].strip().lower()
     if kind != "application/json" and not re.fullmatch(r"application/[\w.-]+\+json", kind):
         shown = kind[:MOST_ECHOED_CHARACTERS]

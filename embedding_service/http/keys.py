@@ -69,7 +69,7 @@ class KeyRing:
 
 
 def _read(settings: Settings) -> dict[bytes, Tenant]:
-    served = {name for model in settings.served_models for name in model.names}
+    served = set[str]().union(*(model.names for model in settings.served_models))
     tenants: dict[bytes, Tenant] = {}
     names: set[str] = set()
     for where, entry in _entries(settings):
@@ -91,7 +91,7 @@ def _read(settings: Settings) -> dict[bytes, Tenant]:
 
 
 def _tenant(entry: KeySettings) -> Tenant:
-    """Return the owner; without a name, one that is always the same and shows no part of the digest."""
+    """Return the owner; an unnamed one's name is always the same, and no part of the digest."""
     name = entry.name or f"key-{digest(b'name of ' + entry.digest).hex()[:8]}"
     models = None if entry.models is None else frozenset(entry.models)
     return Tenant(name, models, entry.requests, entry.tokens)

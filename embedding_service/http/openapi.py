@@ -82,7 +82,7 @@ def _summary(mounted: Sequence[Mounted]) -> str:
 
 
 def _responses(mounted: Sequence[Mounted]) -> Responses:
-    """Return the errors of all operations at one path; a status that several have may be any of theirs."""
+    """Return the errors of all operations at one path; a status may have several shapes."""
     merged: Responses = {}
     for each in mounted:
         operation = each.operation

@@ -1,4 +1,4 @@
-"""Rates of requests, before anything is read; the rate of tokens is prepared here and spent by the service."""
+"""Rates of requests, before anything is read; the service spends the token budget made here."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class Mounted:
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """A path, and the operations there by method; several under one method are told apart by the body.
+    """A path, and its operations by method; a body tells apart several under one method.
 
     `errors` is how errors are written before it is known which operation is meant.
     """
@@ -38,7 +38,7 @@ class Resource:
     methods: dict[str, list[Mounted]] = field(default_factory=dict)
 
     def choose(self, method: str, tree: Tree) -> Mounted:
-        """Return the one operation that a body means. Raises `InvalidRequest` for none, or several."""
+        """Return the operation that a body means. Raises `InvalidRequest` for none, or several."""
         mounted = self.methods[method]
         if len(mounted) == 1:
             return mounted[0]

@@ -1,7 +1,8 @@
-"""OpenTelemetry: one span for a request and one for each of its stages, sent over OTLP when that is configured.
+"""OpenTelemetry: one span for a request and one for each of its stages, sent by OTLP.
 
-The times are those that the request has noted on its way (`service/call.py`), so that without an endpoint
-tracing costs nothing, and with one nothing on the way knows of it.
+The times are those that a request notes on its way in any case (`service/call.py`): without an
+endpoint tracing costs nothing, and no other code knows of it. Import this module only with one:
+OpenTelemetry takes a third of a second.
 """
 
 from __future__ import annotations
@@ -11,23 +12,25 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
 from embedding_service import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+_CLOSE_WITHIN_S = 5.0
+
 
 class Tracer:
-    """Sends spans in the background. `OTEL_*` variables are obeyed, but for the endpoint."""
+    """Sends spans in the background. Obeys `OTEL_*` variables except the endpoint."""
 
     def __init__(self, endpoint: str) -> None:
-        # These take a third of a second to import, and most gateways trace nothing.
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
-        from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource  # noqa: PLC0415
-        from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
-        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator  # noqa: PLC0415
-
         name = os.environ.get("OTEL_SERVICE_NAME", "embedding-service")
         resource = Resource.create({SERVICE_NAME: name, SERVICE_VERSION: __version__})
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
@@ -45,33 +48,32 @@ class Tracer:
         attributes: Mapping[str, str | int | float],
         stages: Mapping[str, tuple[float, float]],
     ) -> None:
-        """Record a request that began at `began` (monotonic) and ends now; `stages` hold begin and seconds."""
-        from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context  # noqa: PLC0415
+        """Record a request that began at `began` (monotonic) and ends now.
 
-        offset = time.time() - time.monotonic()
+        `stages` hold the beginning (monotonic) and the seconds of each.
+        """
+        offset_s = time.time() - time.monotonic()
 
-        def nanoseconds(monotonic: float) -> int:
-            return int((monotonic + offset) * 1e9)
+        def time_ns(monotonic: float) -> int:
+            return int((monotonic + offset_s) * 1e9)
 
-        parent = self._propagator.extract(headers)
         span = self._tracer.start_span(
             name,
-            parent,
+            self._propagator.extract(headers),
             SpanKind.SERVER,
             attributes=dict(attributes),
-            start_time=nanoseconds(began),
+            start_time=time_ns(began),
         )
+        inside = set_span_in_context(span)
         for stage, (start, seconds) in stages.items():
-            child = self._tracer.start_span(
-                stage, set_span_in_context(span), start_time=nanoseconds(start)
-            )
-            child.end(nanoseconds(start + seconds))
+            child = self._tracer.start_span(stage, inside, start_time=time_ns(start))
+            child.end(time_ns(start + seconds))
         if int(attributes.get("http.response.status_code", 0)) >= 500:  # noqa: PLR2004
             span.set_status(Status(StatusCode.ERROR))
-        span.end(nanoseconds(time.monotonic()))
+        span.end(time_ns(time.monotonic()))
 
     def close(self) -> None:
-        """Send what is left, for five seconds at most: a collector that hangs does not keep the process."""
+        """Send the last spans. A collector that hangs does not keep the process from ending."""
         closing = threading.Thread(target=self._provider.shutdown, daemon=True)
         closing.start()
-        closing.join(5)
+        closing.join(_CLOSE_WITHIN_S)

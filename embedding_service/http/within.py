@@ -13,7 +13,10 @@ _T = TypeVar("_T")
 
 
 async def within(seconds: float, awaitable: Awaitable[_T]) -> _T:
-    """Return what is awaited; the clock starts only if it has not come at once. Raises `TimeoutError`."""
+    """Return the awaited result; the clock starts only if it is not there at once.
+
+    Raises `TimeoutError`.
+    """
     steps = awaitable.__await__()
     try:
         waiting = next(steps)
@@ -26,7 +29,7 @@ async def within(seconds: float, awaitable: Awaitable[_T]) -> _T:
 
 @types.coroutine
 def _go_on(steps: Generator[Any, Any, _T], waiting: Any) -> Generator[Any, Any, _T]:
-    """Await what has begun, and waits for `waiting`: PEP 380's `yield from`, from its second step."""
+    """Go on with an awaitable that waits for `waiting`: `yield from` from its second step (PEP 380)."""
     while True:
         error, sent = None, None
         try:

@@ -1,4 +1,4 @@
-"""Who may queue: a request is admitted whole or not at all, by the tokens that wait already.
+"""Back-pressure: a request is admitted whole or not at all, by the tokens that wait already.
 
 One `Gate` per model for tokens, one for the bytes of all answers. No request ever waits here: it
 is let in, or told when to come back.
@@ -34,12 +34,13 @@ class Gate:
     def admit(self, amount: int, *, param: str | None = None) -> Iterator[None]:
         """Hold `amount` for the length of the block.
 
-        Raises `Overloaded` while too much is held, `InvalidRequest` (which names `param`) if it can never fit.
+        Raises `Overloaded` while too much is held, `InvalidRequest` (which names `param`) if it can
+        never fit.
         """
         if amount > self.limit:
             raise InvalidRequest(
-                f"this request needs {amount} {self.unit}, more than the {self.limit} that this server ever "
-                "holds at once; send fewer inputs",
+                f"this request needs {amount} {self.unit}, more than the {self.limit} that this "
+                "server ever holds at once; send fewer inputs",
                 param=param,
             )
         self.check(amount)

@@ -1,12 +1,14 @@
-"""Results kept by what they were computed from: bounded in bytes and age, least recently used goes first.
+"""Results kept by the inputs that they were computed from, the least recently used go first.
 
-Holds the engine's raw numbers, before any cut or normalisation, so that `dimensions`, `normalize` and
-`embed_dtype` never miss.
+Holds the engine's rows, before any cut or normalisation, so that `dimensions`, `normalize` and
+`embed_dtype` never miss. Not on `cachetools`, which bounds bytes and age as well: its TTLCache
+takes 5.3 µs a text that has to be computed, in place of 1.6, where a text costs the gateway 29.
 """
 
 from __future__ import annotations
 
 import hashlib
+import sys
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -17,12 +19,12 @@ if TYPE_CHECKING:
 
     from embedding_service.types import Floats, Output, TokenIds
 
-# What an entry costs beside its numbers: key, tuple, two dictionary slots (380 by tracemalloc).
+# The memory of an entry beside its numbers: key, tuple, two dictionary slots (380 by tracemalloc).
 ENTRY_BYTES = 400
 
 
 class Key(NamedTuple):
-    """What a result depends on: the model's identity, the token ids with their types, and the kind of result."""
+    """The model's identity, the digest of the input, and the kind of result."""
 
     model: str
     digest: bytes
@@ -30,9 +32,9 @@ class Key(NamedTuple):
 
 
 def digest(ids: TokenIds, boundary: int | None = None, owner: str = "") -> bytes:
-    """Return the fingerprint of one input, as the engine reads it; `owner` keeps tenants apart."""
+    """Return the digest of one input, as the engine reads it; `owner` keeps tenants apart."""
     types = b"" if boundary is None else boundary.to_bytes(4, "little")
-    return hashlib.sha256(ids.tobytes() + b"|" + types + b"|" + owner.encode()).digest()
+    return hashlib.sha256(b"|".join((ids.tobytes(), types, owner.encode()))).digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,7 @@ class MemoryCache:
         self.max_bytes = max_bytes
         self.max_entries = max_entries
         self.ttl_s = ttl_s
+        self._most_entries = max_entries or sys.maxsize
         self.bytes = self.hits = self.misses = 0
         self._clock = clock
         self._entries: OrderedDict[Key, tuple[Floats, float]] = OrderedDict()
@@ -83,16 +86,14 @@ class MemoryCache:
         """Keep results; what is larger than the whole cache is not kept."""
         expires = self._clock() + self.ttl_s
         for key, value in items:
-            if value.nbytes + ENTRY_BYTES > self.max_bytes:
+            if _size_bytes(value) > self.max_bytes:
                 continue
             if key in self._entries:
                 self._drop(key)
             # A row of a larger array would keep all of that array alive.
             self._entries[key] = (value if value.base is None else value.copy(), expires)
-            self.bytes += value.nbytes + ENTRY_BYTES
-            while self.bytes > self.max_bytes or len(self._entries) > (
-                self.max_entries or len(self._entries)
-            ):
+            self.bytes += _size_bytes(value)
+            while self.bytes > self.max_bytes or len(self._entries) > self._most_entries:
                 self._drop(next(iter(self._entries)))
 
     def clear(self) -> int:
@@ -105,15 +106,19 @@ class MemoryCache:
     def stats(self) -> CacheStats:
         """Return the counters."""
         return CacheStats(
-            self.hits,
-            self.misses,
-            len(self._entries),
-            self.bytes,
-            self.max_bytes,
-            self.max_entries,
-            self.ttl_s,
+            hits=self.hits,
+            misses=self.misses,
+            entries=len(self._entries),
+            bytes=self.bytes,
+            max_bytes=self.max_bytes,
+            max_entries=self.max_entries,
+            ttl_s=self.ttl_s,
         )
 
     def _drop(self, key: Key) -> None:
         value, _ = self._entries.pop(key)
-        self.bytes -= value.nbytes + ENTRY_BYTES
+        self.bytes -= _size_bytes(value)
+
+
+def _size_bytes(value: Floats) -> int:
+    return value.nbytes + ENTRY_BYTES

@@ -1,4 +1,4 @@
-"""Who asks, until when, and what is held for the answer: everything about a request but what it asks."""
+"""The circumstances of a request: tenant, deadline, budget, and what is reserved for its answer."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ class Budget(Protocol):
     """The tokens that a caller may still have computed."""
 
     def spend(self, tokens: int) -> AbstractAsyncContextManager[None]:
-        """Take tokens for the length of the block; what fails is not paid for. Raises `RateLimited`."""
+        """Take tokens for the length of the block; failed work is not paid for.
+
+        Raises `RateLimited`.
+        """
 
 
 class Unlimited:
     """The budget of a caller without limits."""
 
-    def spend(self, tokens: int) -> AbstractAsyncContextManager[None]:  # noqa: ARG002 - nobody counts
+    def spend(self, tokens: int) -> AbstractAsyncContextManager[None]:  # noqa: ARG002
         """Take nothing."""
         return nullcontext()
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from embedding_service.service.models import ServedModel
     from embedding_service.service.prompts import Encoder, Prepared
+    from embedding_service.settings.gateway import Settings
     from embedding_service.types import EmbedJob, RerankJob
 
 # Formats whose scale can be calibrated.
@@ -59,8 +60,25 @@ def check_characters(
             )
 
 
+def check_embed(settings: Settings, model: ServedModel, encoder: Encoder, job: EmbedJob) -> None:
+    """Raise `InvalidRequest` for too much, or for vectors that the model cannot give."""
+    check_outputs(model, encoder, job)
+    check_count(len(job.inputs) - job.queries, settings.max_inputs, job.field)
+    check_characters(job.inputs, settings.max_text_characters, job.field)
+    if job.dimensions is not None:
+        _check_dimensions(model, encoder, job.dimensions)
+    _check_formats(model, encoder, job)
+
+
+def check_rerank(settings: Settings, job: RerankJob) -> None:
+    """Raise `InvalidRequest` for too many pairs, or too long documents."""
+    documents = [document for _, document in job.pairs]
+    check_count(len(documents), settings.max_inputs, Field.DOCUMENTS)
+    check_characters(documents, settings.max_text_characters, Field.DOCUMENTS)
+
+
 def check_outputs(model: ServedModel, encoder: Encoder, job: EmbedJob) -> None:
-    """Raise `InvalidRequest` for a kind of vector, a length or a format that the model cannot give."""
+    """Raise `InvalidRequest` for a kind of vector that the model cannot give."""
     given = encoder.facts.outputs
     missing = [output for output in Output if output in job.outputs and output not in given]
     if missing:
@@ -69,9 +87,6 @@ def check_outputs(model: ServedModel, encoder: Encoder, job: EmbedJob) -> None:
             f"{model.name} gives {', '.join(given)} and no {' or '.join(missing)}",
             param=f"return_{missing[0]}" if by_name else "model",
         )
-    if job.dimensions is not None:
-        _check_dimensions(model, encoder, job.dimensions)
-    _check_formats(model, encoder, job)
 
 
 def _check_dimensions(model: ServedModel, encoder: Encoder, dimensions: int) -> None:
@@ -134,16 +149,22 @@ def check_late_interaction(model: ServedModel, job: RerankJob) -> None:
             )
 
 
+def numbers(encoder: Encoder, job: EmbedJob, prepared: Prepared) -> int:
+    """Return about how many numbers the engine will give."""
+    rows = prepared.total if job.outputs & PER_TOKEN else len(prepared.ids)
+    return rows * (encoder.facts.dimension or 1)
+
+
 def answer_bytes(encoder: Encoder, job: EmbedJob, prepared: Prepared, *, limit: int) -> int:
     """Return about how large the answer will be. Raises `InvalidRequest` above `limit`."""
     full, inputs = encoder.facts.dimension or 0, len(job.inputs)
-    numbers = len(job.outputs & PER_TOKEN) * prepared.total * full
+    written = len(job.outputs & PER_TOKEN) * prepared.total * full
     if Output.DENSE in job.outputs:
-        numbers += inputs * (job.dimensions or full)
+        written += inputs * (job.dimensions or full)
     needed = _BYTES_AN_ITEM * inputs
-    needed += vectors.written_bytes(numbers, job.embed_dtype, job.encoding)
+    needed += vectors.written_bytes(written, job.embed_dtype, job.encoding)
     for dtype in job.more_dtypes:
-        needed += vectors.written_bytes(numbers, dtype, Encoding.FLOAT)
+        needed += vectors.written_bytes(written, dtype, Encoding.FLOAT)
     if Output.SPARSE in job.outputs:
         needed += _BYTES_A_WEIGHT * (prepared.total if full else VOCABULARY_WEIGHTS * inputs)
     if needed > limit:

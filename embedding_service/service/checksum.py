@@ -5,28 +5,34 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from embedding_service.engine import identity
 
 if TYPE_CHECKING:
     from embedding_service.service.models import ServedModel
+    from embedding_service.service.prompts import Encoder
     from embedding_service.settings.gateway import Settings
+    from embedding_service.settings.model import ModelOptions
 
 HEX_DIGITS = 12
 UNKNOWN = "0" * HEX_DIGITS
-# Of `engine_args`, those that change numbers and not only speed or memory.
-_DECISIVE = {"hf_overrides", "pooler_config", "quantization"}
+# Deny-lists, as in `engine/identity.py`; the last digits of a vector do not matter here.
+_OPTIONS_WITHOUT_EFFECT = identity.OPTIONS_WITHOUT_EFFECT | identity.OPTIONS_OF_ROUNDING
+_ARGUMENTS_WITHOUT_EFFECT = identity.ARGUMENTS_WITHOUT_EFFECT | identity.ARGUMENTS_OF_ROUNDING
 
 
 async def model_checksum(settings: Settings, model: ServedModel, *, wait: bool = True) -> str:
-    """Return 12 hexadecimal digits, the same after a restart and on another machine; all zeros until it is loaded.
+    """Return 12 hexadecimal digits, the same after a restart and on another machine.
 
-    Names, not paths: a local folder counts by the digest of its weights, which are read when this is first asked for;
-    all zeros until then for who does not `wait`. `legacy` is the formula of
-    matching-service, which knows the name and the size of the vectors alone.
+    Names, not paths: a local folder counts by the digest of its weights, which are read when this
+    is first asked for. All zeros until the model is loaded, and without `wait` until its weights
+    are read. `legacy` is the formula of matching-service, which knows the name and the size of the
+    vectors alone.
     """
     if model.encoder is None:
         return UNKNOWN
-    facts, options, encoder = model.encoder.facts, model.options, model.encoder
+    facts = model.encoder.facts
     if settings.model_checksum == "legacy":
         text = f"{model.name}:{facts.dimension}".encode()
         return hashlib.md5(text, usedforsecurity=False).hexdigest()[:HEX_DIGITS]
@@ -36,20 +42,36 @@ async def model_checksum(settings: Settings, model: ServedModel, *, wait: bool =
         if not (wait or reading.done()):
             return UNKNOWN
         weights = await asyncio.shield(reading)
-    decisive = {
+    decisive = _of_encoder(model.encoder) | _of_options(model.options)
+    decisive |= {
         "model": model.name,
-        "architecture": facts.architecture,
-        "revision": facts.revision or options.revision,
+        "revision": facts.revision or model.options.revision,
         "weights": weights,
+        "truncate": settings.default_truncate,
+        "records": settings.records.model_dump(mode="json"),
+    }
+    text = json.dumps(decisive, sort_keys=True, ensure_ascii=False, default=str).encode()
+    return hashlib.sha256(text).hexdigest()[:HEX_DIGITS]
+
+
+def _of_encoder(encoder: Encoder) -> dict[str, Any]:
+    """Return the part of the loaded model and its prompts."""
+    facts, profile = encoder.facts, encoder.profile
+    instructed = [encoder.template, encoder.default_instruction]
+    return {
+        "architecture": facts.architecture,
         "dtype": facts.dtype,
         "pooling": facts.pooling,
         "dimensions": facts.dimension,
         "max_tokens": facts.max_tokens,
-        "truncate": settings.default_truncate,
-        "prompts": [facts.prompts, facts.default_prompt_name, encoder.template, encoder.default_instruction],
-        "typed_prompts": [encoder.profile.query, encoder.profile.document],
-        "records": settings.records.model_dump(mode="json"),
-        "engine_args": {name: value for name, value in options.engine_args.items() if name in _DECISIVE},
+        "prompts": [facts.prompts, facts.default_prompt_name, *instructed],
+        "typed_prompts": [profile.query, profile.document],
     }
-    text = json.dumps(decisive, sort_keys=True, ensure_ascii=False, default=str).encode()
-    return hashlib.sha256(text).hexdigest()[:HEX_DIGITS]
+
+
+def _of_options(options: ModelOptions) -> dict[str, Any]:
+    """Return the part of the options; defaults are left out, so that a new option changes none."""
+    names = set(_OPTIONS_WITHOUT_EFFECT | {"engine_args"})
+    chosen = options.model_dump(mode="json", exclude=names, exclude_defaults=True)
+    chosen["engine_args"] = identity.without(options.engine_args, _ARGUMENTS_WITHOUT_EFFECT)
+    return chosen

@@ -49,9 +49,9 @@ def decode(ids: list[int], where: str) -> str:
             param=where,
         )
     pieces = load()
-    try:
-        return b"".join([pieces[token] for token in ids]).decode("utf-8", "replace")  # type: ignore[misc]
-    except TypeError:  # one of them is None
+    found = [pieces[token] for token in ids]
+    if None in found:
         raise InvalidRequest(
             f"{where} holds a token id that cl100k_base leaves unused", param=where
-        ) from None
+        )
+    return b"".join(found).decode("utf-8", "replace")  # type: ignore[arg-type]

@@ -51,7 +51,7 @@ class _Search:
 
     @property
     def missing(self) -> list[bytes]:
-        """What has not been found, in the order of the inputs."""
+        """The inputs that have not been found, in their order."""
         return [key for key in self.first if key not in self.found]
 
     def part(self, keys: Iterable[bytes]) -> Batch:
@@ -88,7 +88,7 @@ class Compute:
     cache: MemoryCache | None
     shared: SharedCache | None = None
     isolated: bool = False
-    # By what is asked for as well: a caller who wants more than a flight brings computes it himself.
+    # By the outputs asked for: a caller who wants more than a flight brings computes it himself.
     _flights: defaultdict[frozenset[Output], SingleFlight[bytes, Rows]] = field(
         default_factory=lambda: defaultdict(SingleFlight)
     )

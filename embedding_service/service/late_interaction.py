@@ -15,6 +15,8 @@ from embedding_service.types import EmbedJob, Encoding, Field, Output, Truncate
 if TYPE_CHECKING:
     from embedding_service.types import Embeddings, Floats, RerankJob, Sparse
 
+    Three = tuple[float, float, float]  # dense, sparse, ColBERT
+
 _MAX_SIM = frozenset({Output.COLBERT})
 _ALL_THREE = frozenset({Output.DENSE, Output.SPARSE, Output.COLBERT})
 
@@ -37,7 +39,7 @@ def lexical(query: Sparse, document: Sparse) -> float:
     return float(query.values[in_query] @ document.values[in_document])
 
 
-def weighted(scores: tuple[float, float, float], weights: tuple[float, float, float]) -> float:
+def weighted(scores: Three, weights: Three) -> float:
     """Return the weighted mean of (dense, sparse, ColBERT) scores."""
     return sum(score * weight for score, weight in zip(scores, weights, strict=True)) / sum(weights)
 
@@ -68,9 +70,7 @@ def score_pairs(job: RerankJob, queries: list[str], embedded: Embeddings) -> Flo
     return np.array([_score(embedded, *pair, job.weights) for pair in pairs], np.float32)
 
 
-def _score(
-    embedded: Embeddings, q: int, d: int, weights: tuple[float, float, float] | None
-) -> float:
+def _score(embedded: Embeddings, q: int, d: int, weights: Three | None) -> float:
     """Score the query and the document at these places: MaxSim alone, or all three weighted."""
     colbert: Any = embedded.colbert
     similarity = max_sim(colbert[q], colbert[d])

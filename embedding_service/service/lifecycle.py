@@ -1,4 +1,4 @@
-"""STARTING → READY → DRAINING → STOPPED: loading the models, and what is still being answered."""
+"""STARTING → READY → DRAINING → STOPPED: loads the models, and counts the requests in flight."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PULSE_S = 0.25
 
 
 class Phase(StrEnum):
-    """Where the gateway stands."""
+    """The stages of a gateway's life, in this order."""
 
     STARTING = "starting"
     READY = "ready"
@@ -35,7 +35,7 @@ class Phase(StrEnum):
 
 
 class Lifecycle:
-    """The gateway's phase, and how many requests are in it."""
+    """The gateway's phase, and its requests in flight."""
 
     def __init__(self, service: EmbeddingService, log: FilteringBoundLogger) -> None:
         self.service = service
@@ -49,42 +49,47 @@ class Lifecycle:
     @property
     def ready(self) -> bool:
         """Whether a balancer should send requests here."""
-        return self.phase is Phase.READY and all(model.ready for model in self.service.models if model.required)
+        required = (model for model in self.service.models if model.required)
+        return self.phase is Phase.READY and all(model.ready for model in required)
 
     async def load(self) -> None:
         """Start every model's workers, the required ones first: they alone make the gateway ready.
 
         Raises `ModelNotLoaded` if a required model cannot be loaded.
         """
-        for model in self.service.models:
+        models = list(self.service.models)
+        for model in models:
             if model.required:
                 await self._load(model)
         if self.phase is Phase.STARTING:
             self.phase = Phase.READY
             systemd.notify("READY=1", "STATUS=serving")
             self._log.info("ready", seconds=round(time.monotonic() - self.started, 2))
-        for model in self.service.models:
+        for model in models:
             if not model.required:
-                try:
-                    await self._load(model)
-                except Exception as error:  # noqa: BLE001 - whatever it is, the others are served
-                    self._log.error("model_not_loaded", model=model.name, reason=str(error))
-                    await model.engine.stop()
+                await self._try_to_load(model)
+
+    async def _try_to_load(self, model: ServedModel) -> None:
+        try:
+            await self._load(model)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the others are served
+            self._log.error("model_not_loaded", model=model.name, reason=str(error))
+            await model.engine.stop()
 
     async def _load(self, model: ServedModel) -> None:
         began = time.monotonic()
         self._log.info("loading", model=model.name, replicas=model.options.replicas)
         await model.engine.start()
-        facts = model.engine.facts
-        assert facts is not None  # noqa: S101 - a started engine has said hello
-        await asyncio.to_thread(model.open)
+        facts = await asyncio.to_thread(model.open)
         model.load_s = time.monotonic() - began
+        # Objects made at the start live for ever: to look through them again took a full collection
+        # 50 ms, on this loop.
         gc.collect()
-        gc.freeze()  # what start-up made stays: looking through it again took a full collection 50 ms, on this loop
+        gc.freeze()
         self._log.info(
             "loaded",
             model=model.name,
-            seconds=round(time.monotonic() - began, 2),
+            seconds=round(model.load_s, 2),
             outputs=",".join(facts.outputs),
             dimension=facts.dimension,
             max_tokens=facts.max_tokens,
@@ -97,7 +102,9 @@ class Lifecycle:
     def request(self) -> Iterator[None]:
         """Count a request while it is served. Raises `Unavailable` once draining has begun."""
         if self.phase in (Phase.DRAINING, Phase.STOPPED):
-            raise Unavailable("the server is shutting down; try another instance", retry_after_s=DRAIN_RETRY_S)
+            raise Unavailable(
+                "the server is shutting down; try another instance", retry_after_s=DRAIN_RETRY_S
+            )
         self.in_flight += 1
         self._idle.clear()
         try:
@@ -108,23 +115,30 @@ class Lifecycle:
                 self._idle.set()
 
     async def watch(self) -> None:
-        """Feed systemd's watchdog while every worker is looked after. Raises `NoModelLeft` when all have given up."""
-        every_s, fed = systemd.watchdog_every_s(), 0.0
-        while not all(model.engine.dead for model in self.service.models):
+        """Feed systemd's watchdog while every worker is supervised, and measure the loop's lag.
+
+        Raises `NoModelLeft` when all models are dead.
+        """
+        every_s, fed_at = systemd.watchdog_every_s(), 0.0
+        engines = [model.engine for model in self.service.models]
+        while not all(engine.dead for engine in engines):
             now = time.monotonic()
-            if every_s is not None and now - fed >= every_s and all(m.engine.supervised for m in self.service.models):
+            due = every_s is not None and now - fed_at >= every_s
+            if due and all(engine.supervised for engine in engines):
                 systemd.notify("WATCHDOG=1")
-                fed = now
+                fed_at = now
             await asyncio.sleep(PULSE_S)
-            self.service.metrics.event_loop_lag.observe(max(0.0, time.monotonic() - now - PULSE_S))
+            lag_s = time.monotonic() - now - PULSE_S
+            self.service.metrics.event_loop_lag.observe(max(0.0, lag_s))
         raise NoModelLeft("no model is left: every engine died too often; the log says of what")
 
     async def drain(self, *, grace_s: float, timeout_s: float) -> None:
-        """Refuse what is new, and wait until everything accepted has been answered, at least for `grace_s`.
+        """Refuse new requests, and wait until all accepted ones are answered, at least `grace_s`.
 
-        A gateway that was never ready has nobody to warn and does not wait.
+        The grace lets balancers see it; to a gateway that was never ready they send nothing.
         """
-        grace_s, self.phase = 0.0 if self.phase is Phase.STARTING else min(grace_s, timeout_s), Phase.DRAINING
+        grace_s = 0.0 if self.phase is Phase.STARTING else min(grace_s, timeout_s)
+        self.phase = Phase.DRAINING
         systemd.notify("STOPPING=1", "STATUS=draining")
         self._log.info("draining", in_flight=self.in_flight)
         await asyncio.sleep(grace_s)

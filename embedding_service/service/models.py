@@ -33,8 +33,8 @@ class ServedModel:
     """One model. `encoder` (embeds) or `pairs` (scores) is there once the engine has loaded it.
 
     `preparing` counts requests that are being tokenised and will reach the engine in a moment;
-    `characters_per_token` is the mean of the last bulk requests. `ranges` (2, dimension) is what int8
-    and uint8 are scaled by, if that was calibrated.
+    `characters_per_token` is the mean of the last bulk requests. `ranges` (2, dimension) scales
+    int8 and uint8, if that was calibrated.
     """
 
     options: ModelOptions
@@ -56,17 +56,17 @@ class ServedModel:
 
     @property
     def gate(self) -> Gate:
-        """What bounds the tokens that wait for this model."""
+        """The bound on tokens that wait for this model."""
         return self.compute.gate
 
     @property
     def names(self) -> tuple[str, ...]:
         """The public name and all aliases."""
-        return (self.name, *self.options.aliases)
+        return self.options.names
 
     @property
     def facts(self) -> ModelFacts | None:
-        """What the model is, once it is loaded and can be used."""
+        """The model's properties, once it is loaded and can be used."""
         reader = self.encoder or self.pairs
         return reader.facts if reader else None
 
@@ -82,35 +82,35 @@ class ServedModel:
             return () if self.options.matryoshka else None
         return self.facts.matryoshka if self.facts else None
 
-    def open(self) -> None:
-        """Build what turns requests into tokens, from what the engine said. Slow for large vocabularies.
+    def open(self) -> ModelFacts:
+        """Build the tokenizer's side from the facts that the engine sent, and return those.
 
-        Raises `ModelNotLoaded` if vectors have another size than is expected.
+        Slow for large vocabularies. Raises `ModelNotLoaded` if vectors have not the expected size.
         """
-        facts = self.engine.facts
-        assert facts is not None  # noqa: S101 - a started engine has said hello
-        if self.options.expected_dimension not in (None, facts.dimension):
+        facts, expected = self.engine.facts, self.options.expected_dimension
+        assert facts is not None  # noqa: S101 - a started engine has sent them
+        if expected not in (None, facts.dimension):
             raise ModelNotLoaded(
-                f"{self.name}: vectors have {facts.dimension} dimensions, and expected_dimension is "
-                f"{self.options.expected_dimension}"
+                f"{self.name}: vectors have {facts.dimension} dimensions, "
+                f"and expected_dimension is {expected}"
             )
         if Output.SCORE in facts.outputs:
             self.pairs = PairEncoder(facts, self.engine.tokenizer_json, self.options)
         else:
             self.encoder = Encoder(facts, self.engine.tokenizer_json, self.options)
+        return facts
 
     def embedder(self) -> Encoder:
-        """Return what reads texts. Raises `Unavailable` while loading, `InvalidRequest` for a reranker."""
-        if self.encoder is None:
-            raise self._cannot("embed", f"{self.name} scores pairs and does not embed; use /v1/rerank")
-        return self.encoder
-
-    def _cannot(self, what: str, why: str) -> Unavailable | InvalidRequest:
+        """Return the encoder. Raises `Unavailable` while loading; `InvalidRequest` if it scores."""
+        if self.encoder is not None:
+            return self.encoder
         if self.engine.dead:
-            return Unavailable(f"{self.name} could not be loaded; the server's log says why")
-        if self.facts is None:
-            return Unavailable(f"{self.name} is still loading and cannot {what} yet", retry_after_s=STARTING_RETRY_S)
-        return InvalidRequest(why, param="model")
+            raise Unavailable(f"{self.name} could not be loaded; the server's log says why")
+        if self.pairs is None:
+            why = f"{self.name} is still loading and cannot embed yet"
+            raise Unavailable(why, retry_after_s=STARTING_RETRY_S)
+        why = f"{self.name} scores pairs and does not embed; use /v1/rerank"
+        raise InvalidRequest(why, param="model")
 
     def card(self) -> ModelCard | None:
         """Describe the model, once it is loaded."""
@@ -134,32 +134,34 @@ class ServedModel:
 class ModelRegistry:
     """Finds a model by any of its names; iterates over the models, the default one first."""
 
-    def __init__(self, settings: Settings, engines: Iterable[ModelEngine], shared: SharedCache | None = None) -> None:
-        cache = None
+    def __init__(
+        self, settings: Settings, engines: Iterable[ModelEngine], shared: SharedCache | None = None
+    ) -> None:
+        self.shared = shared
+        self.cache = None
         if settings.cache_max_bytes:
-            cache = MemoryCache(settings.cache_max_bytes, settings.cache_ttl_s, max_entries=settings.cache_max_entries)
-        self.cache, self.shared = cache, shared
-        self._models = [
-            ServedModel(
-                engine.options,
-                engine,
-                Compute(
-                    engine,
-                    Gate(settings.max_queued_tokens, "tokens"),
-                    cache,
-                    shared,
-                    isolated=settings.cache_isolation == "tenant",
-                ),
-                required=i == 0 if engine.options.required is None else engine.options.required,
-                ranges=read_ranges(engine.options.calibration_file) if engine.options.calibration_file else None,
+            self.cache = MemoryCache(
+                settings.cache_max_bytes,
+                settings.cache_ttl_s,
+                max_entries=settings.cache_max_entries,
             )
-            for i, engine in enumerate(engines)
-        ]
+        self._models = [self._serve(engine, settings) for engine in engines]
+        # Readiness depends on the first model unless it says otherwise, on others if they say so.
+        self.default.required = self.default.options.required is not False
         self._serve_default = settings.unknown_model == "serve_default"
         self._by_name: dict[str, tuple[ServedModel, AliasSettings | None]] = {}
         for model in self._models:
             self._by_name[model.name] = (model, None)
-            self._by_name |= {alias: (model, prompt) for alias, prompt in model.options.aliases.items()}
+            for alias, prompt in model.options.aliases.items():
+                self._by_name[alias] = (model, prompt)
+
+    def _serve(self, engine: ModelEngine, settings: Settings) -> ServedModel:
+        options = engine.options
+        gate = Gate(settings.max_queued_tokens, "tokens")
+        isolated = settings.cache_isolation == "tenant"
+        compute = Compute(engine, gate, self.cache, self.shared, isolated=isolated)
+        ranges = read_ranges(options.calibration_file) if options.calibration_file else None
+        return ServedModel(options, engine, compute, required=bool(options.required), ranges=ranges)
 
     def __iter__(self) -> Iterator[ServedModel]:
         return iter(self._models)
@@ -170,24 +172,26 @@ class ModelRegistry:
         return self._models[0]
 
     def default_for(self, *, scores: bool) -> ServedModel:
-        """Return the first model that `scores` pairs, or embeds.
+        """Return the first model that `scores` pairs, or embeds; the default one if there is none.
 
-        Without one that is loaded, this is one of which nothing is known yet: it is not for BGE-M3 to score
-        while its reranker loads, on another scale. The default one if all are loaded.
+        A model that is still loading may be the one, so it comes before the default: BGE-M3 is not
+        to score while its reranker loads, on another scale.
         """
-        fitting = (model for model in self._models if model.facts and (model.pairs is not None) == scores)
-        unknown = (model for model in self._models if model.facts is None)
-        return next(fitting, None) or next(unknown, self.default)
+        fitting = (model for model in self._models if (model.pairs if scores else model.encoder))
+        loading = (model for model in self._models if model.facts is None)
+        return next(fitting, None) or next(loading, self.default)
 
     def get(self, name: str) -> ServedModel | None:
-        """Return the model of that very name or alias."""
+        """Return the model of exactly this name or alias."""
         return self._by_name.get(name, (None, None))[0]
 
-    def find(self, name: str | None, *, scores: bool = False) -> tuple[ServedModel, AliasSettings | None]:
+    def find(
+        self, name: str | None, *, scores: bool = False
+    ) -> tuple[ServedModel, AliasSettings | None]:
         """Return the model that a request means, and the prompt its alias implies.
 
-        A request without a name, or (where the settings say so) with a foreign one, means the first
-        model that does what is asked: `scores` pairs, or embeds. Raises `ModelNotFound`, `InvalidRequest`.
+        Where the settings say so, a request without a name, or with one that is not served, means
+        the first model that `scores` pairs, or embeds. Raises `ModelNotFound`, `InvalidRequest`.
         """
         if name is not None and name in self._by_name:
             return self._by_name[name]
@@ -195,4 +199,7 @@ class ModelRegistry:
             return self.default_for(scores=scores), None
         if name is None:
             raise InvalidRequest("you must provide a model parameter", param="model")
-        raise ModelNotFound(f"The model `{name[:100]}` does not exist or you do not have access to it.", param="model")
+        raise ModelNotFound(
+            f"The model `{name[:100]}` does not exist or you do not have access to it.",
+            param="model",
+        )

@@ -80,7 +80,7 @@ def _largest_weights(rows: list[Floats], prepared: Prepared) -> list[Sparse]:
     return [Sparse(array[:, 0].astype(np.int64), array[:, 1].copy()) for array in joined]
 
 
-def _shaped(means: Floats, job: EmbedJob, ranges: Floats | None) -> np.ndarray[Any, Any]:
+def _shaped(means: Floats, job: EmbedJob, ranges: Floats | None) -> object:
     """Cut each vector to its first `dimensions` numbers, then scale it to length 1."""
     shaped = vectors.shape_dense(means, dimensions=job.dimensions, normalize=job.normalize)
     return vectors.quantise(shaped, job.embed_dtype, ranges)
@@ -90,7 +90,7 @@ def _quantised(
     joined: list[Floats],
     job: EmbedJob,
     ranges: Floats | None,  # noqa: ARG001 - for dense vectors
-) -> list[np.ndarray[Any, Any]]:
+) -> object:
     return [vectors.quantise(array, job.embed_dtype) for array in joined]
 
 

@@ -20,7 +20,6 @@ from embedding_service.service import checks, late_interaction
 from embedding_service.service.admission import Gate
 from embedding_service.service.finish import check_finite, finish
 from embedding_service.service.models import ModelRegistry
-from embedding_service.service.outputs import PER_TOKEN
 from embedding_service.types import (
     Batch,
     Embeddings,
@@ -93,9 +92,7 @@ class EmbeddingService:
         settings = self.settings
         model, alias = self._find(job.model, call)
         encoder, call.field = model.embedder(), job.field
-        checks.check_count(len(job.inputs) - job.queries, settings.max_inputs, job.field)
-        checks.check_characters(job.inputs, settings.max_text_characters, job.field)
-        checks.check_outputs(model, encoder, job)
+        checks.check_embed(settings, model, encoder, job)
         call.leases.enter_context(self.requests.admit(1))
         prefix = encoder.prefix(job, alias)
         prepared = await self._prepare(
@@ -108,20 +105,17 @@ class EmbeddingService:
         needed = checks.answer_bytes(encoder, job, prepared, limit=settings.max_response_bytes)
         call.leases.enter_context(self.answers.admit(needed, param=call.field))
         computed = await self._compute(model, prepared, call, outputs=job.outputs)
-        rows = prepared.total if job.outputs & PER_TOKEN else len(prepared.ids)
-        name = self._name(model, job.model)
+        name, numbers = self._name(model, job.model), checks.numbers(encoder, job, prepared)
         return await self._maybe_in_thread(
             lambda: finish(job, name, prepared, computed, ranges=model.ranges),
-            inline=rows * (encoder.facts.dimension or 1) <= INLINE_NUMBERS,
+            inline=numbers <= INLINE_NUMBERS,
         )
 
     async def rerank(self, job: RerankJob, call: Call) -> Scores:
         """Score every pair before the deadline, with a cross-encoder or by late interaction."""
         model, _ = self._find(job.model, call, scores=True)
         call.field = Field.DOCUMENTS
-        documents = [document for _, document in job.pairs]
-        checks.check_count(len(documents), self.settings.max_inputs, call.field)
-        checks.check_characters(documents, self.settings.max_text_characters, call.field)
+        checks.check_rerank(self.settings, job)
         if model.pairs is None:
             return await self._rerank_late(model, job, call)
         return await self._rerank_pairs(model, model.pairs, job, call)

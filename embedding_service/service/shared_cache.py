@@ -1,6 +1,7 @@
-"""Results in Redis, shared by instances: a second look behind `MemoryCache`, and never in anybody's way.
+"""Results in Redis, shared by instances: a second look behind `MemoryCache`.
 
-A value is its shape, its float32 numbers and a checksum; what does not fit together is not believed.
+A value is its shape, its float32 numbers and a checksum; one that does not fit together is not
+believed. Nothing here keeps a request from its answer.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import asyncio
 import re
 import struct
 import zlib
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -26,19 +28,21 @@ if TYPE_CHECKING:
     from embedding_service.service.redis import Breaker
     from embedding_service.types import Floats
 
-_HEAD = struct.Struct("<III")  # checksum of all that follows, rows, columns
+_SHAPE = struct.Struct("<II")  # rows and columns, after the checksum of all that follows
+_HEAD_BYTES = 4 + _SHAPE.size
 # So much is asked or written in one go: it has to pass within `ANSWER_WITHIN_S`.
 _KEYS_AT_ONCE = 64
 _LARGEST_BYTES = 16 << 10
 _CLEAR_WITHIN_S = 10.0
-# Results are handed over behind the answer's back; more than this many batches at a time are let go.
+# Results are written behind the answer's back; of more than this many batches at a time the rest
+# is not written.
 _WRITES_AT_ONCE = 32
 
 _Item = TypeVar("_Item")
 
 
 class SharedCache:
-    """What all instances with the same `redis_url` and prefix know together."""
+    """The results that all instances with the same `redis_url` and prefix know together."""
 
     def __init__(self, redis: Redis, breaker: Breaker, *, prefix: str, ttl_s: float) -> None:
         self._redis = redis
@@ -51,15 +55,11 @@ class SharedCache:
         """Return what is known of `keys`; nothing while Redis is slow or gone."""
         found: dict[Key, Floats] = {}
         for some in _portions(keys):
-            names = [self._name(key) for key in some]
-            answer = await self._breaker.ask(lambda names=names: self._redis.mget(names))  # type: ignore[misc]
+            names = list(map(self._name, some))
+            answer = await self._breaker.ask(partial(self._redis.mget, names))
             if answer is None:
                 break
-            values = (
-                (key, unpack(raw, name))
-                for key, name, raw in zip(some, names, answer, strict=True)
-                if raw
-            )
+            values = zip(some, map(unpack, answer, names), strict=True)
             found |= {key: value for key, value in values if value is not None}
         return found
 
@@ -82,7 +82,7 @@ class SharedCache:
         await self._breaker.ask(pipeline.execute)
 
     async def clear(self) -> int:
-        """Forget everything that lies under our prefix; return how much that was. Raises `Unavailable`."""
+        """Forget everything under our prefix; return how much that was. Raises `Unavailable`."""
         pattern = re.sub(rb"([][*?^\\])", rb"\\\1", self._prefix) + b"cache:*"
         try:
             async with asyncio.timeout(_CLEAR_WITHIN_S):
@@ -116,18 +116,21 @@ def _portions(items: Sequence[_Item]) -> Iterator[Sequence[_Item]]:
 
 def pack(value: Floats, name: bytes) -> bytes:
     """Write rows, to be read under this name alone."""
-    body = _HEAD.pack(0, *value.shape)[4:] + value.astype("<f4", copy=False).tobytes()
-    return zlib.crc32(body, zlib.crc32(name)).to_bytes(4, "little") + body
+    body = _SHAPE.pack(*value.shape) + value.tobytes()
+    return _checksum(body, name) + body
 
 
-def unpack(raw: bytes | str, name: bytes) -> Floats | None:
+def unpack(raw: bytes | str | None, name: bytes) -> Floats | None:
     """Read rows, or None if these bytes are none that `pack` wrote for this name."""
-    if not isinstance(raw, bytes) or len(raw) < _HEAD.size:
+    if not isinstance(raw, bytes) or len(raw) < _HEAD_BYTES:
         return None
-    checksum, rows, columns = _HEAD.unpack_from(raw)
-    if checksum != zlib.crc32(raw[4:], zlib.crc32(name)):
+    checksum, body = raw[:4], raw[4:]
+    rows, columns = _SHAPE.unpack_from(body)
+    if checksum != _checksum(body, name) or len(raw) - _HEAD_BYTES != 4 * rows * columns:
         return None
-    if len(raw) - _HEAD.size != 4 * rows * columns:
-        return None
-    value = np.frombuffer(raw, "<f4", offset=_HEAD.size).reshape(rows, columns)
+    value = np.frombuffer(raw, "<f4", offset=_HEAD_BYTES).reshape(rows, columns)
     return value if is_finite(value) else None
+
+
+def _checksum(body: bytes, name: bytes) -> bytes:
+    return zlib.crc32(body, zlib.crc32(name)).to_bytes(4, "little")

@@ -16,7 +16,7 @@ _Value = TypeVar("_Value")
 
 
 class SingleFlight(Generic[_Key, _Value]):
-    """What is being computed, by key. Not thread-safe: the event loop owns it."""
+    """The computations that are in flight, by key. Not thread-safe: the event loop owns it."""
 
     def __init__(self) -> None:
         self._flights: dict[_Key, asyncio.Future[_Value]] = {}
@@ -25,7 +25,7 @@ class SingleFlight(Generic[_Key, _Value]):
         return len(self._flights)
 
     def claim(self, keys: Iterable[_Key]) -> Claim[_Key, _Value]:
-        """Take those keys that nobody is computing; the block that holds the claim computes them."""
+        """Take those keys that nobody is computing; the block of the claim computes them."""
         return Claim(self._flights, keys)
 
 

@@ -1,4 +1,4 @@
-"""Lexical weights under hashed indices, as a vector store of a fixed size takes them. Pure numpy."""
+"""Lexical weights under hashed indices, for stores with a fixed number of them. Pure numpy."""
 
 from __future__ import annotations
 
@@ -16,15 +16,19 @@ HASH_SPACE: Final = 1 << 20
 
 
 def hash_indices(sparse: Sparse, *, space: int = HASH_SPACE) -> Sparse:
-    """Map token ids to `int(sha256(str(id)).hexdigest()[:8], 16) % space`; colliding weights are summed."""
+    """Map token ids to `int(sha256(str(id)).hexdigest()[:8], 16) % space`.
+
+    Colliding weights are summed.
+    """
     indices, slots = np.unique(_hashes.of(sparse.indices) % space, return_inverse=True)
     values = np.bincount(slots, weights=sparse.values, minlength=indices.size)
     return Sparse(indices=indices, values=values.astype(np.float32))
 
 
 class _TokenHashes:
-    """The first 32 bits of each id's sha256, computed once: 2 MB for XLM-R's vocabulary, a tenth of a dict.
+    """The first 32 bits of each id's sha256, computed once.
 
+    They take 2 MB for XLM-R's vocabulary, a tenth of a dict.
     Racing threads write equal values, or lose a few that are computed again: there is no lock.
     """
 

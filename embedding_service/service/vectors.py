@@ -1,6 +1,6 @@
 """Pure numpy on vectors: mean of chunks, Matryoshka cut, normalisation, number formats.
 
-Everything that determines the returned numbers after the model has run stands here, once.
+Everything that determines the returned numbers after the model has run, in one place.
 """
 
 from __future__ import annotations
@@ -66,10 +66,10 @@ def quantise(
     """Convert unit vectors (n, d) to a number format.
 
     int8 = round(127·x), uint8 = that + 128 (so 1 to 255). With `ranges`, the least and the largest
-    value of each dimension (2, d), uint8 = floor(255·(x - least) / (largest - least)) within 0 to 255
-    and int8 = that - 128, as sentence-transformers has it. ubinary packs the signs, most significant
-    bit first, 8 dimensions a byte; binary = ubinary - 128 as int8. The packings are those of Cohere
-    and sentence-transformers. float16 and float32 keep any scale.
+    value of each dimension (2, d), uint8 = floor(255·(x - least) / (largest - least)) within 0 to
+    255 and int8 = that - 128, as sentence-transformers has it. ubinary packs the signs, most
+    significant bit first, 8 dimensions a byte; binary = ubinary - 128 as int8. The packings are
+    those of Cohere and sentence-transformers. float16 and float32 keep any scale.
     """
     match dtype:
         case EmbedDtype.FLOAT32:

@@ -62,7 +62,7 @@ class Settings(ModelOptions, BaseSettings):
 
     models: tuple[ModelOptions, ...] = Field((), description="Several models behind one address.")
 
-    preset: str | None = Field(None, description="The system to stand in for; see config/drop-in/.")
+    preset: str | None = Field(None, description="The system to replace; see config/drop-in/.")
     environment: OldVariables = Field({}, description="Its variables, and the settings they set.")
     service_name: str = Field("embedding-service", description="The service's name for itself.")
 

@@ -1,4 +1,4 @@
-"""Environment variables of a system that this service replaces, and the settings they stand for.
+"""Environment variables of a system that this service replaces, and the settings they set.
 
 They are data, under the setting `environment`: nothing here knows such a system by name.
 """

@@ -35,7 +35,7 @@ def _parse(path: Path) -> Any:
         return yaml.load(text, Loader=_UniqueKeys)  # noqa: S506 - a SafeLoader
     except OSError as error:
         raise BadConfiguration(f"{path}: {error.strerror or type(error).__name__}") from None
-    except yaml.MarkedYAMLError as error:  # its own text shows the line, with all that stands there
+    except yaml.MarkedYAMLError as error:  # its own text shows the line, and any secret there
         mark = error.problem_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "something in it"
         raise BadConfiguration(

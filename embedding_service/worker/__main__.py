@@ -1,4 +1,4 @@
-"""The worker process: load a model, warm it up, say hello, then work until told to stop.
+"""The worker process: load a model, warm it up, say hello, then work until a `Stop` comes.
 
 Started by `engine/process.py` as `python -m embedding_service.worker`. Its options arrive as one
 line of JSON on standard input, which then stays open: its end means that the gateway is gone.
@@ -24,6 +24,8 @@ from embedding_service.worker.inbox import Progress, Receiver
 from embedding_service.worker.loop import Worker
 
 EXIT_NOT_LOADED = 4
+# No message is ever dropped; at the end a second is left to send the last ones.
+_SOCKET_OPTIONS = {zmq.SNDHWM: 0, zmq.RCVHWM: 0, zmq.LINGER: 1000}
 
 
 def _die_with_the_gateway() -> None:
@@ -33,11 +35,9 @@ def _die_with_the_gateway() -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-def _connect(context: zmq.Context[zmq.Socket[bytes]], kind: int, address: str) -> zmq.Socket[bytes]:
-    socket = context.socket(kind)
-    socket.setsockopt(zmq.SNDHWM, 0)
-    socket.setsockopt(zmq.RCVHWM, 0)
-    socket.setsockopt(zmq.LINGER, 1000)
+def _connect(socket: zmq.Socket[bytes], address: str) -> zmq.Socket[bytes]:
+    for option, value in _SOCKET_OPTIONS.items():
+        socket.setsockopt(option, value)
     socket.connect(address)
     return socket
 
@@ -48,12 +48,12 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     launch = msgspec.json.decode(sys.stdin.buffer.readline(), type=protocol.Launch)
     threading.Thread(target=_die_with_the_gateway, name="guard", daemon=True).start()
-    jobs = _connect(zmq.Context(), zmq.PAIR, launch.jobs_address)
+    jobs = _connect(zmq.Context().socket(zmq.PAIR), launch.jobs_address)
     receiver = Receiver(jobs, launch, Progress())
     receiver.start()
     # A context of its own for the results: ending it waits until the last message is out.
     outgoing = zmq.Context()
-    results = _connect(outgoing, zmq.PUSH, launch.results_address)
+    results = _connect(outgoing.socket(zmq.PUSH), launch.results_address)
     status = _work(launch, receiver, results)
     results.close()
     outgoing.term()
@@ -61,7 +61,7 @@ def main() -> int:
 
 
 def _work(launch: protocol.Launch, receiver: Receiver, results: zmq.Socket[bytes]) -> int:
-    """Load the model and serve it until told to stop; return the exit status."""
+    """Load the model and serve it until a `Stop` comes; return the exit status."""
     options = ModelOptions.model_validate(launch.model)
     try:
         backend = loading.load(options)

@@ -51,7 +51,7 @@ class Backend(Protocol):
         ...
 
     def step(self) -> list[tuple[str, Rows]]:
-        """Compute; return what was finished, by output float32 rows as `Output` describes them."""
+        """Compute; return the rows of each input that is finished."""
         ...
 
     @property

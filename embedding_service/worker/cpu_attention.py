@@ -1,8 +1,9 @@
 """Attention of encoders on CPUs through PyTorch's flash kernel.
 
-vLLM's own kernel is made for decoding: it copies keys and values into a paged cache first, which an encoder never reads
-again. What it is left: decoders, ALiBi, sliding windows, soft caps, and machines where it has something better (AMX,
-zentorch). Loaded by vLLM only, through `families/models/plugin.py`.
+vLLM's own kernel is made for decoding: it copies keys and values into a paged cache first, which
+an encoder never reads again. It is left with decoders, ALiBi, sliding windows, soft caps, and
+machines where it has something better (AMX, zentorch). Loaded by vLLM only, through
+`families/models/plugin.py`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class EncoderMetadata:
-    """Runs of neighbouring texts of one length: where a run begins, how many texts it has, and how long they are."""
+    """Runs of neighbouring texts of one length: (first token, texts, tokens of each)."""
 
     runs: list[tuple[int, int, int]]
 

@@ -1,8 +1,9 @@
-"""The layers of BERT and its kin on CPUs, in a straight line: what a lone text waits for besides its matrix products.
+"""The layers of BERT and its kin on CPUs, in a straight line.
 
-vLLM reaches each operation of a layer through modules, operators and a look at its context. Here a layer is the ten
-calls that it is. The kernels are the same: products as vLLM has packed them for this machine, attention as
-`cpu_attention` does it.
+A lone text waits for its matrix products, and nearly as long for the modules, operators and looks
+at the context through which vLLM reaches each operation of a layer. Here a layer is the ten calls
+that it is. The kernels are the same: products as vLLM has packed them for this machine, attention
+as `cpu_attention` does it.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 def straighten(model: torch.nn.Module) -> int:
     """Let the encoders in a loaded model run in a straight line; return how many can.
 
-    Those that vLLM computes in another way (quantised, over several devices, with adapters or another attention) stay
-    as they are. Not for compiled models, whose graph would not know of it.
+    Those that vLLM computes in another way (quantised, over several devices, with adapters or
+    another attention) stay as they are. Not for compiled models: their graph would not know of it.
     """
     encoders = [
         m for m in model.modules() if isinstance(m, BertEncoder) and all(map(_is_plain, m.layer))

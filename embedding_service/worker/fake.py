@@ -44,20 +44,8 @@ DIMENSION = 32
 _SCORE = bge_m3.Part(slice(1), width=1)  # the one output that BGE-M3 has not
 
 
-def _die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 def _break() -> None:
     raise RuntimeError("the fake engine was told to break")
-
-
-_FAILURES: dict[str, Callable[[], None]] = {
-    "fault-slow": partial(time.sleep, 0.5),
-    "fault-hang": partial(time.sleep, 3600),
-    "fault-raise": _break,
-    "fault-die": _die,
-}
 
 
 class FakeBackend:
@@ -70,9 +58,9 @@ class FakeBackend:
         knobs = options.engine_args
         if "refuse" in knobs:
             raise ModelRefused(str(knobs["refuse"]))
-        time.sleep(float(knobs.get("load_s", 0)))
+        self.sleep(float(knobs.get("load_s", 0)))
         if "die_after_s" in knobs:
-            threading.Timer(float(knobs["die_after_s"]), _die).start()
+            threading.Timer(float(knobs["die_after_s"]), self.die).start()
         self.options = options
         self.outputs = tuple(map(Output, knobs.get("outputs", ["dense"])))
         self.step_s = float(knobs.get("step_s", 0))
@@ -80,6 +68,20 @@ class FakeBackend:
         self.limits = StepLimits(texts=texts, tokens=2048)
         self.tokenizer_json = fake_tokenizer().to_str().encode()
         self._queue: dict[str, tuple[list[int], frozenset[Output]]] = {}
+        self._failures: dict[str, Callable[[], None]] = {
+            "fault-slow": partial(self.sleep, 0.5),
+            "fault-hang": partial(self.sleep, 3600),
+            "fault-raise": _break,
+            "fault-die": self.die,
+        }
+
+    def sleep(self, seconds: float) -> None:
+        """Do nothing for so long."""
+        time.sleep(seconds)
+
+    def die(self) -> None:
+        """Be gone at once, as if killed."""
+        os.kill(os.getpid(), signal.SIGKILL)
 
     def add(
         self,
@@ -107,9 +109,9 @@ class FakeBackend:
     def step(self) -> list[tuple[str, Rows]]:
         """Answer everything that waits, unless a fault was asked for."""
         batch, self._queue = self._queue, {}
-        time.sleep(self.step_s)
+        self.sleep(self.step_s)
         seen = {token for ids, _ in batch.values() for token in ids}
-        for word, fail in _FAILURES.items():
+        for word, fail in self._failures.items():
             if FAULTS[word] in seen:
                 fail()
         return [(key, _rows(*asked)) for key, asked in batch.items()]

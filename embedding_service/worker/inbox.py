@@ -1,4 +1,4 @@
-"""The worker's end of the jobs socket: a thread that hands jobs over and answers pings whatever the engine does."""
+"""The worker's end of the jobs socket: a thread that hands jobs over and answers pings."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from embedding_service.types import Rows, TokenIds
 
+_LARGEST = protocol.SIZE_CLASSES - 1
+
 
 class Progress:
     """Counters that the engine thread writes and the receiving thread reads for `Pong`."""
@@ -34,8 +36,8 @@ class Progress:
         """Count one step of the backend."""
         self.steps += 1
         self.busy_s += seconds
-        power = max(texts - 1, 0).bit_length()
-        self.batch_sizes[min(power, protocol.SIZE_CLASSES - 1)] += 1
+        size_class = max(texts - 1, 0).bit_length()
+        self.batch_sizes[min(size_class, _LARGEST)] += 1
 
     def pong(self, generation: int) -> protocol.Pong:
         """Return the counters as a message."""
@@ -50,6 +52,8 @@ class Job:
     ) -> None:
         ends = np.cumsum(lengths).tolist()
         self.header = header
+        self.number, self.tokens = header.job, header.total
+        self.boundaries = header.boundaries or (None,) * header.n
         self.inputs = [ids[start:end] for start, end in pairwise([0, *ends])]
         self.outputs = frozenset(header.outputs)
         self.arrived_step = arrived_step
@@ -63,6 +67,9 @@ class Job:
         return len(self.inputs[index])
 
 
+Incoming = Job | protocol.Cancel | protocol.Stop
+
+
 class Receiver(threading.Thread):
     """Owns the jobs socket: hands jobs over, answers pings whatever the engine does."""
 
@@ -73,7 +80,7 @@ class Receiver(threading.Thread):
         self.socket = socket
         self.generation = launch.generation
         self.progress = progress
-        self.inbox: queue.SimpleQueue[Job | protocol.Cancel | protocol.Stop] = queue.SimpleQueue()
+        self.inbox: queue.SimpleQueue[Incoming] = queue.SimpleQueue()
 
     def run(self) -> None:
         """Read messages until the process ends."""

@@ -27,7 +27,7 @@ def load(options: ModelOptions) -> Backend:
 
         return FakeBackend(options)
     resolve_model(options)  # what can be refused at once need not wait for vLLM
-    gc.disable()  # what an import makes stays: looking for garbage among it is a tenth of its seconds
+    gc.disable()  # all that an import makes stays: looking for garbage takes a tenth of it
     from embedding_service.worker.vllm_backend import VllmBackend  # noqa: PLC0415 - takes seconds
 
     gc.freeze()
@@ -39,11 +39,9 @@ def explain(error: BaseException, options: ModelOptions) -> str:
     """Say in one line why a model could not be loaded."""
     if isinstance(error, ModelRefused):
         return str(error)
-    if "embedding_service.worker.vllm_backend" not in sys.modules:
-        return " ".join(f"{type(error).__name__}: {error}".split())
-    from embedding_service.worker.vllm_backend import explain as explain_vllm  # noqa: PLC0415
-
-    return explain_vllm(error, options)
+    if vllm_backend := sys.modules.get("embedding_service.worker.vllm_backend"):
+        return vllm_backend.explain(error, options)
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def warm_up(backend: Backend) -> int | None:

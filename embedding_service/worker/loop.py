@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import time
 from collections import deque
@@ -17,9 +18,10 @@ if TYPE_CHECKING:
     from embedding_service.engine.step_record import StepRecord
     from embedding_service.types import Rows
     from embedding_service.worker.backend import Backend
-    from embedding_service.worker.inbox import Job, Receiver
+    from embedding_service.worker.inbox import Incoming, Job, Receiver
 
-# Results of more tokens are sent apart: a multipart message goes out whole, and 2,048 ColBERT vectors are 8 MB.
+# Results of more tokens are sent apart: a multipart message goes out whole, and 2,048 ColBERT
+# vectors are 8 MB.
 _TOGETHER_TOKENS = 2048
 
 
@@ -47,7 +49,7 @@ class Worker:
         self.in_backend: dict[str, tuple[Job, int]] = {}
 
     def run(self) -> None:
-        """Work until told to stop. An exception from the backend's `step` ends the process."""
+        """Work until a `Stop` comes. An exception from the backend's `step` ends the process."""
         while self._take():
             self._feed()
             if self.backend.unfinished:
@@ -58,7 +60,7 @@ class Worker:
     def _step(self) -> None:
         """Run one engine step, on record, and send what it finished."""
         began = time.monotonic()
-        self.record.write([(job.header.job, index) for job, index in self.in_backend.values()])
+        self.record.write([(job.number, index) for job, index in self.in_backend.values()])
         self._count()
         finished = self.backend.step()
         self.record.write([])
@@ -76,47 +78,36 @@ class Worker:
         return sum(job.tokens_of(index) for job, index in self.in_backend.values())
 
     def _take(self) -> bool:
-        """Move messages from the inbox to the queues; wait where there is nothing else to do."""
-        idle = not self.backend.unfinished and not self._has_waiting()
-        while True:
-            try:
-                message = self.inbox.get(block=idle)
-            except queue.Empty:
-                return True
-            if isinstance(message, protocol.Stop):
-                return False
-            if isinstance(message, protocol.Cancel):
-                self._forget(message.job)
-            else:
-                self._accept(message)
-                if idle and message.header.more_coming:
-                    return self._gather()
-                idle = False
+        """Move messages from the inbox to the queues; return False after a `Stop`.
 
-    def _gather(self) -> bool:
-        """Wait a moment for the requests that are known to be on their way to an idle engine."""
-        until = time.monotonic() + self.gather_s
-        while (left := until - time.monotonic()) > 0 and len(self.jobs) < self.backend.limits.texts:
-            try:
-                message = self.inbox.get(timeout=left)
-            except queue.Empty:
-                break
+        An idle worker waits for a job, and then for a moment for those that are known to be on
+        their way; while a step can run nothing is waited for.
+        """
+        idle = not self.backend.unfinished and not any(self.waiting.values())
+        until = math.inf if idle else 0.0
+        while (message := self._next(until)) is not None:
             if isinstance(message, protocol.Stop):
                 return False
             if isinstance(message, protocol.Cancel):
                 self._forget(message.job)
                 continue
             self._accept(message)
-            if not message.header.more_coming:
-                break
+            full = len(self.jobs) >= self.backend.limits.texts
+            gathers = idle and message.header.more_coming and not full
+            until = min(until, time.monotonic() + self.gather_s) if gathers else 0.0
         return True
 
-    def _accept(self, job: Job) -> None:
-        self.jobs[job.header.job] = job
-        self.waiting[job.header.priority].append(job)
+    def _next(self, until: float) -> Incoming | None:
+        """Return the next message, or None if there is none until then, in monotonic seconds."""
+        left_s = None if until == math.inf else max(0.0, until - time.monotonic())
+        try:
+            return self.inbox.get(timeout=left_s)
+        except queue.Empty:
+            return None
 
-    def _has_waiting(self) -> bool:
-        return any(self.waiting.values())
+    def _accept(self, job: Job) -> None:
+        self.jobs[job.number] = job
+        self.waiting[job.header.priority].append(job)
 
     def _feed(self) -> None:
         """Give the backend what fits into its next step."""
@@ -130,12 +121,12 @@ class Worker:
         if interactive and bulk:
             half = StepLimits(max(1, room.texts // 2), room.tokens // 2)
             room -= self._fill(interactive, half)
-        # What interactive jobs leave is for bulk ones, and what these leave for interactive ones.
+        # The other half is for bulk jobs first; whatever they leave is for interactive ones again.
         for waiting in (bulk, interactive):
             room -= self._fill(waiting, room)
 
     def _fill(self, waiting: deque[Job], room: StepLimits, *, one_job: bool = False) -> StepLimits:
-        """Add inputs while they fit; the first of an empty step always does. Return what was used."""
+        """Add inputs while they fit; the first of an empty step always does. Return their room."""
         texts = tokens = 0
         first = waiting[0] if waiting else None
         while waiting and texts < room.texts:
@@ -157,8 +148,8 @@ class Worker:
         return StepLimits(texts, tokens)
 
     def _add(self, job: Job, index: int) -> bool:
-        key = f"{job.header.job}:{index}"
-        boundary = job.header.boundaries[index] if job.header.boundaries else None
+        key = f"{job.number}:{index}"
+        boundary = job.boundaries[index]
         try:
             self.backend.add(key, job.inputs[index], outputs=job.outputs, boundary=boundary)
         except InputRejected as error:
@@ -179,7 +170,7 @@ class Worker:
             self.progress.texts += 1
             self.progress.tokens += job.tokens_of(index)
             if job.left == 0:
-                del self.jobs[job.header.job]
+                del self.jobs[job.number]
                 complete.append(job)
         return complete
 
@@ -187,11 +178,11 @@ class Worker:
         """Send results, those of small jobs together, and none of them behind a large one."""
         parts: list[bytes | memoryview] = []
         tokens = 0
-        for job in sorted(jobs, key=lambda job: job.header.total):
-            tokens += job.header.total
+        for job in sorted(jobs, key=lambda job: job.tokens):
+            tokens += job.tokens
             if parts and tokens > _TOGETHER_TOKENS:
                 self.results.send_multipart(parts, copy=False)
-                parts, tokens = [], job.header.total
+                parts, tokens = [], job.tokens
             parts += self._done(job)
         if parts:
             self.results.send_multipart(parts, copy=False)
@@ -199,13 +190,12 @@ class Worker:
     def _done(self, job: Job) -> list[bytes | memoryview]:
         frames, arrays = protocol.pack(job.results)
         steps, queued_s = self.progress.steps - job.arrived_step, job.started - job.arrived
-        done = protocol.Done(self.generation, job.header.job, frames, steps, queued_s)
+        done = protocol.Done(self.generation, job.number, frames, steps, queued_s)
         return protocol.encode(done, *arrays)
 
     def _fail(self, job: Job, reason: str, message: str) -> None:
-        number = job.header.job
-        self._forget(number)
-        failed = protocol.Failed(self.generation, number, reason, message)
+        self._forget(job.number)
+        failed = protocol.Failed(self.generation, job.number, reason, message)
         self.results.send_multipart(protocol.encode(failed))
 
     def _forget(self, number: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from vllm import PoolingParams
 from vllm.transformers_utils.config import try_get_dense_modules
@@ -39,11 +39,10 @@ class Pooling(Protocol):
 
 
 class _Task(NamedTuple):
-    """One of vLLM's pooling tasks; `read` makes rows of the answer for so many tokens."""
+    """How vLLM is asked for one output; `read` makes rows of its answer for so many tokens."""
 
-    name: str
+    arguments: dict[str, Any]
     read: Callable[[Floats, int], Floats]
-    use_activation: bool = False
 
 
 def _one_row(flat: Floats, n_tokens: int) -> Floats:  # noqa: ARG001
@@ -58,13 +57,15 @@ def _weights_of_the_vocabulary(flat: Floats, n_tokens: int) -> Floats:  # noqa: 
     return lexical.of_vocabulary(flat)
 
 
+_EMBED = {"task": "embed", "use_activation": False}
+# Scores have no activation, see `vllm_arguments`; with False, 0.26 leaves out the tanh of BERT's
+# pooler too.
+_CLASSIFY = {"task": "classify", "use_activation": True}
 _TASKS = {
-    Output.DENSE: _Task("embed", _one_row),
-    Output.SPARSE: _Task("embed", _weights_of_the_vocabulary),
-    # Scores have no activation, see `vllm_arguments`; with False, 0.26 leaves out the tanh of
-    # BERT's pooler too.
-    Output.SCORE: _Task("classify", _one_row, use_activation=True),
-    Output.HIDDEN_STATES: _Task("token_embed", _a_row_for_each_token),
+    Output.DENSE: _Task(_EMBED, _one_row),
+    Output.SPARSE: _Task(_EMBED, _weights_of_the_vocabulary),
+    Output.SCORE: _Task(_CLASSIFY, _one_row),
+    Output.HIDDEN_STATES: _Task(_EMBED | {"task": "token_embed"}, _a_row_for_each_token),
 }
 
 
@@ -78,8 +79,7 @@ class OneTask:
         """Ask for the one output."""
         (output,) = outputs
         types = None if boundary is None else {"compressed_token_type_ids": boundary}
-        task = _TASKS[output]
-        return PoolingParams(task=task.name, use_activation=task.use_activation, extra_kwargs=types)
+        return PoolingParams(**_TASKS[output].arguments, extra_kwargs=types)
 
     def read(self, flat: Floats, ids: TokenIds, outputs: frozenset[Output]) -> Rows:
         """Read the one output."""
@@ -95,7 +95,11 @@ class BgeM3:
     hidden: int
     special_ids: tuple[int, ...]
 
-    def ask(self, outputs: frozenset[Output], boundary: int | None) -> PoolingParams:  # noqa: ARG002
+    def ask(
+        self,
+        outputs: frozenset[Output],
+        boundary: int | None,  # noqa: ARG002
+    ) -> PoolingParams:
         """Ask for all of `outputs` at once."""
         wanted = bge_m3.pooling_kwargs(outputs)
         return PoolingParams(task=bge_m3.TASK, use_activation=False, extra_kwargs=wanted)
@@ -116,7 +120,10 @@ def find(
     tasks: Collection[str],
     special_ids: tuple[int, ...],
 ) -> Pooling:
-    """Return the kind of the `model` at this place, which offers `tasks`. Raises `ModelRefused` if it has no use."""
+    """Return the kind of the `model` at this place, for which vLLM offers `tasks`.
+
+    Raises `ModelRefused` if none of them is of use.
+    """
     if config.architecture == architectures.BGE_M3:
         outputs = bge_m3.available_outputs(model, revision=options.revision)
         return BgeM3(outputs, config.get_hidden_size(), special_ids)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import jiter
 import torch
 from pydantic import ValidationError
 from vllm import EngineArgs
@@ -162,7 +162,7 @@ def model_json(model: str, revision: str | None, name: str) -> dict[str, Any]:
     from transformers.utils.hub import cached_file  # noqa: PLC0415 - heavy, and at start-up only
 
     path = cached_file(model, name, revision=revision, **_NONE_IF_ABSENT)
-    return json.loads(Path(path).read_bytes()) if path else {}
+    return jiter.from_json(Path(path).read_bytes()) if path else {}
 
 
 def first_line(error: BaseException) -> str:

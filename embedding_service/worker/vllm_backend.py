@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
     from embedding_service.settings.model import ModelOptions
     from embedding_service.types import Rows, TokenIds
+    from embedding_service.worker.pooling import Pooling
 
 
 # CUDA, PyTorch's CPU allocator, vLLM's check at start, vLLM's cache.
@@ -74,7 +76,8 @@ class VllmBackend:
             special_ids=special_ids,
         )
         self._inputs: dict[str, tuple[TokenIds, frozenset[Output]]] = {}
-        self._params: dict[tuple[frozenset[Output], int | None], PoolingParams] = {}
+        # Texts of one kind share their parameters, of which making and checking takes time.
+        self._params = cache(partial(_params, self._pooling, config.model_config))
 
     def add(
         self, key: str, ids: TokenIds, *, outputs: frozenset[Output], boundary: int | None
@@ -83,7 +86,7 @@ class VllmBackend:
         self._check(ids)
         boundary = None if boundary is None else min(boundary, len(ids))
         try:
-            params = self._pooling_params(outputs, boundary)
+            params = self._params(outputs, boundary)
             hasher = self._engine.request_block_hasher
             self._engine.add_request(Request(key, ids.tolist(), None, params, block_hasher=hasher))
         except ValueError as error:
@@ -98,21 +101,13 @@ class VllmBackend:
         if ids.min() < 0 or ids.max() >= self._vocab_size:
             raise InputRejected(f"an input has a token id outside 0 to {self._vocab_size - 1}")
 
-    def _pooling_params(self, outputs: frozenset[Output], boundary: int | None) -> PoolingParams:
-        params = self._params.get((outputs, boundary))
-        if params is None:
-            params = self._pooling.ask(outputs, boundary)
-            params.verify(self._engine.vllm_config.model_config)
-            self._params[outputs, boundary] = params
-        return params
-
     def abort(self, keys: Iterable[str]) -> None:
         """Forget inputs that were added and have not come back from `step`."""
         keys = [key for key in keys if self._inputs.pop(key, None)]
         self._engine.abort_requests(keys)
 
     def step(self) -> list[tuple[str, Rows]]:
-        """Run one engine step; return what it finished. Any exception is the end of this backend."""
+        """Run one engine step; return what it finished. An exception ends this backend."""
         outputs, executed = self._engine.step_fn()
         self._engine.post_step(executed)
         finished = []
@@ -152,6 +147,14 @@ class VllmBackend:
             matryoshka=_matryoshka(config, self.options),
             folder=self._folder,
         )
+
+
+def _params(
+    pooling: Pooling, config: ModelConfig, outputs: frozenset[Output], boundary: int | None
+) -> PoolingParams:
+    params = pooling.ask(outputs, boundary)
+    params.verify(config)
+    return params
 
 
 def _engine(model: str, options: ModelOptions, device: str) -> EngineCore:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from tests.conftest import RunningGateway
 
+pytestmark = pytest.mark.process
 KEY = "ll-only-for-tests"
 TEXTS = ["w1 w2", "w3", "w4 w5"]
 

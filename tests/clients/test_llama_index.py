@@ -11,13 +11,6 @@ import pytest
 from tests.calls import unit_vectors
 from tests.dialects.test_rerank import MODELS, score
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # llama-index's own
-    from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
-    from llama_index.embeddings.openai_like import OpenAILikeEmbedding
-    from llama_index.embeddings.text_embeddings_inference import TextEmbeddingsInference
-    from llama_index.postprocessor.tei_rerank import TextEmbeddingInference as TeiRerank
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -33,6 +26,16 @@ KEY = "li-only-for-tests"
 TEXTS = ["w1 w2", "w3", "w4 w5"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _quiet_imports() -> None:
+    """Import what the tests use, without llama-index's own warnings."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import llama_index.embeddings.openai_like
+        import llama_index.embeddings.text_embeddings_inference
+        import llama_index.postprocessor.tei_rerank  # noqa: F401
+
+
 @pytest.fixture(scope="module")
 def gateway(start_gateway: Callable[..., RunningGateway]) -> RunningGateway:
     """Return a gateway with an embedder and a cross-encoder that wants a key."""
@@ -43,6 +46,8 @@ def gateway(start_gateway: Callable[..., RunningGateway]) -> RunningGateway:
 
 async def test_tei_embeddings(gateway: RunningGateway) -> None:
     """Queries and texts are embedded, in batches and without waiting."""
+    from llama_index.embeddings.text_embeddings_inference import TextEmbeddingsInference
+
     embedding = TextEmbeddingsInference(
         model_name="m3",
         base_url=gateway.url,
@@ -59,6 +64,9 @@ async def test_tei_embeddings(gateway: RunningGateway) -> None:
 
 def test_tei_rerank(gateway: RunningGateway) -> None:
     """Every score arrives; this version of the package gives them out by position and not by `index`."""
+    from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
+    from llama_index.postprocessor.tei_rerank import TextEmbeddingInference as TeiRerank
+
     reranker = TeiRerank(model_name="cross", base_url=gateway.url, top_n=2, auth_token=f"Bearer {KEY}")
     nodes = [NodeWithScore(node=TextNode(text=text)) for text in TEXTS]
     best = reranker.postprocess_nodes(nodes, query_bundle=QueryBundle("w1"))
@@ -68,6 +76,8 @@ def test_tei_rerank(gateway: RunningGateway) -> None:
 
 def test_openai_like(gateway: RunningGateway) -> None:
     """The OpenAI-like embedding works with any model name, key and size of batch."""
+    from llama_index.embeddings.openai_like import OpenAILikeEmbedding
+
     embedding = OpenAILikeEmbedding(
         model_name="m3", api_base=f"{gateway.url}/v1", api_key=KEY, embed_batch_size=2, max_retries=0
     )

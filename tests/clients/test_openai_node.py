@@ -9,7 +9,6 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import bpe_openai
 import httpx
 import numpy as np
 import pytest
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.engine,
+    pytest.mark.server,
     pytest.mark.skipif(shutil.which("npm") is None, reason="Node.js and npm are not installed"),
 ]
 
@@ -49,6 +49,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def report(project: Path, served: Address, keyed: Address, full: Address) -> dict[str, Any]:
     """Return what the SDK made of every kind of request."""
+    import bpe_openai
+
     ids = [bpe_openai.get_encoding("cl100k_base").encode(text) for text in TEXTS]
     addresses = {"served": served._asdict(), "keyed": keyed._asdict(), "full": full._asdict()}
     task = {**addresses, "texts": TEXTS, "ids": ids, "model": MODEL}

@@ -71,6 +71,7 @@ def test_a_drain_is_never_cut_short() -> None:
     assert grace_s >= settings.drain_grace_s + settings.drain_timeout_s + 30
 
 
+@pytest.mark.server
 def test_nginx_takes_the_rewritten_configuration(tmp_path: Path) -> None:
     """What the container's command makes of the shipped configuration passes `nginx -t`, and every change was one."""
     shipped, made = DEPLOY / "nginx" / "embedding-service.conf", tmp_path / "default.conf"

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from embedding_service.engine.replica import State
+from embedding_service.engine.states import State
 from tests.conftest import FAKE
 from tests.deploy.tools import DEPLOY, ROOT, program
 
@@ -158,6 +158,7 @@ def test_panels_do_not_overlap() -> None:
     assert len({panel["id"] for panel in panels()}) == len(panels())
 
 
+@pytest.mark.server
 def test_promtool_agrees(tmp_path: Path) -> None:
     """The files are valid, and the alerts fire when they should."""
     promtool = program("promtool", "prometheus")

@@ -99,6 +99,7 @@ def assert_envelope(content_type: str, body: bytes, code: str) -> None:
         (b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 502, "unavailable"),
     ],
 )
+@pytest.mark.server
 def test_errors_of_nginx_have_the_envelope(nowhere: Proxy, request_bytes: bytes, status: int, code: str) -> None:
     """What nginx refuses itself is an OpenAI error, with a request id and, where waiting helps, Retry-After."""
     found, headers, body = nowhere.raw(request_bytes)
@@ -108,6 +109,7 @@ def test_errors_of_nginx_have_the_envelope(nowhere: Proxy, request_bytes: bytes,
     assert headers.get("retry-after") == ("5" if status == 502 else None)
 
 
+@pytest.mark.server
 def test_too_many_requests_of_one_address(nowhere: Proxy) -> None:
     """The limit per address answers 429, with Retry-After."""
     unfinished = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n12345"
@@ -122,6 +124,7 @@ def test_too_many_requests_of_one_address(nowhere: Proxy) -> None:
     assert answer.headers["retry-after"] == "1"
 
 
+@pytest.mark.server
 def test_an_instance_that_does_not_answer(start_nginx: Callable[..., Proxy]) -> None:
     """A gateway that accepts and stays silent is a 504 in the envelope."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -140,6 +143,7 @@ def test_an_instance_that_does_not_answer(start_nginx: Callable[..., Proxy]) -> 
         ("client_body_timeout   15s", b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n12345"),
     ],
 )
+@pytest.mark.server
 def test_a_client_that_stops_is_cut_off(start_nginx: Callable[..., Proxy], timeout: str, beginning: bytes) -> None:
     """Headers or a body that do not go on end the connection; no instance hears of it."""
     with socket.create_server(("127.0.0.1", 0)) as instance:
@@ -152,6 +156,7 @@ def test_a_client_that_stops_is_cut_off(start_nginx: Callable[..., Proxy], timeo
             instance.accept()
 
 
+@pytest.mark.server
 def test_what_an_instance_is_told(start_nginx: Callable[..., Proxy]) -> None:
     """The client's address is nginx's word and not the client's; the request id goes along; connections are kept."""
     with socket.create_server(("127.0.0.1", 0)) as instance, ThreadPoolExecutor() as pool:
@@ -175,6 +180,7 @@ def test_what_an_instance_is_told(start_nginx: Callable[..., Proxy]) -> None:
 
 
 @pytest.mark.parametrize(("sent", "kept"), [("mine-2", True), ("not harmless", False)])
+@pytest.mark.server
 def test_one_request_id_everywhere(proxy: Proxy, sent: str, kept: bool) -> None:
     """A harmless id of the client's, or a new one, is in the answer and in the access log."""
     with proxy.client() as client:
@@ -183,6 +189,7 @@ def test_one_request_id_everywhere(proxy: Proxy, sent: str, kept: bool) -> None:
     assert " 200 " in proxy.logged(got)
 
 
+@pytest.mark.server
 def test_errors_of_the_gateway_pass_unchanged(proxy: Proxy, instances: list[Instance]) -> None:
     """nginx puts its own words over nobody else's."""
     call = {"url": "/v1/embeddings", "json": {"model": "no such", "input": "x"}}
@@ -191,6 +198,7 @@ def test_errors_of_the_gateway_pass_unchanged(proxy: Proxy, instances: list[Inst
         assert client.get("/nothing").json()["error"]["code"] == "not_found"
 
 
+@pytest.mark.server
 def test_a_large_answer_passes(proxy: Proxy) -> None:
     """2,048 × 4,096 floats, here as 128 token vectors of 32 for each text: far more than nginx holds in memory."""
     texts = [" ".join(f"w{(i * 7 + j) % 4900}" for j in range(127)) for i in range(2048)]
@@ -202,6 +210,7 @@ def test_a_large_answer_passes(proxy: Proxy) -> None:
     assert answer.content.count(b",") > 2048 * 4096
 
 
+@pytest.mark.server
 def test_an_overloaded_instance_is_not_set_aside(
     start_nginx: Callable[..., Proxy], start_instances: Callable[..., list[Instance]]
 ) -> None:
@@ -234,6 +243,7 @@ def test_an_overloaded_instance_is_not_set_aside(
     assert {line.partition("upstream=")[2].split()[0] for line in lines} == {f"127.0.0.1:{one.port}" for one in busy}
 
 
+@pytest.mark.server
 def test_no_request_fails_while_instances_die_and_are_rolled(proxy: Proxy, instances: list[Instance]) -> None:
     """Under steady load: one killed, then all three drained and restarted one by one. Nobody outside sees any of it.
 

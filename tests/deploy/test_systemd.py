@@ -34,17 +34,20 @@ def analyze(*arguments: str) -> str:
     return result.stdout + result.stderr
 
 
+@pytest.mark.server
 def test_the_unit_is_correct(unit: Path) -> None:
     """`systemd-analyze verify` has nothing to say about it: no unknown setting, no wrong value."""
     assert [line for line in analyze("verify", str(unit)).splitlines() if "embedding-service" in line] == []
 
 
+@pytest.mark.server
 def test_verify_would_find_a_mistake(unit: Path) -> None:
     """The check above is one: a misspelt setting is told."""
     unit.write_text(replaced(unit.read_text(), {"WatchdogSec=": "WatchDogSec="}))
     assert "WatchDogSec" in analyze("verify", str(unit))
 
 
+@pytest.mark.server
 def test_the_unit_is_hardened(unit: Path) -> None:
     """`systemd-analyze security` finds an exposure of 3.0 at most."""
     output = analyze("security", "--offline=true", str(unit))

@@ -16,7 +16,6 @@ from tests.conftest import FAKE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     import httpx
 
@@ -102,16 +101,19 @@ def test_truncation(http: httpx.Client) -> None:
 RANGES = {"min": np.linspace(-0.3, -0.1, 8).tolist(), "max": np.linspace(0.5, 0.1, 8).tolist()}
 
 
-@pytest.fixture
-def calibrated(start_gateway: Callable[..., RunningGateway], tmp_path: Path) -> Iterator[RunningGateway]:
+@pytest.fixture(scope="module")
+def calibrated(
+    start_gateway: Callable[..., RunningGateway], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningGateway]:
     """Return a gateway whose int8 and uint8 are calibrated for the first eight dimensions, one of them constant."""
-    file = tmp_path / "ranges.json"
+    file = tmp_path_factory.mktemp("calibration") / "ranges.json"
     file.write_text(json.dumps({**RANGES, "max": [*RANGES["max"][:-1], RANGES["min"][-1]]}))
     gateway = start_gateway(**FAKE, matryoshka=True, calibration_file=file)
     yield gateway
     gateway.stop()
 
 
+@pytest.mark.engine
 def test_calibrated_formats_are_those_of_sentence_transformers(calibrated: RunningGateway) -> None:
     """With a calibration file int8 and uint8 are what `quantize_embeddings` makes, also of values out of range."""
     from sentence_transformers.util.quantization import quantize_embeddings

@@ -113,14 +113,13 @@ def test_embed_all_is_cached_apart(start_gateway: Callable[..., RunningGateway])
     ],
 )
 def test_embed_all_is_refused(
-    start_gateway: Callable[..., RunningGateway], settings: dict[str, Any], words: str
+    shared_gateway: Callable[..., RunningGateway], settings: dict[str, Any], words: str
 ) -> None:
     """Too large an answer is refused from the count of tokens; models without hidden states say so."""
     knobs = {"outputs": ["dense", "hidden_states"]}
-    gateway = start_gateway(**{"engine": "fake", "model_name": "fake", "port": 0, "engine_args": knobs, **settings})
+    gateway = shared_gateway(**{"engine": "fake", "model_name": "fake", "port": 0, "engine_args": knobs, **settings})
     with gateway.client() as client:
         assert client.post("/embed_all", json={"inputs": "w1 " * 50}).json()["error"].startswith(words)
-    gateway.stop()
 
 
 @pytest.mark.parametrize("path", ["/similarity", "/"])
@@ -255,12 +254,11 @@ def test_errors_of_load(start_gateway: Callable[..., RunningGateway]) -> None:
     ],
 )
 def test_everything_is_bounded(
-    start_gateway: Callable[..., RunningGateway], path: str, body: dict[str, Any], words: str
+    shared_gateway: Callable[..., RunningGateway], path: str, body: dict[str, Any], words: str
 ) -> None:
     """Routes that compute no vectors obey the limits of a request too, and very long texts are refused unread."""
-    gateway = start_gateway(engine="fake", model_name="fake", port=0, max_inputs=10, max_request_tokens=50)
+    gateway = shared_gateway(engine="fake", model_name="fake", port=0, max_inputs=10, max_request_tokens=50)
     with gateway.client() as client:
         response = client.post(path, json=body)
     assert (response.status_code, response.json()["error_type"]) == (422, "Validation")
     assert words in response.json()["error"]
-    gateway.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import os
@@ -12,14 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from embedding_service.engine.process import WorkerProcess
-from tests.conftest import FAKE, RunningGateway
+from tests import conftest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import httpx
 
+    from tests.conftest import RunningGateway
+
+pytestmark = pytest.mark.process
+FAKE = {**conftest.FAKE, "processes": True}
 SLOW = {**FAKE, "engine_args": {"step_s": 0.3}}
 
 
@@ -31,8 +35,7 @@ def embed(gateway: RunningGateway, text: str | list[str]) -> httpx.Response:
 
 def worker_pid(gateway: RunningGateway) -> int:
     """Return the process id of the first replica's worker."""
-    process: Any = next(iter(gateway.gateway.service.models)).engine.replicas[0]._process
-    return int(process.pid)
+    return int(gateway.workers["fake", 0].pid)
 
 
 def wait_until_ready(gateway: RunningGateway, seconds: float = 20) -> None:
@@ -57,13 +60,19 @@ def test_only_the_poison_fails(start_gateway: Callable[..., RunningGateway], fau
     again = embed(gateway, f"w2 {fault}")
     assert again.status_code == 500
     assert "short while ago" in again.json()["error"]["message"]
-    wait_until_ready(gateway)  # the poison may have been the last suspect, and its death the last event
+    wait_until_ready(
+        gateway
+    )  # the poison may have been the last suspect, and its death the last event
     generation = next(iter(gateway.gateway.service.models)).engine.replicas[0].generation
     assert embed(gateway, "w2").status_code == 200
-    assert next(iter(gateway.gateway.service.models)).engine.replicas[0].generation == generation, "it died again"
+    assert next(iter(gateway.gateway.service.models)).engine.replicas[0].generation == generation, (
+        "it died again"
+    )
 
 
-def test_killed_worker_is_replaced_and_nothing_is_lost(start_gateway: Callable[..., RunningGateway]) -> None:
+def test_killed_worker_is_replaced_and_nothing_is_lost(
+    start_gateway: Callable[..., RunningGateway],
+) -> None:
     """After a SIGKILL the running request is answered by the next worker, without a restart of the gateway."""
     gateway = start_gateway(**SLOW)
     pid = worker_pid(gateway)
@@ -81,10 +90,12 @@ def test_a_step_that_stands_still_is_ended(
     start_gateway: Callable[..., RunningGateway], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker that answers pings but is stuck in a step is replaced; who was next to the culprit is answered."""
-    monkeypatch.setattr("embedding_service.engine.replica.STEP_AT_LEAST_S", 2.0)
+    monkeypatch.setattr("embedding_service.engine.heartbeat.STEP_AT_LEAST_S", 2.0)
     gateway = start_gateway(**FAKE)
     with ThreadPoolExecutor(3) as threads:
-        answers = list(threads.map(lambda text: embed(gateway, text), ["w1", "w2 fault-hang", "w3"]))
+        answers = list(
+            threads.map(lambda text: embed(gateway, text), ["w1", "w2 fault-hang", "w3"])
+        )
     assert [answer.status_code for answer in answers] == [200, 500, 200]
     assert answers[1].headers["x-should-retry"] == "false"
     assert any("no progress in a step" in str(event.get("reason")) for event in gateway.log)
@@ -95,14 +106,15 @@ def test_a_worker_that_cannot_be_started_is_tried_again(
 ) -> None:
     """While the machine has no process, memory or descriptor left, that is one more death, and not the last word."""
     gateway = start_gateway(**FAKE)
-    start, errors = WorkerProcess.start, [BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")]
+    exec_ = asyncio.create_subprocess_exec
+    errors = [BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")]
 
-    async def failing(*args: Any, **options: Any) -> WorkerProcess:
+    async def failing(*args: Any, **options: Any) -> asyncio.subprocess.Process:
         if errors:
             raise errors.pop()
-        return await start(*args, **options)
+        return await exec_(*args, **options)
 
-    monkeypatch.setattr(WorkerProcess, "start", failing)
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", failing)
     os.kill(worker_pid(gateway), signal.SIGKILL)
     until = time.monotonic() + 20
     while errors:
@@ -120,11 +132,16 @@ def test_another_replica_takes_over_at_once(start_gateway: Callable[..., Running
     os.kill(worker_pid(gateway), signal.SIGKILL)
     with gateway.client() as http:
         for _ in range(5):
-            assert http.post("/v1/embeddings", json={"model": "fake", "input": "w1"}).status_code == 200
+            assert (
+                http.post("/v1/embeddings", json={"model": "fake", "input": "w1"}).status_code
+                == 200
+            )
             assert http.get("/readyz").status_code == 200
 
 
-def test_without_a_replica_requests_are_told_when_to_come_back(start_gateway: Callable[..., RunningGateway]) -> None:
+def test_without_a_replica_requests_are_told_when_to_come_back(
+    start_gateway: Callable[..., RunningGateway],
+) -> None:
     """While the only worker restarts, readiness is 503 and new requests get 503 with Retry-After at once."""
     gateway = start_gateway(**{**FAKE, "engine_args": {"load_s": 3}})
     os.kill(worker_pid(gateway), signal.SIGKILL)
@@ -139,25 +156,33 @@ def test_without_a_replica_requests_are_told_when_to_come_back(start_gateway: Ca
         assert http.get("/livez").status_code == 200
 
 
-def test_dying_as_a_habit_marks_the_model_dead(start_gateway: Callable[..., RunningGateway]) -> None:
+def test_dying_as_a_habit_marks_the_model_dead(
+    start_gateway: Callable[..., RunningGateway],
+) -> None:
     """The fourth death within five minutes ends the restarts of that model; the other goes on."""
     models = [{"model_name": "mortal"}, {"model_name": "other"}]
-    gateway = start_gateway(engine="fake", port=0, gpu_memory_utilization=0.2, models=models)
+    gateway = start_gateway(engine="fake", port=0, processes=True, gpu_memory_utilization=0.2, models=models)
     mortal, other = gateway.gateway.service.models
     until = time.monotonic() + 60
     while not mortal.engine.dead:
         assert time.monotonic() < until, "it was started again and again"
-        process = mortal.engine.replicas[0]._process
-        if mortal.engine.ready and process is not None:
+        if mortal.engine.ready:
             with contextlib.suppress(ProcessLookupError):  # the last blow has not been noticed yet
-                os.kill(process.pid, signal.SIGKILL)
+                os.kill(gateway.workers["mortal", 0].pid, signal.SIGKILL)
         time.sleep(0.05)
     with gateway.client() as http:
-        assert http.post("/v1/embeddings", json={"model": "mortal", "input": "w1"}).status_code == 503
-        assert http.post("/v1/embeddings", json={"model": other.name, "input": "w1"}).status_code == 200
+        assert (
+            http.post("/v1/embeddings", json={"model": "mortal", "input": "w1"}).status_code == 503
+        )
+        assert (
+            http.post("/v1/embeddings", json={"model": other.name, "input": "w1"}).status_code
+            == 200
+        )
 
 
-def test_a_stopped_worker_is_found_and_replaced(start_gateway: Callable[..., RunningGateway]) -> None:
+def test_a_stopped_worker_is_found_and_replaced(
+    start_gateway: Callable[..., RunningGateway],
+) -> None:
     """A worker that gives no sign of life is killed and replaced, and its request is answered by the next."""
     gateway = start_gateway(**FAKE)
     pid = worker_pid(gateway)

@@ -1,108 +1,126 @@
-"""Which files make a model's numbers, and that they are read by nobody who does not need to know."""
+"""Which options make engines differ: every one that is not known to leave the numbers alone."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import threading
-from typing import TYPE_CHECKING
+import ast
+import importlib.util
+from pathlib import Path
+from typing import Any
 
 import pytest
+from msgspec import structs
 
-from embedding_service.engine import pool
-from embedding_service.families.weights import weights_digest, weights_stamp
-from tests.calls import embed
-from tests.conftest import FAKE
+from embedding_service.engine import identity as names
+from embedding_service.engine.identity import identity
+from embedding_service.settings.model import ModelOptions
+from embedding_service.worker.fake import FakeBackend
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from tests.conftest import RunningGateway
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Return what looks like a model."""
-    model = tmp_path / "model"
-    (model / "onnx").mkdir(parents=True)
-    for name in ("config.json", "model.safetensors", "1.pt", "onnx/model.bin", "README.md"):
-        (model / name).write_text(name)
-    return model
-
-
-def digest(folder: Path) -> str:
-    return weights_digest(str(folder), stamp=weights_stamp(str(folder)))
-
-
-def test_a_copy_has_the_same_digest(folder: Path, tmp_path: Path) -> None:
-    """Neither the place nor the time of files counts, nor those that are for people or other runtimes."""
-    copy = shutil.copytree(folder, tmp_path / "copy", copy_function=shutil.copyfile)
-    (copy / "README.md").unlink()
-    (copy / "onnx" / "model.bin").write_text("other")
-    assert weights_stamp(str(copy)) != weights_stamp(str(folder))
-    assert digest(copy) == digest(folder)
-
-
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "1.pt"])
-def test_every_file_that_makes_numbers_counts(folder: Path, name: str) -> None:
-    """One byte more or another name is another digest, and another stamp."""
-    known = {digest(folder), weights_stamp(str(folder))}
-    (folder / name).write_text(f"{name}!")
-    known |= {digest(folder), weights_stamp(str(folder))}
-    (folder / name).rename(folder / f"other-{name}")
-    known |= {digest(folder), weights_stamp(str(folder))}
-    assert len(known) == 6
-
-
-def test_files_that_have_changed_since_are_not_believed(folder: Path) -> None:
-    """What is on disk is not what was loaded if size or time say so, and is not called by its digest then."""
-    stamp = weights_stamp(str(folder))
-    os.utime(folder / "config.json", ns=(1, 1))
-    assert weights_digest(str(folder), stamp=stamp) == stamp
-    shutil.rmtree(folder)
-    assert weights_digest(str(folder), stamp=stamp) == stamp
+PLAIN = ModelOptions(engine="fake", model_name="plain")
+FACTS = FakeBackend(PLAIN).facts(32)
+# For each option another value. A new option has to be added here, and to those that count
+# unless `engine/identity.py` says that its effect is none or to be seen in the facts.
+OTHER: dict[str, Any] = {
+    "engine": "vllm",
+    "device": "cpu",
+    "devices": (1,),
+    "replicas": 2,
+    "dtype": "bfloat16",
+    "tensor_parallel_size": 2,
+    "gpu_memory_utilization": 0.3,
+    "max_model_len": 100,
+    "max_batch_size": 7,
+    "batch_timeout_ms": 1.0,
+    "enforce_eager": True,
+    "revision": "abc",
+    "trust_remote_code": True,
+    "engine_args": {"kv_cache_dtype": "fp8"},
+    "startup_timeout_s": 1.0,
+    "model_name": "other",
+    "model_path": "/models/other",
+    "aliases": {"alias": {}},
+    "task": "embed",
+    "required": True,
+    "instruction_template": "{instruction}: ",
+    "default_instruction": "find",
+    "matryoshka": True,
+    "calibration_file": "/ranges.json",
+    "expected_dimension": 32,
+    "token_ids": "native",
+}
+COUNTED = {
+    "enforce_eager",
+    "engine_args",
+    "max_batch_size",
+    "tensor_parallel_size",
+    "trust_remote_code",
+}
 
 
-def test_weights_are_read_when_somebody_asks(
-    start_gateway: Callable[..., RunningGateway], folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Starting, embedding and caching read none of them; records need their checksum, and they are read once for it."""
-    read = []
-
-    def watch(folder: str, *, stamp: str) -> str:
-        read.append(folder)
-        return weights_digest(folder, stamp=stamp)
-
-    monkeypatch.setattr(pool, "weights_digest", watch)
-    gateway = start_gateway(**FAKE, cache_max_bytes=1 << 20, model_path=str(folder))
-    with gateway.client() as http:
-        assert [embed(http, input="w1").headers.get("x-cache") for _ in range(2)] == [None, "1/1"]
-        assert read == []
-        asked = [http.post("/prepare-and-embed", json={"title": "w1"}).json()["model_checksum"] for _ in range(2)]
-        assert embed(http, input="w1").headers.get("x-cache") == "1/1", "what was known before is forgotten"
-    assert asked[0] == asked[1] != "0" * 12
-    assert read == [str(folder)]
-    gateway.stop()
+def of(**options: Any) -> str:
+    """Return the identity of an engine with other options that has found the same facts."""
+    return identity(ModelOptions(**{"engine": "fake", "model_name": "plain", **options}), FACTS)
 
 
-def test_health_waits_for_the_checksum(
-    start_gateway: Callable[..., RunningGateway], folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Who compares matching-service's checksum with a stored one never sees another than the true one with a 200."""
-    go_on = threading.Event()
+def test_every_option_is_on_one_side() -> None:
+    """An option either is listed as without effect on the numbers, or counts."""
+    assert set(OTHER) == set(ModelOptions.model_fields)
+    assert set(ModelOptions.model_fields) - names.OPTIONS_WITHOUT_EFFECT == COUNTED
+    assert set(ModelOptions.model_fields) > names.OPTIONS_WITHOUT_EFFECT
+    assert names.OPTIONS_OF_ROUNDING < COUNTED
 
-    def wait(folder: str, *, stamp: str) -> str:
-        go_on.wait(60)
-        return weights_digest(folder, stamp=stamp)
 
-    monkeypatch.setattr(pool, "weights_digest", wait)
-    gateway = start_gateway(**FAKE, preset="matching-service", model_path=str(folder))
-    with gateway.client() as http:
-        early = http.get("/health")
-        assert (early.status_code, early.json()["status"]) == (503, "reading weights")
-        go_on.set()
-        checksum = http.post("/embed", json={"text": "w1"}).json()["model_checksum"]
-        health = http.get("/health")
-        assert (health.status_code, health.json()["model_checksum"]) == (200, checksum)
-    gateway.stop()
+@pytest.mark.parametrize("name", OTHER)
+def test_an_option_that_is_not_listed_counts(name: str) -> None:
+    """Another value of it is another identity, unless it is without effect."""
+    assert (of(**{name: OTHER[name]}) != identity(PLAIN, FACTS)) == (name in COUNTED)
+
+
+@pytest.mark.parametrize("arguments", [{"step_s": 0.1}, {"hf_overrides": {}}, {"max_num_seqs": 4}])
+def test_an_argument_that_nobody_listed_counts(arguments: dict[str, Any]) -> None:
+    """Arguments of vLLM count, known or not, if only in the last digit."""
+    assert of(engine_args=arguments) != of()
+
+
+def test_arguments_about_memory_and_logs_do_not_count() -> None:
+    """Those that are listed change nothing, alone or beside others."""
+    harmless = dict.fromkeys(names.ARGUMENTS_WITHOUT_EFFECT, 1)
+    assert of(engine_args=harmless) == of()
+    assert of(engine_args={**harmless, "seed": 1}) == of(engine_args={"seed": 1})
+
+
+@pytest.mark.parametrize("listed", [names.ARGUMENTS_WITHOUT_EFFECT, names.ARGUMENTS_OF_ROUNDING])
+def test_what_is_listed_is_an_argument_of_vllm(listed: frozenset[str]) -> None:
+    """No entry is misspelt, or left over from another version."""
+    vllm = importlib.util.find_spec("vllm")
+    assert vllm is not None
+    assert vllm.origin is not None
+    source = Path(vllm.origin).with_name("engine") / "arg_utils.py"  # importing it takes seconds
+    classes = {
+        node.name: node
+        for node in ast.parse(source.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef)
+    }
+    fields = [node for node in classes["EngineArgs"].body if isinstance(node, ast.AnnAssign)]
+    assert {ast.unparse(field.target) for field in fields} >= listed
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"weights": "other"},
+        {"dtype": "bfloat16"},
+        {"pooling": "MEAN"},
+        {"device": "cuda"},
+        {"engine_version": "1"},
+        {"max_tokens": 7},
+    ],
+)
+def test_facts_count(change: dict[str, Any]) -> None:
+    """An engine that found other weights, another format, device or version is another one."""
+    assert identity(PLAIN, structs.replace(FACTS, **change)) != identity(PLAIN, FACTS)
+
+
+@pytest.mark.parametrize("change", [{"prompts": {"query": "q: "}}, {"folder": "/elsewhere"}])
+def test_prompts_and_places_do_not_count(change: dict[str, Any]) -> None:
+    """Prompts are in the token ids already; a model is the same in another folder."""
+    assert identity(PLAIN, structs.replace(FACTS, **change)) == identity(PLAIN, FACTS)

@@ -1,81 +1,29 @@
-"""Replicas seen from the gateway: their states, and how requests reach them. Crashes are in test_crash.py."""
+"""Replicas seen from the gateway: how requests reach them. Crashes are in test_crash.py."""
 
 from __future__ import annotations
 
-import asyncio
-import itertools
 import os
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-import structlog
 
-from embedding_service.engine import replica as replica_module
+from embedding_service.engine import heartbeat
 from embedding_service.engine.pool import SLICE_TEXTS, SLICE_TOKENS, _slices
-from embedding_service.engine.replica import Replica
-from embedding_service.engine.states import TRANSITIONS, Event, State
 from embedding_service.errors import ModelNotLoaded
-from embedding_service.settings.model import ModelOptions
 from embedding_service.types import Batch, Output, Priority
 from tests.calls import embed, unit_vectors, vectors_of
+from tests.child import wait_until
 from tests.conftest import FAKE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
+    from embedding_service.engine.replica import Replica
     from tests.conftest import RunningGateway
-
-S, E = State, Event
-LEGAL = {
-    (S.STARTING, E.HELLO): S.READY,
-    (S.STARTING, E.EXITED): S.BACKOFF,
-    (S.STARTING, E.GAVE_UP): S.DEAD,
-    (S.STARTING, E.STOP): S.STOPPED,
-    (S.READY, E.EXITED): S.BACKOFF,
-    (S.READY, E.STOP): S.STOPPED,
-    (S.BACKOFF, E.RESTART): S.STARTING,
-    (S.BACKOFF, E.GAVE_UP): S.DEAD,
-    (S.BACKOFF, E.STOP): S.STOPPED,
-    (S.DEAD, E.STOP): S.STOPPED,
-    (S.STOPPED, E.STOP): S.STOPPED,
-}
-
-
-def quiet_log() -> Any:
-    def drop(*_: Any) -> Any:
-        raise structlog.DropEvent
-
-    return structlog.wrap_logger(None, processors=[drop])
-
-
-@pytest.mark.parametrize(("state", "event"), list(itertools.product(State, Event)))
-async def test_every_pair_of_state_and_event_is_decided(tmp_path: Path, state: State, event: Event) -> None:
-    """Each event either moves a replica to the one right state, or cannot happen there and is an error."""
-    replica = Replica(
-        ModelOptions(engine="fake"), 0, folder=tmp_path, start_lock=asyncio.Lock(), environ={}, log=quiet_log()
-    )
-    changes: list[State] = []
-    replica.changed = lambda: changes.append(replica.state)
-    replica.state = state
-    if (state, event) in LEGAL:
-        replica._move(event)
-        assert replica.state is LEGAL[state, event]
-        assert changes == [replica.state]
-    else:
-        with pytest.raises(KeyError):
-            replica._move(event)
-        assert replica.state is state
-
-
-def test_every_state_can_be_reached_and_left() -> None:
-    """No state is unreachable, and from each one a stop leads out."""
-    assert set(TRANSITIONS.values()) | {State.STARTING} == set(State)
-    assert {state for state, event in TRANSITIONS if event is Event.STOP} == set(State)
 
 
 def batch(sizes: list[int], boundaries: list[int] | None = None) -> Batch:
@@ -109,18 +57,15 @@ def engines(gateway: RunningGateway) -> list[Replica]:
     return list(next(iter(gateway.gateway.service.models)).engine.replicas)
 
 
-def pid_of(replica: Replica) -> int:
-    assert replica._process is not None
-    return replica._process.pid
-
-
 def test_replicas_share_the_load(start_gateway: Callable[..., RunningGateway], monkeypatch: pytest.MonkeyPatch) -> None:
     """One large request is spread over all replicas, and its vectors come back in order."""
-    monkeypatch.setattr(replica_module, "PING_EVERY_S", 0.05)
+    monkeypatch.setattr(heartbeat, "PING_EVERY_S", 0.05)
     gateway = start_gateway(**FAKE, replicas=2, gpu_memory_utilization=0.2)
     texts = [f"w{i}" for i in range(4 * SLICE_TEXTS)]
     with gateway.client() as client:
-        np.testing.assert_allclose(vectors_of(embed(client, input=texts)), unit_vectors(*texts), rtol=1e-5)
+        np.testing.assert_allclose(
+            vectors_of(embed(client, input=texts)), unit_vectors(*texts), rtol=1e-5
+        )
         assert client.get("/readyz").json()["models"] == {"fake": ["ready", "ready"]}
     until = time.monotonic() + 30
     shares: list[int] = []
@@ -129,11 +74,13 @@ def test_replicas_share_the_load(start_gateway: Callable[..., RunningGateway], m
         time.sleep(0.05)
         shares = [replica.progress.texts if replica.progress else 0 for replica in engines(gateway)]
     assert shares == [2 * SLICE_TEXTS, 2 * SLICE_TEXTS]
-    assert len({pid_of(replica) for replica in engines(gateway)}) == 2
+    assert len(gateway.workers) == 2
     assert gateway.stop() == 0
 
 
-def test_single_requests_go_to_the_least_loaded_replica(start_gateway: Callable[..., RunningGateway]) -> None:
+def test_single_requests_go_to_the_least_loaded_replica(
+    start_gateway: Callable[..., RunningGateway],
+) -> None:
     """While one replica is busy, the next request goes to the other and does not wait."""
     gateway = start_gateway(**FAKE, replicas=2, gpu_memory_utilization=0.2)
     loads = []
@@ -150,16 +97,27 @@ def test_single_requests_go_to_the_least_loaded_replica(start_gateway: Callable[
     assert gateway.stop() == 0
 
 
-def test_models_do_not_mix_whatever_their_names(start_gateway: Callable[..., RunningGateway]) -> None:
+def test_models_do_not_mix_whatever_their_names(
+    start_gateway: Callable[..., RunningGateway],
+) -> None:
     """Models whose names begin or end alike, or are not ASCII, each have an engine of their own."""
-    names = ["a/the-same-long-name-1", "a/the-same-long-name-2", "b/the-same-long-name-2", "имя 😀" * 9]
+    names = [
+        "a/the-same-long-name-1",
+        "a/the-same-long-name-2",
+        "b/the-same-long-name-2",
+        "имя 😀" * 9,
+    ]
     models = [
-        {"model_name": name, "required": True, "max_model_len": 10 + i, "gpu_memory_utilization": 0.1}
+        {
+            "model_name": name,
+            "required": True,
+            "max_model_len": 10 + i,
+            "gpu_memory_utilization": 0.1,
+        }
         for i, name in enumerate(names)
     ]
     gateway = start_gateway(port=0, engine="fake", models=models)
-    lines = [replica._line for model in gateway.gateway.service.models for replica in model.engine.replicas]
-    assert len({line.step_path for line in lines if line}) == len(names)
+    assert len(list(gateway.gateway.folder.glob("*.step"))) == len(names)
     with gateway.client() as client:
         for i, name in enumerate(names):
             assert embed(client, model=name, input="w1").json()["model"] == name
@@ -167,10 +125,12 @@ def test_models_do_not_mix_whatever_their_names(start_gateway: Callable[..., Run
     assert gateway.stop() == 0
 
 
-def test_a_refused_model_ends_start_up_with_its_reason(start_gateway: Callable[..., RunningGateway]) -> None:
+def test_a_refused_model_ends_start_up_with_its_reason(
+    start_gateway: Callable[..., RunningGateway],
+) -> None:
     """A model that the engine refuses is `ModelNotLoaded`: one line with the model's name and the cause."""
     gateway = start_gateway(**FAKE, wait=False, engine_args={"refuse": "its files are damaged"})
-    gateway._thread.join(60)
+    gateway.wait_ended()
     assert isinstance(gateway.error, ModelNotLoaded)
     assert str(gateway.error).startswith("fake: ")
     assert str(gateway.error).endswith("its files are damaged")
@@ -178,37 +138,36 @@ def test_a_refused_model_ends_start_up_with_its_reason(start_gateway: Callable[.
     assert not gateway.gateway.folder.exists()
 
 
-def test_a_model_that_takes_too_long_ends_start_up(start_gateway: Callable[..., RunningGateway]) -> None:
+def test_a_model_that_takes_too_long_ends_start_up(
+    start_gateway: Callable[..., RunningGateway],
+) -> None:
     """A model that is not there after `startup_timeout_s` is given up, and its process ended."""
     gateway = start_gateway(**FAKE, wait=False, engine_args={"load_s": 3600}, startup_timeout_s=0.5)
-    gateway._thread.join(60)
+    gateway.wait_ended()
     assert isinstance(gateway.error, ModelNotLoaded)
     assert "startup_timeout_s = 0.5" in str(gateway.error)
 
 
+@pytest.mark.process
 def test_a_worker_that_dies_while_loading_ends_start_up(start_gateway: Callable[..., RunningGateway]) -> None:
     """A worker that is killed before its hello is reported with its signal, not waited for."""
-    gateway = start_gateway(**FAKE, wait=False, engine_args={"load_s": 3600})
-    (replica,) = engines(gateway)
-    until = time.monotonic() + 30
-    while replica._process is None:
-        assert time.monotonic() < until
-        time.sleep(0.01)
-    os.kill(pid_of(replica), signal.SIGKILL)
-    gateway._thread.join(60)
+    gateway = start_gateway(**FAKE, wait=False, processes=True, engine_args={"load_s": 3600})
+    wait_until(lambda: gateway.workers)
+    os.kill(gateway.workers["fake", 0].pid, signal.SIGKILL)
+    gateway.wait_ended()
     assert isinstance(gateway.error, ModelNotLoaded)
     assert "status -9" in str(gateway.error)
 
 
+@pytest.mark.process
 def test_workers_ignore_the_terminals_signals(start_gateway: Callable[..., RunningGateway]) -> None:
     """Ctrl-C and SIGTERM are the gateway's business: a worker that gets them goes on."""
-    gateway = start_gateway(**FAKE)
-    (replica,) = engines(gateway)
-    pid = pid_of(replica)
+    gateway = start_gateway(**FAKE, processes=True)
+    pid = gateway.workers["fake", 0].pid
     for number in (signal.SIGINT, signal.SIGTERM):
         os.kill(pid, number)
     with gateway.client() as client:
         assert embed(client, input="w1").status_code == 200
-    assert pid_of(replica) == pid
+    assert gateway.workers["fake", 0].pid == pid
     assert os.getpgid(pid) == pid != os.getpgid(0)
     assert gateway.stop() == 0

@@ -1,4 +1,4 @@
-"""A worker's cores and environment."""
+"""A worker's process: how its end is noticed."""
 
 from __future__ import annotations
 
@@ -6,144 +6,20 @@ import asyncio
 import contextlib
 import os
 import signal
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import structlog
-from hypothesis import given
-from hypothesis import strategies as st
 
 from embedding_service.engine import process as process_module
-from embedding_service.engine.process import WorkerProcess, cpu_binding, environment, inherited
-from embedding_service.settings.gateway import Settings
-from embedding_service.settings.load import load
-from embedding_service.settings.model import ModelOptions
-from tests.conftest import FAKE, RunningGateway
+from embedding_service.engine.process import WorkerProcess
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
-@pytest.mark.parametrize(
-    ("cores", "ranks", "replicas", "bindings"),
-    [
-        ([0, 1], 1, 1, ["0,1"]),
-        ([0, 1], 2, 1, ["0|1"]),
-        ([0, 1], 1, 2, ["0", "1"]),
-        ([4, 5, 6, 7], 2, 1, ["4,5|6,7"]),
-        ([0, 1, 2, 3], 2, 2, ["0|1", "2|3"]),
-        ([0, 1, 2], 1, 2, ["0", "1,2"]),
-        ([0], 1, 3, ["0", "0", "0"]),
-        ([0, 1], 1, 3, ["0", "1", "0"]),
-        ([0, 1], 3, 1, ["0|1|0"]),
-    ],
-)
-def test_cores_are_split(cores: list[int], ranks: int, replicas: int, bindings: list[str]) -> None:
-    """Replicas share the cores, and tensor-parallel ranks share a replica's."""
-    assert [cpu_binding(cores, ranks=ranks, replica=i, replicas=replicas) for i in range(replicas)] == bindings
 
-
-@given(st.lists(st.integers(0, 500), min_size=1, max_size=64, unique=True), st.integers(1, 9), st.integers(1, 9))
-def test_no_core_is_idle_and_none_is_shared_without_need(cores: list[int], ranks: int, replicas: int) -> None:
-    """Every rank has a core; with enough cores each core belongs to exactly one rank."""
-    bound = [
-        [int(core) for core in rank.split(",")]
-        for replica in range(replicas)
-        for rank in cpu_binding(cores, ranks=ranks, replica=replica, replicas=replicas).split("|")
-    ]
-    assert len(bound) == ranks * replicas
-    assert all(part and set(part) <= set(cores) for part in bound)
-    if len(cores) >= 2 * ranks * replicas:
-        assert sorted(core for part in bound for core in part) == sorted(cores)
-
-
-@pytest.fixture(autouse=True)
-def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("VLLM_CPU_OMP_THREADS_BIND", "CUDA_VISIBLE_DEVICES", "VLLM_LOGGING_LEVEL", "LD_PRELOAD"):
-        monkeypatch.delenv(name, raising=False)
-
-
-def variables(replica: int = 0, **options: Any) -> dict[str, str]:
-    return environment(ModelOptions(**options), replica=replica)
-
-
-def test_the_core_stays_in_the_worker() -> None:
-    """vLLM is told to keep its core in the worker's process, and to report to nobody."""
-    wanted = variables()
-    assert wanted["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
-    assert wanted["VLLM_NO_USAGE_STATS"] == "1"
-
-
-def test_cores_are_those_of_this_process() -> None:
-    """The binding uses the cores that the gateway may run on, and all of them."""
-    binding = variables()["VLLM_CPU_OMP_THREADS_BIND"]
-    assert {int(core) for core in binding.split(",")} == os.sched_getaffinity(0)
-
-
-def test_the_operators_variables_win(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is set in the gateway's own environment is left as it is."""
-    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0-7")
-    monkeypatch.setenv("LD_PRELOAD", "/mine.so")
-    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "")
-    assert not {"VLLM_CPU_OMP_THREADS_BIND", "LD_PRELOAD", "VLLM_LOGGING_LEVEL"} & variables().keys()
-
-
-@pytest.mark.parametrize(
-    ("devices", "ranks", "visible"),
-    [
-        ([], 1, [None, None, None]),
-        ([2], 1, ["2", "2", "2"]),
-        ([0, 3], 1, ["0", "3", "0"]),
-        ([0, 1, 2, 3], 2, ["0,1", "2,3", "0,1"]),
-    ],
-)
-def test_replicas_take_devices_in_turn(
-    monkeypatch: pytest.MonkeyPatch, devices: list[int], ranks: int, visible: list[str | None]
-) -> None:
-    """Each replica sees its own devices, whatever the gateway sees; without a list it sees what the gateway sees."""
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
-    got = [
-        variables(replica, replicas=3, devices=devices, tensor_parallel_size=ranks).get("CUDA_VISIBLE_DEVICES")
-        for replica in range(3)
-    ]
-    assert got == visible
-
-
-@pytest.mark.parametrize(
-    ("settings", "shared"),
-    [
-        ({}, False),
-        ({"models": [{"model_name": "a"}, {"model_name": "b"}]}, True),
-        ({"replicas": 50, "tensor_parallel_size": 64}, True),
-    ],
-)
-def test_waiting_threads_do_not_spin_on_shared_cores(settings: dict[str, Any], shared: bool) -> None:
-    """Only where several workers compute on the same cores do their threads sleep while they wait."""
-    tree = Settings(gpu_memory_utilization=0.01, **settings)
-    assert ("OMP_WAIT_POLICY" in inherited(tree)) is shared
-
-
-@pytest.mark.parametrize("url_in", ["EMBEDDING_REDIS_URL", "embedding_redis_url", "OLD_REDIS"])
-def test_a_worker_is_told_no_secret(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, url_in: str) -> None:
-    """No key and no password of Redis is among a worker's variables, whatever the variable is called."""
-    for name in ("API_KEY", "MY_TOKEN", "EMBEDDING_API_KEYS"):
-        monkeypatch.setenv(name, f"a-secret-for-{name}")
-    monkeypatch.setenv(url_in, "unix://:a-secret-password@/nowhere/redis.sock")
-    monkeypatch.setenv("HF_TOKEN", "needed-there")
-    config = tmp_path / "config.yaml"
-    config.write_text("{api_keys_env: [MY_TOKEN], environment: {OLD_REDIS: redis_url}}", encoding="utf-8")
-    settings, _ = load(config, FAKE)
-    assert settings.redis_url is not None
-    gateway = RunningGateway(settings)
-    try:
-        gateway.wait_ready()
-        (process,) = [replica._process for replica in gateway.gateway.service.models.default.engine.replicas]
-        assert process is not None
-        told = Path(f"/proc/{process.pid}/environ").read_text() + Path(f"/proc/{process.pid}/cmdline").read_text()
-        assert "needed-there" in told
-        assert "a-secret" not in told
-    finally:
-        gateway.stop()
-
-
+@pytest.mark.process
 def test_an_ended_worker_stays_ended_while_its_output_is_held_open(tmp_path: Path) -> None:
     """What a worker left behind may keep the pipe: `wait` tells of the end, also after one that was given up."""
 
@@ -177,7 +53,12 @@ def test_an_end_that_was_missed_is_looked_for(monkeypatch: pytest.MonkeyPatch) -
         """A process whose event loop missed the sign of its end, and hears the next one."""
 
         def __init__(self) -> None:
-            self.pid, self.returncode, self.stdout, self.heard = 0, -9, asyncio.StreamReader(), asyncio.Event()
+            self.pid, self.returncode, self.stdout, self.heard = (
+                0,
+                -9,
+                asyncio.StreamReader(),
+                asyncio.Event(),
+            )
             self.stdout.feed_eof()
 
         async def wait(self) -> int:

@@ -158,7 +158,9 @@ def test_messages_that_come_together_are_told_apart() -> None:
         (MESSAGES[-1], []),
         (RUN, [b"12"]),
     ]
-    parts = [memoryview(part) for message, frames in sent for part in protocol.encode(message, *frames)]
+    parts = [
+        memoryview(part) for message, frames in sent for part in protocol.encode(message, *frames)
+    ]
     got = list(protocol.split(parts))
     assert [message for message, _ in got] == [message for message, _ in sent]
     assert [[len(frame) for frame in frames] for _, frames in got] == [[24, 16], [], [], [2]]
@@ -192,7 +194,8 @@ def test_rows_come_back(some: list[int], more: list[int], width: int, transposed
         return array.T if transposed else array
 
     results = [
-        {Output.COLBERT: rows(some[i]), Output.SPARSE: rows(more[i]), Output.DENSE: rows(1)} for i in range(inputs)
+        {Output.COLBERT: rows(some[i]), Output.SPARSE: rows(more[i]), Output.DENSE: rows(1)}
+        for i in range(inputs)
     ]
     frames, arrays = protocol.pack(results)
     got = protocol.unpack(protocol.Done(1, 1, frames, 3, 0.5), views(*arrays))

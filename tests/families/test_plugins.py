@@ -45,6 +45,7 @@ def test_rotary_positions_are_left_alone() -> None:
     assert replacement("nameless") is None
 
 
+@pytest.mark.engine
 def test_the_entry_point_is_the_plugin() -> None:
     """The package tells vLLM of `register`, in pyproject.toml and as it is installed here."""
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["vllm.general_plugins"]

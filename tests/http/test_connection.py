@@ -30,7 +30,7 @@ def strict(start_gateway: Callable[..., RunningGateway]) -> Iterator[RunningGate
 
 def connect(gateway: RunningGateway) -> socket.socket:
     """Open a connection."""
-    return socket.create_connection(gateway._sockets[0].getsockname()[:2], timeout=30)
+    return socket.create_connection(gateway.address, timeout=30)
 
 
 def answer(connection: socket.socket) -> bytes:
@@ -146,7 +146,7 @@ def test_an_answer_that_nobody_reads_is_let_go(start_gateway: Callable[..., Runn
     for _ in range(4):  # beyond what the sockets' buffers take
         client = socket.socket()
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        client.connect(gateway._sockets[0].getsockname()[:2])
+        client.connect(gateway.address)
         client.sendall(b"POST /v1/embeddings HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
         ends.append(client)
     until = time.monotonic() + 60

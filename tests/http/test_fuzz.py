@@ -207,6 +207,7 @@ def test_nothing_unforeseen(start_gateway: Callable[..., RunningGateway]) -> Non
 
 
 @pytest.mark.soak
+@pytest.mark.process
 def test_memory_does_not_grow(tmp_path: Path) -> None:
     """A gateway in a process of its own is as large after the second half of the requests as after the first."""
     flags = [

@@ -57,8 +57,12 @@ def refusal(path: Path, text: str | bytes, **settings: Any) -> str:
 
 
 def unnamed(key: str) -> str:
-    """Return what a key without a name is called: the same wherever it stands, and nothing of its digest."""
-    return "key-" + hashlib.sha256(b"name of " + hashlib.sha256(key.encode()).digest()).hexdigest()[:8]
+    """Return what a key without a name is called: the same wherever it stands, and nothing of its
+    digest.
+    """
+    return (
+        "key-" + hashlib.sha256(b"name of " + hashlib.sha256(key.encode()).digest()).hexdigest()[:8]
+    )
 
 
 def name_of(known: KeyRing, key: str) -> str | None:
@@ -66,7 +70,7 @@ def name_of(known: KeyRing, key: str) -> str | None:
     return tenant and tenant.name
 
 
-# --- sources ---------------------------------------------------------------------------------------------------------
+# --- sources --------------------------------------------------------------------------------------
 
 
 def test_keys_come_from_settings() -> None:
@@ -120,7 +124,9 @@ def test_variables_are_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("value", ["", "  ", "\n"])
 def test_a_blank_variable_is_no_key(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
-    """A variable that holds nothing but blanks is no key, and no excuse for listening to other machines."""
+    """A variable that holds nothing but blanks is no key, and no excuse for listening to other
+    machines.
+    """
     monkeypatch.setenv("API_TOKEN", value)
     assert len(ring()) == 0
     with pytest.raises(BadConfiguration, match=r"^host: 0\.0\.0\.0"):
@@ -138,7 +144,7 @@ def test_a_blank_variable_is_no_key(monkeypatch: pytest.MonkeyPatch, value: str)
         f"key: {SECRET}\n",
         f"- name: team\n  key: {HASHED}\n",
         f'["{SECRET}"]',
-        f"# a comment\n- key: '{SECRET}'\n  models: [fake]\n  requests: 5/minute\n  tokens: 100/hour\n",
+        f"# a comment\n- key: '{SECRET}'\n  models: [fake]\n  requests: 5/minute\n",
     ],
 )
 def test_keys_come_from_a_file(path: Path, text: str) -> None:
@@ -159,8 +165,12 @@ def test_an_entry_says_what_a_key_may_do() -> None:
     assert tenant == Tenant("team", frozenset({"fake"}), "5/minute", "100/hour")
 
 
-def test_keys_come_from_a_systemd_credential(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The credential `embedding-keys` is the file of keys unless another is set, and counts as having keys."""
+def test_keys_come_from_a_systemd_credential(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The credential `embedding-keys` is the file of keys unless another is set, and counts as
+    having keys.
+    """
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
     assert len(ring()) == 0
     (tmp_path / "embedding-keys").write_text(SECRET, encoding="utf-8")
@@ -186,7 +196,7 @@ def test_keys_beyond_ascii_are_utf_8(path: Path) -> None:
     assert from_file(path, "schlüssel").find("schlüssel".encode()) is not None
 
 
-# --- what is refused -------------------------------------------------------------------------------------------------
+# --- what is refused ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -241,7 +251,9 @@ def test_keys_beyond_ascii_are_utf_8(path: Path) -> None:
     ],
 )
 def test_a_wrong_file_is_told_in_one_line(path: Path, text: str | bytes, words: str) -> None:
-    """What is wrong with a file of keys is one line with its name and what to do, and no part of any key."""
+    """What is wrong with a file of keys is one line with its name and what to do, and no part of
+    any key.
+    """
     message = refusal(path, text)
     assert words in message
     for part in (
@@ -265,7 +277,9 @@ def test_a_file_that_cannot_be_read_is_told(path: Path) -> None:
         assert str(caught.value).startswith(f"api_keys_file: {wrong}: {words}")
 
 
-@pytest.mark.parametrize("entry", [f"sha256:{SECRET}", {SECRET: "team"}, {"key": SECRET, "modles": []}])
+@pytest.mark.parametrize(
+    "entry", [f"sha256:{SECRET}", {SECRET: "team"}, {"key": SECRET, "modles": []}]
+)
 def test_wrong_settings_do_not_show_a_key(entry: Any) -> None:
     """Keys in the settings themselves are not repeated either."""
     with pytest.raises(BadConfiguration) as caught:
@@ -281,6 +295,7 @@ def test_the_same_key_twice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         ring(api_keys=[{"name": "team", "key": HASHED}])
 
 
+@pytest.mark.process
 def test_a_wrong_file_ends_start_up_in_one_line(path: Path) -> None:
     """`serve` exits with 2 and one line, before any model is touched."""
     path.write_text(f"- {SECRET}: x\n", encoding="utf-8")
@@ -302,7 +317,7 @@ def test_a_wrong_file_ends_start_up_in_one_line(path: Path) -> None:
     assert SECRET not in done.stderr + done.stdout
 
 
-# --- reload ----------------------------------------------------------------------------------------------------------
+# --- reload ---------------------------------------------------------------------------------------
 
 
 def test_reload_swaps_keys(path: Path) -> None:
@@ -318,7 +333,9 @@ def test_reload_swaps_keys(path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("text", ["", "- [", "- 5\n", "- {key: a, models: [other]}\n", "- a\n- a\n", None])
+@pytest.mark.parametrize(
+    "text", ["", "- [", "- 5\n", "- {key: a, models: [other]}\n", "- a\n- a\n", None]
+)
 def test_a_wrong_file_changes_nothing(path: Path, text: str | None) -> None:
     """A reload of a wrong, empty or missing file raises and keeps the keys there are."""
     known = from_file(path, "- old\n")
@@ -344,7 +361,7 @@ def test_a_running_service_is_not_opened(tmp_path: Path, monkeypatch: pytest.Mon
     assert name_of(known, "old") == unnamed("old")
 
 
-# --- secrecy ---------------------------------------------------------------------------------------------------------
+# --- secrecy --------------------------------------------------------------------------------------
 
 
 def test_only_digests_are_kept(path: Path) -> None:
@@ -369,7 +386,9 @@ def test_a_look_up_costs_the_same_however_many_keys_there_are() -> None:
             sys.setprofile(None)
         return len(events)
 
-    assert [name_of(many, str(number)) for number in range(500)] == [unnamed(str(n)) for n in range(500)]
+    assert [name_of(many, str(number)) for number in range(500)] == [
+        unnamed(str(n)) for n in range(500)
+    ]
     assert calls(few, b"1") == calls(many, b"1") == calls(many, b"499") == calls(many, b"wrong")
 
 
@@ -380,12 +399,15 @@ def test_new_keys_are_random() -> None:
     assert all(key.startswith("emb-") and len(key) == 4 + 43 for key in made)
 
 
-# --- the command -----------------------------------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("arguments", [[], ["--name", "team"], ["--name", "team", "--models", "fake, alias"]])
+@pytest.mark.process
 def test_keys_new_writes_an_entry(path: Path, arguments: list[str]) -> None:
-    """What `keys new` prints is accepted as the file; the key itself goes to standard error alone, once."""
+    """What `keys new` prints is accepted as the file; the key itself goes to standard error alone,
+    once.
+    """
     done = run("keys", "new", *arguments)
     assert done.returncode == 0
     (line,) = done.stderr.splitlines()
@@ -400,12 +422,14 @@ def test_keys_new_writes_an_entry(path: Path, arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize("ending", ["", "\n", "\r\n", "\nmore\n"])
+@pytest.mark.process
 def test_keys_hash_reads_standard_input(ending: str) -> None:
     """`keys hash` prints the digest of the first line, without its end."""
     done = _hash(SECRET + ending)
     assert (done.returncode, done.stdout, done.stderr) == (0, HASHED + "\n", "")
 
 
+@pytest.mark.process
 def test_keys_hash_of_nothing_is_refused() -> None:
     """The digest of the empty key would let everybody in."""
     done = _hash("\n")

@@ -14,6 +14,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.calls import embed, error_of
+from tests.child import wait_until
 from tests.conftest import FAKE
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def test_a_request_is_counted_in_every_way(counted: RunningGateway) -> None:
     assert value(after, "queued_tokens", model="fake") == 0
     assert value(after, "queue_limit_tokens", model="fake") == 2_000_000
     assert value(after, "replicas", model="fake", state="ready") == 1
-    assert value(after, "event_loop_lag_seconds_count") > 0
+    wait_until(lambda: value(samples(counted), "event_loop_lag_seconds_count") > 0)
     assert after["process_open_fds", ()] > 0
 
 
@@ -159,18 +160,14 @@ def test_no_request_leaves_a_task(counted: RunningGateway) -> None:
     ],
 )
 def test_who_may_see_the_metrics(
-    start_gateway: Callable[..., RunningGateway], setting: str, headers: dict[str, str], status: int
+    shared_gateway: Callable[..., RunningGateway], setting: str, headers: dict[str, str], status: int
 ) -> None:
     """Everybody, this machine (but not through a proxy on it), holders of a key, or nobody."""
-    gateway = start_gateway(**FAKE, wait=False, api_keys=["right"], metrics=setting)
-    try:
-        with gateway.client() as http:
-            answer = http.get("/metrics", headers=headers)
-        assert answer.status_code == status
-        if status != 200:
-            error_of(answer, status)
-    finally:
-        gateway.stop()
+    with shared_gateway(**FAKE, api_keys=["right"], metrics=setting).client() as http:
+        answer = http.get("/metrics", headers=headers)
+    assert answer.status_code == status
+    if status != 200:
+        error_of(answer, status)
 
 
 def test_openmetrics_is_spoken_too(counted: RunningGateway) -> None:
@@ -243,8 +240,11 @@ def test_traces_reach_a_collector(start_gateway: Callable[..., RunningGateway], 
     assert "planted" not in json.dumps([str(span) for span in collector.spans])
 
 
-def test_a_collector_that_is_gone_costs_nothing(start_gateway: Callable[..., RunningGateway]) -> None:
+def test_a_collector_that_is_gone_costs_nothing(
+    start_gateway: Callable[..., RunningGateway], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Requests are answered, and the gateway ends, where nobody takes the traces."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.2")  # the exporter tries again until then
     gateway = start_gateway(**FAKE, otlp_endpoint="http://127.0.0.1:1")
     with gateway.client() as http:
         assert embed(http, input="w1").status_code == 200

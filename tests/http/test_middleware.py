@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from embedding_service.engine import replica as replica_module
+from embedding_service.engine import heartbeat
 from embedding_service.engine.protocol import Pong
 from tests.calls import embed, error_of, vectors_of
 from tests.conftest import FAKE
@@ -28,11 +28,6 @@ def request(body: bytes) -> bytes:
     return head.encode() + b"\r\n\r\n" + body
 
 
-def address(gateway: RunningGateway) -> tuple[str, int]:
-    host, _, port = gateway.url.removeprefix("http://").partition(":")
-    return host, int(port)
-
-
 def leftovers(gateway: RunningGateway) -> dict[str, Any]:
     """Return everything that a gateway and its worker still hold for requests."""
     (model,) = gateway.gateway.service.models
@@ -44,7 +39,6 @@ def leftovers(gateway: RunningGateway) -> dict[str, Any]:
         "bytes": gateway.gateway.service.answers.held,
         "preparing": model.preparing,
         "outstanding": replica.outstanding_tokens,
-        "pending": len(replica._pending),
         "running": progress.running if progress else -1,
         "waiting": progress.waiting if progress else -1,
     }
@@ -61,13 +55,13 @@ def test_500_cancelled_requests_leave_nothing(
     start_gateway: Callable[..., RunningGateway], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Clients that go away at any moment, before, while and after the engine works, leave nothing queued."""
-    monkeypatch.setattr(replica_module, "PING_EVERY_S", 0.05)
+    monkeypatch.setattr(heartbeat, "PING_EVERY_S", 0.05)
     gateway = start_gateway(**FAKE, engine_args={"step_s": 0.01})
     small = request(json.dumps({"model": "fake", "input": ["w1"] * 3}).encode())
     large = request(json.dumps({"model": "fake", "input": ["w1 " * 100] * 40}).encode())
 
     async def go_away(number: int) -> None:
-        _, writer = await asyncio.open_connection(*address(gateway))
+        _, writer = await asyncio.open_connection(*gateway.address)
         body = large if number % 5 == 0 else small
         writer.write(body[: len(body) // 2] if number % 7 == 0 else body)
         await writer.drain()
@@ -93,11 +87,11 @@ def test_cancelled_work_does_not_run(
     start_gateway: Callable[..., RunningGateway], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When a client gives up a request of many steps, the worker drops the rest of them."""
-    monkeypatch.setattr(replica_module, "PING_EVERY_S", 0.05)
+    monkeypatch.setattr(heartbeat, "PING_EVERY_S", 0.05)
     gateway = start_gateway(**FAKE, engine_args={"step_s": 0.2}, max_batch_size=1)
     (model,) = gateway.gateway.service.models
     (replica,) = model.engine.replicas
-    with socket.create_connection(address(gateway)) as leaving:
+    with socket.create_connection(gateway.address) as leaving:
         leaving.sendall(request(json.dumps({"model": "fake", "input": ["w1"] * 1000}).encode()))
         wait_until(lambda: leftovers(gateway)["waiting"] > 0)
     wait_until(lambda: not any(leftovers(gateway).values()))
@@ -110,7 +104,7 @@ def test_a_slow_reader_holds_its_answer_and_nobody_else(start_gateway: Callable[
     """While one client does not read its large answer, its bytes stay reserved and others are served."""
     gateway = start_gateway(**FAKE, engine_args={"outputs": ["dense", "colbert"]})
     body = {"model": "fake", "input": ["w1 " * 400] * 100, "return_colbert": True}
-    with socket.create_connection(address(gateway)) as slow:
+    with socket.create_connection(gateway.address) as slow:
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         slow.sendall(request(json.dumps(body).encode()))
         wait_until(lambda: slow.recv(1, socket.MSG_PEEK))
@@ -155,7 +149,7 @@ def test_connections_are_kept(fake: RunningGateway) -> None:
 def test_pipelined_requests_are_answered_in_order(fake: RunningGateway) -> None:
     """Requests sent without waiting get their answers in the order they were sent."""
     bodies = [json.dumps({"model": "fake", "input": [f"w{i}"] * (i + 1)}).encode() for i in range(3)]
-    with socket.create_connection(address(fake), timeout=30) as connection:
+    with socket.create_connection(fake.address, timeout=30) as connection:
         connection.sendall(b"".join(map(request, bodies)))
         received = b""
         while received.count(b'"usage"') < len(bodies):

@@ -77,7 +77,7 @@ def test_readyz_of_an_unknown_model_is_a_404(client: httpx.Client) -> None:
 
 def test_while_loading_only_liveness_is_well(start_gateway: Callable[..., RunningGateway]) -> None:
     """Until the model is loaded, the gateway is alive, and health, readiness and requests are 503 with Retry-After."""
-    gateway = start_gateway(**FAKE, wait=False, engine_args={"load_s": 2})
+    gateway = start_gateway(**FAKE, wait=False, engine_args={"load_s": 3600})
     with gateway.client() as client:
         assert client.get("/livez").status_code == 200
         assert client.get("/").json()["status"] == "starting"
@@ -88,6 +88,8 @@ def test_while_loading_only_liveness_is_well(start_gateway: Callable[..., Runnin
         assert int(ready.headers["retry-after"]) >= 1
         assert int(embedding.headers["retry-after"]) >= 1
         assert client.get("/v1/models").json()["data"] == []
+        wait_until(lambda: gateway.workers)
+        gateway.workers["fake", 0].wake()
         gateway.wait_ready()
         assert client.get("/health").status_code == client.get("/readyz").status_code == 200
         assert embed(client, input="w1").status_code == 200
@@ -229,10 +231,9 @@ def test_stopping_while_loading_ends_at_once(start_gateway: Callable[..., Runnin
 
 
 def test_draining_ends_after_its_timeout(
-    start_gateway: Callable[..., RunningGateway], monkeypatch: pytest.MonkeyPatch
+    start_gateway: Callable[..., RunningGateway],
 ) -> None:
     """What takes longer than `drain_timeout_s` does not keep the gateway from ending, and is logged."""
-    monkeypatch.setattr("embedding_service.engine.replica.STOP_GRACE_S", 0.1)
     gateway = start_gateway(**FAKE, drain_timeout_s=0.2)
     errors: list[Any] = []
 

@@ -207,6 +207,7 @@ class Steady(threading.Thread):
         assert self.is_alive()
 
 
+@pytest.mark.process
 def test_keys_change_under_load(tmp_path: Path) -> None:
     """After SIGHUP the new key works and the old one is a 401; an unaffected key has not one failed request."""
     path = tmp_path / "keys.yaml"

@@ -1,4 +1,6 @@
-"""From the first signal to the exit status: drain, systemd's protocol, and a gateway that has lost its models."""
+"""From the first signal to the exit status: drain, systemd's protocol, and a gateway that has lost
+its models.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +15,7 @@ import httpx
 import pytest
 
 from embedding_service import systemd
+from embedding_service.engine.replica import DEATHS_ALLOWED
 from embedding_service.errors import NoModelLeft
 from tests.child import wait_until
 from tests.conftest import FAKE
@@ -67,8 +70,11 @@ def start() -> Iterator[Callable[..., Server]]:
         server.end(signal.SIGKILL)
 
 
+@pytest.mark.process
 def test_systemd_hears_of_every_turn(start: Callable[..., Server], manager: Systemd) -> None:
-    """READY once it serves, RELOADING and READY on SIGHUP, STOPPING on SIGTERM; the watchdog is fed all along."""
+    """READY once it serves, RELOADING and READY on SIGHUP, STOPPING on SIGTERM; the watchdog is fed
+    all along.
+    """
     server = start(NOTIFY_SOCKET=str(manager.path), WATCHDOG_USEC="600000")
     manager.wait_for("READY=1")
     assert httpx.get(server.url + "/readyz").status_code == 200
@@ -85,7 +91,10 @@ def test_systemd_hears_of_every_turn(start: Callable[..., Server], manager: Syst
     assert server.process.wait(30) == 0
 
 
-def test_a_worker_knows_nothing_of_systemd_or_keys(start: Callable[..., Server], manager: Systemd) -> None:
+@pytest.mark.process
+def test_a_worker_knows_nothing_of_systemd_or_keys(
+    start: Callable[..., Server], manager: Systemd
+) -> None:
     """What is for the gateway alone is not handed down to the process that runs models."""
     server = start(NOTIFY_SOCKET=str(manager.path), API_KEY="planted-key", WATCHDOG_USEC="60000000")
     manager.wait_for("READY=1")
@@ -127,7 +136,9 @@ def test_the_watchdog_is_for_whom_it_names(
 def test_a_gateway_whose_watch_has_died_is_not_fed(
     start_gateway: Callable[..., RunningGateway], manager: Systemd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the task that looks after a worker ends by a defect, the watchdog goes hungry and systemd restarts us."""
+    """If the task that looks after a worker ends by a defect, the watchdog goes hungry and systemd
+    restarts us.
+    """
     monkeypatch.setenv("NOTIFY_SOCKET", str(manager.path))
     monkeypatch.setenv("WATCHDOG_USEC", "600000")
     gateway = start_gateway(**FAKE)
@@ -137,19 +148,22 @@ def test_a_gateway_whose_watch_has_died_is_not_fed(
     gateway.loop.call_soon_threadsafe(watcher.cancel)
     while not watcher.done():
         time.sleep(0.01)
-    time.sleep(0.5)  # what was on its way
+    time.sleep(0.3)  # what was on its way
     manager.socket.settimeout(0.01)
     with contextlib.suppress(TimeoutError):
         while True:
             manager.socket.recv(4096)
-    manager.socket.settimeout(1.5)
+    manager.socket.settimeout(0.8)  # four times as long as between two messages
+
     with pytest.raises(TimeoutError):
         manager.socket.recv(4096)
     gateway.stop()
 
 
 def test_the_port_stays_open_for_the_grace(start_gateway: Callable[..., RunningGateway]) -> None:
-    """An idle gateway goes on refusing for `drain_grace_s`, also on new connections, and then is gone with status 0."""
+    """An idle gateway goes on refusing for `drain_grace_s`, also on new connections, and then is
+    gone with status 0.
+    """
     gateway = start_gateway(**FAKE, drain_grace_s=2)
     gateway.loop.call_soon_threadsafe(gateway.gateway.stop)
     while gateway.gateway.lifecycle.phase != "draining":
@@ -164,6 +178,7 @@ def test_the_port_stays_open_for_the_grace(start_gateway: Callable[..., RunningG
         http.get("/livez")
 
 
+@pytest.mark.process
 def test_a_second_signal_ends_it_now(start: Callable[..., Server]) -> None:
     """Who sends SIGTERM twice does not wait for the requests that are still running."""
     server = start("--request-timeout-s", "3600", "--drain-timeout-s", "3600")
@@ -182,6 +197,7 @@ def test_a_second_signal_ends_it_now(start: Callable[..., Server]) -> None:
         assert server.process.wait(30) == 0
 
 
+@pytest.mark.process
 def test_sigterm_while_loading_ends_it(start: Callable[..., Server]) -> None:
     """A model that takes for ever to load does not keep the gateway from stopping."""
     server = start("--engine-args", "{load_s: 3600}", "--drain-grace-s", "600", "--drain-timeout-s", "600")
@@ -190,13 +206,25 @@ def test_sigterm_while_loading_ends_it(start: Callable[..., Server]) -> None:
     assert server.process.wait(30) == 0
 
 
+def kill_for_good(gateway: RunningGateway, model: str) -> None:
+    """Kill every worker of a model as soon as it is loaded, until no more are started."""
+    killed: list[Any] = []
+    while len(killed) <= DEATHS_ALLOWED:
+        wait_until(lambda: gateway.workers[model, 0] not in killed)
+        killed.append(gateway.workers[model, 0])
+        killed[-1].kill()
+
+
 def test_without_a_model_the_gateway_ends(
     start_gateway: Callable[..., RunningGateway], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When the last model has died too often the gateway ends by itself, so that systemd hears of it."""
+    """When the last model has died too often the gateway ends by itself, so that systemd hears of
+    it.
+    """
     monkeypatch.setattr("embedding_service.engine.replica.BACKOFF_S", (0.0, 0.0, 0.0))
-    gateway = start_gateway(**FAKE, wait=False, engine_args={"die_after_s": 0.7})
-    gateway._thread.join(60)
+    gateway = start_gateway(**FAKE)
+    kill_for_good(gateway, "fake")
+    gateway.wait_ended()
     assert isinstance(gateway.error, NoModelLeft)
     assert gateway.error.exit_code == 5
     assert "no model is left" in str(gateway.error)
@@ -205,13 +233,17 @@ def test_without_a_model_the_gateway_ends(
 def test_one_dead_model_leaves_the_others(
     start_gateway: Callable[..., RunningGateway], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A model that keeps dying is answered with 503 for itself alone; the gateway stays, and stays ready."""
+    """A model that keeps dying is answered with 503 for itself alone; the gateway stays, and stays
+    ready.
+    """
     monkeypatch.setattr("embedding_service.engine.replica.BACKOFF_S", (0.0, 0.0, 0.0))
     sound = {"model_name": "sound", "gpu_memory_utilization": 0.2}
-    dying = {**sound, "model_name": "dying", "engine_args": {"die_after_s": 0.7}}
+    dying = {**sound, "model_name": "dying"}
     gateway = start_gateway(engine="fake", port=0, models=[sound, dying])
     model = gateway.gateway.service.models.get("dying")
     assert model is not None
+    gateway.wait_loaded()
+    kill_for_good(gateway, "dying")
     wait_until(lambda: model.engine.dead)
     with gateway.client() as http:
         answer = http.post("/v1/embeddings", json={"model": "dying", "input": "w1"})
@@ -222,7 +254,10 @@ def test_one_dead_model_leaves_the_others(
     assert gateway.stop() == 0
 
 
-def test_a_reload_while_loading_is_not_ready(start: Callable[..., Server], manager: Systemd) -> None:
+@pytest.mark.process
+def test_a_reload_while_loading_is_not_ready(
+    start: Callable[..., Server], manager: Systemd
+) -> None:
     """SIGHUP before the models are loaded does not make systemd believe that they are."""
     server = start("--engine-args", "{load_s: 3}", NOTIFY_SOCKET=str(manager.path))
     server.wait_for("loading")
@@ -245,6 +280,9 @@ def test_an_optional_model_that_cannot_be_loaded_is_let_go(start_gateway: Callab
         answer = http.post("/v1/embeddings", json={"model": "wrong", "input": "w1"})
         assert answer.status_code == 503
         assert "could not be loaded" in answer.json()["error"]["message"]
-        assert http.post("/v1/embeddings", json={"model": "sound", "input": "w1"}).status_code == 200
-    assert all(replica._process is None for replica in model.engine.replicas)
+        assert (
+            http.post("/v1/embeddings", json={"model": "sound", "input": "w1"}).status_code == 200
+        )
+    left = [worker for (name, _), worker in gateway.workers.items() if name == "wrong"]
+    assert not any(worker.thread.is_alive() for worker in left)
     assert gateway.stop() == 0

@@ -1,4 +1,6 @@
-"""Rates: taken whole or not at all, given back for work that came to nothing, counted for each on its own."""
+"""Rates: taken whole or not at all, given back for work that came to nothing, counted for each on
+its own.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +71,9 @@ async def test_all_or_nothing(clock: Clock) -> None:
     [("4/second", 1), ("4/minute", 60), ("4 / 2 minutes", 120), ("4/hour", 3600), ("4/day", 86400)],
 )
 async def test_it_comes_back(clock: Clock, rate: str, seconds: int) -> None:
-    """A used rate slides back: nothing just before the window turns, half of it half a window later, then all."""
+    """A used rate slides back: nothing just before the window turns, half of it half a window
+    later, then all.
+    """
     kept = rates()
     begin = clock.now - clock.now % seconds
     clock.now = begin
@@ -108,7 +112,9 @@ async def test_what_is_given_back_can_be_taken_again(clock: Clock) -> None:
 
 
 async def test_nothing_is_given_back_to_another_window(clock: Clock) -> None:
-    """Work that fails after its window has turned opens no more than the rate in the one that follows."""
+    """Work that fails after its window has turned opens no more than the rate in the one that
+    follows.
+    """
     kept = rates()
     taken = await kept.take("tokens", "a", "10/minute", 10)
     clock.now += 119
@@ -151,7 +157,9 @@ class Counting(OrderedDict[str, float]):
 
 
 async def test_a_hit_costs_the_same_however_many_there_are(clock: Clock) -> None:
-    """The work of a hit does not grow with the number of addresses, and yet the expired are forgotten."""
+    """The work of a hit does not grow with the number of addresses, and yet the expired are
+    forgotten.
+    """
     memory = BoundedMemory()
     memory.expirations = Counting()
     kept = rates(memory)
@@ -174,7 +182,9 @@ async def test_a_hit_costs_the_same_however_many_there_are(clock: Clock) -> None
 
 
 async def test_counters_are_bounded(clock: Clock) -> None:
-    """However many addresses ask within a window, no more counters are kept, and a forgotten one opens no debt."""
+    """However many addresses ask within a window, no more counters are kept, and a forgotten one
+    opens no debt.
+    """
     memory = BoundedMemory(most=50)
     kept = rates(memory)
     taken = await kept.take("tokens", "a", "10/minute", 8)
@@ -247,14 +257,18 @@ async def test_cancelled_work_is_not_paid(clock: Clock) -> None:
 
 
 async def test_the_error_says_when_to_come_back(clock: Clock) -> None:
-    """Who is over a limit hears when he will not be, at least a second; what can never fit is not to be tried again."""
+    """Who is over a limit hears when he will not be, at least a second; what can never fit is not
+    to be tried again.
+    """
     kept = rates()
     clock.now += 59.5
     await kept.take("tokens", "a", "10/minute", 8)
     window = await kept.take("tokens", "a", "10/minute", 5)
     error = over_limit(window, "10/minute", "tokens", 5)
     assert (error.status, error.code, error.should_retry) == (429, "rate_limit_exceeded", None)
-    assert error.retry_after_s == pytest.approx(0.5 + 60 - 6 / 8 * 60)  # then 5 of the 8 still count
+    assert error.retry_after_s == pytest.approx(
+        0.5 + 60 - 6 / 8 * 60
+    )  # then 5 of the 8 still count
     assert error.message == "rate limit of 10/minute tokens exceeded: 2 are left for now"
     error = over_limit(window, "10/minute", "tokens", 11)
     assert (error.should_retry, error.retry_after_s) == (False, None)

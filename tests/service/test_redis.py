@@ -1,4 +1,6 @@
-"""Redis: shared by instances, believed in nothing that does not fit, and done without when it is slow or gone."""
+"""Redis: shared by instances, believed in nothing that does not fit, and done without when it is
+slow or gone.
+"""
 
 from __future__ import annotations
 
@@ -80,8 +82,12 @@ def redis(_server: RedisServer) -> RedisServer:
 
 
 @pytest.fixture(scope="module")
-def pair(start_gateway: Start, _server: RedisServer) -> Iterator[tuple[RunningGateway, RunningGateway]]:
-    """Return two instances that share a Redis; what they know in memory stays, so each test has texts of its own."""
+def pair(
+    start_gateway: Start, _server: RedisServer
+) -> Iterator[tuple[RunningGateway, RunningGateway]]:
+    """Return two instances that share a Redis; what they know in memory stays, so each test has
+    texts of its own.
+    """
     one, other = (start_gateway(**SHARED, redis_url=_server.url) for _ in range(2))
     yield one, other
     assert one.stop() == other.stop() == 0
@@ -114,7 +120,9 @@ def vector(gateway: RunningGateway, text: str) -> list[float]:
 
 
 def metric(gateway: RunningGateway, name: str, use: str) -> float:
-    value = gateway.gateway.service.metrics.registry.get_sample_value(f"embedding_{name}", {"use": use})
+    value = gateway.gateway.service.metrics.registry.get_sample_value(
+        f"embedding_{name}", {"use": use}
+    )
     assert value is not None
     return value
 
@@ -131,7 +139,7 @@ def put(gateway: RunningGateway, redis: RedisServer, *texts: str) -> list[bytes]
     return cached_names(redis)
 
 
-# --- the breaker -----------------------------------------------------------------------------------------------------
+# --- the breaker ----------------------------------------------------------------------------------
 
 
 class Clock:
@@ -155,7 +163,9 @@ class Breaking:
             self.log.append({"level": level, **event})
             raise structlog.DropEvent
 
-        self.breaker = Breaker("x", self.metrics, structlog.wrap_logger(None, processors=[keep]), clock=self.clock)
+        self.breaker = Breaker(
+            "x", self.metrics, structlog.wrap_logger(None, processors=[keep]), clock=self.clock
+        )
 
     async def ask(self, error: Exception | None = None) -> str | None:
         """Ask once; Redis answers, or fails."""
@@ -173,7 +183,9 @@ class Breaking:
 
 
 async def test_the_breaker_opens_after_three_failures() -> None:
-    """Single failures are counted and nothing else; the third in a row is logged once, and then nobody asks."""
+    """Single failures are counted and nothing else; the third in a row is logged once, and then
+    nobody asks.
+    """
     it = Breaking()
     assert await it.ask() == "answer"
     for _ in range(2):
@@ -183,7 +195,9 @@ async def test_the_breaker_opens_after_three_failures() -> None:
     for error in (RedisGone(PASSWORD), OSError(PASSWORD), RedisGone(PASSWORD)):
         assert await it.ask(error) is None
     assert it.breaker.open
-    assert it.log == [{"level": "warning", "event": "redis_left_alone", "use": "x", "reason": "ConnectionError"}]
+    assert it.log == [
+        {"level": "warning", "event": "redis_left_alone", "use": "x", "reason": "ConnectionError"}
+    ]
     assert (it.value("redis_open"), it.value("redis_errors_total"), it.asked) == (1, 5, 7)
     it.clock.now = 4.9
     assert await it.ask() is None
@@ -191,7 +205,9 @@ async def test_the_breaker_opens_after_three_failures() -> None:
 
 
 async def test_the_breaker_closes_when_redis_is_back() -> None:
-    """After five seconds one asks while the others wait; failure means five more, without a line each time."""
+    """After five seconds one asks while the others wait; failure means five more, without a line
+    each time.
+    """
     it = Breaking()
     for _ in range(3):
         await it.ask(RedisGone())
@@ -256,13 +272,15 @@ async def test_defects_are_not_hidden() -> None:
     ],
 )
 def test_a_wrong_address_is_refused(url: str) -> None:
-    """What is no address of a Redis, or has an option nobody knows, is one line without the password."""
+    """What is no address of a Redis, or has an option nobody knows, is one line without the
+    password.
+    """
     with pytest.raises(BadConfiguration, match=r"^redis_url: [^\n]*$") as caught:
         connect(url)
     assert PASSWORD not in str(caught.value)
 
 
-# --- the format ------------------------------------------------------------------------------------------------------
+# --- the format -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 1024), (3, 4), (0, 2)])
@@ -276,7 +294,9 @@ def test_rows_come_back(shape: tuple[int, int]) -> None:
 
 
 def test_what_does_not_fit_is_not_believed() -> None:
-    """No changed bit, no missing or additional byte, no other name's value, and no NaN is taken for a vector."""
+    """No changed bit, no missing or additional byte, no other name's value, and no NaN is taken for
+    a vector.
+    """
     raw = pack(np.arange(4, dtype=np.float32).reshape(2, 2), b"name")
     for position in range(len(raw) * 8):
         changed = bytearray(raw)
@@ -295,13 +315,16 @@ def test_what_does_not_fit_is_not_believed() -> None:
         assert unpack(pack(np.array([[1, number]], np.float32), b"name"), b"name") is None
 
 
-# --- shared ----------------------------------------------------------------------------------------------------------
+# --- shared ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.server
 def test_instances_share_results(
     pair: tuple[RunningGateway, RunningGateway], redis: RedisServer, patient: None
 ) -> None:
-    """What one instance has computed, another gives without its engine; names have the prefix and an end."""
+    """What one instance has computed, another gives without its engine; names have the prefix and
+    an end.
+    """
     one, other = pair
     names = put(one, redis, "w1", "w2 w3")
     assert x_cache(other, "w2 w3", "w9", "w1") == "2/3"
@@ -312,11 +335,18 @@ def test_instances_share_results(
         assert name.startswith(b"embedding:")
         assert 0 < redis.client.pttl(name) <= 3600_000
     assert PASSWORD not in str(one.log) + str(other.log)
-    assert metric(one, "redis_errors_total", "cache") == metric(other, "redis_errors_total", "cache") == 0
+    assert (
+        metric(one, "redis_errors_total", "cache")
+        == metric(other, "redis_errors_total", "cache")
+        == 0
+    )
 
 
+@pytest.mark.server
 def test_the_prefix_keeps_services_apart(start: Start, redis: RedisServer, patient: None) -> None:
-    """Another prefix knows nothing, and forgetting everything forgets what lies under the own prefix alone."""
+    """Another prefix knows nothing, and forgetting everything forgets what lies under the own
+    prefix alone.
+    """
     one, other = start(redis_prefix="a[b]*:", cache_ttl_s=60), start(redis_prefix="ab:")
     x_cache(one, "w1")
     wait_until(lambda: len(redis.client.keys("*")) == 1)
@@ -332,6 +362,7 @@ def test_the_prefix_keeps_services_apart(start: Start, redis: RedisServer, patie
 
 
 @pytest.mark.parametrize("other", [{"max_batch_size": 7}, {"engine_args": {"step_s": 0.001}}, {"max_model_len": 100}])
+@pytest.mark.server
 def test_other_models_do_not_share(
     pair: tuple[RunningGateway, RunningGateway],
     start: Start,
@@ -345,10 +376,13 @@ def test_other_models_do_not_share(
     assert x_cache(start(**other), text) is None
 
 
+@pytest.mark.server
 def test_equal_weights_are_shared_once_they_have_been_read(
     start: Start, redis: RedisServer, patient: None, tmp_path: Path
 ) -> None:
-    """Copies of a model find each other's results, whatever their folders are called; other weights do not."""
+    """Copies of a model find each other's results, whatever their folders are called; other weights
+    do not.
+    """
     gateways = []
     for name, weights in (("a", "1"), ("b", "1"), ("c", "2")):
         (tmp_path / name).mkdir()
@@ -364,6 +398,7 @@ def test_equal_weights_are_shared_once_they_have_been_read(
     assert x_cache(gateways[2], "w1") is None
 
 
+@pytest.mark.server
 def test_names_of_models_do_not_matter(start: Start, redis: RedisServer, patient: None) -> None:
     """The same model under another public name gives the same results."""
     put(start(), redis, "w1")
@@ -371,6 +406,7 @@ def test_names_of_models_do_not_matter(start: Start, redis: RedisServer, patient
     assert x_cache(renamed, "w1") == "1/1"
 
 
+@pytest.mark.server
 def test_sharing_can_be_switched_off(start: Start, redis: RedisServer, patient: None) -> None:
     """With `cache_shared: false`, Redis is for rates alone."""
     one = start(cache_shared=False, rate_limit_requests="10/day")
@@ -381,6 +417,7 @@ def test_sharing_can_be_switched_off(start: Start, redis: RedisServer, patient: 
 
 
 @pytest.mark.parametrize("damage", ["truncated", "changed", "swapped", "text", "empty", "list"])
+@pytest.mark.server
 def test_damaged_values_are_computed_again(
     pair: tuple[RunningGateway, RunningGateway], redis: RedisServer, patient: None, damage: str
 ) -> None:
@@ -406,8 +443,11 @@ def test_damaged_values_are_computed_again(
     assert [vector(other, text) for text in texts] == expected
 
 
+@pytest.mark.server
 def test_instances_share_rates(start: Start, redis: RedisServer, patient: None) -> None:
-    """Requests and tokens count together, wherever they are sent; what fails is given back there, too."""
+    """Requests and tokens count together, wherever they are sent; what fails is given back there,
+    too.
+    """
     rates = {"rate_limit_requests": "6/day", "rate_limit_tokens": "20/day", "api_keys": ["a-key"]}
     one, other = start(**rates), start(**rates)
     headers = {"x-api-key": "a-key"}
@@ -445,22 +485,28 @@ async def kept(redis: RedisServer, patient: None) -> AsyncIterator[Rates]:
     await client.aclose()
 
 
+@pytest.mark.server
 async def test_rates_in_redis_say_when_it_fits(kept: Rates) -> None:
     """A refused cost fits at the moment that was told, and not before."""
     assert (await kept.take("tokens", "a", "10/second", 8)).allowed
     window = await kept.take("tokens", "a", "10/second", 5)
     assert (window.allowed, window.shared) == (False, True)
-    assert 0.25 <= window.retry_after_s <= 1.25  # a quarter of the second after the window has turned
+    assert (
+        0.25 <= window.retry_after_s <= 1.25
+    )  # a quarter of the second after the window has turned
     await asyncio.sleep(window.retry_after_s - window.reset_s / 2)
     assert not (await kept.take("tokens", "a", "10/second", 5)).allowed
     await asyncio.sleep(window.reset_s / 2 + 0.02)
     assert (await kept.take("tokens", "a", "10/second", 5)).allowed
 
 
+@pytest.mark.server
 async def test_what_redis_counted_is_given_back_there_or_not_at_all(redis: RedisServer, patient: None) -> None:
     """When Redis goes while a request is computed, its tokens do not become a credit of this instance's own."""
     it, client = Breaking(), connect(redis.url)
-    kept = Rates(Settings(engine="fake"), it.metrics, SharedCounters(client, it.breaker, prefix="embedding:"))
+    kept = Rates(
+        Settings(engine="fake"), it.metrics, SharedCounters(client, it.breaker, prefix="embedding:")
+    )
     for stays in (True, False):
         taken = await kept.take("tokens", "a", "10/day", 6)
         assert taken.shared
@@ -474,6 +520,7 @@ async def test_what_redis_counted_is_given_back_there_or_not_at_all(redis: Redis
     assert (await kept.take("tokens", "a", "10/day", 10)).remaining == 0
 
 
+@pytest.mark.server
 def test_isolated_tenants_do_not_share_through_redis(start: Start, redis: RedisServer, patient: None) -> None:
     """With `cache_isolation: tenant`, a result in Redis is its tenant's alone, in every instance."""
     keys = [{"name": "a", "key": "key-a"}, {"name": "b", "key": "key-b"}]
@@ -518,6 +565,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.server
 def test_redis_behind_tls(start: Start, tmp_path: Path, certificate: Path, patient: None) -> None:
     """`rediss://` with a password and `?ssl_ca_certs=` is shared like any other."""
     server = RedisServer(tmp_path, password=PASSWORD, certificate=certificate)
@@ -527,11 +575,16 @@ def test_redis_behind_tls(start: Start, tmp_path: Path, certificate: Path, patie
         put(one, server, "w1")
         assert x_cache(other, "w1") == "1/1"
         assert server.client.keys("embedding:rates*")
-        assert metric(other, "redis_errors_total", "rates") == metric(one, "redis_errors_total", "cache") == 0
+        assert (
+            metric(other, "redis_errors_total", "rates")
+            == metric(one, "redis_errors_total", "cache")
+            == 0
+        )
     finally:
         server.stop()
 
 
+@pytest.mark.server
 def test_a_stranger_behind_tls_is_not_used(start: Start, tmp_path: Path, certificate: Path, patient: None) -> None:
     """A server whose certificate nobody we trust has signed gets no password and no results; requests go on."""
     server = RedisServer(tmp_path, password=PASSWORD, certificate=certificate)
@@ -546,10 +599,13 @@ def test_a_stranger_behind_tls_is_not_used(start: Start, tmp_path: Path, certifi
         server.stop()
 
 
+@pytest.mark.server
 def test_a_slow_handshake_is_finished_all_the_same(
     start: Start, redis: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where connecting takes longer than an answer may, later requests find the connection that earlier ones began."""
+    """Where connecting takes longer than an answer may, later requests find the connection that
+    earlier ones began.
+    """
     make = Connection._connect
 
     async def slow(self: Connection) -> None:
@@ -562,14 +618,16 @@ def test_a_slow_handshake_is_finished_all_the_same(
     wait_until(lambda: x_cache(one, f"w{next(numbers)}") is None and cached_names(redis))
 
 
-# --- slow and gone ---------------------------------------------------------------------------------------------------
+# --- slow and gone --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("end", [signal.SIGSTOP, signal.SIGKILL])
+@pytest.mark.server
 def test_requests_go_on_without_redis(
     start: Start, own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch, end: int
 ) -> None:
-    """Redis frozen or killed in the middle costs nobody an answer; a metric and one line say so, and when it is back.
+    """Redis frozen or killed in the middle costs nobody an answer; a metric and one line say so,
+    and when it is back.
 
     Until then each instance counts rates and keeps results for itself.
     """
@@ -604,15 +662,27 @@ def test_requests_go_on_without_redis(
         own_redis.send(signal.SIGCONT)
     else:
         own_redis.start()
-    wait_until(lambda: ask() and metric(one, "redis_open", "rates") == metric(one, "redis_open", "cache") == 0)
-    lines = [(event["event"], event["use"]) for event in one.log if event["event"].startswith("redis")]
-    assert lines.count(("redis_left_alone", "rates")) == lines.count(("redis_left_alone", "cache")) == 1
+    wait_until(
+        lambda: (
+            ask() and metric(one, "redis_open", "rates") == metric(one, "redis_open", "cache") == 0
+        )
+    )
+    lines = [
+        (event["event"], event["use"]) for event in one.log if event["event"].startswith("redis")
+    ]
+    assert (
+        lines.count(("redis_left_alone", "rates"))
+        == lines.count(("redis_left_alone", "cache"))
+        == 1
+    )
     assert lines.count(("redis_is_back", "rates")) == lines.count(("redis_is_back", "cache")) == 1
     assert PASSWORD not in str(one.log)
 
 
 def test_a_redis_that_was_never_there(start: Start, tmp_path: Path) -> None:
-    """A gateway starts, serves and ends without the Redis it was told of; only clearing it cannot be promised."""
+    """A gateway starts, serves and ends without the Redis it was told of; only clearing it cannot
+    be promised.
+    """
     url = f"unix://:{PASSWORD}@{tmp_path}/nobody.sock"
     one = start(redis_url=url, rate_limit_requests="100/day", rate_limit_tokens="1000/day")
     assert x_cache(one, "w1") is None
@@ -624,6 +694,7 @@ def test_a_redis_that_was_never_there(start: Start, tmp_path: Path) -> None:
     assert PASSWORD not in str(one.log)
 
 
+@pytest.mark.server
 def test_a_wrong_password_is_done_without(start: Start, redis: RedisServer, patient: None) -> None:
     """A Redis that does not let us in is left alone, and no password is told."""
     wrong = redis.url.replace(PASSWORD, PASSWORD[::-1])

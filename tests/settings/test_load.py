@@ -1,4 +1,4 @@
-"""Settings: where they come from, which one wins, and how a wrong one is told."""
+"""Settings: their sources, which one wins, and the one line about a wrong one."""
 
 from __future__ import annotations
 
@@ -78,7 +78,9 @@ def test_file_then_environment_then_flags(
     flag: str | None,
     expected: int,
 ) -> None:
-    """The environment wins over the file and a flag over both; an empty variable is as good as none."""
+    """The environment wins over the file and a flag over both; an empty variable is as good as
+    none.
+    """
     config = write("{}" if in_file is None else f"port: {in_file}")
     if in_environment is not None:
         monkeypatch.setenv("EMBEDDING_PORT", in_environment)
@@ -117,8 +119,10 @@ def test_every_kind_of_value_comes_from_the_environment(
     assert warnings == []
 
 
-def test_aliases_come_as_a_list_or_with_prompts(write: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Aliases may be names alone, or names with the prompt that they stand for."""
+def test_aliases_come_as_a_list_or_with_prompts(
+    write: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Aliases may be names alone, or names with a prompt of their own."""
     settings, _ = load(write("aliases: {a: {instruction: find it}, b: {input_type: query}, c: {}}"))
     assert settings.aliases["a"].instruction == "find it"
     assert settings.aliases["b"].input_type is InputType.QUERY
@@ -130,9 +134,12 @@ def test_aliases_come_as_a_list_or_with_prompts(write: Callable[[str], Path], mo
 def test_top_level_options_are_defaults_for_every_model(
     write: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What stands beside `models` holds for each entry that does not say otherwise, wherever it comes from."""
+    """Options beside `models`, from any source, hold for each entry that does not set them."""
     monkeypatch.setenv("EMBEDDING_GPU_MEMORY_UTILIZATION", "0.2")
-    config = write("dtype: float32\nmodels: [{model_name: a}, {model_name: b, dtype: bfloat16, token_ids: native}]")
+    config = write(
+        "dtype: float32\n"
+        "models: [{model_name: a}, {model_name: b, dtype: bfloat16, token_ids: native}]"
+    )
     settings, _ = load(config, {"max_model_len": "100"})
     a, b = settings.served_models
     assert (a.dtype, a.gpu_memory_utilization, a.max_model_len) == ("float32", 0.2, 100)
@@ -142,7 +149,8 @@ def test_top_level_options_are_defaults_for_every_model(
 
 def test_yaml_anchors_work(write: Callable[[str], Path]) -> None:
     """Entries may share settings by YAML's own means."""
-    text = "models:\n- &a {model_name: a, dtype: float32}\n- {<<: *a, model_name: b}\ngpu_memory_utilization: 0.1"
+    models = "models:\n- &a {model_name: a, dtype: float32}\n- {<<: *a, model_name: b}\n"
+    text = models + "gpu_memory_utilization: 0.1"
     assert [model.dtype for model in load(write(text))[0].served_models] == ["float32", "float32"]
 
 
@@ -190,15 +198,17 @@ def test_yamls_off_is_a_word(write: Callable[[str], Path]) -> None:
         ("instruction_template: 'Query: '", ["instruction_template", "instruction"]),
     ],
 )
-def test_a_wrong_file_is_told_in_one_line(write: Callable[[str], Path], text: str, words: list[str]) -> None:
+def test_a_wrong_file_is_refused_in_one_line(
+    write: Callable[[str], Path], text: str, words: list[str]
+) -> None:
     """A wrong key or value ends in one line that names the field."""
     message = refusal(write(text))
     for word in words:
         assert word in message
 
 
-def test_all_mistakes_are_told_at_once(write: Callable[[str], Path]) -> None:
-    """Who makes three mistakes need not try three times."""
+def test_all_mistakes_are_listed_at_once(write: Callable[[str], Path]) -> None:
+    """Three mistakes are one line, not three tries."""
     message = refusal(write("prot: 1\ndtype: fp16\nreplicas: 0"))
     assert all(word in message for word in ("prot", "dtype", "replicas"))
 
@@ -206,13 +216,15 @@ def test_all_mistakes_are_told_at_once(write: Callable[[str], Path]) -> None:
 @pytest.mark.parametrize(
     ("name", "value"), [("PORT", "high"), ("MODELS", "[{"), ("ENGINE_ARGS", "a=1"), ("DTYPE", "x")]
 )
-def test_a_wrong_variable_is_told_by_its_field(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+def test_a_wrong_variable_is_refused_by_its_field(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
     """A variable that cannot be read is named."""
     monkeypatch.setenv(f"EMBEDDING_{name}", value)
     assert name.lower() in refusal().lower()
 
 
-def test_a_missing_file_is_told(tmp_path: Path) -> None:
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     """A configuration that is not there, not a file or not text ends in one line with its path."""
     latin = tmp_path / "latin.yaml"
     latin.write_bytes(b"model_name: caf\xe9")
@@ -221,7 +233,7 @@ def test_a_missing_file_is_told(tmp_path: Path) -> None:
 
 
 def test_unknown_variables_warn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A variable with our prefix that means nothing is a warning with a suggestion, not an error."""
+    """A variable with our prefix and no setting is a warning with a suggestion, no error."""
     monkeypatch.setenv("EMBEDDING_PROT", "1")
     monkeypatch.setenv("EMBEDDING_CONFIG", "somewhere.yaml")
     _, warnings = load()
@@ -231,7 +243,7 @@ def test_unknown_variables_warn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_kubernetes_variables_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What Kubernetes injects for other services is neither an error nor a warning."""
+    """Variables that Kubernetes injects for other services are no error and no warning."""
     for name in (
         "EMBEDDING_WEB_SERVICE_HOST",
         "EMBEDDING_WEB_PORT_80_TCP",
@@ -257,7 +269,9 @@ def test_loopback_needs_no_key(host: str) -> None:
     "host", ["0.0.0.0", "::", "192.0.2.7", "my-host", "localhost.example", "127.0.0.1.example", ""]
 )
 def test_elsewhere_a_key_or_a_word_is_needed(host: str, tmp_path: Path) -> None:
-    """On any other address a gateway needs a key, or `allow_anonymous: true`; a Unix socket has its own permissions."""
+    """On any other address a gateway needs a key, or `allow_anonymous: true`; a Unix socket has its
+    own permissions.
+    """
     message = refusal(None, host=host)
     assert "api_keys" in message
     assert "allow_anonymous" in message
@@ -281,7 +295,9 @@ def test_a_name_means_one_model(models: list[dict[str, Any]]) -> None:
 
 
 def test_a_device_is_not_promised_twice() -> None:
-    """Models and replicas on one device may not ask for more than all of it, and spreading them helps."""
+    """Models and replicas on one device may not ask for more than all of it, and spreading them
+    helps.
+    """
     models = [{"model_name": "a", "replicas": 2}, {"model_name": "b"}]
     message = refusal(None, models=models, gpu_memory_utilization=0.4)
     assert "gpu_memory_utilization" in message
@@ -332,7 +348,12 @@ SECRETS = ["a-secret-key", "sha256:" + "ab" * 32]
 def test_secrets_are_masked() -> None:
     """Neither the effective tree nor any printed form of the settings holds a key."""
     settings, _ = load(None, {"api_keys": SECRETS})
-    shown = yaml.safe_dump(settings.effective()) + repr(settings) + str(settings) + settings.model_dump_json()
+    shown = (
+        yaml.safe_dump(settings.effective())
+        + repr(settings)
+        + str(settings)
+        + settings.model_dump_json()
+    )
     assert "a-secret-key" not in shown
     assert "abab" not in shown
     assert "**" in yaml.safe_dump(settings.effective())
@@ -363,9 +384,12 @@ def test_a_file_that_is_no_yaml_is_not_printed(write: Callable[[str], Path], lin
 
 
 def test_the_effective_tree_is_a_configuration(write: Callable[[str], Path]) -> None:
-    """What `check-config` prints can be used as a file again, and means the same."""
+    """The output of `check-config` can be used as a file again, and means the same."""
     settings, _ = load(
-        write("model_name: a\naliases: {q: {input_type: query}}\nmax_model_len: 7\nuds: /tmp/x\ndocs: off")
+        write(
+            "model_name: a\naliases: {q: {input_type: query}}\n"
+            "max_model_len: 7\nuds: /tmp/x\ndocs: off"
+        )
     )
     again, _ = load(write(yaml.safe_dump(settings.effective())))
     assert again.effective() == settings.effective()

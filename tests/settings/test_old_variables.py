@@ -11,7 +11,9 @@ from embedding_service.errors import BadConfiguration
 from embedding_service.settings import old_variables
 
 
-def apply(environment: Any, environ: dict[str, str], **tree: Any) -> tuple[dict[str, Any], dict[str, str], list[str]]:
+def apply(
+    environment: Any, environ: dict[str, str], **tree: Any
+) -> tuple[dict[str, Any], dict[str, str], list[str]]:
     """Return the tree with old variables, which variable set each setting, and the warnings."""
     tree["environment"] = environment
     set_by, warnings = old_variables.apply(tree, environ)
@@ -30,7 +32,9 @@ def apply(environment: Any, environ: dict[str, str], **tree: Any) -> tuple[dict[
     ],
 )
 def test_a_variable_sets_settings(environment: Any, tree: dict[str, Any]) -> None:
-    """A variable sets one setting or several, also inside others, which are made where they are missing."""
+    """A variable sets one setting or several, also inside others, which are made where they are
+    missing.
+    """
     assert apply(environment, {"OLD": " 7\n"}) == (tree, dict.fromkeys(_leaves(tree), "OLD"), [])
 
 
@@ -59,7 +63,7 @@ def test_a_variable_without_effect_is_a_warning() -> None:
     [("TRUE", 16), ("1", 16), ("yes", 16), ("on", 16), ("false", 32), ("0", 32), ("Off", 32)],
 )
 def test_words_are_translated(text: str, value: int) -> None:
-    """The old system's words stand for values, in either case, and booleans in all their spellings."""
+    """Old words stand for values, in either case, and booleans in all their spellings."""
     environment = {"HALF": {"settings": ["bits"], "values": {True: 16, False: 32}}}
     assert apply(environment, {"HALF": text})[0] == {"bits": value}
 
@@ -71,15 +75,17 @@ def test_an_unknown_word_is_refused() -> None:
         apply(environment, {"OLD": "tpu"})
 
 
-@pytest.mark.parametrize("setting", ["models.1.dtype", "models.first.dtype", "port.high", "aliases.0"])
+@pytest.mark.parametrize(
+    "setting", ["models.1.dtype", "models.first.dtype", "port.high", "aliases.0"]
+)
 def test_a_setting_that_the_file_has_no_place_for_is_refused(setting: str) -> None:
-    """A variable that names an entry which the file does not have is told in one line."""
+    """A variable for an entry that the file does not have is refused in one line."""
     with pytest.raises(BadConfiguration, match=f"^OLD sets {setting}, for which"):
         apply({"OLD": setting}, {"OLD": "7"}, models=[{}], port=1, aliases=["a"])
 
 
 def test_a_wrong_description_is_refused() -> None:
-    """What `environment` says about a variable is checked, whether or not it is set."""
+    """The entries of `environment` are checked also if their variables are not set."""
     with pytest.raises(ValidationError):
         apply({"OLD": {"setting": "port"}}, {})
 
@@ -87,5 +93,7 @@ def test_a_wrong_description_is_refused() -> None:
 def _leaves(tree: dict[str, Any], *above: str) -> list[str]:
     found = []
     for name, value in tree.items():
-        found += _leaves(value, *above, name) if isinstance(value, dict) else [".".join((*above, name))]
+        found += (
+            _leaves(value, *above, name) if isinstance(value, dict) else [".".join((*above, name))]
+        )
     return found

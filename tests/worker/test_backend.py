@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from embedding_service.engine.process import environment
+from embedding_service.engine.environment import environment
 from embedding_service.settings.model import ModelOptions
 from tests.conftest import MINILM
 from tests.worker.direct import ROOT

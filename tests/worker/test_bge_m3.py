@@ -212,7 +212,9 @@ def test_a_checkpoint_without_heads_serves_the_rest(
     assert available == {DENSE, HIDDEN_STATES, *heads}
     (batch,) = engines(name)
     expected = unpack(served[0].answers[10], ids, ALL)
-    for output, rows in unpack(batch.answers[0], ids, tuple(available)).items():
+    found = unpack(batch.answers[0], ids, tuple(available))
+    assert found.keys() == available
+    for output, rows in found.items():
         np.testing.assert_allclose(rows, expected[output], atol=1e-5)
     np.testing.assert_array_equal(batch.answers[1], batch.answers[0][:HIDDEN])
     with pytest.raises(ValueError, match="numbers"):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from embedding_service.engine.process import environment
+from embedding_service.engine.environment import environment
 from embedding_service.settings.model import ModelOptions
 from embedding_service.worker import loading
 

@@ -104,7 +104,7 @@ class BgeM3Model(PaddingAwareModel):
         return BgeM3Pooler(hidden=self.hidden, heads=self.head_files, dtype=self.head_dtype)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """Load the encoder, and the heads from their own files, with any of vLLM's weight formats."""
+        """Load the encoder, in any of vLLM's formats, and the heads from their own files."""
         loaded: set[str] = super().load_weights(weights)
         for head, path in self.head_files.items():
             state = torch.load(path, map_location="cpu", weights_only=True)

@@ -1,4 +1,4 @@
-"""How vLLM learns of our architectures; it loads their classes itself, from the strings given here."""
+"""How vLLM learns of our architectures; it loads the classes itself, from strings given here."""
 
 from __future__ import annotations
 

@@ -22,12 +22,16 @@ if TYPE_CHECKING:
     from vllm.v1.outputs import PoolerOutput
     from vllm.v1.pool.metadata import PoolingMetadata
 
-_HEAD: Final = "cls.predictions."
 _WORDS: Final = "embeddings.word_embeddings.weight"
+_HEAD: Final = "cls.predictions."
+# The weights of vLLM's head, as checkpoints call them.
 _HEAD_NAMES: Final = {
-    "transform.dense": "dense",
-    "transform.LayerNorm": "layer_norm",
-    "decoder": "decoder",
+    "dense.weight": f"{_HEAD}transform.dense.weight",
+    "dense.bias": f"{_HEAD}transform.dense.bias",
+    "layer_norm.weight": f"{_HEAD}transform.LayerNorm.weight",
+    "layer_norm.bias": f"{_HEAD}transform.LayerNorm.bias",
+    "decoder.weight": f"{_HEAD}decoder.weight",
+    "decoder.bias": f"{_HEAD}decoder.bias",
 }
 
 
@@ -45,12 +49,12 @@ class SpladePooler(Pooler):
     def forward(
         self, hidden_states: torch.Tensor, pooling_metadata: PoolingMetadata
     ) -> PoolerOutput:
-        """Return each prompt's weights, from the hidden states (tokens, hidden) of the whole batch."""
+        """Return each prompt's weights, from the hidden states (tokens, hidden) of the batch."""
         cursor = pooling_metadata.get_pooling_cursor()
         if cursor.is_partial_prefill():
             raise RuntimeError("SPLADE reads whole prompts: chunked prefill must be off")
-        # One prompt at a time: its logits are (tokens, vocabulary), 60 MB for 512 tokens. The largest
-        # logit has the largest weight, so only that needs the logarithm.
+        # One prompt at a time: its logits are (tokens, vocabulary), 60 MB for 512 tokens. The
+        # largest logit has the largest weight, so only that needs the logarithm.
         prompts = torch.split(hidden_states, cursor.num_scheduled_tokens_cpu.tolist())
         highest = torch.stack([self.head(prompt).amax(dim=0) for prompt in prompts])
         return torch.log1p(torch.relu(highest.float()))
@@ -66,20 +70,11 @@ class SpladeModel(BertEmbeddingModel):
         )
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """Load encoder and head; the decoder is the word embeddings where the checkpoint has none of its own."""
-        by_name = {name.removeprefix("bert."): weight for name, weight in weights}
-        by_name.setdefault(f"{_HEAD}decoder.weight", by_name[_WORDS])
-        if f"{_HEAD}bias" in by_name:
-            by_name.setdefault(f"{_HEAD}decoder.bias", by_name[f"{_HEAD}bias"])
-        encoder = [
-            (f"model.{name}", weight)
-            for name, weight in by_name.items()
-            if not name.startswith("cls.")
-        ]
-        return AutoWeightsLoader(self).load_weights([*encoder, *_head_weights(by_name)])
-
-
-def _head_weights(by_name: dict[str, torch.Tensor]) -> Iterable[tuple[str, torch.Tensor]]:
-    for theirs, ours in _HEAD_NAMES.items():
-        for kind in ("weight", "bias"):
-            yield f"pooler.head.{ours}.{kind}", by_name[f"{_HEAD}{theirs}.{kind}"]
+        """Load encoder and head; a decoder that the checkpoint lacks is the word embeddings."""
+        found = {name.removeprefix("bert."): weight for name, weight in weights}
+        found.setdefault(f"{_HEAD}decoder.weight", found[_WORDS])
+        if f"{_HEAD}bias" in found:
+            found.setdefault(f"{_HEAD}decoder.bias", found[f"{_HEAD}bias"])
+        head = {f"pooler.head.{ours}": found[theirs] for ours, theirs in _HEAD_NAMES.items()}
+        encoder = {f"model.{name}": found[name] for name in found if not name.startswith("cls.")}
+        return AutoWeightsLoader(self).load_weights((encoder | head).items())

@@ -1,0 +1,48 @@
+"""Flags of the command line: any setting, as `--name value` or `--name=value`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from embedding_service.errors import BadConfiguration
+from embedding_service.settings.gateway import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+def read(arguments: Iterable[str]) -> dict[str, Any]:
+    """Return the settings in flags. Raises `BadConfiguration`.
+
+    `[…]`, `{…}` and `null` are YAML, everything else is text.
+    """
+    flags: dict[str, Any] = {}
+    rest = iter(arguments)
+    for argument in rest:
+        if not argument.startswith("--"):
+            raise BadConfiguration(
+                f"{argument!r} is not a flag; settings are given as --name value"
+            )
+        name, equals, text = argument.removeprefix("--").partition("=")
+        field = name.replace("-", "_")
+        if field not in Settings.model_fields:
+            raise BadConfiguration(
+                f"--{name}: no such setting; `embedding-service serve --help` lists them"
+            )
+        if not equals:
+            text = next(rest, "--")
+            if text.startswith("--"):
+                raise BadConfiguration(f"--{name}: a value is missing")
+        flags[field] = _value(name, text)
+    return flags
+
+
+def _value(name: str, text: str) -> object:
+    if text != "null" and not text.startswith(("[", "{")):
+        return text
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):  # whose texts show the value
+        raise BadConfiguration(f"--{name}: its value is not valid YAML") from None
