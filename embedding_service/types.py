@@ -32,9 +32,9 @@ class Output(StrEnum):
 
 if TYPE_CHECKING:
     # One input's results, each a number of rows of one width. Dense: one row, not normalised.
-    # Sparse: a row for each token id that counts, ascending: the id and its weight. ColBERT: a
-    # row of length 1 for each token but the first. Score: one row of raw scores. Hidden states:
-    # the last layer's, a row for each token. `service/outputs.py` says what becomes of them.
+    # Sparse: a row for each token that counts: its id and its weight. ColBERT: a row of length 1
+    # for each token but the first. Score: one row of raw scores. Hidden states: the last layer's,
+    # a row for each token. `service/outputs.py` says what becomes of them.
     Rows = dict[Output, Floats]
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from tests.conftest import PLAIN
 from tests.test_cli import ENVIRONMENT, FAKE, ROOT
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class Child:
 
     def client(self, **options: Any) -> httpx.Client:
         """Return an HTTP client for this gateway."""
-        return httpx.Client(**{"base_url": self.url, "timeout": 60, **options})
+        return httpx.Client(**PLAIN | {"base_url": self.url, **options})
 
     def end(self) -> int:
         """Drain and end it; return its exit status."""

@@ -21,6 +21,7 @@ from embedding_service.dialects.embedding import refuse_empty, vector_json
 from embedding_service.dialects.errors import EMPTY, ErrorShape, Failure, Written
 from embedding_service.dialects.fields import Fields
 from embedding_service.errors import InvalidRequest, Overloaded, RateLimited, Unavailable
+from embedding_service.service.prompts import Token
 from embedding_service.types import EmbedJob, Output, RerankJob, Truncate
 from embedding_service.types import Field as Name
 
@@ -267,11 +268,12 @@ async def tokenize(request: Request[TokenizeRequest]) -> Answer:
         prompt_name=fields.prompt_name,
     )
 
-    def write() -> bytes:
-        texts = ([token._asdict() for token in text] for text in tokens)
-        return b"[%s]" % b",".join(map(orjson.dumps, texts))
+    return Answer(await asyncio.to_thread(_tokens_json, tokens))
 
-    return Answer(await asyncio.to_thread(write))
+
+def _tokens_json(texts: list[list[Token]]) -> bytes:
+    written = [orjson.dumps(list(map(Token._asdict, tokens))) for tokens in texts]
+    return b"[%s]" % b",".join(written)
 
 
 async def decode(request: Request[DecodeRequest]) -> Answer:

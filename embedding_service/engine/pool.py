@@ -116,9 +116,14 @@ class ModelEngine:
         return self.loaded.weights()
 
     @property
+    def states(self) -> list[State]:
+        """The state of each replica."""
+        return [replica.state for replica in self.replicas]
+
+    @property
     def ready(self) -> bool:
         """Whether some replica can work now."""
-        return any(replica.state is State.READY for replica in self.replicas)
+        return State.READY in self.states
 
     @property
     def dead(self) -> bool:

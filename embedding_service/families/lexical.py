@@ -1,6 +1,7 @@
 """Lexical weights in one shape for every model: rows (k, 2) of token id and weight.
 
-Ids are ascending and unique, and exact in float32, as they are below 2**24. Pure numpy.
+Ids are exact in float32, as they are below 2**24. The worker only drops rows that do not count,
+since on a GPU its time does not overlap the step; the gateway sorts and merges. Pure numpy.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ if TYPE_CHECKING:
 def of_tokens(ids: Ids, weights: Floats, *, skip_ids: Collection[int]) -> Floats:
     """Return the rows of one text from the ids and the weights of its tokens, both (tokens,).
 
-    FlagEmbedding's rule (`M3Embedder._process_token_weights`): the largest weight of each id,
-    positive weights only, without `skip_ids` (cls, eos, pad and unk) wherever they are. A NaN
+    FlagEmbedding's rule (`M3Embedder._process_token_weights`): positive weights only, without
+    `skip_ids` (cls, eos, pad and unk) wherever they are; `largest` merges those of one id. A NaN
     or an infinity stays, wherever it is: the gateway refuses the text for it.
     """
     keep = weights > 0
     for skipped in skip_ids:
         keep &= ids != skipped
     keep |= ~np.isfinite(weights)
-    return largest(_rows(ids[keep], weights[keep]))
+    return _rows(ids[keep], weights[keep])
 
 
 def of_vocabulary(weights: Floats) -> Floats:
@@ -40,7 +41,7 @@ def of_vocabulary(weights: Floats) -> Floats:
 
 
 def largest(rows: Floats) -> Floats:
-    """Return the largest weight of each token id, of which a NaN is the largest."""
+    """Return the largest weight of each token id, ids ascending; a NaN is the largest."""
     rows = rows[np.lexsort((rows[:, 1], rows[:, 0]))]
     last = np.ones(len(rows), np.bool_)
     np.not_equal(rows[1:, 0], rows[:-1, 0], out=last[:-1])

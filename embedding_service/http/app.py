@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Request
@@ -54,8 +55,7 @@ DIALECTS: tuple[Dialect | Callable[[Settings], Dialect], ...] = (
 )
 _RATE_HEADERS = [
     f"x-ratelimit-{figure}-{kind}"
-    for kind in ("requests", "tokens")
-    for figure in ("limit", "remaining", "reset")
+    for figure, kind in product(("limit", "remaining", "reset"), ("requests", "tokens"))
 ]
 EXPOSED_HEADERS = (
     "x-request-id",

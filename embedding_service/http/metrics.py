@@ -84,8 +84,8 @@ class StateCollector(Collector):
 def _batch_sizes(model: ServedModel) -> tuple[list[tuple[str, int]], int]:
     """Return the cumulative buckets of steps by size, and the sum of all sizes."""
     totals = [replica.totals for replica in model.engine.replicas]
-    counts = [sum(column) for column in zip(*(each.batch_sizes for each in totals), strict=True)]
-    cumulative = list(accumulate(counts))
+    by_replica = [each.batch_sizes for each in totals]
+    cumulative = list(accumulate(map(sum, zip(*by_replica, strict=True))))
     buckets = [(str(float(2**power)), below) for power, below in enumerate(cumulative)]
     return [*buckets, ("+Inf", cumulative[-1])], sum(each.texts for each in totals)
 

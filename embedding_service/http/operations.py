@@ -97,7 +97,7 @@ async def readyz(request: Request[None]) -> Answer:
     """Answer 200 only while all required models, or the one that is asked about, can work."""
     models, phase = request.service.models, request.lifecycle.phase
     ready = _is_ready(request, request.query.get("model"))
-    states = {model.name: [each.state for each in model.engine.replicas] for model in models}
+    states = {model.name: model.engine.states for model in models}
     if not ready:
         raise Unavailable(f"not ready: {phase}, {states}", retry_after_s=_RETRY_S)
     return Answer.json({"status": "ready", "models": states})

@@ -11,7 +11,7 @@ from embedding_service.errors import InvalidRequest
 
 if TYPE_CHECKING:
     import re
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from embedding_service.dialects.dialect import Dialect, Operation, Tree
     from embedding_service.dialects.errors import ErrorShape
@@ -84,12 +84,10 @@ class RouteTable:
         self._exact: dict[str, Resource] = {}
         self._templates: list[tuple[re.Pattern[str], Resource]] = []
         for dialect in preset:
-            self._mount(dialect, taken=frozenset())
-        taken = frozenset(
-            (resource.path, method) for resource in self for method in resource.methods
-        )
+            self._mount(dialect, {})
+        taken = {resource.path: frozenset(resource.methods) for resource in self}
         for dialect in dialects:
-            self._mount(dialect, taken=taken)
+            self._mount(dialect, taken)
 
     def __iter__(self) -> Iterator[Resource]:
         yield from self._exact.values()
@@ -104,15 +102,16 @@ class RouteTable:
                     return candidate
         return resource
 
-    def _mount(self, dialect: Dialect, *, taken: frozenset[tuple[str, str]]) -> None:
+    def _mount(self, dialect: Dialect, taken: Mapping[str, frozenset[str]]) -> None:
         for operation in dialect.operations:
             errors = self._everybodys or operation.errors or dialect.errors
             resource = self._resource(operation.path, errors)
             for method in operation.methods:
-                if (operation.path, method) not in taken:
-                    mounted = Mounted(operation, dialect, errors)
-                    resource.methods.setdefault(method, []).append(mounted)
-                    _check(resource.methods[method])
+                if method in taken.get(operation.path, ()):
+                    continue
+                others = resource.methods.setdefault(method, [])
+                others.append(Mounted(operation, dialect, errors))
+                _check(others)
 
     def _resource(self, path: str, errors: ErrorShape) -> Resource:
         for resource in self:

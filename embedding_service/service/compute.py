@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
+from itertools import product
 from typing import TYPE_CHECKING
 
 from embedding_service.service.cache import Key, MemoryCache, digest
@@ -184,9 +185,8 @@ class Compute:
             self.engine.weights()  # once they are read, this instance shares
             return {}
         model = self.engine.shared_identity
-        values = await self.shared.get(
-            [Key(model, key, output) for key in keys for output in outputs]
-        )
+        wanted = product(keys, outputs)
+        values = await self.shared.get([Key(model, key, output) for key, output in wanted])
         known: dict[bytes, Rows] = {}
         for entry, value in values.items():
             known.setdefault(entry.digest, {})[entry.output] = value
@@ -195,8 +195,7 @@ class Compute:
 
 def _entries(model: str, found: Mapping[bytes, Rows]) -> list[tuple[Key, Floats]]:
     """Return what caches keep, an entry for each output."""
-    return [
-        (Key(model, key, output), value)
-        for key, rows in found.items()
-        for output, value in rows.items()
-    ]
+    entries: list[tuple[Key, Floats]] = []
+    for key, rows in found.items():
+        entries += [(Key(model, key, output), value) for output, value in rows.items()]
+    return entries

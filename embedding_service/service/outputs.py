@@ -73,11 +73,9 @@ def _end_to_end(rows: list[Floats], prepared: Prepared) -> list[Floats]:
 
 
 def _largest_weights(rows: list[Floats], prepared: Prepared) -> list[Sparse]:
-    """Give each token id the largest weight that it has in any chunk of an input."""
-    joined = _end_to_end(rows, prepared)
-    if prepared.chunked:
-        joined = list(map(lexical.largest, joined))
-    return [Sparse(array[:, 0].astype(np.int64), array[:, 1].copy()) for array in joined]
+    """Give each token id the largest weight that it has anywhere in an input."""
+    merged = map(lexical.largest, _end_to_end(rows, prepared))
+    return [Sparse(array[:, 0].astype(np.int64), array[:, 1].copy()) for array in merged]
 
 
 def _shaped(means: Floats, job: EmbedJob, ranges: Floats | None) -> object:

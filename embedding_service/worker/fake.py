@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -110,7 +111,7 @@ class FakeBackend:
         """Answer everything that waits, unless a fault was asked for."""
         batch, self._queue = self._queue, {}
         self.sleep(self.step_s)
-        seen = {token for ids, _ in batch.values() for token in ids}
+        seen = set(chain.from_iterable(ids for ids, _ in batch.values()))
         for word, fail in self._failures.items():
             if FAULTS[word] in seen:
                 fail()

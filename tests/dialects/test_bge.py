@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from embedding_service.families.lexical import largest
 from embedding_service.service.sparse import hash_indices
 from embedding_service.types import Output, Sparse
 from embedding_service.worker.fake import DIMENSION, fake_tokenizer, fake_vectors
@@ -32,7 +33,8 @@ def m3(start_gateway: Callable[..., RunningGateway]) -> Iterator[httpx.Client]:
 
 def expected_sparse(text: str) -> Sparse:
     """Return the lexical weights that the fake engine means for a text."""
-    indices, values = fake_vectors(fake_tokenizer().encode(text).ids, Output.SPARSE).T
+    rows = fake_vectors(fake_tokenizer().encode(text).ids, Output.SPARSE)
+    indices, values = largest(rows).T
     return Sparse(indices.astype(np.int64), values)
 
 

@@ -20,7 +20,7 @@ VOCABULARY = st.lists(st.floats(0, 10, width=32) | st.just(0.0), min_size=1, max
 def of_tokens(tokens: list[tuple[int, float]]) -> list[list[float]]:
     ids = np.array([token for token, _ in tokens], np.int32)
     weights = np.array([weight for _, weight in tokens], np.float32)
-    rows = lexical.of_tokens(ids, weights, skip_ids=SKIP_IDS)
+    rows = lexical.largest(lexical.of_tokens(ids, weights, skip_ids=SKIP_IDS))
     assert (rows.dtype, rows.shape[1]) == (np.float32, 2)
     return rows.tolist()
 

@@ -35,6 +35,7 @@ import embedding_service.service.outputs
 """
 
 
+@pytest.mark.process
 def test_an_output_that_the_table_lacks_ends_the_import() -> None:
     """Whoever adds an output and forgets how its chunks join cannot start the service."""
     done = subprocess.run(

@@ -126,9 +126,9 @@ async def test_nothing_is_given_back_to_another_window(clock: Clock) -> None:
 @pytest.mark.parametrize("limit", [1, 3, 10, 1000])
 async def test_when_it_fits_is_said_exactly(clock: Clock, limit: int) -> None:
     """A refused cost fits at the moment that was told, and not a hundredth of a second before."""
-    choose, told = random.Random(limit), 0
+    choose, told, kept = random.Random(limit), 0, rates()
     for number in range(200):
-        kept, rate, cost = rates(), f"{limit}/minute", choose.randint(1, limit)
+        rate, cost = f"{limit}/minute", choose.randint(1, limit)
         clock.now = NOON + 3600 * number
         for _ in range(4):
             await kept.take("tokens", "a", rate, choose.randint(1, limit))
