@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from embedding_service.http.app import DIALECTS
 from embedding_service.service.vectors import shape_dense
+from embedding_service.settings.gateway import Settings
 from embedding_service.types import Output
 from embedding_service.worker.fake import CLS, SEP, UNKNOWN, fake_vectors
 
@@ -96,6 +98,13 @@ def routes_of(gateway: RunningGateway) -> list[tuple[str, str]]:
     while not hasattr(app, "table"):
         app = app.app
     return [(resource.path, method) for resource in app.table for method in resource.methods]
+
+
+def computing_operations() -> list[Any]:
+    """Return all operations that have a body, of all dialects: each has an example that works."""
+    settings = Settings(engine="fake")
+    dialects = [entry(settings) if callable(entry) else entry for entry in DIALECTS]
+    return [each for dialect in dialects for each in dialect.operations if each.request is not None]
 
 
 def watch_engine(gateway: RunningGateway, name: str, monkeypatch: pytest.MonkeyPatch) -> list[int]:

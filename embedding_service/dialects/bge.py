@@ -126,6 +126,7 @@ DIALECT = Dialect(
             handle=create_sparse_embeddings,
             summary="Embed texts as sparse vectors",
             request=SparseRequest,
+            example={"input": ["Hello, world"]},
             response=SparseResponse,
         ),
         Operation(
@@ -134,6 +135,7 @@ DIALECT = Dialect(
             handle=create_hybrid_embeddings,
             summary="Embed texts as hybrid vectors",
             request=SparseRequest,
+            example={"input": ["Hello, world"]},
             response=HybridResponse,
         ),
     ),

@@ -134,6 +134,7 @@ DIALECT = Dialect(
             handle=embed,
             summary="Embed texts in several formats",
             request=CohereEmbedRequest,
+            example={"texts": ["Hello, world"], "embedding_types": ["float"]},
             response=CohereEmbedResponse,
             names={
                 Name.INPUT: "texts",

@@ -115,7 +115,8 @@ class Access(Enum):
 class Operation:
     """One thing that can be asked at one path.
 
-    `when` tells operations apart that share a path; one without it takes what no other does.
+    `example` is a body that works with any model; the document shows it, and tests send it. `when`
+    tells operations apart that share a path; one without it takes what no other does.
     `check` may refuse a body before its fields are validated. `errors` is for an operation whose
     errors are not written like those of its dialect. A `probe` is served while draining, logged
     only when it fails, and answers HEAD too.
@@ -125,6 +126,7 @@ class Operation:
     handle: Handler
     summary: str
     request: type[Fields] | None = None
+    example: Tree | None = None
     response: Any = None
     method: str = "POST"
     id: str | None = None

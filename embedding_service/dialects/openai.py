@@ -287,6 +287,7 @@ def dialect(
             handle=create,
             summary="Embed texts",
             request=EmbeddingsRequest,
+            example={"input": ["Hello, world"]},
             response=EmbeddingsResponse,
             check=check,
         )

@@ -202,6 +202,7 @@ def dialect(**defaults: bool) -> Dialect:
     shapes: dict[str, Any] = {
         "summary": "Score documents against a query",
         "request": RerankRequest,
+        "example": {"query": "Which is red?", "documents": ["An apple", "The sky"]},
         "response": RerankResponse,
     }
     either = Sends("documents", "pairs")

@@ -70,6 +70,7 @@ EMBED = Operation(
     handle=embed_texts,
     summary="Embed texts",
     request=TextsRequest,
+    example={"texts": ["Hello, world"]},
     response=TextsResponse,
     when=Sends("texts"),
     names={Name.INPUT: "texts"},

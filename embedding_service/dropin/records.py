@@ -245,33 +245,64 @@ def _fault(text: str, limit: int | None) -> str | None:
 
 def dialect(settings: Settings) -> Dialect:
     """Return the operations; the shapes of records are made from the settings."""
-    names = {Name.INPUT: "text"}
-
-    def operation(path: str, handle: Any, summary: str, shape: Any, response: Any) -> Operation:
-        return Operation(
-            path=path,
-            handle=handle,
-            summary=summary,
-            request=shape,
-            response=response,
-            names=names,
-            when=Sends("text") if path == "/embed" else None,
-        )
-
     record = _record("RecordRequest", settings)
     stored = _record("ReindexRequest", settings, entity_id=(str, ...), entity_type=(str, "entity"))
     many = _batch(settings)
+    texts = [name for name, field in settings.records.fields.items() if field.type == "text"]
+    example = dict.fromkeys(texts[:1], "A bright flat")
+    one = {"entity_id": "1", **example}
+    items = {"items": [one]}
+
+    def operation(path: str, handle: Any, summary: str, **shapes: Any) -> Operation:
+        return Operation(
+            path=path, handle=handle, summary=summary, names={Name.INPUT: "text"}, **shapes
+        )
+
     return Dialect(
         "Records",
         OPENAI,
         (
-            operation("/embed", embed, "Embed a text", TextRequest, TextEmbedding),
             operation(
-                "/prepare-and-embed", prepare_and_embed, "Embed a record", record, RecordEmbedding
+                "/embed",
+                embed,
+                "Embed a text",
+                request=TextRequest,
+                response=TextEmbedding,
+                example={"text": "Hello, world"},
+                when=Sends("text"),
             ),
-            operation("/reindex", reindex, "Embed a stored record anew", stored, Reindexed),
-            operation("/batch", batch, "Embed records", many, BatchResponse),
-            operation("/reindex-batch", batch, "Embed stored records anew", many, BatchResponse),
+            operation(
+                "/prepare-and-embed",
+                prepare_and_embed,
+                "Embed a record",
+                request=record,
+                response=RecordEmbedding,
+                example=example,
+            ),
+            operation(
+                "/reindex",
+                reindex,
+                "Embed a stored record anew",
+                request=stored,
+                response=Reindexed,
+                example=one,
+            ),
+            operation(
+                "/batch",
+                batch,
+                "Embed records",
+                request=many,
+                response=BatchResponse,
+                example=items,
+            ),
+            operation(
+                "/reindex-batch",
+                batch,
+                "Embed stored records anew",
+                request=many,
+                response=BatchResponse,
+                example=items,
+            ),
             MODEL_INFO,
         ),
     )

@@ -100,8 +100,14 @@ def _body(mounted: Sequence[Mounted]) -> dict[str, Any]:
     names = dict.fromkeys(model.__name__ for model in _models(mounted))
     references = [{"$ref": _SCHEMAS.format(model=name)} for name in names]
     schema = references[0] if len(references) == 1 else {"anyOf": references}
-    content = {"application/json": {"schema": schema}}
-    return {"requestBody": {"required": True, "content": content}}
+    content = {"schema": schema, "examples": _examples(mounted)}
+    return {"requestBody": {"required": True, "content": {"application/json": content}}}
+
+
+def _examples(mounted: Sequence[Mounted]) -> dict[str, Any]:
+    """Return an example for each dialect at one path, by its name."""
+    operations = {each.dialect.name: each.operation for each in mounted}
+    return {name: {"value": operation.example} for name, operation in operations.items()}
 
 
 def _id(path: str) -> str:

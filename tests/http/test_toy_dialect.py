@@ -43,7 +43,13 @@ async def embed(request: Request[ToyRequest]) -> Answer:
 
 
 NAMES = {Field.INPUT: "sentences", Field.DIMENSIONS: "width"}
-SHAPES: dict[str, Any] = {"handle": embed, "request": ToyRequest, "response": list[list[float]], "names": NAMES}
+SHAPES: dict[str, Any] = {
+    "handle": embed,
+    "example": {"sentences": ["Hello"]},
+    "request": ToyRequest,
+    "response": list[list[float]],
+    "names": NAMES,
+}
 ERRORS = ErrorShape(ToyError, lambda failure: (418, {"oops": f"{failure.param}: {failure.message}"}))
 TOY = Dialect(
     "Toy",
