@@ -37,16 +37,16 @@ install-test: $(VENV)/.project $(VENV)/.test ## the same and the test tools
 serve: $(VENV)/.project ## serve CONFIG; without it a small demo model
 	@exec $(VENV)/bin/embedding-service serve --config $(CONFIG) $(ARGS)
 
-# Two at a time, by module: see tests/scheduling.py.
-SIDE_BY_SIDE := -n 2
+# Modules run side by side, see tests/scheduling.py: on two cores three, of which one waits (45 s where two took 60),
+# or two where there are engines as well.
 unexport PYTHONDONTWRITEBYTECODE # kept, pytest's rewritten asserts save each of them 4 s
 
 quick: export FUZZ_REQUESTS ?= 400
 quick: install-test ## run the tests that need no real engine, no other program and no process (a minute)
-	@$(VENV)/bin/python -m pytest -q $(SIDE_BY_SIDE) -m "not (engine or process or server or soak)" $(ARGS)
+	@$(VENV)/bin/python -m pytest -q -n 3 -m "not (engine or process or server or soak)" $(ARGS)
 
 test: install-test ## run all tests, real engine included
-	@$(VENV)/bin/python -m pytest -q $(SIDE_BY_SIDE) --durations=25 $(ARGS)
+	@$(VENV)/bin/python -m pytest -q -n 2 --durations=25 $(ARGS)
 
 check: install-test ## ruff, mypy strict, the import rules
 	@$(VENV)/bin/ruff check .

@@ -46,8 +46,8 @@ class ServiceError(Exception):
     """An error with an answer for the client.
 
     The message is written for a person and never quotes more than a little of the input; `param`
-    names the request field at fault. Both may hold placeholders of `Field`. `should_retry` is sent as
-    `x-should-retry` when it is not None.
+    names the request field at fault. Both may hold placeholders of `Field`. `should_retry` is sent
+    as `x-should-retry` when it is not None.
     """
 
     status: ClassVar[int] = 500

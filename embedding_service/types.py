@@ -39,14 +39,14 @@ if TYPE_CHECKING:
 
 
 class InputType(StrEnum):
-    """What a text is for: asymmetric models embed queries and documents differently."""
+    """The use of a text: asymmetric models embed queries and documents differently."""
 
     QUERY = "query"
     DOCUMENT = "document"
 
 
 class Truncate(StrEnum):
-    """What to do with an input that is longer than the model's context."""
+    """The treatment of an input that is longer than the model's context."""
 
     ERROR = "error"
     LEFT = "left"
@@ -108,11 +108,11 @@ class Field(StrEnum):
 class EmbedJob:
     """One embedding request, free of any dialect.
 
-    `inputs` are all texts or all lists of token ids. `outputs` is never empty; HIDDEN_STATES stands
-    in it alone, and knows no `dimensions`, `normalize` and `embed_dtype`. `more_dtypes` are formats
+    `inputs` are all texts or all lists of token ids. `outputs` is never empty; HIDDEN_STATES is
+    alone in it, and knows no `dimensions`, `normalize` and `embed_dtype`. `more_dtypes` are formats
     that the dialect itself will make of the float32 vectors. Errors about inputs name `field`. The
-    last `queries` of the inputs are no items of the list that the client sent, and do not count where
-    that is limited.
+    last `queries` of the inputs are no items of the list that the client sent, and do not count
+    where that is limited.
     """
 
     model: str | None
@@ -187,7 +187,7 @@ class Embeddings:
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """Who a key belongs to, and what it may do. None: all models, no limit beyond everybody's.
+    """The owner of a key, and their rights. None: all models, no limit beyond everybody's.
 
     `requests` and `tokens` are rates such as `100/minute`.
     """
@@ -241,7 +241,7 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """What a client may know of a served model."""
+    """The public facts about a served model."""
 
     name: str
     aliases: tuple[str, ...]

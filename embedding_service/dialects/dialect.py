@@ -146,6 +146,19 @@ class Operation:
         return (self.method, "HEAD") if self.probe else (self.method,)
 
 
+def probe(path: str, handle: Handler, summary: str, **options: Any) -> Operation:
+    """Return an operation that balancers ask without a key."""
+    return Operation(
+        path=path,
+        method="GET",
+        handle=handle,
+        summary=summary,
+        access=Access.OPEN,
+        probe=True,
+        **options,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Dialect:
     """An API that is spoken here."""

@@ -27,7 +27,10 @@ _KINDS = ("return_dense", "return_sparse", "return_colbert")
 
 
 class EmbeddingsRequest(Fields):
-    """What a client sends. Fields below `user` go beyond OpenAI; unknown ones are ignored and named in a header."""
+    """Inputs to embed, and how.
+
+    Fields below `user` go beyond OpenAI; unknown ones are ignored and named in a header.
+    """
 
     input: embedding.Input
     model: str | None = Field(None, description="A served model or one of its aliases.")

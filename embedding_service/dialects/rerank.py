@@ -1,4 +1,4 @@
-"""Reranking in the shapes of Cohere and Jina (`/v1/rerank`, `/rerank`, `/v2/rerank`), and as pairs."""
+"""Reranking as Cohere and Jina have it (`/v1/rerank`, `/rerank`, `/v2/rerank`), and of pairs."""
 
 from __future__ import annotations
 

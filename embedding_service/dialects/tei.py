@@ -97,7 +97,7 @@ class TeiInputs(Fields):
 
 
 class TeiEmbedRequest(TeiInputs):
-    """What to embed, and how long the vectors are."""
+    """Inputs to embed, and the length of the vectors."""
 
     normalize: bool | None = Field(None, description="Scale vectors to length 1; default true.")
     dimensions: int | None = Field(None, ge=1, le=embedding.TOKEN_LIMIT)
@@ -126,7 +126,7 @@ class Sentences(Fields):
 
 
 class TeiSimilarityRequest(Fields):
-    """What to compare."""
+    """Sentences to compare."""
 
     inputs: Sentences
 
@@ -172,7 +172,7 @@ class SimpleToken(BaseModel):
 
 
 class Info(BaseModel):
-    """What is served, as TEI describes it; limits that this server does not have are null."""
+    """The default model and the limits, as TEI has them; limits that do not exist here are null."""
 
     model_id: str
     model_sha: str | None

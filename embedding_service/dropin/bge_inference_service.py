@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from embedding_service.dialects import rerank
-from embedding_service.dialects.dialect import Access, Answer, Dialect, Operation, Request
+from embedding_service.dialects.dialect import Answer, Dialect, Request, probe
 from embedding_service.dialects.errors import DETAIL
 from embedding_service.dropin.preset import Preset
 
@@ -24,14 +24,7 @@ async def health(request: Request[None]) -> Answer:
     return Answer.json(body, status=200 if request.lifecycle.ready else 503)
 
 
-HEALTH = Operation(
-    path="/health",
-    method="GET",
-    handle=health,
-    summary="Which models are loaded?",
-    access=Access.OPEN,
-    probe=True,
-)
+HEALTH = probe("/health", health, "Which models are loaded?")
 PRESET = Preset(
     name="bge-inference-service",
     errors=DETAIL,

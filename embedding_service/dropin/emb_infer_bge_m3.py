@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from embedding_service.dialects import openai
-from embedding_service.dialects.dialect import Access, Answer, Dialect, Operation, Request
+from embedding_service.dialects.dialect import Answer, Dialect, Handler, Operation, Request, probe
 from embedding_service.dialects.errors import DetailResponse, ErrorShape, Failure, Written
 from embedding_service.dropin.preset import KeyRules, Preset
 from embedding_service.errors import BadConfiguration, Overloaded
@@ -101,15 +101,15 @@ def check(settings: Settings) -> None:
         )
 
 
-def _get(path: str, handle: Any, summary: str, **options: Any) -> Operation:
-    return Operation(path=path, method="GET", handle=handle, summary=summary, **options)
+def _get(path: str, handle: Handler, summary: str) -> Operation:
+    return Operation(path=path, method="GET", handle=handle, summary=summary)
 
 
 DIALECT = Dialect(
     "emb-infer-bge-m3",
     ERRORS,
     (
-        _get("/health", health, "Is the service up?", access=Access.OPEN, probe=True),
+        probe("/health", health, "Is the service up?"),
         _get("/health/detailed", detailed_health, "Health of model and batching"),
         _get("/stats", stats, "Texts and batches computed"),
     ),

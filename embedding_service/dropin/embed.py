@@ -8,7 +8,7 @@ import orjson
 from pydantic import BaseModel, Field
 
 from embedding_service.dialects import embedding
-from embedding_service.dialects.dialect import Access, Answer, Dialect, Operation, Request, Sends
+from embedding_service.dialects.dialect import Answer, Dialect, Operation, Request, Sends, probe
 from embedding_service.dialects.errors import DETAIL, OPENAI
 from embedding_service.dialects.fields import Fields
 from embedding_service.dropin.preset import Preset
@@ -75,14 +75,7 @@ EMBED = Operation(
     when=Sends("texts"),
     names={Name.INPUT: "texts"},
 )
-HEALTH = Operation(
-    path="/health",
-    method="GET",
-    handle=health,
-    summary="Health of the model",
-    access=Access.OPEN,
-    probe=True,
-)
+HEALTH = probe("/health", health, "Health of the model")
 DIALECT = Dialect("Embed", OPENAI, (EMBED,))
 PRESET = Preset(
     name="embed",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from embedding_service.dialects.dialect import Access, Answer, Dialect, Operation, Request
+from embedding_service.dialects.dialect import Answer, Dialect, Request, probe
 from embedding_service.dialects.errors import DetailResponse, ErrorShape, Failure, Written
 from embedding_service.dropin import records
 from embedding_service.dropin.model_identity import model_identity
@@ -40,19 +40,12 @@ async def health(request: Request[None]) -> Answer:
         "version": identity["model_version"],
         "model_checksum": identity["model_checksum"],
         "cache_enabled": cache is not None,
-        "cache_size": cache.stats().entries if cache else 0,
+        "cache_size": cache.entries if cache else 0,
     }
     return Answer.json(body, status=200 if ready else 503)
 
 
-HEALTH = Operation(
-    path="/health",
-    method="GET",
-    handle=health,
-    summary="Health of the model",
-    access=Access.OPEN,
-    probe=True,
-)
+HEALTH = probe("/health", health, "Health of the model")
 
 
 def dialects(settings: Settings) -> tuple[Dialect, ...]:

@@ -33,7 +33,7 @@ def prepare(settings: RecordSettings, record: Mapping[str, Any]) -> str:
 
 
 def _value(settings: RecordSettings, value: Any) -> Any:
-    """Return what stands in a template for a field, or None for nothing."""
+    """Return the text of a field in a template, or None for nothing."""
     if isinstance(value, dict):
         value = settings.group_separator.join(
             f"{k}: {v}" for k, v in value.items() if v is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from embedding_service.dialects import tei
-from embedding_service.dialects.dialect import Access, Answer, Dialect, Operation, Request
+from embedding_service.dialects.dialect import Answer, Dialect, Request, probe
 from embedding_service.dropin.preset import Preset
 from embedding_service.errors import Unavailable
 
@@ -17,17 +17,7 @@ async def health(request: Request[None]) -> Answer:
     return Answer(media_type=None)
 
 
-def _probe(path: str) -> Operation:
-    return Operation(
-        path=path,
-        method="GET",
-        handle=health,
-        summary="Is the service up?",
-        responses=tei.ERRORS.responses(),
-        access=Access.OPEN,
-        probe=True,
-    )
-
-
-PROBES = Dialect("TEI", tei.ERRORS, tuple(map(_probe, ("/", "/health", "/ping"))))
+_SUMMARY, _ERRORS = "Is the service up?", tei.ERRORS.responses()
+_PROBES = [probe(path, health, _SUMMARY, responses=_ERRORS) for path in ("/", "/health", "/ping")]
+PROBES = Dialect("TEI", tei.ERRORS, tuple(_PROBES))
 PRESET = Preset(name=tei.PRESET, errors=tei.ERRORS, dialects=lambda _: (PROBES, tei.DIALECT))

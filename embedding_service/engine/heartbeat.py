@@ -56,7 +56,7 @@ class Heartbeat:
             # Pings are answered by a thread of their own, however long a step takes.
             return f"no sign of life for {HANG_AFTER_S:g} s"
         if asked - self._last_step > self._longest_step_s():
-            # It answers, and its engine stands still.
+            # It answers pings, and its engine makes no progress.
             return f"no progress in a step for {asked - self._last_step:.0f} s"
         return None
 

@@ -1,4 +1,4 @@
-"""What makes two engines interchangeable to the last digit, as one short text for caches.
+"""Engines with the same identity, one short text, are interchangeable to the last digit.
 
 Deny-lists, so that an option which changes numbers counts though nobody thought of it here: too
 many vectors computed anew cost time, one wrong vector costs trust.

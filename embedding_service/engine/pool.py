@@ -79,7 +79,7 @@ class ModelEngine:
 
     @property
     def facts(self) -> protocol.ModelFacts | None:
-        """What the model is, once the first replica has loaded it."""
+        """The facts of the model, once the first replica has loaded it."""
         model = self.replicas[0].model
         return model.facts if model else None
 

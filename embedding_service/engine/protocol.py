@@ -1,8 +1,8 @@
 """Messages between the gateway and an engine worker.
 
 Multipart ZeroMQ messages: one msgpack header, then raw little-endian numpy frames; messages that
-are sent at one time may come in one multipart message, see `split`. Nothing here is ever pickled, and a
-message whose frames are not as long as its header says is refused. Two sockets per worker
+are sent at one time may come in one multipart message, see `split`. Nothing here is ever pickled,
+and a message whose frames are not as long as its header says is refused. Two sockets per worker
 generation: `jobs` (PAIR, towards the worker, answered with `Pong`) and `results` (PUSH from it).
 """
 

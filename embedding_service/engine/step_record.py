@@ -1,4 +1,4 @@
-"""What the engine was working on when it died: a small mapped file that outlives the process."""
+"""The inputs that the engine was working on when it died, in a small file that outlives it."""
 
 from __future__ import annotations
 

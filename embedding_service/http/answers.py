@@ -1,4 +1,4 @@
-"""Answers on their way out: in one message if small, else piece by piece while they are rendered."""
+"""Answers on their way out: in one message if small, else piece by piece as they are rendered."""
 
 from __future__ import annotations
 

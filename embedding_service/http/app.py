@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from embedding_service.settings.gateway import Settings
 
 # A new dialect is a file and a line here. At a path that several have, the first one's errors are
-# written until the body has told which of them is meant.
+# written until the body has shown which of them is meant.
 DIALECTS: tuple[Dialect | Callable[[Settings], Dialect], ...] = (
     openai.DIALECT,
     bge.DIALECT,
@@ -80,20 +80,7 @@ def create_app(
 ) -> ASGIApp:
     """Return the whole gateway as one ASGI application."""
     preset = PRESETS[settings.preset] if settings.preset else NO_PRESET
-    app = FastAPI(
-        title="embedding-service",
-        version=__version__,
-        description="OpenAI-compatible embeddings, backed by vLLM.",
-        docs_url=None,
-        redoc_url=None,
-        openapi_url=None,
-        redirect_slashes=False,  # behind a proxy that ends TLS, the redirect would lead to plain HTTP
-        exception_handlers={
-            ServiceError: problems.service_error,
-            HTTPException: problems.http_error,
-            Exception: problems.unexpected_error,
-        },
-    )
+    app = _fastapi()
     table = create_table(settings, lifecycle, app, preset=preset, dialects=dialects)
     dispatcher = Dispatcher(lifecycle, table.errors)
     for resource in table:
@@ -112,15 +99,34 @@ def create_app(
         log=log,
         tracer=tracer,
     )
-    if settings.cors_origins:
-        onion = CORSMiddleware(
-            onion,
-            allow_origins=settings.cors_origins,
-            allow_methods=["GET", "POST"],
-            allow_headers=["*"],
-            expose_headers=EXPOSED_HEADERS,
-        )
-    return onion
+    return _with_cors(onion, settings.cors_origins) if settings.cors_origins else onion
+
+
+def _fastapi() -> FastAPI:
+    return FastAPI(
+        title="embedding-service",
+        version=__version__,
+        description="OpenAI-compatible embeddings, backed by vLLM.",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,  # behind a proxy that ends TLS, it would lead to plain HTTP
+        exception_handlers={
+            ServiceError: problems.service_error,
+            HTTPException: problems.http_error,
+            Exception: problems.unexpected_error,
+        },
+    )
+
+
+def _with_cors(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
+    return CORSMiddleware(
+        app,
+        allow_origins=origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["*"],
+        expose_headers=EXPOSED_HEADERS,
+    )
 
 
 def create_table(

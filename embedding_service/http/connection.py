@@ -10,11 +10,12 @@ if TYPE_CHECKING:
     import asyncio
 
 
-# A body may end and the next request begin in one piece of data, so a piece that begins a request is not counted.
+# A body may end and the next request begin in one piece of data, so a piece that begins a request
+# is not counted.
 LONGEST_HEADERS = 64 << 10
 _BODY = (
-    b'{"error":{"message":"The headers of the request are too large.","type":"invalid_request_error",'
-    b'"param":null,"code":"headers_too_large"}}'
+    b'{"error":{"message":"The headers of the request are too large.",'
+    b'"type":"invalid_request_error","param":null,"code":"headers_too_large"}}'
 )
 _TOO_LARGE = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\n"

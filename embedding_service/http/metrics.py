@@ -45,11 +45,10 @@ class StateCollector(Collector):
         yield _gauge("requests_in_flight", "Requests being served.", lifecycle.in_flight)
         yield _gauge("asyncio_tasks", "Tasks of the event loop.", len(asyncio.all_tasks()))
         if cache is not None:
-            stats = cache.stats()
-            yield _counter("cache_hits", "Results that the cache in memory knew.", stats.hits)
-            yield _counter("cache_misses", "Results that it did not know.", stats.misses)
-            yield _gauge("cache_bytes", "Bytes that it holds.", stats.bytes)
-            yield _gauge("cache_entries", "Results that it holds.", stats.entries)
+            yield _counter("cache_hits", "Results that the cache in memory knew.", cache.hits)
+            yield _counter("cache_misses", "Results that it did not know.", cache.misses)
+            yield _gauge("cache_bytes", "Bytes that it holds.", cache.bytes)
+            yield _gauge("cache_entries", "Results that it holds.", cache.entries)
         yield from self._models()
 
     def _models(self) -> Iterator[Metric]:
@@ -123,7 +122,7 @@ class ModelStats(BaseModel):
 
 
 class Stats(BaseModel):
-    """What an operator wants to see at a glance."""
+    """The state of everything, at a glance."""
 
     status: str
     uptime_s: float

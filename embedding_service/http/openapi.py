@@ -105,9 +105,12 @@ def _body(mounted: Sequence[Mounted]) -> dict[str, Any]:
 
 
 def _examples(mounted: Sequence[Mounted]) -> dict[str, Any]:
-    """Return an example for each dialect at one path, by its name."""
-    operations = {each.dialect.name: each.operation for each in mounted}
-    return {name: {"value": operation.example} for name, operation in operations.items()}
+    """Return the example of each operation at one path."""
+    examples: dict[str, Any] = {}
+    for each in mounted:
+        name = f"{each.dialect.name} {each.operation.handle.__name__}"
+        examples[name] = {"value": each.operation.example}
+    return examples
 
 
 def _id(path: str) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, Field
 
 from embedding_service import __version__
-from embedding_service.dialects.dialect import Access, Answer, Dialect, Operation, Request
+from embedding_service.dialects.dialect import Answer, Dialect, Operation, Request, probe
 from embedding_service.dialects.errors import OPENAI
 from embedding_service.engine.states import State
 from embedding_service.errors import ModelNotFound, PermissionDenied, Unavailable
@@ -54,7 +54,7 @@ class Health(BaseModel):
 
 
 class CacheState(BaseModel):
-    """What the cache holds, in entries and bytes, and how often it knew the answer."""
+    """The cache's size in entries and bytes, and how often it knew the answer."""
 
     enabled: bool
     current_size: int
@@ -129,7 +129,7 @@ async def health(request: Request[None]) -> Answer:
 async def cache_stats(request: Request[None]) -> Answer:
     """Count what the cache holds."""
     cache = request.service.models.cache
-    state = (cache or MemoryCache(0, 0)).stats()
+    state = cache or MemoryCache(0, 0)
     share_of_bytes = state.bytes / (state.max_bytes or 1)
     share_of_entries = state.entries / (state.max_entries or sys.maxsize)
     body = CacheState(
@@ -157,11 +157,6 @@ async def cache_clear(request: Request[None]) -> Answer:
     if models.shared is not None:
         cleared += await models.shared.clear()
     return Answer.json({"message": f"{cleared} results forgotten", "cleared": cleared})
-
-
-def probe(path: str, **options: Any) -> Operation:
-    """Return an operation that balancers ask without a key."""
-    return Operation(path=path, method="GET", access=Access.OPEN, probe=True, **options)
 
 
 def _documented(*statuses: int) -> Responses:
@@ -197,29 +192,23 @@ DIALECT = Dialect(
     OPENAI,
     (
         INFO,
-        probe("/livez", handle=livez, summary="Is the gateway alive?", response=Alive),
+        probe("/livez", livez, "Is the gateway alive?", response=Alive),
         probe(
             "/readyz",
-            handle=readyz,
-            summary="Should a balancer send requests here?",
+            readyz,
+            "Should a balancer send requests here?",
             response=Readiness,
             responses=_documented(404, 503),
             parameters=(_MODEL,),
         ),
         probe(
             "/health",
-            handle=health,
-            summary="Health of the default model",
+            health,
+            "Health of the default model",
             response=Health,
             responses={503: {"model": Health, "description": "Not ready."}},
         ),
-        probe(
-            "/ping",
-            handle=livez,
-            summary="Is the gateway alive?",
-            response=Alive,
-            documented=False,
-        ),
+        probe("/ping", livez, "Is the gateway alive?", response=Alive, documented=False),
         Operation(
             path="/cache/stats",
             method="GET",

@@ -29,7 +29,7 @@ async def within(seconds: float, awaitable: Awaitable[_T]) -> _T:
 
 @types.coroutine
 def _go_on(steps: Generator[Any, Any, _T], waiting: Any) -> Generator[Any, Any, _T]:
-    """Go on with an awaitable that waits for `waiting`: `yield from` from its second step (PEP 380)."""
+    """Go on with an awaitable that waits for `waiting`: PEP 380's `yield from`, second step on."""
     while True:
         error, sent = None, None
         try:

@@ -11,7 +11,6 @@ import hashlib
 import sys
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -37,21 +36,11 @@ def digest(ids: TokenIds, boundary: int | None = None, owner: str = "") -> bytes
     return hashlib.sha256(b"|".join((ids.tobytes(), types, owner.encode()))).digest()
 
 
-@dataclass(frozen=True, slots=True)
-class CacheStats:
-    """Counters since the start, and what is held now."""
-
-    hits: int
-    misses: int
-    entries: int
-    bytes: int
-    max_bytes: int
-    max_entries: int | None
-    ttl_s: float
-
-
 class MemoryCache:
-    """A least-recently-used cache in this process. Not thread-safe: the event loop owns it."""
+    """A least-recently-used cache in this process. Not thread-safe: the event loop owns it.
+
+    `hits` and `misses` count since the start; `bytes` and `entries` are held now.
+    """
 
     def __init__(
         self,
@@ -103,17 +92,10 @@ class MemoryCache:
         self.bytes = 0
         return count
 
-    def stats(self) -> CacheStats:
-        """Return the counters."""
-        return CacheStats(
-            hits=self.hits,
-            misses=self.misses,
-            entries=len(self._entries),
-            bytes=self.bytes,
-            max_bytes=self.max_bytes,
-            max_entries=self.max_entries,
-            ttl_s=self.ttl_s,
-        )
+    @property
+    def entries(self) -> int:
+        """How many results are held."""
+        return len(self._entries)
 
     def _drop(self, key: Key) -> None:
         value, _ = self._entries.pop(key)

@@ -48,7 +48,7 @@ def check_count(items: int, limit: int, field: Field) -> None:
 def check_characters(
     inputs: Sequence[str] | Sequence[list[int]], limit: int | None, field: Field
 ) -> None:
-    """Raise `InvalidRequest` about the first text that is too long; token ids have no characters."""
+    """Raise `InvalidRequest` about the first text that is too long; token ids are no text."""
     if limit is None or max(map(len, inputs)) <= limit:
         return
     for index, text in enumerate(inputs):
@@ -144,8 +144,7 @@ def check_late_interaction(model: ServedModel, job: RerankJob) -> None:
     ):
         if value is not None:
             raise InvalidRequest(
-                f"{name} is for cross-encoders; {model.name} scores by late interaction",
-                param=name,
+                f"{name} is for cross-encoders; {model.name} scores by late interaction", param=name
             )
 
 

@@ -19,6 +19,7 @@ HEX_DIGITS = 12
 UNKNOWN = "0" * HEX_DIGITS
 # Deny-lists, as in `engine/identity.py`; the last digits of a vector do not matter here.
 _OPTIONS_WITHOUT_EFFECT = identity.OPTIONS_WITHOUT_EFFECT | identity.OPTIONS_OF_ROUNDING
+_NOT_AS_THEY_ARE = _OPTIONS_WITHOUT_EFFECT | {"engine_args"}
 _ARGUMENTS_WITHOUT_EFFECT = identity.ARGUMENTS_WITHOUT_EFFECT | identity.ARGUMENTS_OF_ROUNDING
 
 
@@ -34,8 +35,7 @@ async def model_checksum(settings: Settings, model: ServedModel, *, wait: bool =
         return UNKNOWN
     facts = model.encoder.facts
     if settings.model_checksum == "legacy":
-        text = f"{model.name}:{facts.dimension}".encode()
-        return hashlib.md5(text, usedforsecurity=False).hexdigest()[:HEX_DIGITS]
+        return _legacy(model.name, facts.dimension)
     weights = facts.weights
     if facts.folder is not None:
         reading = model.engine.weights()
@@ -52,6 +52,11 @@ async def model_checksum(settings: Settings, model: ServedModel, *, wait: bool =
     }
     text = json.dumps(decisive, sort_keys=True, ensure_ascii=False, default=str).encode()
     return hashlib.sha256(text).hexdigest()[:HEX_DIGITS]
+
+
+def _legacy(name: str, dimension: int | None) -> str:
+    text = f"{name}:{dimension}".encode()
+    return hashlib.md5(text, usedforsecurity=False).hexdigest()[:HEX_DIGITS]
 
 
 def _of_encoder(encoder: Encoder) -> dict[str, Any]:
@@ -71,7 +76,7 @@ def _of_encoder(encoder: Encoder) -> dict[str, Any]:
 
 def _of_options(options: ModelOptions) -> dict[str, Any]:
     """Return the part of the options; defaults are left out, so that a new option changes none."""
-    names = set(_OPTIONS_WITHOUT_EFFECT | {"engine_args"})
-    chosen = options.model_dump(mode="json", exclude=names, exclude_defaults=True)
+    exclude = set(_NOT_AS_THEY_ARE)
+    chosen = options.model_dump(mode="json", exclude=exclude, exclude_defaults=True)
     chosen["engine_args"] = identity.without(options.engine_args, _ARGUMENTS_WITHOUT_EFFECT)
     return chosen

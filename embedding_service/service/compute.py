@@ -1,4 +1,4 @@
-"""From token ids to rows: the caches first, then each missing input once, whoever asks for it.
+"""From token ids to rows: the caches first, then each missing input once for all who ask for it.
 
 Between the service and the engine. Only what is really computed counts for admission and for
 token limits.
@@ -9,7 +9,8 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
-from itertools import product
+from functools import partial
+from itertools import product, repeat
 from typing import TYPE_CHECKING
 
 from embedding_service.service.cache import Key, MemoryCache, digest
@@ -18,7 +19,7 @@ from embedding_service.service.vectors import is_finite
 from embedding_service.types import Batch, BatchResult
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Iterator
 
     from embedding_service.engine.pool import ModelEngine
     from embedding_service.service.admission import Gate
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from embedding_service.service.shared_cache import SharedCache
     from embedding_service.service.single_flight import Claim
     from embedding_service.types import Floats, Output, Rows
+
+    Found = dict[bytes, Rows]  # by the digests of inputs
+    Entries = Iterator[tuple[Key, Floats]]
+    Ask = Callable[[Batch], Awaitable[BatchResult]]
 
 
 @dataclass(slots=True)
@@ -35,46 +40,6 @@ class Computed:
     result: BatchResult
     cached: list[bool]
     seconds: float
-
-
-class _Search:
-    """One request's inputs by digest, and what has been found of them."""
-
-    def __init__(self, batch: Batch, digests: list[bytes]) -> None:
-        self.batch = batch
-        self.digests = digests
-        self.first: dict[bytes, int] = {}
-        for index, key in enumerate(digests):
-            self.first.setdefault(key, index)
-        self.found: dict[bytes, Rows] = {}
-        self.hits: set[bytes] = set()
-        self.steps, self.queued_s = 0, 0.0
-
-    @property
-    def missing(self) -> list[bytes]:
-        """The inputs that have not been found, in their order."""
-        return [key for key in self.first if key not in self.found]
-
-    def part(self, keys: Iterable[bytes]) -> Batch:
-        """Return these inputs, each once."""
-        return self.batch.select([self.first[key] for key in keys])
-
-    def add_hits(self, known: Mapping[bytes, Rows]) -> None:
-        """Take what a cache knew."""
-        self.found |= known
-        self.hits |= known.keys()
-
-    def add(self, keys: list[bytes], result: BatchResult) -> dict[bytes, Rows]:
-        """Take and return what the engine computed for `keys`."""
-        computed = dict(zip(keys, result.results, strict=True))
-        self.found |= computed
-        self.steps = max(self.steps, result.steps)
-        self.queued_s = max(self.queued_s, result.queued_s)
-        return computed
-
-    def result(self) -> BatchResult:
-        """Return the results of all inputs, in order; repeated ones share theirs."""
-        return BatchResult([self.found[key] for key in self.digests], self.steps, self.queued_s)
 
 
 @dataclass(slots=True)
@@ -89,15 +54,15 @@ class Compute:
     cache: MemoryCache | None
     shared: SharedCache | None = None
     isolated: bool = False
-    # By the outputs asked for: a caller who wants more than a flight brings computes it himself.
-    _flights: defaultdict[frozenset[Output], SingleFlight[bytes, Rows]] = field(
+    # By the outputs asked for: a caller that wants more than a flight brings computes it itself.
+    flights: defaultdict[frozenset[Output], SingleFlight[bytes, Rows]] = field(
         default_factory=lambda: defaultdict(SingleFlight)
     )
 
     @property
     def in_flight(self) -> int:
         """Inputs that are being computed for somebody, and that others can wait for."""
-        return sum(map(len, self._flights.values()))
+        return sum(map(len, self.flights.values()))
 
     async def run(self, batch: Batch, *, call: Call, more_coming: bool) -> Computed:
         """Return the results of a batch in its order.
@@ -105,41 +70,58 @@ class Compute:
         Raises what the engine, the gate and the budget raise.
         """
         began = time.monotonic()
+        compute = partial(self._compute, call=call, more_coming=more_coming)
         if self.cache is None:
-            result = await self._compute(batch, call, more_coming=more_coming)
-            return Computed(result, [False] * len(batch.ids), time.monotonic() - began)
-        search = _Search(batch, self._digests(batch, call))
-        search.add_hits(self._look_up(self.cache, search))
-        # Another round for what others gave up on while this request waited for it.
-        while missing := search.missing:
-            with self._flights[batch.outputs].claim(missing) as claim:
-                if claim.mine:
-                    await self._find(claim, search, self.cache, call, more_coming=more_coming)
-                search.found |= await claim.others(deadline=batch.deadline)
-        cached = [key in search.hits for key in search.digests]
-        return Computed(search.result(), cached, time.monotonic() - began)
+            result, cached = await compute(batch), [False] * len(batch.ids)
+        else:
+            digests = _digests(batch, call.tenant.name if self.isolated else "")
+            search = _Search(self, self.cache, batch, digests, compute)
+            result = await search.run()
+            cached = [key in search.hits for key in digests]
+        return Computed(result, cached, time.monotonic() - began)
 
-    async def _compute(self, batch: Batch, call: Call, *, more_coming: bool) -> BatchResult:
+    async def _compute(self, batch: Batch, *, call: Call, more_coming: bool) -> BatchResult:
         """Have the engine work, within what is admitted and what the caller may spend."""
         tokens = sum(map(len, batch.ids))
         with self.gate.admit(tokens, param=call.field):
             async with call.budget.spend(tokens):
                 return await self.engine.run(batch, more_coming=more_coming)
 
-    def _digests(self, batch: Batch, call: Call) -> list[bytes]:
-        owner = call.tenant.name if self.isolated else ""
-        if batch.boundaries is None:
-            return [digest(ids, None, owner) for ids in batch.ids]
-        inputs = zip(batch.ids, batch.boundaries, strict=True)
-        return [digest(ids, boundary, owner) for ids, boundary in inputs]
 
-    def _look_up(self, cache: MemoryCache, search: _Search) -> dict[bytes, Rows]:
+class _Search:
+    """One request's inputs by digest, and what has been found of them."""
+
+    def __init__(
+        self, model: Compute, cache: MemoryCache, batch: Batch, digests: list[bytes], compute: Ask
+    ) -> None:
+        self.model, self.engine, self.cache = model, model.engine, cache
+        self.batch, self.digests, self.compute = batch, digests, compute
+        self.first: dict[bytes, int] = {}
+        for index, key in enumerate(digests):
+            self.first.setdefault(key, index)
+        self.found: Found = {}
+        self.hits: set[bytes] = set()
+        self.steps, self.queued_s = 0, 0.0
+
+    async def run(self) -> BatchResult:
+        """Find all inputs, and return their results in order; repeated ones share theirs."""
+        self._add_hits(self._look_up())
+        flights, found = self.model.flights[self.batch.outputs], self.found
+        # Another round for what others gave up on while this request waited for it.
+        while missing := [key for key in self.first if key not in found]:
+            with flights.claim(missing) as claim:
+                if claim.mine:
+                    await self._find(claim)
+                found |= await claim.others(deadline=self.batch.deadline)
+        return BatchResult([found[key] for key in self.digests], self.steps, self.queued_s)
+
+    def _look_up(self) -> Found:
         """Return the inputs of which this process knows all that is asked for."""
         model, known = self.engine.identity, {}
-        for key in search.first:
+        for key in self.first:
             rows: Rows = {}
-            for output in search.batch.outputs:
-                value = cache.get(Key(model, key, output))
+            for output in self.batch.outputs:
+                value = self.cache.get(Key(model, key, output))
                 if value is None:
                     break
                 rows[output] = value
@@ -147,55 +129,59 @@ class Compute:
                 known[key] = rows
         return known
 
-    async def _find(
-        self,
-        claim: Claim[bytes, Rows],
-        search: _Search,
-        cache: MemoryCache,
-        call: Call,
-        *,
-        more_coming: bool,
-    ) -> None:
+    async def _find(self, claim: Claim[bytes, Rows]) -> None:
         """Look up or compute what nobody else does, hand it over, and keep it."""
-        known = await self._look_up_shared(claim.mine, search.batch.outputs)
-        cache.put(_entries(self.engine.identity, known))
+        known = await self._look_up_shared(claim.mine)
+        self.cache.put(_entries(self.engine.identity, known))
         claim.land(known)
-        search.add_hits(known)
+        self._add_hits(known)
         if rest := [key for key in claim.mine if key not in known]:
-            result = await self._compute(search.part(rest), call, more_coming=more_coming)
-            computed = search.add(rest, result)
+            computed = await self._compute(rest)
             # A NaN reaches those who wait as well, and each refuses it; the caches have none.
             claim.land(computed)
-            self._keep(cache, computed)
+            self._keep(computed)
 
-    def _keep(self, cache: MemoryCache, computed: dict[bytes, Rows]) -> None:
-        """Let the caches have what is finite."""
-        finite = {key: rows for key, rows in computed.items() if all(map(is_finite, rows.values()))}
-        cache.put(_entries(self.engine.identity, finite))
-        if self.shared is not None and self.engine.portable:
-            self.shared.put(_entries(self.engine.shared_identity, finite))
+    def _add_hits(self, known: Found) -> None:
+        self.found |= known
+        self.hits |= known.keys()
 
-    async def _look_up_shared(
-        self, keys: list[bytes], outputs: frozenset[Output]
-    ) -> dict[bytes, Rows]:
+    async def _look_up_shared(self, keys: list[bytes]) -> Found:
         """Return what other instances have computed, where it is all that is asked for."""
-        if self.shared is None:
+        if self.model.shared is None:
             return {}
         if not self.engine.portable:
             self.engine.weights()  # once they are read, this instance shares
             return {}
-        model = self.engine.shared_identity
-        wanted = product(keys, outputs)
-        values = await self.shared.get([Key(model, key, output) for key, output in wanted])
-        known: dict[bytes, Rows] = {}
-        for entry, value in values.items():
+        model, outputs = self.engine.shared_identity, self.batch.outputs
+        wanted = [Key(model, key, output) for key, output in product(keys, outputs)]
+        known: Found = {}
+        for entry, value in (await self.model.shared.get(wanted)).items():
             known.setdefault(entry.digest, {})[entry.output] = value
         return {key: rows for key, rows in known.items() if rows.keys() == outputs}
 
+    async def _compute(self, keys: list[bytes]) -> Found:
+        result = await self.compute(self.batch.select([self.first[key] for key in keys]))
+        computed = dict(zip(keys, result.results, strict=True))
+        self.found |= computed
+        self.steps = max(self.steps, result.steps)
+        self.queued_s = max(self.queued_s, result.queued_s)
+        return computed
 
-def _entries(model: str, found: Mapping[bytes, Rows]) -> list[tuple[Key, Floats]]:
-    """Return what caches keep, an entry for each output."""
-    entries: list[tuple[Key, Floats]] = []
+    def _keep(self, computed: Found) -> None:
+        """Let the caches have what is finite."""
+        finite = {key: rows for key, rows in computed.items() if all(map(is_finite, rows.values()))}
+        self.cache.put(_entries(self.engine.identity, finite))
+        if self.model.shared is not None and self.engine.portable:
+            self.model.shared.put(_entries(self.engine.shared_identity, finite))
+
+
+def _digests(batch: Batch, owner: str) -> list[bytes]:
+    boundaries: Iterable[int | None] = batch.boundaries or repeat(None)
+    return list(map(digest, batch.ids, boundaries, repeat(owner)))
+
+
+def _entries(model: str, found: Found) -> Entries:
+    """Yield what caches keep, an entry for each output."""
     for key, rows in found.items():
-        entries += [(Key(model, key, output), value) for output, value in rows.items()]
-    return entries
+        for output, value in rows.items():
+            yield Key(model, key, output), value

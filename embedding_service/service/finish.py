@@ -32,34 +32,15 @@ def finish(
         by_output[output] = kind.write(kind.join(rows, prepared), job, ranges)
     return Embeddings(
         model=name,
-        tokens=_tokens(prepared),
+        tokens=prepared.by_input(list(map(len, prepared.ids)), sum),
         by_output=by_output,
         ranges=ranges,
         truncated=prepared.truncated,
         chunked=prepared.chunked,
         token_ids_read_as=prepared.read_as,
-        cached=_all_cached(computed.cached, prepared),
+        cached=prepared.by_input(computed.cached, all),
         engine_s=computed.seconds,
     )
-
-
-def _tokens(prepared: Prepared) -> list[int]:
-    """Count the tokens of each input."""
-    lengths = list(map(len, prepared.ids))
-    if not prepared.chunked:
-        return lengths
-    totals = [0] * (prepared.owner[-1] + 1)
-    for index, length in zip(prepared.owner, lengths, strict=True):
-        totals[index] += length
-    return totals
-
-
-def _all_cached(cached: list[bool], prepared: Prepared) -> list[bool]:
-    """Tell for each input whether all its chunks came from the cache."""
-    if not prepared.chunked:
-        return cached
-    computed = {index for index, hit in zip(prepared.owner, cached, strict=True) if not hit}
-    return [index not in computed for index in range(prepared.owner[-1] + 1)]
 
 
 def check_finite(rows: Sequence[Floats], owner: Iterable[int], field: str) -> None:

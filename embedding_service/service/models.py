@@ -25,7 +25,13 @@ if TYPE_CHECKING:
     from embedding_service.settings.model import AliasSettings, ModelOptions
     from embedding_service.types import Floats
 
+    Named = tuple["ServedModel", AliasSettings | None]  # and the prompt that its alias implies
+
 STARTING_RETRY_S = 5.0
+# Share of the tokens expected from a request's length that it is taken to have at least.
+SURELY = 0.8
+# The mean of characters per token follows the last sixteen bulk requests or so.
+_FADING = 16
 
 
 @dataclass(slots=True)
@@ -82,6 +88,23 @@ class ServedModel:
             return () if self.options.matryoshka else None
         return self.facts.matryoshka if self.facts else None
 
+    def check_room(self, characters: int, most_tokens: int) -> None:
+        """Raise `Overloaded` if so many characters will not fit, going by the last requests.
+
+        That is known while the queue is full, before anything is tokenised.
+        """
+        expected = min(characters / self.characters_per_token, most_tokens)
+        self.gate.check(int(SURELY * expected))
+
+    def note_length(self, characters: int, tokens: int) -> None:
+        """Learn how long tokens are from a request that has been tokenised."""
+        self.characters_per_token += (characters / tokens - self.characters_per_token) / _FADING
+
+    def by_name(self) -> dict[str, Named]:
+        """Return the model under each of its names."""
+        aliases = {name: (self, prompt) for name, prompt in self.options.aliases.items()}
+        return {self.name: (self, None), **aliases}
+
     def open(self) -> ModelFacts:
         """Build the tokenizer's side from the facts that the engine sent, and return those.
 
@@ -104,13 +127,14 @@ class ServedModel:
         """Return the encoder. Raises `Unavailable` while loading; `InvalidRequest` if it scores."""
         if self.encoder is not None:
             return self.encoder
+        name = self.name
         if self.engine.dead:
-            raise Unavailable(f"{self.name} could not be loaded; the server's log says why")
+            raise Unavailable(f"{name} could not be loaded; the server's log says why")
         if self.pairs is None:
-            why = f"{self.name} is still loading and cannot embed yet"
-            raise Unavailable(why, retry_after_s=STARTING_RETRY_S)
-        why = f"{self.name} scores pairs and does not embed; use /v1/rerank"
-        raise InvalidRequest(why, param="model")
+            loading = f"{name} is still loading and cannot embed yet"
+            raise Unavailable(loading, retry_after_s=STARTING_RETRY_S)
+        scores = f"{name} scores pairs and does not embed; use /v1/rerank"
+        raise InvalidRequest(scores, param="model")
 
     def card(self) -> ModelCard | None:
         """Describe the model, once it is loaded."""
@@ -138,22 +162,14 @@ class ModelRegistry:
         self, settings: Settings, engines: Iterable[ModelEngine], shared: SharedCache | None = None
     ) -> None:
         self.shared = shared
-        self.cache = None
-        if settings.cache_max_bytes:
-            self.cache = MemoryCache(
-                settings.cache_max_bytes,
-                settings.cache_ttl_s,
-                max_entries=settings.cache_max_entries,
-            )
+        self.cache = _memory_cache(settings)
         self._models = [self._serve(engine, settings) for engine in engines]
         # Readiness depends on the first model unless it says otherwise, on others if they say so.
         self.default.required = self.default.options.required is not False
         self._serve_default = settings.unknown_model == "serve_default"
-        self._by_name: dict[str, tuple[ServedModel, AliasSettings | None]] = {}
+        self._by_name: dict[str, Named] = {}
         for model in self._models:
-            self._by_name[model.name] = (model, None)
-            for alias, prompt in model.options.aliases.items():
-                self._by_name[alias] = (model, prompt)
+            self._by_name |= model.by_name()
 
     def _serve(self, engine: ModelEngine, settings: Settings) -> ServedModel:
         options = engine.options
@@ -185,9 +201,7 @@ class ModelRegistry:
         """Return the model of exactly this name or alias."""
         return self._by_name.get(name, (None, None))[0]
 
-    def find(
-        self, name: str | None, *, scores: bool = False
-    ) -> tuple[ServedModel, AliasSettings | None]:
+    def find(self, name: str | None, *, scores: bool = False) -> Named:
         """Return the model that a request means, and the prompt its alias implies.
 
         Where the settings say so, a request without a name, or with one that is not served, means
@@ -199,7 +213,10 @@ class ModelRegistry:
             return self.default_for(scores=scores), None
         if name is None:
             raise InvalidRequest("you must provide a model parameter", param="model")
-        raise ModelNotFound(
-            f"The model `{name[:100]}` does not exist or you do not have access to it.",
-            param="model",
-        )
+        text = f"The model `{name[:100]}` does not exist or you do not have access to it."
+        raise ModelNotFound(text, param="model")
+
+
+def _memory_cache(settings: Settings) -> MemoryCache | None:
+    most_bytes, most = settings.cache_max_bytes, settings.cache_max_entries
+    return MemoryCache(most_bytes, settings.cache_ttl_s, max_entries=most) if most_bytes else None

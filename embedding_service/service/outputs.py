@@ -53,7 +53,7 @@ def kind_of(output: Output) -> Kind:
             assert_never(output)
 
 
-def _stacked(rows: list[Floats], prepared: Prepared) -> Floats:  # noqa: ARG001
+def _stacked(rows: list[Floats], _: Prepared) -> Floats:
     return np.concatenate(rows)
 
 
@@ -64,18 +64,16 @@ def _mean(rows: list[Floats], prepared: Prepared) -> Floats:
 
 def _end_to_end(rows: list[Floats], prepared: Prepared) -> list[Floats]:
     """Put the chunks of an input one after the other."""
-    if not prepared.chunked:
-        return rows
-    chunks: dict[int, list[Floats]] = {}
-    for array, index in zip(rows, prepared.owner, strict=True):
-        chunks.setdefault(index, []).append(array)
-    return [np.concatenate(arrays) for arrays in chunks.values()]
+    return prepared.by_input(rows, np.concatenate)
 
 
 def _largest_weights(rows: list[Floats], prepared: Prepared) -> list[Sparse]:
     """Give each token id the largest weight that it has anywhere in an input."""
-    merged = map(lexical.largest, _end_to_end(rows, prepared))
-    return [Sparse(array[:, 0].astype(np.int64), array[:, 1].copy()) for array in merged]
+    return [_sparse(lexical.largest(array)) for array in _end_to_end(rows, prepared)]
+
+
+def _sparse(rows: Floats) -> Sparse:
+    return Sparse(rows[:, 0].astype(np.int64), rows[:, 1].copy())
 
 
 def _shaped(means: Floats, job: EmbedJob, ranges: Floats | None) -> object:
@@ -84,15 +82,11 @@ def _shaped(means: Floats, job: EmbedJob, ranges: Floats | None) -> object:
     return vectors.quantise(shaped, job.embed_dtype, ranges)
 
 
-def _quantised(
-    joined: list[Floats],
-    job: EmbedJob,
-    ranges: Floats | None,  # noqa: ARG001 - for dense vectors
-) -> object:
+def _quantised(joined: list[Floats], job: EmbedJob, _: Floats | None) -> object:
     return [vectors.quantise(array, job.embed_dtype) for array in joined]
 
 
-def _as_it_is(joined: Any, job: EmbedJob, ranges: Floats | None) -> Any:  # noqa: ARG001
+def _as_it_is(joined: Any, *_: object) -> Any:
     return joined
 
 

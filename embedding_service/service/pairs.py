@@ -6,7 +6,7 @@ last position answers yes or no (Qwen3-Reranker). The query is never cut.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import sys
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -14,11 +14,11 @@ import numpy as np
 from embedding_service.errors import ContextLengthExceeded, InvalidRequest
 from embedding_service.families import profiles
 from embedding_service.service.checks import check_total
-from embedding_service.service.prompts import ENCODE_TEXTS, bare_tokenizer
+from embedding_service.service.prompts import ENCODE_TEXTS, Prepared, bare_tokenizer
 from embedding_service.types import Field
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from tokenizers import Tokenizer
 
@@ -26,28 +26,22 @@ if TYPE_CHECKING:
     from embedding_service.settings.model import ModelOptions
     from embedding_service.types import RerankJob, TokenIds
 
-
-@dataclass(frozen=True, slots=True)
-class PreparedPairs:
-    """Token ids ready for the engine; `boundaries` is None where the model has no token types."""
-
-    ids: list[TokenIds]
-    boundaries: list[int] | None
-    truncated: tuple[int, ...]
-
-    @property
-    def total(self) -> int:
-        """Tokens that the engine will read."""
-        return sum(map(len, self.ids))
+    Ids = list[int]
+    Pairs = Iterator[tuple[Ids, Ids]]  # query and document, without special tokens
 
 
 class Template(NamedTuple):
-    """The ids before, between and after the two parts of a pair; `has_types`: segments are numbered."""
+    """The ids around the two parts of a pair; `has_types`: segments are numbered."""
 
-    head: list[int]
-    middle: list[int]
-    tail: list[int]
+    head: Ids
+    middle: Ids
+    tail: Ids
     has_types: bool = False
+
+    def around(self, query: Ids, document: Ids) -> tuple[TokenIds, int]:
+        """Return a pair as the engine reads it, and the length of its first segment."""
+        start = [*self.head, *query, *self.middle]
+        return np.array([*start, *document, *self.tail], np.int32), len(start)
 
 
 class PairEncoder:
@@ -58,17 +52,19 @@ class PairEncoder:
         self.max_tokens = facts.max_tokens
         self.name = options.model_name
         self.prompt = profiles.find(
-            model_name=options.model_name, architecture=facts.architecture
+            model_name=self.name, architecture=facts.architecture
         ).pair_prompt
-        own = self.prompt.instruction if self.prompt else None
-        self.default_instruction = options.default_instruction or own
         self._tokenizer = bare_tokenizer(tokenizer_json)
+        own = self.prompt.instruction if self.prompt else ""
+        self.default_instruction = options.default_instruction or own
         if self.prompt is None:
             self._template = _pair_template(self._tokenizer)
         else:
             self._template = Template(self._ids(self.prompt.head), [], self._ids(self.prompt.tail))
+        nothing, _ = self._template.around([], [])
+        self._room_for_both = self.max_tokens - len(nothing)
 
-    def prepare(self, job: RerankJob, *, max_total: int) -> PreparedPairs:
+    def prepare(self, job: RerankJob, *, max_total: int) -> Prepared:
         """Tokenise every pair.
 
         Raises `InvalidRequest`, and `ContextLengthExceeded` if a query alone is too long.
@@ -78,23 +74,23 @@ class PairEncoder:
                 f"{self.name} was not trained with instructions; leave instruction out",
                 param="instruction",
             )
-        head, middle, tail, has_types = self._template
         ids: list[TokenIds] = []
-        boundaries: list[int] = []
-        truncated: list[int] = []
-        total = 0
+        boundaries: Ids = []
+        truncated: Ids = []
+        total, most = 0, job.max_tokens_per_document or sys.maxsize
         for index, (query, document) in enumerate(self._encode(job)):
-            room = self._room(query, job.max_tokens_per_document)
+            room = min(self._room(query), most)
             if len(document) > room:
                 if not job.cut_documents:
                     raise self._too_long(index, len(document), room)
                 truncated.append(index)
-            start = [*head, *query, *middle]
-            ids.append(np.array([*start, *document[:room], *tail], np.int32))
-            boundaries.append(len(start))
-            total += len(ids[-1])
+            pair, boundary = self._template.around(query, document[:room])
+            ids.append(pair)
+            boundaries.append(boundary)
+            total += len(pair)
             check_total(total, max_total, param=Field.DOCUMENTS)
-        return PreparedPairs(ids, boundaries if has_types else None, tuple(truncated))
+        numbered = boundaries if self._template.has_types else None
+        return Prepared(ids, list(range(len(ids))), tuple(truncated), boundaries=numbered)
 
     def _too_long(self, index: int, tokens: int, room: int) -> ContextLengthExceeded:
         where = f"{Field.DOCUMENTS}[{index}]"
@@ -104,92 +100,76 @@ class PairEncoder:
             param=where,
         )
 
-    def _room(self, query: list[int], wanted: int | None = None) -> int:
+    def _room(self, query: Ids) -> int:
         """Return how many tokens of a document fit beside a query.
 
         Raises `ContextLengthExceeded` for none.
         """
-        head, middle, tail, _ = self._template
-        room = self.max_tokens - len(head) - len(query) - len(middle) - len(tail)
+        room = self._room_for_both - len(query)
         if room < 1:
             raise ContextLengthExceeded(
                 f"This model's maximum context length is {self.max_tokens} tokens, and the query "
                 "leaves no room for a document. Shorten the query.",
                 param="query",
             )
-        return room if wanted is None else min(room, wanted)
+        return room
 
-    def _encode(self, job: RerankJob) -> Iterator[tuple[list[int], list[int]]]:
-        """Yield the ids of query part and document part of every pair, without special tokens."""
-        queries: dict[str, list[int]] = {}
+    def _encode(self, job: RerankJob) -> Pairs:
+        """Tokenise a portion of the pairs at a time, and each query once."""
+        queries: dict[str, Ids] = {}
         for start in range(0, len(job.pairs), ENCODE_TEXTS):
             portion = job.pairs[start : start + ENCODE_TEXTS]
             asked = [self._query_text(query, job.instruction) for query, _ in portion]
-            documents = [document for _, document in portion]
             for text in set(asked) - queries.keys():
                 queries[text] = self._query_ids(text, cut=job.cut_queries)
-            if self.prompt is None:
-                yield from self._encode_apart([queries[query] for query in asked], documents)
-            else:
-                yield from self._encode_whole(asked, documents, queries)
+            texts = [document for _, document in portion]
+            if (
+                self.prompt is not None
+            ):  # which is tokenised with the document, as the reference does
+                texts = [query + text for query, text in zip(asked, texts, strict=True)]
+            encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+            for query, encoding in zip(asked, encodings, strict=True):
+                yield self._parted(queries[query], encoding.ids)
 
-    def _query_ids(self, text: str, *, cut: bool) -> list[int]:
-        """Tokenise a query; one that cannot fit is refused before it is copied for every document."""
+    def _query_ids(self, text: str, *, cut: bool) -> Ids:
+        """Tokenise a query; refuse one that cannot fit before each document gets a copy of it."""
         ids = self._ids(text)
         if cut and self.prompt is None:
             ids = ids[: self.max_tokens * 3 // 4]  # as FlagEmbedding does
         self._room(ids)
         return ids
 
-    def _encode_apart(
-        self, queries: Sequence[list[int]], documents: list[str]
-    ) -> Iterator[tuple[list[int], list[int]]]:
-        encodings = self._tokenizer.encode_batch_fast(documents, add_special_tokens=False)
-        for query, encoding in zip(queries, encodings, strict=True):
-            yield query, encoding.ids
-
-    def _encode_whole(
-        self, asked: list[str], documents: list[str], queries: dict[str, list[int]]
-    ) -> Iterator[tuple[list[int], list[int]]]:
-        """Tokenise prompt and document at once, as the reference does.
+    def _parted(self, query: Ids, ids: Ids) -> tuple[Ids, Ids]:
+        """Return the ids of query and document; with a prompt, `ids` begin with the query.
 
         A document may join the query's last piece, so the two part where their ids differ first.
         """
-        whole = [query + document for query, document in zip(asked, documents, strict=True)]
-        encodings = self._tokenizer.encode_batch_fast(whole, add_special_tokens=False)
-        for query, encoding in zip(asked, encodings, strict=True):
-            cut = _shared_prefix(queries[query], encoding.ids)
-            yield encoding.ids[:cut], encoding.ids[cut:]
+        if self.prompt is None:
+            return query, ids
+        pieces = enumerate(zip(query, ids, strict=False))
+        shorter = min(len(query), len(ids))
+        cut = next((place for place, (own, both) in pieces if own != both), shorter)
+        return ids[:cut], ids[cut:]
 
     def _query_text(self, query: str, instruction: str | None) -> str:
         if self.prompt is None:
             return query
-        wanted = instruction if instruction is not None else self.default_instruction or ""
+        wanted = self.default_instruction if instruction is None else instruction
         return self.prompt.query.replace("{instruction}", wanted).replace("{query}", query)
 
-    def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+    def _ids(self, text: str) -> Ids:
+        ids: Ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
-
-
-def _shared_prefix(query: list[int], whole: list[int]) -> int:
-    """Return how many leading ids of `whole` belong to the query alone."""
-    for place, (a, b) in enumerate(zip(query, whole, strict=False)):
-        if a != b:
-            return place
-    return min(len(query), len(whole))
 
 
 def _pair_template(tokenizer: Tokenizer) -> Template:
     """Return the template that the tokenizer puts around a pair."""
-    a = tokenizer.encode("a", add_special_tokens=False).ids
-    b = tokenizer.encode("b", add_special_tokens=False).ids
-    full = tokenizer.encode("a", "b", add_special_tokens=True)
-    ids, sequence = full.ids, full.sequence_ids
-    first, second = sequence.index(0), sequence.index(1)
+    pair = tokenizer.encode("a", "b", add_special_tokens=True)
+    ids, parts = pair.ids, pair.sequence_ids
+    first, second = parts.index(0), parts.index(1)
     return Template(
         head=ids[:first],
-        middle=ids[first + len(a) : second],
-        tail=ids[second + len(b) :],
-        has_types=any(full.type_ids),
+        middle=ids[first + parts.count(0) : second],
+        tail=ids[second + parts.count(1) :],
+        has_types=any(pair.type_ids),
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -20,7 +20,7 @@ from embedding_service.service.checks import check_total
 from embedding_service.types import Field, InputType, TokenIdPolicy, Truncate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from embedding_service.engine.protocol import ModelFacts
     from embedding_service.settings.model import AliasSettings, ModelOptions
@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 # Texts tokenised in one call: enough for the tokenizer's own threads, small enough that a cancelled
 # request stops soon.
 ENCODE_TEXTS = 256
-# A prompt is put before every input, so that up to ENCODE_TEXTS copies of it are in memory at a time.
+# A prompt is put before every input, so up to ENCODE_TEXTS copies of it are in memory at a time.
 MAX_PROMPT_CHARACTERS = 16_384
+_Value = TypeVar("_Value")
 _PROMPT_NAMES = {InputType.QUERY: ("query",), InputType.DOCUMENT: ("document", "passage")}
 
 
@@ -39,7 +40,8 @@ class Prepared:
     """Token ids ready for the engine.
 
     `ids` holds one array per chunk and `owner` the input that each chunk belongs to; unless an
-    input was chunked, the two run in parallel with the inputs.
+    input was chunked, the two run in parallel with the inputs. `boundaries` are those of pairs, if
+    the model numbers its segments; see `Batch`.
     """
 
     ids: list[TokenIds]
@@ -47,12 +49,23 @@ class Prepared:
     truncated: tuple[int, ...] = ()
     chunked: tuple[int, ...] = ()
     read_as: TokenIdPolicy | None = None
-    boundaries: None = None  # of pairs alone
+    boundaries: list[int] | None = None
 
     @property
     def total(self) -> int:
         """Tokens that the engine will read."""
         return sum(map(len, self.ids))
+
+    def by_input(
+        self, values: list[_Value], join: Callable[[list[_Value]], _Value]
+    ) -> list[_Value]:
+        """Join the values of each input's chunks; without chunks there is nothing to join."""
+        if not self.chunked:
+            return values
+        groups: list[list[_Value]] = [[] for _ in range(self.owner[-1] + 1)]
+        for index, value in zip(self.owner, values, strict=True):
+            groups[index].append(value)
+        return list(map(join, groups))
 
 
 class Token(NamedTuple):
@@ -173,13 +186,20 @@ class Encoder:
             raise InvalidRequest(
                 "a prompt cannot be put before native token ids; send text", param=field
             )
-        return [Content(self._native(ids, f"{field}[{i}]")) for i, ids in enumerate(inputs)]
+        self._check_vocabulary(inputs, field)
+        return [Content(self._without_special(ids)) for ids in inputs]
 
-    def _native(self, ids: list[int], where: str) -> list[int]:
-        """Check ids of the model's own vocabulary, and take off special tokens that `_fit` adds."""
+    def _check_vocabulary(self, inputs: Sequence[list[int]], field: Field) -> None:
+        """Raise `InvalidRequest` for token ids that the model does not have."""
         largest = self.facts.vocab_size - 1
-        if max(ids) > largest or min(ids) < 0:
-            raise InvalidRequest(f"{where} holds a token id outside 0 to {largest}", param=where)
+        for index, ids in enumerate(inputs):
+            if max(ids) > largest or min(ids) < 0:
+                where = f"{field}[{index}]"
+                text = f"{where} holds a token id outside 0 to {largest}"
+                raise InvalidRequest(text, param=where)
+
+    def _without_special(self, ids: list[int]) -> list[int]:
+        """Take off the special tokens, which `_fit` adds."""
         head, tail = self._head, self._tail
         if head and ids[: len(head)] == head:
             ids = ids[len(head) :]
@@ -195,9 +215,7 @@ class Encoder:
         Inputs that are not cut count whole, so that a request with too many tokens ends early.
         """
         counts_whole = job.truncate in (Truncate.ERROR, Truncate.CHUNK_MEAN)
-        prompt = 0
-        if prefix and job.truncate is not Truncate.ERROR:
-            prompt = len(self._tokenizer.encode(prefix, add_special_tokens=False).ids)
+        prompt = 0 if job.truncate is Truncate.ERROR else self._prompt_tokens(prefix)
         contents: list[Content] = []
         total = 0
         for start in range(0, len(texts), ENCODE_TEXTS):
@@ -209,6 +227,9 @@ class Encoder:
             if counts_whole:
                 check_total(total, max_total, param=job.field)
         return contents
+
+    def _prompt_tokens(self, prefix: str) -> int:
+        return len(self._tokenizer.encode(prefix, add_special_tokens=False).ids) if prefix else 0
 
     def _prompt(self, text: str, prefix: str) -> str:
         """Put the prompt before a text that has none."""
@@ -272,7 +293,7 @@ class Encoder:
     def tokenize(
         self, texts: list[str], *, add_special_tokens: bool, max_total: int
     ) -> list[list[Token]]:
-        """Return the tokens of each text, uncut. Raises `InvalidRequest` for more than `max_total`."""
+        """Return the tokens of each text, uncut; raise `InvalidRequest` beyond `max_total`."""
         encodings = self._tokenizer.encode_batch(texts, add_special_tokens=add_special_tokens)
         check_total(sum(map(len, encodings)), max_total, param=Field.INPUT)
         pairs = zip(texts, encodings, strict=True)
@@ -280,8 +301,7 @@ class Encoder:
 
     def decode(self, inputs: list[list[int]], *, skip_special_tokens: bool) -> list[str]:
         """Return the text of each list of the model's own token ids. Raises `InvalidRequest`."""
-        for index, ids in enumerate(inputs):
-            self._native(ids, f"{Field.INPUT}[{index}]")
+        self._check_vocabulary(inputs, Field.INPUT)
         return list(self._tokenizer.decode_batch(inputs, skip_special_tokens=skip_special_tokens))
 
 

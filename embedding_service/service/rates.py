@@ -11,7 +11,7 @@ from collections import OrderedDict
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from limits import parse
 from limits.aio.storage import MemoryStorage, RedisStorage
@@ -37,21 +37,34 @@ _MOST_COUNTERS = 100_000  # they took 39 MB; each caller has up to two for each 
 _parse = cache(parse)
 
 
+class Counter(NamedTuple):
+    """A rate, and the caller of whom it is counted; `kind` names what is counted."""
+
+    rate: RateLimitItem
+    kind: str
+    caller: str
+
+
 @dataclass(frozen=True, slots=True)
 class Window:
-    """The state of a rate after taking from it.
+    """The state of a `counter` after taking from it.
 
     The window turns at `turns_at` (time of day), in `reset_s`; a refused cost would fit in
     `retry_after_s`. `shared` counters are Redis's, others this gateway's own.
     """
 
+    counter: Counter
     allowed: bool
-    limit: int
     remaining: int
     reset_s: float
     retry_after_s: float
     turns_at: float
     shared: bool
+
+    @property
+    def limit(self) -> int:
+        """The most that is allowed in one window."""
+        return self.counter.rate.amount
 
 
 class BoundedMemory(MemoryStorage):
@@ -69,9 +82,7 @@ class BoundedMemory(MemoryStorage):
     async def incr(self, key: str, expiry: float, amount: int = 1) -> int:
         """Add to a counter that lasts `expiry` seconds from its first use, and return its count."""
         for _ in range(min(_LOOKED_AT, len(self.expirations))):
-            oldest = next(iter(self.expirations))
-            self.expirations.move_to_end(oldest)
-            await self.get(oldest)  # forgets it if it has expired
+            await self.get(self._in_turn())  # forgets it if it has expired
         if key not in self.expirations and len(self.expirations) >= self.most:
             await self.clear(next(iter(self.expirations)))
         # Not below nothing: the counter that something is given back to may have been forgotten.
@@ -79,6 +90,11 @@ class BoundedMemory(MemoryStorage):
         self.expirations.setdefault(key, time.time() + expiry)
         self.storage[key] = count
         return count
+
+    def _in_turn(self) -> str:
+        key = next(iter(self.expirations))
+        self.expirations.move_to_end(key)
+        return key
 
 
 class _Counters:
@@ -88,27 +104,28 @@ class _Counters:
         self._storage = storage
         self._limiter = SlidingWindowCounterRateLimiter(storage)
 
-    async def take(self, item: RateLimitItem, caller: tuple[str, str], cost: int) -> Window:
+    async def take(self, counter: Counter, cost: int) -> Window:
         """Take `cost` if all of it fits."""
-        allowed = await self._limiter.hit(item, *caller, cost=cost)
-        window_s, key = item.get_expiry(), item.key_for(*caller)
+        allowed = await self._limiter.hit(*counter, cost=cost)
+        limit, window_s = counter.rate.amount, counter.rate.get_expiry()
+        key = counter.rate.key_for(counter.kind, counter.caller)
         before, _, count, ends_s = await self._storage.get_sliding_window(key, window_s)
         turns_s = max(0.0, ends_s - window_s)  # it is kept for another window, as the one before
         counted = math.floor(before * turns_s / window_s + count)
-        retry_s = _fits_in_s(item.amount - cost, before, count, turns_s, window_s)
+        fits_s = 0.0 if allowed else _fits_in_s(limit - cost, before, count, turns_s, window_s)
         return Window(
+            counter,
             allowed,
-            limit=item.amount,
-            remaining=max(0, item.amount - counted),
+            remaining=max(0, limit - counted),
             reset_s=turns_s if before or count else 0.0,
-            retry_after_s=0.0 if allowed else retry_s,
+            retry_after_s=fits_s,
             turns_at=time.time() + turns_s,
             shared=isinstance(self._storage, RedisStorage),
         )
 
-    async def give_back(self, item: RateLimitItem, caller: tuple[str, str], cost: int) -> bool:
+    async def give_back(self, counter: Counter, cost: int) -> bool:
         """Undo a `take`."""
-        return await self._limiter.hit(item, *caller, cost=-cost)
+        return await self._limiter.hit(*counter, cost=-cost)
 
 
 class SharedCounters:
@@ -124,13 +141,13 @@ class SharedCounters:
         )
         self._counters = _Counters(storage)
 
-    async def take(self, item: RateLimitItem, caller: tuple[str, str], cost: int) -> Window | None:
+    async def take(self, counter: Counter, cost: int) -> Window | None:
         """Take `cost` if all of it fits."""
-        return await self._breaker.ask(lambda: self._counters.take(item, caller, cost))
+        return await self._breaker.ask(lambda: self._counters.take(counter, cost))
 
-    async def give_back(self, item: RateLimitItem, caller: tuple[str, str], cost: int) -> None:
+    async def give_back(self, counter: Counter, cost: int) -> None:
         """Undo a `take`."""
-        await self._breaker.ask(lambda: self._counters.give_back(item, caller, cost))
+        await self._breaker.ask(lambda: self._counters.give_back(counter, cost))
 
 
 class Rates:
@@ -158,50 +175,46 @@ class Rates:
         """Return the rate of tokens that applies, or None."""
         return tenant.tokens or self._settings.rate_limit_tokens
 
-    async def take(self, kind: str, who: str, rate: str, cost: int) -> Window:
+    async def take(self, kind: str, caller: str, rate: str, cost: int) -> Window:
         """Take `cost` from the caller's rate, all of it or nothing."""
-        item, caller = _parse(rate), (kind, who)
-        window = await self._shared.take(item, caller, cost) if self._shared else None
+        counter = Counter(_parse(rate), kind, caller)
+        window = await self._shared.take(counter, cost) if self._shared else None
         if window is None:
-            window = await self._local.take(item, caller, cost)
+            window = await self._local.take(counter, cost)
         if not window.allowed:
             self._metrics.rate_limited.labels(kind).inc()
         return window
 
-    async def give_back(self, kind: str, who: str, rate: str, cost: int, taken: Window) -> None:
+    async def give_back(self, taken: Window, cost: int) -> None:
         """Undo the `take` that answered `taken`, in the same counters and while its window lasts.
 
         Afterwards the cost is lost and fades with that window: given back to the next one, it would
         let more through than the rate allows.
         """
-        if time.time() >= taken.turns_at:
-            return
-        item, caller = _parse(rate), (kind, who)
-        if not taken.shared:
-            await self._local.give_back(item, caller, cost)
-        elif self._shared is not None:
-            await self._shared.give_back(item, caller, cost)
+        counters = self._shared if taken.shared else self._local
+        if counters is not None and time.time() < taken.turns_at:
+            await counters.give_back(taken.counter, cost)
 
 
 class TokenBudget:
     """The tokens that one caller may still have computed; `last` is the window after spending."""
 
-    def __init__(self, rates: Rates, who: str, rate: str) -> None:
+    def __init__(self, rates: Rates, caller: str, rate: str) -> None:
         self._rates = rates
-        self._who = who
+        self._caller = caller
         self._rate = rate
         self.last: Window | None = None
 
     @asynccontextmanager
     async def spend(self, tokens: int) -> AsyncIterator[None]:
         """Take tokens; give them back if the work comes to nothing. Raises `RateLimited`."""
-        taken = self.last = await self._rates.take("tokens", self._who, self._rate, tokens)
+        taken = self.last = await self._rates.take("tokens", self._caller, self._rate, tokens)
         if not taken.allowed:
             raise over_limit(taken, self._rate, "tokens", tokens)
         try:
             yield
         except BaseException:
-            await self._rates.give_back("tokens", self._who, self._rate, tokens, taken)
+            await self._rates.give_back(taken, tokens)
             raise
 
 

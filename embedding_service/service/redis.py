@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from embedding_service.telemetry import Metrics
 
+    Clock = Callable[[], float]
+
 ANSWER_WITHIN_S = 0.02  # a request that waits longer is computed as if there were no Redis
 FAILURES_ALLOWED = 3
 LEFT_ALONE_S = 5.0
@@ -40,17 +42,16 @@ class Breaker:
         metrics: Metrics,
         log: FilteringBoundLogger,
         *,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Clock = time.monotonic,
     ) -> None:
-        self.use = use
-        self._metrics = metrics
-        self._log = log
+        self._log = log.bind(use=use)
         self._clock = clock
         self._failures = 0
         self._open_until = 0.0
         self._failed_at = float("-inf")
-        metrics.redis_open.labels(use).set(0)
-        metrics.redis_errors.labels(use)  # at zero, or the first error would not be an increase
+        self._shown = metrics.redis_open.labels(use)
+        self._errors = metrics.redis_errors.labels(use)  # from zero, so that the first is a rise
+        self._shown.set(0)
 
     @property
     def open(self) -> bool:
@@ -76,12 +77,12 @@ class Breaker:
 
     def _close(self) -> None:
         if self._failures >= FAILURES_ALLOWED:
-            self._log.info("redis_is_back", use=self.use)
-            self._metrics.redis_open.labels(self.use).set(0)
+            self._log.info("redis_is_back")
+            self._shown.set(0)
         self._failures, self._open_until = 0, 0.0
 
     def _count_failure(self, error: Exception, asked_at: float) -> None:
-        self._metrics.redis_errors.labels(self.use).inc()
+        self._errors.inc()
         now = self._clock()
         # Calls that were under way together fail of one trouble, which counts once.
         is_new = asked_at >= self._failed_at
@@ -90,10 +91,10 @@ class Breaker:
         if self._failures < FAILURES_ALLOWED:
             return
         self._open_until = now + LEFT_ALONE_S
-        self._metrics.redis_open.labels(self.use).set(1)
+        self._shown.set(1)
         if self._failures == FAILURES_ALLOWED and is_new:
             reason = "too slow" if isinstance(error, TimeoutError) else type(error).__name__
-            self._log.warning("redis_left_alone", use=self.use, reason=reason)
+            self._log.warning("redis_left_alone", reason=reason)
 
 
 class _Pool(BlockingConnectionPool):

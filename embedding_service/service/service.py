@@ -20,15 +20,7 @@ from embedding_service.service import checks, late_interaction
 from embedding_service.service.admission import Gate
 from embedding_service.service.finish import check_finite, finish
 from embedding_service.service.models import ModelRegistry
-from embedding_service.types import (
-    Batch,
-    Embeddings,
-    EmbedJob,
-    Field,
-    Output,
-    Priority,
-    Scores,
-)
+from embedding_service.types import Batch, Embeddings, EmbedJob, Field, Output, Priority, Scores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -37,29 +29,23 @@ if TYPE_CHECKING:
     from embedding_service.service.call import Call
     from embedding_service.service.compute import Computed
     from embedding_service.service.models import ServedModel
-    from embedding_service.service.pairs import PairEncoder, PreparedPairs
+    from embedding_service.service.pairs import PairEncoder
     from embedding_service.service.prompts import Encoder, Prepared, Token
     from embedding_service.service.shared_cache import SharedCache
     from embedding_service.settings.gateway import Settings
-    from embedding_service.settings.model import AliasSettings
     from embedding_service.telemetry import Metrics
     from embedding_service.types import RerankJob
 
 _T = TypeVar("_T")
-_Prepared = TypeVar("_Prepared", "Prepared", "PreparedPairs")
 INTERACTIVE_TEXTS = 8
 # No natural language needs so few tokens. Longer requests are refused unread, since their tokens
 # would fill the memory.
 CHARACTERS_PER_TOKEN = 8
-# Share of the tokens expected from a request's length that it is taken to have at least.
-SURELY = 0.8
 # Work on less than this stays on the event loop: a thread costs 0.09 ms, 4,096 characters
 # 1.7 ms to tokenise (MiniLM), 2**18 numbers 1.4 ms to normalise.
 INLINE_CHARACTERS = 4096
 INLINE_NUMBERS = 1 << 18
-# The mean of characters per token follows the last sixteen bulk requests or so.
-_FADING = 16
-_CHARACTERS_A_TOKEN_ID = 4
+_CHARACTERS_A_PIECE = {str: 1, list: 4}  # of a text a character, of a list a token id
 _SCORE = frozenset({Output.SCORE})
 
 
@@ -90,8 +76,8 @@ class EmbeddingService:
         The bytes of the answer stay reserved in `call.leases` until they are sent.
         """
         settings = self.settings
-        model, alias = self._find(job.model, call)
-        encoder, call.field = model.embedder(), job.field
+        model, alias = self.models.find(job.model)
+        encoder, call.field = self._allowed(model, call).embedder(), job.field
         checks.check_embed(settings, model, encoder, job)
         call.leases.enter_context(self.requests.admit(1))
         prefix = encoder.prefix(job, alias)
@@ -104,21 +90,21 @@ class EmbeddingService:
         )
         needed = checks.answer_bytes(encoder, job, prepared, limit=settings.max_response_bytes)
         call.leases.enter_context(self.answers.admit(needed, param=call.field))
-        computed = await self._compute(model, prepared, call, outputs=job.outputs)
+        computed = await self._compute(model, prepared, call, job.outputs)
         name, numbers = self._name(model, job.model), checks.numbers(encoder, job, prepared)
-        return await self._maybe_in_thread(
+        return await self._in_thread(
             lambda: finish(job, name, prepared, computed, ranges=model.ranges),
-            inline=numbers <= INLINE_NUMBERS,
+            unless=numbers <= INLINE_NUMBERS,
         )
 
     async def rerank(self, job: RerankJob, call: Call) -> Scores:
         """Score every pair before the deadline, with a cross-encoder or by late interaction."""
-        model, _ = self._find(job.model, call, scores=True)
-        call.field = Field.DOCUMENTS
+        model, _ = self.models.find(job.model, scores=True)
+        pairs, call.field = self._allowed(model, call).pairs, Field.DOCUMENTS
         checks.check_rerank(self.settings, job)
-        if model.pairs is None:
+        if pairs is None:
             return await self._rerank_late(model, job, call)
-        return await self._rerank_pairs(model, model.pairs, job, call)
+        return await self._rerank_pairs(model, pairs, job, call)
 
     async def _rerank_pairs(
         self, model: ServedModel, pairs: PairEncoder, job: RerankJob, call: Call
@@ -137,16 +123,12 @@ class EmbeddingService:
             texts=len(job.pairs),
             characters=sum(len(query) + len(document) for query, document in job.pairs),
         )
-        computed = await self._compute(model, prepared, call, outputs=_SCORE)
+        computed = await self._compute(model, prepared, call, _SCORE)
         rows = [found[Output.SCORE] for found in computed.result.results]
-        check_finite(rows, range(len(rows)), Field.DOCUMENTS)
+        check_finite(rows, prepared.owner, Field.DOCUMENTS)
+        name, values = self._name(model, job.model), np.concatenate(rows)[:, 0]
         return Scores(
-            self._name(model, job.model),
-            np.concatenate(rows)[:, 0],
-            prepared.total,
-            prepared.truncated,
-            logits=True,
-            engine_s=computed.seconds,
+            name, values, prepared.total, prepared.truncated, logits=True, engine_s=computed.seconds
         )
 
     async def _rerank_late(self, model: ServedModel, job: RerankJob, call: Call) -> Scores:
@@ -154,22 +136,16 @@ class EmbeddingService:
         checks.check_late_interaction(model, job)
         embed, queries = late_interaction.embed_job(model.name, job)
         with ExitStack() as leases:  # these vectors are not the answer
-            embedded = await self.embed(embed, replace(call, leases=leases))
-            if embedded.truncated and embedded.truncated[-1] >= len(job.pairs):
+            found = await self.embed(embed, replace(call, leases=leases))
+            if found.truncated and found.truncated[-1] >= len(job.pairs):
                 raise ContextLengthExceeded(
                     "the query is longer than the model's context; shorten it", param="query"
                 )
-            values = await self._maybe_in_thread(
-                lambda: late_interaction.score_pairs(job, queries, embedded), inline=False
+            values = await self._in_thread(
+                lambda: late_interaction.score_pairs(job, queries, found)
             )
-        return Scores(
-            self._name(model, job.model),
-            values,
-            embedded.total_tokens,
-            embedded.truncated,
-            logits=False,
-            engine_s=embedded.engine_s,
-        )
+        name, tokens = self._name(model, job.model), found.total_tokens
+        return Scores(name, values, tokens, found.truncated, logits=False, engine_s=found.engine_s)
 
     async def tokenize(
         self, texts: list[str], call: Call, *, add_special_tokens: bool, prompt_name: str | None
@@ -184,9 +160,9 @@ class EmbeddingService:
         if prompt_name:
             prefix = encoder.prefix(EmbedJob(None, texts, prompt_name=prompt_name), None)
             texts = [prefix + text for text in texts]
-        return await self._maybe_in_thread(
+        return await self._in_thread(
             lambda: encoder.tokenize(texts, add_special_tokens=add_special_tokens, max_total=limit),
-            inline=characters <= INLINE_CHARACTERS,
+            unless=characters <= INLINE_CHARACTERS,
         )
 
     async def decode(
@@ -197,27 +173,24 @@ class EmbeddingService:
         checks.check_count(len(inputs), self.settings.max_inputs, Field.INPUT)
         checks.check_total(tokens, self.settings.max_request_tokens, param=Field.INPUT)
         call.leases.enter_context(self.requests.admit(1))
-        return await self._maybe_in_thread(
+        return await self._in_thread(
             lambda: encoder.decode(inputs, skip_special_tokens=skip_special_tokens),
-            inline=tokens <= INLINE_CHARACTERS,
+            unless=tokens <= INLINE_CHARACTERS,
         )
 
-    def _find(
-        self, name: str | None, call: Call, *, scores: bool = False
-    ) -> tuple[ServedModel, AliasSettings | None]:
-        """Return the model that is meant. Raises `PermissionDenied` if the key is for others."""
-        model, alias = self.models.find(name, scores=scores)
-        if not call.tenant.may_use(model.names):
+    def _allowed(self, model: ServedModel, call: Call) -> ServedModel:
+        """Return the model. Raises `PermissionDenied` if the caller's key is for others."""
+        if not call.tenant.may_use(model.options.names):
             raise PermissionDenied(f"this key may not use {model.name}", param="model")
-        return model, alias
+        return model
 
     def _default_encoder(self, call: Call) -> Encoder:
         """Return the tokenizer of the default embedding model.
 
         Raises `PermissionDenied`, `Unavailable`.
         """
-        model, _ = self._find(self.models.default_for(scores=False).name, call)
-        return model.embedder()
+        default = self.models.default_for(scores=False)
+        return self._allowed(default, call).embedder()
 
     def _name(self, model: ServedModel, asked: str | None) -> str:
         """Return the model's name as answers have it."""
@@ -229,57 +202,42 @@ class EmbeddingService:
         self,
         model: ServedModel,
         call: Call,
-        work: Callable[[], _Prepared],
+        work: Callable[[], Prepared],
         *,
         texts: int,
         characters: int,
-    ) -> _Prepared:
+    ) -> Prepared:
         """Tokenise; short requests on the event loop, long ones in a thread."""
         limit = self.settings.max_request_tokens
         checks.check_total(characters // CHARACTERS_PER_TOKEN, limit, param=call.field)
         bulk = texts > INTERACTIVE_TEXTS
-        if bulk:
-            # While the queue is full, a bulk request is refused unread if its tokens, going by the
-            # last ones, will not fit. A short one may be in the cache and need no room.
-            expected = min(characters / model.characters_per_token, limit)
-            model.gate.check(int(SURELY * expected))
+        if bulk:  # a short request may be in the cache and need no room
+            model.check_room(characters, limit)
         began = time.monotonic()
         model.preparing += 1
         try:
-            prepared = await self._maybe_in_thread(work, inline=characters <= INLINE_CHARACTERS)
+            prepared = await self._in_thread(work, unless=characters <= INLINE_CHARACTERS)
         finally:
             model.preparing -= 1
             self._note(model, call, "tokenize", began, time.monotonic() - began)
         if bulk:
-            ratio = characters / prepared.total
-            model.characters_per_token += (ratio - model.characters_per_token) / _FADING
+            model.note_length(characters, prepared.total)
         return prepared
 
     async def _compute(
-        self,
-        model: ServedModel,
-        prepared: Prepared | PreparedPairs,
-        call: Call,
-        *,
-        outputs: frozenset[Output],
+        self, model: ServedModel, prepared: Prepared, call: Call, outputs: frozenset[Output]
     ) -> Computed:
         """Have token ids computed, unless a cache knows the answer."""
-        texts = len(prepared.ids)
-        batch = Batch(
-            ids=prepared.ids,
-            outputs=outputs,
-            priority=Priority.INTERACTIVE if texts <= INTERACTIVE_TEXTS else Priority.BULK,
-            deadline=call.deadline,
-            boundaries=prepared.boundaries,
-        )
-        began = time.monotonic()
+        ids, began = prepared.ids, time.monotonic()
+        priority = Priority.INTERACTIVE if len(ids) <= INTERACTIVE_TEXTS else Priority.BULK
+        batch = Batch(ids, outputs, priority, call.deadline, prepared.boundaries)
         computed = await model.compute.run(batch, call=call, more_coming=model.preparing > 0)
         if not all(computed.cached):
             queued_s = computed.result.queued_s
             engine_s = max(0.0, computed.seconds - queued_s)
             self._note(model, call, "queue", began, queued_s)
             self._note(model, call, "engine", began + queued_s, engine_s)
-        self.metrics.inputs.labels(model.name).inc(texts)
+        self.metrics.inputs.labels(model.name).inc(len(ids))
         self.metrics.tokens.labels(model.name).inc(prepared.total)
         return computed
 
@@ -289,13 +247,14 @@ class EmbeddingService:
         call.stages[stage] = (began, seconds)
         self.metrics.stage.labels(model.name, stage).observe(seconds)
 
-    async def _maybe_in_thread(self, work: Callable[[], _T], *, inline: bool) -> _T:
-        if inline:
+    async def _in_thread(self, work: Callable[[], _T], *, unless: bool = False) -> _T:
+        """Work in a thread, or here at once where that takes less than a thread."""
+        if unless:
             return work()
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
 
 def _characters(job: EmbedJob, prefix: str) -> int:
-    """Return about how many characters are to be tokenised; a token id stands for four."""
-    per_item = 1 if isinstance(job.inputs[0], str) else _CHARACTERS_A_TOKEN_ID
-    return per_item * sum(map(len, job.inputs)) + len(prefix) * len(job.inputs)
+    """Return about how many characters are to be tokenised; a token id counts as four."""
+    inputs, per_piece = job.inputs, _CHARACTERS_A_PIECE[type(job.inputs[0])]
+    return per_piece * sum(map(len, inputs)) + len(prefix) * len(inputs)

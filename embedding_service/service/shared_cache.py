@@ -20,13 +20,15 @@ from embedding_service.errors import Unavailable
 from embedding_service.service.vectors import is_finite
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from redis.asyncio import Redis
 
     from embedding_service.service.cache import Key
     from embedding_service.service.redis import Breaker
     from embedding_service.types import Floats
+
+    Item = tuple[Key, Floats]
 
 _SHAPE = struct.Struct("<II")  # rows and columns, after the checksum of all that follows
 _HEAD_BYTES = 4 + _SHAPE.size
@@ -38,7 +40,7 @@ _CLEAR_WITHIN_S = 10.0
 # is not written.
 _WRITES_AT_ONCE = 32
 
-_Item = TypeVar("_Item")
+_T = TypeVar("_T")
 
 
 class SharedCache:
@@ -63,18 +65,17 @@ class SharedCache:
             found |= {key: value for key, value in values if value is not None}
         return found
 
-    def put(self, items: Sequence[tuple[Key, Floats]]) -> None:
+    def put(self, items: Iterable[Item]) -> None:
         """Hand results over, without waiting."""
-        for some in _portions(
-            [(key, value) for key, value in items if value.nbytes <= _LARGEST_BYTES]
-        ):
+        small = [item for item in items if item[1].nbytes <= _LARGEST_BYTES]
+        for some in _portions(small):
             if self._breaker.open or len(self._writes) >= _WRITES_AT_ONCE:
                 return
             task = asyncio.create_task(self._write(some))
             self._writes.add(task)
             task.add_done_callback(self._writes.discard)
 
-    async def _write(self, items: Sequence[tuple[Key, Floats]]) -> None:
+    async def _write(self, items: Sequence[Item]) -> None:
         pipeline = self._redis.pipeline(transaction=False)
         for key, value in items:
             name = self._name(key)
@@ -101,15 +102,11 @@ class SharedCache:
             await asyncio.wait(self._writes)
 
     def _name(self, key: Key) -> bytes:
-        return b"%scache:%s:%s:%s" % (
-            self._prefix,
-            key.model.encode(),
-            key.digest,
-            key.output.encode(),
-        )
+        model, output = key.model.encode(), key.output.encode()
+        return b"%scache:%s:%s:%s" % (self._prefix, model, key.digest, output)
 
 
-def _portions(items: Sequence[_Item]) -> Iterator[Sequence[_Item]]:
+def _portions(items: Sequence[_T]) -> Iterator[Sequence[_T]]:
     for first in range(0, len(items), _KEYS_AT_ONCE):
         yield items[first : first + _KEYS_AT_ONCE]
 

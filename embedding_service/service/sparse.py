@@ -12,6 +12,8 @@ from embedding_service.types import Sparse
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    Ids = npt.NDArray[np.int64]
+
 HASH_SPACE: Final = 1 << 20
 
 
@@ -21,8 +23,8 @@ def hash_indices(sparse: Sparse, *, space: int = HASH_SPACE) -> Sparse:
     Colliding weights are summed.
     """
     indices, slots = np.unique(_hashes.of(sparse.indices) % space, return_inverse=True)
-    values = np.bincount(slots, weights=sparse.values, minlength=indices.size)
-    return Sparse(indices=indices, values=values.astype(np.float32))
+    values = np.bincount(slots, weights=sparse.values)
+    return Sparse(indices, values.astype(np.float32))
 
 
 class _TokenHashes:
@@ -35,15 +37,19 @@ class _TokenHashes:
     def __init__(self) -> None:
         self._memo = np.empty(0, dtype=np.int64)  # -1 where not known yet
 
-    def of(self, token_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def of(self, token_ids: Ids) -> Ids:
         memo = self._memo
         if token_ids.size and token_ids.max() >= memo.size:
-            grown = np.full(1 << int(token_ids.max()).bit_length(), -1, dtype=np.int64)
-            grown[: memo.size] = memo
-            memo = self._memo = grown
+            memo = self._memo = _grown(memo, int(token_ids.max()))
         for unknown in token_ids[memo[token_ids] < 0].tolist():
             memo[unknown] = int(hashlib.sha256(str(unknown).encode()).hexdigest()[:8], 16)
         return memo[token_ids]
+
+
+def _grown(memo: Ids, largest: int) -> Ids:
+    grown = np.full(1 << largest.bit_length(), -1, dtype=np.int64)
+    grown[: memo.size] = memo
+    return grown
 
 
 _hashes = _TokenHashes()

@@ -117,7 +117,7 @@ def test_models_do_not_mix_whatever_their_names(
         for i, name in enumerate(names)
     ]
     gateway = start_gateway(port=0, engine="fake", models=models)
-    assert len(list(gateway.gateway.folder.glob("*.step"))) == len(names)
+    assert len({worker.launch.step_path for worker in gateway.workers.values()}) == len(names)
     with gateway.client() as client:
         for i, name in enumerate(names):
             assert embed(client, model=name, input="w1").json()["model"] == name

@@ -42,7 +42,7 @@ def start(start_gateway: Start) -> Iterator[Start]:
 
     yield begin
     for gateway in started:
-        gateway.begin_to_stop()
+        gateway.stop()
 
 
 @pytest.fixture(scope="module")

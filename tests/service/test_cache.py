@@ -36,7 +36,7 @@ def test_returns_what_was_put() -> None:
     np.testing.assert_array_equal(cache.get(key(2)), vector(2))
     assert cache.get(key(3)) is None
     assert cache.get(key(1, Output.SPARSE)) is None
-    assert (cache.stats().hits, cache.stats().misses) == (1, 2)
+    assert (cache.hits, cache.misses) == (1, 2)
 
 
 def test_never_holds_more_than_its_bytes() -> None:
@@ -49,7 +49,7 @@ def test_never_holds_more_than_its_bytes() -> None:
     assert cache.get(key(0)) is not None
     cache.put([(key(4), vector(4, size=10_000))])
     assert cache.get(key(4)) is None
-    assert cache.stats().entries == 3
+    assert cache.entries == 3
     assert cache.bytes == 3 * (100 + ENTRY_BYTES)
 
 
@@ -87,7 +87,7 @@ def test_clear() -> None:
     cache = MemoryCache(10_000, 60)
     cache.put((key(i), vector(i)) for i in range(4))
     assert cache.clear() == 4
-    assert (cache.bytes, cache.stats().entries) == (0, 0)
+    assert (cache.bytes, cache.entries) == (0, 0)
 
 
 @pytest.mark.parametrize(

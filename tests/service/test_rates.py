@@ -106,7 +106,7 @@ async def test_what_is_given_back_can_be_taken_again(clock: Clock) -> None:
     kept = rates()
     taken = await kept.take("tokens", "a", "10/minute", 10)
     clock.now += 59
-    await kept.give_back("tokens", "a", "10/minute", 7, taken)
+    await kept.give_back(taken, 7)
     assert not (await kept.take("tokens", "a", "10/minute", 8)).allowed
     assert (await kept.take("tokens", "a", "10/minute", 7)).remaining == 0
 
@@ -118,7 +118,7 @@ async def test_nothing_is_given_back_to_another_window(clock: Clock) -> None:
     kept = rates()
     taken = await kept.take("tokens", "a", "10/minute", 10)
     clock.now += 119
-    await kept.give_back("tokens", "a", "10/minute", 10, taken)
+    await kept.give_back(taken, 10)
     assert not (await kept.take("tokens", "a", "10/minute", 11)).allowed
     assert (await kept.take("tokens", "a", "10/minute", 10)).remaining == 0
 
@@ -193,7 +193,7 @@ async def test_counters_are_bounded(clock: Clock) -> None:
         assert (window.allowed, window.remaining) == (True, 0)
         assert not (await kept.take("tokens", f"address:{number}", "10/minute", 1)).allowed
         assert len(memory.storage) == len(memory.expirations) == min(number + 2, 50)
-    await kept.give_back("tokens", "a", "10/minute", 8, taken)
+    await kept.give_back(taken, 8)
     assert not (await kept.take("tokens", "a", "10/minute", 11)).allowed
     assert (await kept.take("tokens", "a", "10/minute", 10)).remaining == 0
 

@@ -10,6 +10,7 @@ import itertools
 import re
 import signal
 import subprocess
+import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -489,15 +490,18 @@ async def kept(redis: RedisServer, patient: None) -> AsyncIterator[Rates]:
 async def test_rates_in_redis_say_when_it_fits(kept: Rates) -> None:
     """A refused cost fits at the moment that was told, and not before."""
     assert (await kept.take("tokens", "a", "10/second", 8)).allowed
+    told_at = time.monotonic()
     window = await kept.take("tokens", "a", "10/second", 5)
     assert (window.allowed, window.shared) == (False, True)
     assert (
         0.25 <= window.retry_after_s <= 1.25
     )  # a quarter of the second after the window has turned
     await asyncio.sleep(window.retry_after_s - window.reset_s / 2)
-    assert not (await kept.take("tokens", "a", "10/second", 5)).allowed
-    await asyncio.sleep(window.reset_s / 2 + 0.02)
-    assert (await kept.take("tokens", "a", "10/second", 5)).allowed
+    early = await kept.take("tokens", "a", "10/second", 5)
+    if time.monotonic() < told_at + window.retry_after_s:  # a busy machine may have overslept
+        assert not early.allowed
+        await asyncio.sleep(window.reset_s / 2 + 0.02)
+        assert (await kept.take("tokens", "a", "10/second", 5)).allowed
 
 
 @pytest.mark.server
@@ -514,7 +518,7 @@ async def test_what_redis_counted_is_given_back_there_or_not_at_all(redis: Redis
             for _ in range(3):
                 await it.ask(RedisGone())
             assert it.breaker.open
-        await kept.give_back("tokens", "a", "10/day", 6, taken)
+        await kept.give_back(taken, 6)
     await client.aclose()
     assert not (await kept.take("tokens", "a", "10/day", 11)).allowed
     assert (await kept.take("tokens", "a", "10/day", 10)).remaining == 0

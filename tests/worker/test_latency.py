@@ -120,10 +120,10 @@ def test_one_text_overtakes_two_thousand(tiny: Gateways, monkeypatch: pytest.Mon
     run = replica.run
 
     async def watch(batch: Any, **options: Any) -> Any:
-        done, arrays = await run(batch, **options)
+        result = await run(batch, **options)
         if len(batch.ids) == 1:
-            steps.append(done.steps)
-        return done, arrays
+            steps.append(result.steps)
+        return result
 
     monkeypatch.setattr(replica, "run", watch)
     with gateway.client(timeout=300) as http, ThreadPoolExecutor(1) as thread:

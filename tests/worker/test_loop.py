@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -238,11 +239,14 @@ def test_cancelling_everything_leaves_nothing_behind(bench: Bench) -> None:
     assert not any(bench.worker.waiting.values())
 
 
-def test_expired_work_never_runs(bench: Bench) -> None:
+def test_expired_work_never_runs(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """A job whose deadline has passed is told so without a step; one that expires half-way stops there."""
+    passed_s: list[float] = []
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + sum(passed_s))
+    monkeypatch.setattr("embedding_service.worker.loop.time", clock)
     bench.put(1, texts(1), deadline=time.monotonic() - 1)
-    bench.put(2, texts(3 * BATCH), deadline=time.monotonic() + 0.2)
-    bench.backend.during[1] = lambda: time.sleep(0.3)
+    bench.put(2, texts(3 * BATCH), deadline=time.monotonic() + 300)
+    bench.backend.during[1] = lambda: passed_s.append(400)
     bench.put(3, texts(1))
     answers = bench.run(3)
     for job in (1, 2):
