@@ -2,8 +2,8 @@
 
     python examples/postgres.py --base-url http://127.0.0.1:8890/v1 --model bge-m3 | psql
 
-Prints SQL with the right types: `vector` (float32), `halfvec` (float16), `sparsevec` (token weights; its
-indices start at 1) and `bit` (signs). Needs `pip install openai pgvector`.
+Prints SQL with the right types: `vector` (float32), `halfvec` (float16), `sparsevec` (token
+weights; its indices start at 1) and `bit` (signs). Needs `pip install openai pgvector`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ VOCABULARY = 250_002  # XLM-RoBERTa's; with `sparse_token_mapping: hash` it is s
 def statements(client: OpenAI, model: str, texts: list[str]) -> Iterator[str]:
     """Yield the statements that create the table and insert `texts`."""
     answer = client.embeddings.create(model=model, input=texts, extra_body={"return_sparse": True})
-    # With another number format than float32, name the encoding: the SDK reads base64 it chose itself as float32.
+    # With another number format than float32, name the encoding: the SDK reads base64 it chose
+    # itself as float32.
     packed = client.embeddings.create(
         model=model, input=texts, encoding_format="float", extra_body={"embed_dtype": "ubinary"}
     )
@@ -36,7 +37,9 @@ def statements(client: OpenAI, model: str, texts: list[str]) -> Iterator[str]:
     )
     for text, item, signs in zip(texts, answer.data, packed.data, strict=True):
         dense = np.array(item.embedding, np.float32)
-        weights = {int(i): weight for i, weight in (item.model_extra or {})["sparse_embedding"].items()}
+        weights = {
+            int(i): weight for i, weight in (item.model_extra or {})["sparse_embedding"].items()
+        }
         bits = np.unpackbits(np.array(signs.embedding, np.uint8))[:size].astype(bool)
         values = [
             "'" + text.replace("'", "''") + "'",

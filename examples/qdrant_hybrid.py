@@ -2,7 +2,8 @@
 
     python examples/qdrant_hybrid.py --base-url http://127.0.0.1:8890/v1 --model bge-m3
 
-Needs `pip install openai qdrant-client`. The collection lives in memory; give a URL to use a server.
+Needs `pip install openai qdrant-client`. The collection lives in memory; give a URL to use a
+server.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ DOCUMENTS = [
 
 
 def embed(client: OpenAI, model: str, texts: list[str]) -> list[dict[str, Any]]:
-    """Return for each text its dense vector, its sparse vector and its ColBERT rows, from one request."""
+    """Return each text's dense vector, sparse vector and ColBERT rows, from one request."""
     # The SDK asks for base64 and decodes the dense vectors itself; the ColBERT rows are left to us.
     answer = client.embeddings.create(
         model=model, input=texts, extra_body={"return_sparse": True, "return_colbert": True}
@@ -31,9 +32,13 @@ def embed(client: OpenAI, model: str, texts: list[str]) -> list[dict[str, Any]]:
     points = []
     for item in answer.data:
         more = item.model_extra or {}
-        rows = np.frombuffer(base64.b64decode(more["colbert_embedding"]), "<f4").reshape(more["colbert_shape"])
+        rows = np.frombuffer(base64.b64decode(more["colbert_embedding"]), "<f4").reshape(
+            more["colbert_shape"]
+        )
         weights = more["sparse_embedding"]
-        sparse = models.SparseVector(indices=[int(i) for i in weights], values=list(weights.values()))
+        sparse = models.SparseVector(
+            indices=[int(i) for i in weights], values=list(weights.values())
+        )
         points.append({"dense": item.embedding, "sparse": sparse, "colbert": rows.tolist()})
     return points
 
@@ -46,14 +51,18 @@ def create_collection(store: QdrantClient, name: str, dimension: int) -> None:
         name,
         vectors_config={
             "dense": models.VectorParams(size=dimension, distance=cosine),
-            "colbert": models.VectorParams(size=dimension, distance=cosine, multivector_config=multivector),
+            "colbert": models.VectorParams(
+                size=dimension, distance=cosine, multivector_config=multivector
+            ),
         },
         sparse_vectors_config={"sparse": models.SparseVectorParams()},
     )
 
 
-def search(store: QdrantClient, name: str, query: dict[str, Any], *, limit: int = 3) -> list[models.ScoredPoint]:
-    """Fetch candidates by dense and by sparse similarity, fuse them, and rank what is left by MaxSim."""
+def search(
+    store: QdrantClient, name: str, query: dict[str, Any], *, limit: int = 3
+) -> list[models.ScoredPoint]:
+    """Fetch candidates by dense and sparse similarity, fuse them, and rank the rest by MaxSim."""
     fused = models.Prefetch(
         prefetch=[
             models.Prefetch(query=query["dense"], using="dense", limit=10 * limit),
@@ -62,7 +71,9 @@ def search(store: QdrantClient, name: str, query: dict[str, Any], *, limit: int 
         query=models.FusionQuery(fusion=models.Fusion.RRF),
         limit=5 * limit,
     )
-    return store.query_points(name, prefetch=fused, query=query["colbert"], using="colbert", limit=limit).points
+    return store.query_points(
+        name, prefetch=fused, query=query["colbert"], using="colbert", limit=limit
+    ).points
 
 
 def main(arguments: list[str] | None = None) -> list[models.ScoredPoint]:

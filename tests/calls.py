@@ -26,7 +26,9 @@ MOST_ERROR_BYTES = 4096
 JSON = {"content-type": "application/json"}
 
 
-def embed(client: httpx.Client, *, headers: Mapping[str, str] | None = None, **fields: Any) -> httpx.Response:
+def embed(
+    client: httpx.Client, *, headers: Mapping[str, str] | None = None, **fields: Any
+) -> httpx.Response:
     """Send an embeddings request to the model `fake` unless `fields` say otherwise."""
     return client.post("/v1/embeddings", json={"model": "fake", **fields}, headers=headers)
 
@@ -74,7 +76,9 @@ def log_line(gateway: RunningGateway, response: httpx.Response) -> dict[str, Any
 
 
 def ids_of(text: str) -> list[int]:
-    """Return the token ids of words such as `w7` as the fake model reads them, special tokens included."""
+    """Return the token ids of words such as `w7` as the fake model reads them, special tokens
+    included.
+    """
     return [CLS, *(_id_of(word) for word in text.split()), SEP]
 
 
@@ -89,7 +93,9 @@ def raw_vector(text: str) -> Floats:
 
 def unit_vectors(*texts: str) -> Floats:
     """Return the vectors that a client should get for texts."""
-    return shape_dense(np.stack([raw_vector(text) for text in texts]), dimensions=None, normalize=True)
+    return shape_dense(
+        np.stack([raw_vector(text) for text in texts]), dimensions=None, normalize=True
+    )
 
 
 def routes_of(gateway: RunningGateway) -> list[tuple[str, str]]:

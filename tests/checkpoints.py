@@ -1,6 +1,7 @@
 # mypy: disable-error-code="no-untyped-call, call-arg"
 # transformers leaves models untyped, and its configs take more than they declare.
-"""Tiny random-weight checkpoints of the true architectures, built on the spot in about a second each.
+"""Tiny random-weight checkpoints of the true architectures, built on the spot in about a second
+each.
 
 Laid out as the originals are on the Hub: the same config keys, special-token ids and
 sentence-transformers files, with real fast tokenizers. Attention heads have 32 numbers, the
@@ -14,7 +15,16 @@ import json
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -36,7 +46,8 @@ if TYPE_CHECKING:
 
 HIDDEN: Final = 64
 SEED: Final = 20240205
-# What the tokenizers know as whole pieces; the characters in it are pieces too, all others are unknown.
+# What the tokenizers know as whole pieces; the characters in it are pieces too, all others are
+# unknown.
 CORPUS: Final = (
     "the quick brown fox jumps over the lazy dog and a dense vector meets a sparse vector in one pass "
     "What is the capital of France ? Paris is the capital of France . Berlin is in Germany , not here ! "
@@ -63,7 +74,9 @@ def tiny_bge_m3(path: Path, *, heads: Collection[str] = ("sparse", "colbert")) -
     for name in heads:
         torch.save(linears[name].state_dict(), path / f"{name}_linear.pt")
     _save_sentence_transformers(path, pooling="cls_token", prompts={})
-    _write_json(path / "sentence_bert_config.json", {"max_seq_length": 8192, "do_lower_case": False})
+    _write_json(
+        path / "sentence_bert_config.json", {"max_seq_length": 8192, "do_lower_case": False}
+    )
     return path
 
 
@@ -83,7 +96,10 @@ def tiny_bert_cross_encoder(path: Path) -> Path:
         vocab_size=len(tokenizer),
         max_position_embeddings=512,
         num_labels=1,
-        sentence_transformers={"activation_fn": "torch.nn.modules.linear.Identity", "version": "4.1.0.dev0"},
+        sentence_transformers={
+            "activation_fn": "torch.nn.modules.linear.Identity",
+            "version": "4.1.0.dev0",
+        },
         **_ENCODER,
     )
     return _save(BertForSequenceClassification(config), tokenizer, path)
@@ -93,18 +109,24 @@ def tiny_splade(path: Path) -> Path:
     """naver/splade-v3: a BERT masked language model, its decoder tied to the word embeddings."""
     tokenizer = _wordpiece_tokenizer()
     _seed()
-    model = BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=512, **_ENCODER))
+    model = BertForMaskedLM(
+        BertConfig(vocab_size=len(tokenizer), max_position_embeddings=512, **_ENCODER)
+    )
     return _save(model, tokenizer, path)
 
 
 def tiny_qwen3_embedding(path: Path) -> Path:
-    """Qwen3-Embedding: its tokenizer appends `<|endoftext|>`; last-token pooling, prompts, no `model.` prefix."""
+    """Qwen3-Embedding: its tokenizer appends `<|endoftext|>`; last-token pooling, prompts, no
+    `model.` prefix.
+    """
     tokenizer = _qwen3_tokenizer(append_end=True)
     _seed()
     _save(Qwen3ForCausalLM(_qwen3_config(tokenizer)).model, tokenizer, path)
     config = json.loads((path / "config.json").read_text())
     _write_json(path / "config.json", config | {"architectures": ["Qwen3ForCausalLM"]})
-    _save_sentence_transformers(path, pooling="lasttoken", prompts={"query": QWEN3_QUERY_PROMPT, "document": ""})
+    _save_sentence_transformers(
+        path, pooling="lasttoken", prompts={"query": QWEN3_QUERY_PROMPT, "document": ""}
+    )
     return path
 
 
@@ -127,7 +149,9 @@ _ENCODER: Final[dict[str, Any]] = {
 }
 
 
-def _xlmr_config(tokenizer: PreTrainedTokenizerFast, *, positions: int, **more: Any) -> XLMRobertaConfig:
+def _xlmr_config(
+    tokenizer: PreTrainedTokenizerFast, *, positions: int, **more: Any
+) -> XLMRobertaConfig:
     return XLMRobertaConfig(
         vocab_size=len(tokenizer),
         max_position_embeddings=positions,
@@ -161,19 +185,29 @@ def _qwen3_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:
 
 
 def _xlmr_tokenizer(*, max_length: int) -> PreTrainedTokenizerFast:
-    """Build a SentencePiece-like Unigram tokenizer with XLM-R's layout: `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3."""
+    """Build a SentencePiece-like Unigram tokenizer with XLM-R's layout: `<s>` 0, `<pad>` 1, `</s>`
+    2, `<unk>` 3.
+    """
     words = [f"▁{word}" for word in dict.fromkeys(CORPUS.split())]
     characters = ["▁", *dict.fromkeys(CORPUS.replace(" ", ""))]
-    pieces = [(word, -8.0) for word in words] + [(char, -12.0) for char in characters if char not in words]
+    pieces = [(word, -8.0) for word in words] + [
+        (char, -12.0) for char in characters if char not in words
+    ]
     specials = [(token, 0.0) for token in ("<s>", "<pad>", "</s>", "<unk>")]
     tokenizer = Tokenizer(models.Unigram([*specials, *pieces], unk_id=3, byte_fallback=False))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")]
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
     tokenizer.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+        single="<s> $A </s>",
+        pair="<s> $A </s> </s> $B </s>",
+        special_tokens=[("<s>", 0), ("</s>", 2)],
     )
-    tokenizer.add_special_tokens(["<s>", "<pad>", "</s>", "<unk>", AddedToken("<mask>", lstrip=True)])
+    tokenizer.add_special_tokens(
+        ["<s>", "<pad>", "</s>", "<unk>", AddedToken("<mask>", lstrip=True)]
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         model_max_length=max_length,
@@ -253,7 +287,9 @@ def _seed() -> None:
 
 def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, path: Path) -> Path:
     disable_progress_bar()
-    with torch.no_grad():  # else all norms' weights are 1, so all vectors have one length, and all biases 0
+    with (
+        torch.no_grad()
+    ):  # else all norms' weights are 1, so all vectors have one length, and all biases 0
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
                 parameter.normal_(std=0.1)
@@ -263,7 +299,9 @@ def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, path: Path
     tokenizer.save_pretrained(path)
     config = json.loads((path / "tokenizer_config.json").read_text())
     # transformers 5 writes a class name that transformers 4 does not know; both know this one.
-    _write_json(path / "tokenizer_config.json", config | {"tokenizer_class": "PreTrainedTokenizerFast"})
+    _write_json(
+        path / "tokenizer_config.json", config | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    )
     return path
 
 
@@ -273,11 +311,23 @@ def _save_sentence_transformers(path: Path, *, pooling: str, prompts: dict[str, 
     _write_json(
         path / "modules.json",
         [
-            {"idx": index, "name": str(index), "path": folder, "type": f"sentence_transformers.models.{kind}"}
+            {
+                "idx": index,
+                "name": str(index),
+                "path": folder,
+                "type": f"sentence_transformers.models.{kind}",
+            }
             for index, (kind, folder) in enumerate(kinds.items())
         ],
     )
-    modes = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
+    modes = (
+        "cls_token",
+        "mean_tokens",
+        "max_tokens",
+        "mean_sqrt_len_tokens",
+        "weightedmean_tokens",
+        "lasttoken",
+    )
     (path / "1_Pooling").mkdir(exist_ok=True)
     _write_json(
         path / "1_Pooling" / "config.json",

@@ -26,7 +26,9 @@ SERVE = ("-m", "embedding_service", "serve")
 class Child:
     """A running gateway with the fake engine; `python` is what the interpreter is told to run."""
 
-    def __init__(self, folder: Path, *arguments: str, python: tuple[str, ...] = SERVE, **environment: str) -> None:
+    def __init__(
+        self, folder: Path, *arguments: str, python: tuple[str, ...] = SERVE, **environment: str
+    ) -> None:
         self.output = folder / "output"
         with self.output.open("wb") as file:
             self.process = subprocess.Popen(
@@ -43,7 +45,9 @@ class Child:
     def events(self, name: str) -> list[dict[str, Any]]:
         """Return what the log says under this name so far."""
         lines = self.output.read_text(encoding="utf-8").splitlines()
-        entries = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+        entries = [
+            json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")
+        ]
         return [entry for entry in entries if entry["event"] == name]
 
     def wait_for(self, name: str, count: int = 1) -> list[dict[str, Any]]:
@@ -72,7 +76,8 @@ class Child:
 def memory_bytes(pid: int) -> int:
     """Return what a process has allocated.
 
-    Libraries are left out: a process's share of them (`Pss`) grows whenever another one that has mapped them ends.
+    Libraries are left out: a process's share of them (`Pss`) grows whenever another one that has
+    mapped them ends.
     """
     rollup = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
     found = re.search(r"^Anonymous:\s+(\d+) kB", rollup, re.MULTILINE)

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from embedding_service.settings.model import ModelOptions
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # several engines share the cores: see `engine/process.py`
+os.environ.setdefault(
+    "OMP_WAIT_POLICY", "PASSIVE"
+)  # several engines share the cores: see `engine/process.py`
 NewLoop = Callable[[], asyncio.AbstractEventLoop]
 MINILM: dict[str, Any] = {
     "model_name": "sentence-transformers/all-MiniLM-L6-v2",
@@ -40,14 +42,20 @@ MINILM: dict[str, Any] = {
 }
 # Clients of plain HTTP need no certificates, and reading them takes 30 ms each time.
 PLAIN: dict[str, Any] = {"verify": False, "timeout": 60}
-FAKE: dict[str, Any] = {"engine": "fake", "model_name": "fake", "port": 0, "aliases": {"text-embedding-3-small": {}}}
+FAKE: dict[str, Any] = {
+    "engine": "fake",
+    "model_name": "fake",
+    "port": 0,
+    "aliases": {"text-embedding-3-small": {}},
+}
 
 
 _SPAWNING = threading.Lock()
 
 
 class _Loop(uvloop.Loop):
-    """uvloop's, for one thread of several: two loops that start processes at the same time are more than it can do.
+    """uvloop's, for one thread of several: two loops that start processes at the same time are more
+    than it can do.
 
     It raises, or has one process inherit the other's pipes.
     """
@@ -63,7 +71,9 @@ class RunningGateway:
     Workers with the fake engine are threads unless `processes` are asked for.
     """
 
-    def __init__(self, settings: Settings, new_loop: NewLoop = _Loop, *, processes: bool = False) -> None:
+    def __init__(
+        self, settings: Settings, new_loop: NewLoop = _Loop, *, processes: bool = False
+    ) -> None:
         self.settings = settings
         self.workers: dict[tuple[str, int], Any] = {}  # the one started last, by model and replica
         self._processes = processes
@@ -73,8 +83,13 @@ class RunningGateway:
         self.error: BaseException | None = None
         self._built = threading.Event()
         self._sockets = server.listen(settings)
-        gc.freeze()  # its collections, at start and end, need not look through what the tests have imported
-        self.url = "http://{}:{}".format(*self._sockets[0].getsockname()[:2]) if settings.uds is None else "http://unix"
+        # its collections, at start and end, need not look through what the tests have imported
+        gc.freeze()
+        self.url = (
+            "http://{}:{}".format(*self._sockets[0].getsockname()[:2])
+            if settings.uds is None
+            else "http://unix"
+        )
         self._thread = threading.Thread(target=self._run, name="gateway", daemon=True)
         self._thread.start()
         self._built.wait()
@@ -97,7 +112,9 @@ class RunningGateway:
             for listener in self._sockets:
                 listener.close()
 
-    async def _start_worker(self, launch: Launch, options: ModelOptions, *, replica: int, **more: Any) -> RunningWorker:
+    async def _start_worker(
+        self, launch: Launch, options: ModelOptions, *, replica: int, **more: Any
+    ) -> RunningWorker:
         kind = WorkerProcess if self._processes or options.engine != "fake" else ThreadWorker
         worker = await kind.start(launch, options, replica=replica, **more)
         self.workers[options.model_name, replica] = worker
@@ -196,7 +213,9 @@ def start_gateway() -> Iterator[Callable[..., RunningGateway]]:
 
 @pytest.fixture(scope="session")
 def shared_gateway(start_gateway: Callable[..., RunningGateway]) -> Callable[..., RunningGateway]:
-    """Return a function like `start_gateway` for tests that leave a gateway as it is: equal settings, one gateway."""
+    """Return a function like `start_gateway` for tests that leave a gateway as it is: equal
+    settings, one gateway.
+    """
     known: dict[str, RunningGateway] = {}
 
     def share(**settings: Any) -> RunningGateway:
@@ -216,8 +235,12 @@ def fake(start_gateway: Callable[..., RunningGateway]) -> RunningGateway:
 
 @pytest.fixture(scope="session")
 def minilm(start_gateway: Callable[..., RunningGateway]) -> RunningGateway:
-    """Return a gateway with all-MiniLM-L6-v2 in real vLLM; shared by all tests that leave it as it is."""
-    return start_gateway(**MINILM, aliases={"text-embedding-3-small": {}, "text-embedding-ada-002": {}})
+    """Return a gateway with all-MiniLM-L6-v2 in real vLLM; shared by all tests that leave it as it
+    is.
+    """
+    return start_gateway(
+        **MINILM, aliases={"text-embedding-3-small": {}, "text-embedding-ada-002": {}}
+    )
 
 
 @pytest.fixture

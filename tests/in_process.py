@@ -1,7 +1,8 @@
-"""A worker of the fake engine in a thread: the real loop behind the real wire, without the half second of a process.
+"""A worker of the fake engine in a thread: the real loop behind the real wire, without the half
+second of a process.
 
-It can be killed like a process wherever the fake engine waits, and be woken there, so that no test has to guess for
-how long a model should load.
+It can be killed like a process wherever the fake engine waits, and be woken there, so that no test
+has to guess for how long a model should load.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ class _Receiver(Receiver):
 
     def _take(self, message: protocol.AnyMessage, frames: Sequence[memoryview]) -> None:
         if isinstance(message, protocol.Stop):
-            self._worker.kill()  # also out of a step that hangs: nobody waits here for the gateway's patience to end
+            # also out of a step that hangs: nobody waits here for the gateway's patience to end
+            self._worker.kill()
         else:
             super()._take(message, frames)
 
@@ -129,7 +131,8 @@ class ThreadWorker:
 
     def _work(self) -> int:
         """Do what `worker/__main__.py` does, with contexts of this worker's own."""
-        # Their `with` would close the receiver's socket under its feet: a context that is terminated only tells it to.
+        # Their `with` would close the receiver's socket under its feet: a context that is
+        # terminated only tells it to.
         incoming, outgoing = zmq.Context(), zmq.Context()
         results = _connected(outgoing.socket(zmq.PUSH), self.launch.results_address)
         jobs = _connected(incoming.socket(zmq.PAIR), self.launch.jobs_address)
@@ -150,12 +153,16 @@ class ThreadWorker:
             dimension = loading.warm_up(backend)
         except Exception as error:  # noqa: BLE001 - as there
             words = loading.explain(error, self._options)
-            results.send_multipart(protocol.encode(protocol.Failed(launch.generation, 0, "startup", words)))
+            results.send_multipart(
+                protocol.encode(protocol.Failed(launch.generation, 0, "startup", words))
+            )
             return EXIT_NOT_LOADED
         hello = protocol.Hello(launch.generation, backend.facts(dimension))
         results.send_multipart(protocol.encode(hello, backend.tokenizer_json))
         record = StepRecord(launch.step_path)
-        Worker(backend, receiver, results, record, gather_s=self._options.batch_timeout_ms / 1000).run()
+        Worker(
+            backend, receiver, results, record, gather_s=self._options.batch_timeout_ms / 1000
+        ).run()
         return 0
 
 

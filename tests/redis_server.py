@@ -18,15 +18,32 @@ if TYPE_CHECKING:
 class RedisServer:
     """One redis-server on a free port, or with TLS there; nothing is written to disk."""
 
-    def __init__(self, folder: Path, *, password: str = "", certificate: Path | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, password: str = "", certificate: Path | None = None
+    ) -> None:
         binary = program("redis-server", "redis-server")
         (self.port,) = free_ports(1)
         self.password = password
         self.tls = certificate is not None
         where = ["--port", str(self.port)]
         if certificate is not None:
-            files = ["--tls-cert-file", certificate, "--tls-key-file", certificate, "--tls-ca-cert-file", certificate]
-            where = ["--port", "0", "--tls-port", str(self.port), *map(str, files), "--tls-auth-clients", "no"]
+            files = [
+                "--tls-cert-file",
+                certificate,
+                "--tls-key-file",
+                certificate,
+                "--tls-ca-cert-file",
+                certificate,
+            ]
+            where = [
+                "--port",
+                "0",
+                "--tls-port",
+                str(self.port),
+                *map(str, files),
+                "--tls-auth-clients",
+                "no",
+            ]
         self.command = [binary, *where, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
         self.command += ["--dir", str(folder), *(["--requirepass", password] if password else [])]
         options = {"ssl": True, "ssl_cert_reqs": "none"} if self.tls else {}
@@ -42,7 +59,10 @@ class RedisServer:
     def start(self) -> None:
         """Start it (again) and wait until it answers."""
         self.process = subprocess.Popen(
-            self.command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            self.command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         wait_until(self._answers)
 

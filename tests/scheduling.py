@@ -1,4 +1,6 @@
-"""Which tests run beside which with `pytest -n 2`: by module, and those that share engines in one process."""
+"""Which tests run beside which with `pytest -n 2`: by module, and those that share engines in one
+process.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ from xdist.scheduler import LoadScopeScheduling
 if TYPE_CHECKING:
     import pytest
 
-# What uses the gateways `minilm` and `tiny`: each has an engine of 0.8 GB, which takes 11 s of a core to start.
+# What uses the gateways `minilm` and `tiny`: each has an engine of 0.8 GB, which takes 11 s of a
+# core to start.
 SHARING_ENGINES = (
     "tests/clients/",
     *(f"tests/worker/test_{name}.py" for name in ("latency", "parity", "tensor_parallel")),
@@ -25,6 +28,10 @@ class ByModule(LoadScopeScheduling):
 
 
 def longest_first(items: list[pytest.Item]) -> None:
-    """Put modules with real engines first, so that no process works through them when the others have finished."""
+    """Put modules with real engines first, so that no process works through them when the others
+    have finished.
+    """
     slow = {item.path for item in items if item.get_closest_marker("engine")}
-    items.sort(key=lambda item: (item.path not in slow, not item.nodeid.startswith(SHARING_ENGINES)))
+    items.sort(
+        key=lambda item: (item.path not in slow, not item.nodeid.startswith(SHARING_ENGINES))
+    )

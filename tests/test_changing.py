@@ -1,4 +1,6 @@
-"""docs/changing.md, the page that says where to change things, against the source that it describes."""
+"""docs/changing.md, the page that says where to change things, against the source that it
+describes.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +67,9 @@ def test_every_check_can_be_run(task: str) -> None:
 
 
 def test_every_dialect_is_in_the_list() -> None:
-    """Each module of dialects/ that defines a dialect is mounted, in the one place that the page names."""
+    """Each module of dialects/ that defines a dialect is mounted, in the one place that the page
+    names.
+    """
     modules = {name for name in defining("DIALECT") if name.startswith("dialects.")}
     assert len(modules) > 4
     source = MODULES["http.app"].read_text(encoding="utf-8")
@@ -116,7 +120,9 @@ def test_one_version_of_vllm_is_pinned() -> None:
 def test_the_dialect_on_the_page_works(
     tmp_path: Path, start_gateway: Callable[..., RunningGateway]
 ) -> None:
-    """The page's example is a whole dialect: it answers, and its errors have its shape and its names."""
+    """The page's example is a whole dialect: it answers, and its errors have its shape and its
+    names.
+    """
     (tmp_path / "toy.py").write_text(
         re.findall(r"```python\n(.+?)```", PAGE, re.DOTALL)[0], encoding="utf-8"
     )
@@ -131,10 +137,11 @@ def test_the_dialect_on_the_page_works(
         )
         gateway = start_gateway(**FAKE)
     with gateway.client() as http:
-        rows = http.post("/toy", json={"model": "fake", "sentences": ["w1", "w2"]}).json()["rows"]
+        example = toy.DIALECT.operations[0].example
+        rows = http.post("/toy", json={"model": "fake", **example}).json()["rows"]
         error = http.post("/toy", json={"model": "fake", "sentences": ["w1"], "width": 7})
     gateway.stop()
-    assert [len(row) for row in rows] == [32, 32]
+    assert [len(row) for row in rows] == [32]
     assert (error.status_code, error.json()) == (
         400,
         {"oops": "width must be 32: fake was not trained for shorter vectors"},

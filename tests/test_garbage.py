@@ -1,4 +1,6 @@
-"""What a request needed is free when it is over, without the garbage collector, which therefore seldom has to run."""
+"""What a request needed is free when it is over, without the garbage collector, which therefore
+seldom has to run.
+"""
 
 from __future__ import annotations
 
@@ -89,7 +91,16 @@ def cached(start_gateway: Callable[..., RunningGateway]) -> RunningGateway:
         (b'{"model": "fake", "input": "fault-nan"}', 500),
         (b'{"model": "fake", "input": "fault-reject"}', 500),
     ],
-    ids=["one message", "several", "not JSON", "wrong field", "unknown model", "too long", "not finite", "rejected"],
+    ids=[
+        "one message",
+        "several",
+        "not JSON",
+        "wrong field",
+        "unknown model",
+        "too long",
+        "not finite",
+        "rejected",
+    ],
 )
 def test_answers(fake: RunningGateway, body: bytes, status: int) -> None:
     """Neither an answer nor an error leaves anything behind."""
@@ -111,7 +122,9 @@ def test_deadlines(slow: RunningGateway, body: bytes) -> None:
 
 @pytest.mark.parametrize(("text", "status"), [("w7", 200), ("fault-reject", 500)])
 def test_flights(cached: RunningGateway, text: str, status: int) -> None:
-    """Nor do requests that wait for what another one computes, whether that comes to something or not."""
+    """Nor do requests that wait for what another one computes, whether that comes to something or
+    not.
+    """
 
     def ask(connection: HTTPConnection, turn: int) -> int:
         return send(connection, json.dumps({"model": "fake", "input": f"w{turn} {text}"}).encode())
@@ -139,4 +152,6 @@ def test_clients_that_leave(slow: RunningGateway, body: bytes) -> None:
         while len(lines := slow.requests_logged()[before:]) < REQUESTS:
             assert time.monotonic() < until
             time.sleep(0.01)
-    assert [(line["status"], line["model"]) for line in lines] == [(499, "fake")] * REQUESTS  # read, and being computed
+    assert [(line["status"], line["model"]) for line in lines] == [
+        (499, "fake")
+    ] * REQUESTS  # read, and being computed

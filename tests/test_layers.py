@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 PACKAGE = "embedding_service"
 BELOW_SERVICE = {"engine", "families", "settings", "systemd", "telemetry"}
-# The rules of the house: what a folder (or a single module) may import beside itself, `types` and `errors`.
+# The rules of the house: what a folder (or a single module) may import beside itself, `types` and
+# `errors`.
 MAY_IMPORT: dict[str, set[str]] = {
     "types": set(),
     "errors": {"types"},
@@ -77,19 +78,25 @@ def imports(module: str) -> tuple[Import, ...]:
 
 def _imports(node: ast.AST, *, typing_only: bool, lazy: bool) -> Iterator[Import]:
     for child in ast.iter_child_nodes(node):
-        guarded = typing_only or (isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING")
+        guarded = typing_only or (
+            isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"
+        )
         inside = lazy or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)
         if isinstance(child, ast.Import):
             yield from (Import(alias.name, guarded, inside) for alias in child.names)
         elif isinstance(child, ast.ImportFrom):
             assert child.level == 0, "imports are absolute"
-            yield from (Import(f"{child.module}.{alias.name}", guarded, inside) for alias in child.names)
+            yield from (
+                Import(f"{child.module}.{alias.name}", guarded, inside) for alias in child.names
+            )
         else:
             yield from _imports(child, typing_only=guarded, lazy=inside)
 
 
 def own(target: str) -> str | None:
-    """Return the module of ours that a target names or lies in; None for other packages and the package itself."""
+    """Return the module of ours that a target names or lies in; None for other packages and the
+    package itself.
+    """
     package, _, rest = target.partition(".")
     if package != PACKAGE:
         return None
@@ -101,7 +108,9 @@ def own(target: str) -> str | None:
 def imported(module: str, *, run_time_only: bool = False) -> set[str]:
     """Return the modules of ours that a module imports."""
     found = {
-        own(entry.target) for entry in imports(module) if not (run_time_only and (entry.typing_only or entry.lazy))
+        own(entry.target)
+        for entry in imports(module)
+        if not (run_time_only and (entry.typing_only or entry.lazy))
     }
     return {name for name in found if name is not None}
 
@@ -145,7 +154,9 @@ def test_there_are_no_cycles() -> None:
         visit(module, ())
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if name and place(name) not in KNOW_HTTP])
+@pytest.mark.parametrize(
+    "module", [name for name in MODULES if name and place(name) not in KNOW_HTTP]
+)
 def test_nothing_below_knows_http(module: str) -> None:
     """Service, engine and worker import no web framework, so that they can be used without one."""
     assert foreign(module) & WEB == set()
@@ -159,7 +170,11 @@ def test_only_the_workers_side_imports_vllm(module: str) -> None:
 
 def test_dialects_do_not_import_each_other() -> None:
     """A dialect stands on what all share, so that each can be read and dropped alone."""
-    dialects = {name for name in MODULES if re.search(r"^DIALECT = ", MODULES[name].read_text(), re.MULTILINE)}
+    dialects = {
+        name
+        for name in MODULES
+        if re.search(r"^DIALECT = ", MODULES[name].read_text(), re.MULTILINE)
+    }
     assert len(dialects) > 5
     for name in dialects:
         neighbours = {other for other in dialects if place(other) == place(name)}
@@ -174,9 +189,16 @@ def test_types_import_nothing_of_ours() -> None:
 @pytest.mark.parametrize("entry", ["embedding_service.server", "embedding_service.worker.__main__"])
 @pytest.mark.process
 def test_no_process_imports_an_engine_by_itself(entry: str) -> None:
-    """Importing the gateway, or the worker before it knows its model, imports neither torch nor vLLM."""
+    """Importing the gateway, or the worker before it knows its model, imports neither torch nor
+    vLLM.
+    """
     script = f"import sys, {entry}; print(sorted({HEAVY!r} & sys.modules.keys()))"
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert done.stdout == "[]\n", done.stderr

@@ -1,4 +1,5 @@
-"""Real prose in many scripts, and the texts that tests cut from it: short and long, the same in every run.
+"""Real prose in many scripts, and the texts that tests cut from it: short and long, the same in
+every run.
 
 Article 1 of the Universal Declaration of Human Rights, and openings of books in the public domain.
 """

@@ -56,7 +56,7 @@ class Dispatcher:
         return AnswerResponse(await operation.handle(request))
 
     def _choose(self, exchange: Exchange, resource: Resource, method: str, tree: Tree) -> Operation:
-        """Return the operation that a body means; errors are in its dialect's words from then on."""
+        """Return the operation that is meant; from then on errors are in its dialect's words."""
         if len(resource.methods[method]) > 1:
             exchange.errors = self.default_errors
         mounted = resource.choose(method, tree)

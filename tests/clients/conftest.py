@@ -41,19 +41,30 @@ def served(minilm: RunningGateway) -> Address:
 @pytest.fixture(scope="session")
 def keyed(start_gateway: Callable[..., RunningGateway]) -> Address:
     """Return the address of a gateway that wants a key and whose model may be cut."""
-    gateway = start_gateway(engine="fake", model_name="fake", port=0, api_keys=[KEY], matryoshka=True)
+    gateway = start_gateway(
+        engine="fake", model_name="fake", port=0, api_keys=[KEY], matryoshka=True
+    )
     return Address(f"{gateway.url}/v1", KEY)
 
 
 @pytest.fixture(scope="session")
 def full(start_gateway: Callable[..., RunningGateway]) -> Iterator[Address]:
-    """Return the address of a gateway whose queue is full, since its engine hangs in another's request."""
+    """Return the address of a gateway whose queue is full, since its engine hangs in another's
+    request.
+    """
     gateway = start_gateway(
-        engine="fake", model_name="fake", port=0, max_queued_tokens=8, request_timeout_s=3600, drain_timeout_s=0
+        engine="fake",
+        model_name="fake",
+        port=0,
+        max_queued_tokens=8,
+        request_timeout_s=3600,
+        drain_timeout_s=0,
     )
     gate = next(iter(gateway.gateway.service.models)).gate
     with gateway.client(timeout=None) as http, ThreadPoolExecutor(1) as thread:
-        hanging = thread.submit(http.post, "/v1/embeddings", json={"model": "fake", "input": "fault-hang w1 w2 w3 w4"})
+        hanging = thread.submit(
+            http.post, "/v1/embeddings", json={"model": "fake", "input": "fault-hang w1 w2 w3 w4"}
+        )
         while not gate.held:
             time.sleep(0.01)
         yield Address(f"{gateway.url}/v1", "unused")

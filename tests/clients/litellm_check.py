@@ -1,4 +1,6 @@
-"""What test_litellm.py runs in a process of its own: LiteLLM leaves an event loop and sockets open when it ends."""
+"""What test_litellm.py runs in a process of its own: LiteLLM leaves an event loop and sockets open
+when it ends.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +18,26 @@ def main(url: str, key: str, texts: list[str]) -> None:
     v1 = {"api_base": f"{url}/v1", "input": texts, "num_retries": 0}
     found: dict[str, object] = {}
     for provider in ("openai", "hosted_vllm"):
-        answer = litellm.embedding(model=f"{provider}/m3", api_key=key, encoding_format="float", **v1)
+        answer = litellm.embedding(
+            model=f"{provider}/m3", api_key=key, encoding_format="float", **v1
+        )
         found[provider] = [[item["embedding"] for item in answer.data], answer.usage.prompt_tokens]
-    for provider, path in (("hosted_vllm", ""), ("cohere", "/v2/rerank"), ("jina_ai", "/v1/rerank")):
-        ask = {"query": "w1", "documents": texts, "top_n": 2, "api_base": url + path, "api_key": key}
+    for provider, path in (
+        ("hosted_vllm", ""),
+        ("cohere", "/v2/rerank"),
+        ("jina_ai", "/v1/rerank"),
+    ):
+        ask = {
+            "query": "w1",
+            "documents": texts,
+            "top_n": 2,
+            "api_base": url + path,
+            "api_key": key,
+        }
         answer = litellm.rerank(model=f"{provider}/cross", **ask)
-        found[f"{provider}/rerank"] = [[result["index"], result["relevance_score"]] for result in answer.results]
+        found[f"{provider}/rerank"] = [
+            [result["index"], result["relevance_score"]] for result in answer.results
+        ]
     for model, sent in (("nobody", key), ("m3", "wrong")):
         try:
             litellm.embedding(model=f"openai/{model}", api_key=sent, **v1)

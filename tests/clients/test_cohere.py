@@ -45,7 +45,9 @@ def test_embed_in_all_types(sdk: cohere.ClientV2) -> None:
     np.testing.assert_array_equal(answer.embeddings.int8, np.rint(units * np.float32(127)))
     np.testing.assert_array_equal(np.array(answer.embeddings.uint8) - 128, answer.embeddings.int8)
     np.testing.assert_array_equal(answer.embeddings.ubinary, np.packbits(units > 0, axis=-1))
-    np.testing.assert_array_equal(np.array(answer.embeddings.ubinary) - 128, answer.embeddings.binary)
+    np.testing.assert_array_equal(
+        np.array(answer.embeddings.ubinary) - 128, answer.embeddings.binary
+    )
     assert len(answer.embeddings.base64) == 3
     assert answer.texts == TEXTS
     assert answer.meta.billed_units.input_tokens == 11
@@ -54,7 +56,9 @@ def test_embed_in_all_types(sdk: cohere.ClientV2) -> None:
 def test_large_requests_are_batched_by_the_sdk(sdk: cohere.ClientV2) -> None:
     """The SDK sends 96 texts at a time and joins the answers."""
     texts = [f"w{n}" for n in range(200)]
-    answer = sdk.embed(model="m3", texts=texts, input_type="search_query", embedding_types=["float"])
+    answer = sdk.embed(
+        model="m3", texts=texts, input_type="search_query", embedding_types=["float"]
+    )
     np.testing.assert_allclose(answer.embeddings.float_, unit_vectors(*texts), atol=1e-6)
 
 
@@ -64,7 +68,9 @@ def test_rerank(sdk: cohere.ClientV2) -> None:
     logits = np.array([score("w1", text) for text in TEXTS])
     best = np.argsort(-logits)[:2].tolist()
     assert [result.index for result in answer.results] == best
-    np.testing.assert_allclose([r.relevance_score for r in answer.results], 1 / (1 + np.exp(-logits[best])), rtol=1e-5)
+    np.testing.assert_allclose(
+        [r.relevance_score for r in answer.results], 1 / (1 + np.exp(-logits[best])), rtol=1e-5
+    )
 
 
 def test_errors_become_the_sdks_exceptions(gateway: RunningGateway, sdk: cohere.ClientV2) -> None:
@@ -72,7 +78,13 @@ def test_errors_become_the_sdks_exceptions(gateway: RunningGateway, sdk: cohere.
     with pytest.raises(cohere.NotFoundError, match="nobody"):
         sdk.embed(model="nobody", texts=["w1"], input_type="clustering", embedding_types=["float"])
     with pytest.raises(cohere.BadRequestError, match="output_dimension must be 32"):
-        sdk.embed(model="m3", texts=["w1"], input_type="clustering", embedding_types=["float"], output_dimension=7)
+        sdk.embed(
+            model="m3",
+            texts=["w1"],
+            input_type="clustering",
+            embedding_types=["float"],
+            output_dimension=7,
+        )
     with httpx.Client() as http, pytest.raises(cohere.UnauthorizedError, match="Incorrect API key"):
         cohere.ClientV2(api_key="wrong", base_url=gateway.url, httpx_client=http).rerank(
             model="cross", query="w1", documents=["w2"]

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 # These clients never close their sockets.
 pytestmark = [
     pytest.mark.usefixtures("leaky"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings(
+        "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+    ),
 ]
 
 TEXTS = ["w1 w2", "w3", "w4 w5"]
@@ -40,10 +42,15 @@ def haystack() -> ModuleType:
 def test_documents(haystack: ModuleType, keyed: Address) -> None:
     """Documents get their vectors, batch by batch, and the model is told."""
     embedder = haystack.components.embedders.OpenAIDocumentEmbedder(
-        model="fake", api_base_url=keyed.base_url, api_key=haystack.utils.Secret.from_token(keyed.api_key), batch_size=2
+        model="fake",
+        api_base_url=keyed.base_url,
+        api_key=haystack.utils.Secret.from_token(keyed.api_key),
+        batch_size=2,
     )
     done = embedder.run([haystack.Document(content=text) for text in TEXTS])
-    np.testing.assert_allclose([d.embedding for d in done["documents"]], unit_vectors(*TEXTS), atol=1e-6)
+    np.testing.assert_allclose(
+        [d.embedding for d in done["documents"]], unit_vectors(*TEXTS), atol=1e-6
+    )
     assert done["meta"]["model"] == "fake"
     assert done["meta"]["usage"]["prompt_tokens"] == 11
 

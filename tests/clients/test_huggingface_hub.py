@@ -30,13 +30,17 @@ def client(served: Address) -> InferenceClient:
     return InferenceClient(model=served.base_url.removesuffix("/v1"))
 
 
-def test_feature_extraction_is_what_openais_sdk_gets(client: InferenceClient, served: Address) -> None:
+def test_feature_extraction_is_what_openais_sdk_gets(
+    client: InferenceClient, served: Address
+) -> None:
     """A text and several give the vectors of `/v1/embeddings`."""
     with openai.OpenAI(**served._asdict()) as sdk:
         answer = sdk.embeddings.create(model="text-embedding-3-small", input=TEXTS)
     expected = np.array([item.embedding for item in answer.data], np.float32)
     np.testing.assert_allclose(client.feature_extraction(TEXTS), expected, atol=1e-5)
-    np.testing.assert_allclose(client.feature_extraction(TEXTS[0], normalize=True), expected[:1], atol=1e-5)
+    np.testing.assert_allclose(
+        client.feature_extraction(TEXTS[0], normalize=True), expected[:1], atol=1e-5
+    )
 
 
 def test_options_arrive(client: InferenceClient) -> None:
@@ -49,7 +53,9 @@ def test_options_arrive(client: InferenceClient) -> None:
 
 def test_sentence_similarity(client: InferenceClient) -> None:
     """A sentence is nearest to itself, and nearer to its like."""
-    scores = client.sentence_similarity("A cat is on a mat.", other_sentences=["A cat is on a mat.", *TEXTS])
+    scores = client.sentence_similarity(
+        "A cat is on a mat.", other_sentences=["A cat is on a mat.", *TEXTS]
+    )
     assert scores[0] == pytest.approx(1, abs=1e-4)
     assert scores[1] > scores[3]
 

@@ -20,9 +20,12 @@ pytestmark = pytest.mark.engine
 MODEL = "text-embedding-3-small"
 
 
-def test_defaults_give_the_vectors_of_plain_strings(served: Address, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_defaults_give_the_vectors_of_plain_strings(
+    served: Address, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """LangChain posts cl100k_base token ids, and gets what the strings themselves would get."""
-    # tiktoken downloads its ranks unless it finds them in this folder, where llama-index-core ships them.
+    # tiktoken downloads its ranks unless it finds them in this folder, where llama-index-core ships
+    # them.
     ranks = distribution("llama-index-core").locate_file("llama_index/core/_static/tiktoken_cache")
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(ranks))
     with warnings.catch_warnings():
@@ -34,6 +37,9 @@ def test_defaults_give_the_vectors_of_plain_strings(served: Address, monkeypatch
     documents = np.array(embeddings.embed_documents(chosen), np.float32)
     query = np.array(embeddings.embed_query(chosen[7]), np.float32)
     with openai.OpenAI(**served._asdict()) as sdk:
-        plain = np.array([item.embedding for item in sdk.embeddings.create(model=MODEL, input=chosen).data], np.float32)
+        plain = np.array(
+            [item.embedding for item in sdk.embeddings.create(model=MODEL, input=chosen).data],
+            np.float32,
+        )
     assert np.abs(documents - plain).max() <= 1e-5
     assert np.abs(query - plain[7]).max() <= 1e-5

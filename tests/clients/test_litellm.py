@@ -56,7 +56,9 @@ def test_rerank(found: dict[str, Any], provider: str) -> None:
     best = np.argsort(-logits)[:2].tolist()
     assert [index for index, _ in found[f"{provider}/rerank"]] == best
     expected = 1 / (1 + np.exp(-logits[best]))
-    np.testing.assert_allclose([value for _, value in found[f"{provider}/rerank"]], expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        [value for _, value in found[f"{provider}/rerank"]], expected, rtol=1e-5
+    )
 
 
 def test_errors(found: dict[str, Any]) -> None:

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 # These clients never close their sockets.
 pytestmark = [
     pytest.mark.usefixtures("leaky"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings(
+        "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+    ),
 ]
 
 KEY = "li-only-for-tests"
@@ -56,22 +58,34 @@ async def test_tei_embeddings(gateway: RunningGateway) -> None:
         query_instruction="",
         text_instruction="",
     )
-    np.testing.assert_allclose(embedding.get_text_embedding_batch(TEXTS), unit_vectors(*TEXTS), atol=1e-6)
-    np.testing.assert_allclose(embedding.get_query_embedding("w3"), unit_vectors("w3")[0], atol=1e-6)
+    np.testing.assert_allclose(
+        embedding.get_text_embedding_batch(TEXTS), unit_vectors(*TEXTS), atol=1e-6
+    )
+    np.testing.assert_allclose(
+        embedding.get_query_embedding("w3"), unit_vectors("w3")[0], atol=1e-6
+    )
     embedding.auth_token = f"Bearer {KEY}"  # only its synchronous calls add the word themselves
-    np.testing.assert_allclose(await embedding.aget_text_embedding("w3"), unit_vectors("w3")[0], atol=1e-6)
+    np.testing.assert_allclose(
+        await embedding.aget_text_embedding("w3"), unit_vectors("w3")[0], atol=1e-6
+    )
 
 
 def test_tei_rerank(gateway: RunningGateway) -> None:
-    """Every score arrives; this version of the package gives them out by position and not by `index`."""
+    """Every score arrives; this version of the package gives them out by position and not by
+    `index`.
+    """
     from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
     from llama_index.postprocessor.tei_rerank import TextEmbeddingInference as TeiRerank
 
-    reranker = TeiRerank(model_name="cross", base_url=gateway.url, top_n=2, auth_token=f"Bearer {KEY}")
+    reranker = TeiRerank(
+        model_name="cross", base_url=gateway.url, top_n=2, auth_token=f"Bearer {KEY}"
+    )
     nodes = [NodeWithScore(node=TextNode(text=text)) for text in TEXTS]
     best = reranker.postprocess_nodes(nodes, query_bundle=QueryBundle("w1"))
     logits = np.array([score("w1", text) for text in TEXTS])
-    np.testing.assert_allclose([node.score for node in best], 1 / (1 + np.exp(-np.sort(logits)[::-1][:2])), rtol=1e-5)
+    np.testing.assert_allclose(
+        [node.score for node in best], 1 / (1 + np.exp(-np.sort(logits)[::-1][:2])), rtol=1e-5
+    )
 
 
 def test_openai_like(gateway: RunningGateway) -> None:
@@ -79,7 +93,15 @@ def test_openai_like(gateway: RunningGateway) -> None:
     from llama_index.embeddings.openai_like import OpenAILikeEmbedding
 
     embedding = OpenAILikeEmbedding(
-        model_name="m3", api_base=f"{gateway.url}/v1", api_key=KEY, embed_batch_size=2, max_retries=0
+        model_name="m3",
+        api_base=f"{gateway.url}/v1",
+        api_key=KEY,
+        embed_batch_size=2,
+        max_retries=0,
     )
-    np.testing.assert_allclose(embedding.get_text_embedding_batch(TEXTS), unit_vectors(*TEXTS), atol=1e-6)
-    np.testing.assert_allclose(embedding.get_query_embedding("w3"), unit_vectors("w3")[0], atol=1e-6)
+    np.testing.assert_allclose(
+        embedding.get_text_embedding_batch(TEXTS), unit_vectors(*TEXTS), atol=1e-6
+    )
+    np.testing.assert_allclose(
+        embedding.get_query_embedding("w3"), unit_vectors("w3")[0], atol=1e-6
+    )

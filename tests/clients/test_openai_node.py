@@ -26,12 +26,18 @@ pytestmark = [
 
 SOURCE = Path(__file__).parent / "node"
 MODEL = "text-embedding-3-small"
-TEXTS = ["The capital of France is Paris.", "Die Hauptstadt von Deutschland ist Berlin.", "日本の首都は東京です。"]
+TEXTS = [
+    "The capital of France is Paris.",
+    "Die Hauptstadt von Deutschland ist Berlin.",
+    "日本の首都は東京です。",
+]
 
 
 def run(*command: str, folder: Path) -> str:
     """Run a command to its end; return its output."""
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=240, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -59,7 +65,9 @@ def report(project: Path, served: Address, keyed: Address, full: Address) -> dic
 
 
 def test_the_node_sdk_gets_what_it_asks_for(report: dict[str, Any], served: Address) -> None:
-    """Vectors in every encoding, token ids, `dimensions`, models and error classes arrive as OpenAI's do."""
+    """Vectors in every encoding, token ids, `dimensions`, models and error classes arrive as
+    OpenAI's do.
+    """
     body = {"model": MODEL, "input": TEXTS}
     answer = httpx.post(f"{served.base_url}/embeddings", json=body).json()
     expected = np.array([item["embedding"] for item in answer["data"]], np.float32)
@@ -81,12 +89,23 @@ def test_the_node_sdk_gets_what_it_asks_for(report: dict[str, Any], served: Addr
     assert report["listed"] == [MINILM_NAME, MODEL, "text-embedding-ada-002"]
     assert report["retrieved"]["id"] == MINILM_NAME
 
-    wrong, missing = "invalid_request_error", {"class": "NotFoundError", "status": 404, "code": "model_not_found"}
-    _includes(report["badRequest"], {"class": "BadRequestError", "status": 400, "type": wrong, "param": "input"})
-    _includes(report["authentication"], {"class": "AuthenticationError", "status": 401, "code": "invalid_api_key"})
+    wrong, missing = (
+        "invalid_request_error",
+        {"class": "NotFoundError", "status": 404, "code": "model_not_found"},
+    )
+    _includes(
+        report["badRequest"],
+        {"class": "BadRequestError", "status": 400, "type": wrong, "param": "input"},
+    )
+    _includes(
+        report["authentication"],
+        {"class": "AuthenticationError", "status": 401, "code": "invalid_api_key"},
+    )
     _includes(report["notFound"], missing)
     _includes(report["noSuchModel"], missing)
-    _includes(report["rateLimit"], {"class": "RateLimitError", "status": 429, "code": "engine_overloaded"})
+    _includes(
+        report["rateLimit"], {"class": "RateLimitError", "status": 429, "code": "engine_overloaded"}
+    )
 
 
 def _check(answer: dict[str, Any], expected: np.ndarray) -> None:

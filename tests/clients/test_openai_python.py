@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.engine
 
 MODEL = "text-embedding-3-small"
-TEXTS = ["The capital of France is Paris.", "Die Hauptstadt von Deutschland ist Berlin.", "日本の首都は東京です。"]
+TEXTS = [
+    "The capital of France is Paris.",
+    "Die Hauptstadt von Deutschland ist Berlin.",
+    "日本の首都は東京です。",
+]
 
 
 @pytest.fixture
@@ -61,7 +65,9 @@ def test_base64_is_little_endian_floats(client: openai.OpenAI) -> None:
 
 
 def test_one_text_and_a_list(client: openai.OpenAI) -> None:
-    """A string is a list of one; vectors are unit length, in order, and the usage counts real tokens."""
+    """A string is a list of one; vectors are unit length, in order, and the usage counts real
+    tokens.
+    """
     one = client.embeddings.create(model=MODEL, input=TEXTS[1])
     several = client.embeddings.create(model=MODEL, input=TEXTS, user="somebody")
     assert np.abs(vectors(one)[0] - vectors(several)[1]).max() <= 1e-5
@@ -73,13 +79,20 @@ def test_one_text_and_a_list(client: openai.OpenAI) -> None:
 
 
 def test_token_ids(client: openai.OpenAI) -> None:
-    """Lists of cl100k_base ids, as OpenAI's own tokenizer makes them, give the vectors of their texts."""
+    """Lists of cl100k_base ids, as OpenAI's own tokenizer makes them, give the vectors of their
+    texts.
+    """
     import bpe_openai
 
     ids = [bpe_openai.get_encoding("cl100k_base").encode(text) for text in TEXTS]
     expected = vectors(client.embeddings.create(model=MODEL, input=TEXTS))
-    assert np.abs(vectors(client.embeddings.create(model=MODEL, input=ids)) - expected).max() <= 1e-5
-    assert np.abs(vectors(client.embeddings.create(model=MODEL, input=ids[0])) - expected[:1]).max() <= 1e-5
+    assert (
+        np.abs(vectors(client.embeddings.create(model=MODEL, input=ids)) - expected).max() <= 1e-5
+    )
+    assert (
+        np.abs(vectors(client.embeddings.create(model=MODEL, input=ids[0])) - expected[:1]).max()
+        <= 1e-5
+    )
 
 
 def test_dimensions(keyed_client: openai.OpenAI) -> None:
@@ -90,8 +103,13 @@ def test_dimensions(keyed_client: openai.OpenAI) -> None:
 
 
 def test_dimensions_of_a_model_that_cannot_be_cut(client: openai.OpenAI) -> None:
-    """A model without Matryoshka training takes its own size and refuses others by the field's name."""
-    assert len(client.embeddings.create(model=MODEL, input="a", dimensions=384).data[0].embedding) == 384
+    """A model without Matryoshka training takes its own size and refuses others by the field's
+    name.
+    """
+    assert (
+        len(client.embeddings.create(model=MODEL, input="a", dimensions=384).data[0].embedding)
+        == 384
+    )
     with pytest.raises(openai.BadRequestError) as caught:
         client.embeddings.create(model=MODEL, input="a", dimensions=256)
     assert caught.value.param == "dimensions"
@@ -99,7 +117,9 @@ def test_dimensions_of_a_model_that_cannot_be_cut(client: openai.OpenAI) -> None
 
 def test_what_goes_beyond_openai(client: openai.OpenAI) -> None:
     """Fields of `extra_body` reach the server."""
-    answer = client.embeddings.create(model=MODEL, input="word " * 600, extra_body={"truncate": "right"})
+    answer = client.embeddings.create(
+        model=MODEL, input="word " * 600, extra_body={"truncate": "right"}
+    )
     assert answer.usage.total_tokens == 256
 
 
@@ -141,14 +161,19 @@ def test_unknown_model(client: openai.OpenAI) -> None:
 
 def test_full_queue(full: Address) -> None:
     """A request for which there is no room now raises `RateLimitError` that says when to come back."""
-    with openai.OpenAI(**full._asdict(), max_retries=0) as sdk, pytest.raises(openai.RateLimitError) as caught:
+    with (
+        openai.OpenAI(**full._asdict(), max_retries=0) as sdk,
+        pytest.raises(openai.RateLimitError) as caught,
+    ):
         sdk.embeddings.create(model="fake", input="w1 w2 w3")
     assert caught.value.code == "engine_overloaded"
     assert int(caught.value.response.headers["retry-after"]) >= 1
 
 
 def test_models(client: openai.OpenAI) -> None:
-    """`models.list` has the model and its aliases, and `models.retrieve` finds each, slashes included."""
+    """`models.list` has the model and its aliases, and `models.retrieve` finds each, slashes
+    included.
+    """
     names = [model.id for model in client.models.list()]
     assert names == [MINILM_NAME, MODEL, "text-embedding-ada-002"]
     for name in names:
@@ -159,7 +184,9 @@ def test_models(client: openai.OpenAI) -> None:
 
 def test_request_id(client: openai.OpenAI) -> None:
     """`_request_id` is the id that the client chose, or one of the server's."""
-    chosen = client.embeddings.create(model=MODEL, input="a", extra_headers={"x-request-id": "chosen-by-me"})
+    chosen = client.embeddings.create(
+        model=MODEL, input="a", extra_headers={"x-request-id": "chosen-by-me"}
+    )
     minted = client.embeddings.create(model=MODEL, input="a")
     assert chosen._request_id == "chosen-by-me"
     assert minted._request_id
@@ -171,7 +198,9 @@ def test_async_client(served: Address) -> None:
 
     async def run() -> list[openai.types.CreateEmbeddingResponse]:
         async with openai.AsyncOpenAI(**served._asdict(), max_retries=0) as sdk:
-            return await asyncio.gather(*(sdk.embeddings.create(model=MODEL, input=text) for text in TEXTS * 8))
+            return await asyncio.gather(
+                *(sdk.embeddings.create(model=MODEL, input=text) for text in TEXTS * 8)
+            )
 
     with openai.OpenAI(**served._asdict()) as sdk:
         expected = vectors(sdk.embeddings.create(model=MODEL, input=TEXTS))

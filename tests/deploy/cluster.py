@@ -1,4 +1,6 @@
-"""Real gateways with the fake engine, behind a real nginx with the shipped configuration, and load for them."""
+"""Real gateways with the fake engine, behind a real nginx with the shipped configuration, and load
+for them.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,15 @@ class Instance:
 
     def start(self) -> None:
         """Start the process; `wait_ready` waits for it."""
-        command = [sys.executable, "-m", "embedding_service", "serve", "--port", str(self.port), *self._flags]
+        command = [
+            sys.executable,
+            "-m",
+            "embedding_service",
+            "serve",
+            "--port",
+            str(self.port),
+            *self._flags,
+        ]
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
 
@@ -108,7 +118,11 @@ class Proxy:
         """Return the access log's line of a request."""
 
         def lines() -> list[str]:
-            return [line for line in self.log.read_text().splitlines() if line.endswith(f"id={request_id}")]
+            return [
+                line
+                for line in self.log.read_text().splitlines()
+                if line.endswith(f"id={request_id}")
+            ]
 
         wait_until(lambda: bool(lines()), f"a log line of {request_id}")
         return lines()[0]
@@ -130,7 +144,13 @@ def run_nginx(folder: Path, ports: Sequence[int], changes: dict[str, str] | None
         "worker_processes 2; events { worker_connections 1024; }\n"
         f"http {{ {' '.join(f'{name}_temp_path {folder}/{name};' for name in temporary)} include site.conf; }}\n"
     )
-    command = [program("nginx", "nginx"), "-e", str(folder / "error.log"), "-c", str(folder / "nginx.conf")]
+    command = [
+        program("nginx", "nginx"),
+        "-e",
+        str(folder / "error.log"),
+        "-c",
+        str(folder / "nginx.conf"),
+    ]
     checked = subprocess.run([*command, "-t"], capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stderr
     assert "[warn]" not in checked.stderr, checked.stderr
@@ -188,14 +208,20 @@ class Load:
     def _outcome(client: httpx.Client, texts: list[str]) -> str:
         started = False
         try:
-            with client.stream("POST", "/v1/embeddings", json={"model": "fake", "input": texts}) as answer:
+            with client.stream(
+                "POST", "/v1/embeddings", json={"model": "fake", "input": texts}
+            ) as answer:
                 started = answer.status_code == 200
                 body = answer.read()
         except httpx.TransportError as error:
             return "cut" if started else f"failed: {error!r}"
         if not started:
             return f"failed: {answer.status_code} {body[:300]!r}"
-        return "answered" if len(json.loads(body)["data"]) == len(texts) else "failed: an incomplete answer"
+        return (
+            "answered"
+            if len(json.loads(body)["data"]) == len(texts)
+            else "failed: an incomplete answer"
+        )
 
     def kill(self, instance: Instance) -> None:
         """Kill one, and start it again under load."""

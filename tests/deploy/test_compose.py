@@ -20,19 +20,27 @@ if TYPE_CHECKING:
 
 COMPOSE = DEPLOY / "compose"
 OVERLAYS = ("compose.yaml", "compose.gpu.yaml")
-SERVICES: dict[str, dict[str, Any]] = yaml.safe_load((COMPOSE / "compose.yaml").read_text())["services"]
+SERVICES: dict[str, dict[str, Any]] = yaml.safe_load((COMPOSE / "compose.yaml").read_text())[
+    "services"
+]
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_the_file_is_valid(name: str) -> None:
     """It follows the Compose Specification's own schema."""
-    (schema,) = (file for file in files("check-jsonschema") or [] if file.name == "compose-spec.json")
-    jsonschema.validate(yaml.safe_load((COMPOSE / name).read_text()), json.loads(schema.read_text()))
+    (schema,) = (
+        file for file in files("check-jsonschema") or [] if file.name == "compose-spec.json"
+    )
+    jsonschema.validate(
+        yaml.safe_load((COMPOSE / name).read_text()), json.loads(schema.read_text())
+    )
 
 
 @pytest.mark.parametrize("name", SERVICES)
 def test_every_service_is_hardened(name: str) -> None:
-    """Read-only, without capabilities, and none to be gained; Docker knows whether it works; its version is named."""
+    """Read-only, without capabilities, and none to be gained; Docker knows whether it works; its
+    version is named.
+    """
     service = SERVICES[name]
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
@@ -73,20 +81,33 @@ def test_a_drain_is_never_cut_short() -> None:
 
 @pytest.mark.server
 def test_nginx_takes_the_rewritten_configuration(tmp_path: Path) -> None:
-    """What the container's command makes of the shipped configuration passes `nginx -t`, and every change was one."""
+    """What the container's command makes of the shipped configuration passes `nginx -t`, and every
+    change was one.
+    """
     shipped, made = DEPLOY / "nginx" / "embedding-service.conf", tmp_path / "default.conf"
     *_, script = SERVICES["nginx"]["command"]
     rewrite = script.partition("exec nginx")[0]
     for expression in re.findall(r"-e '([^']+)'", rewrite):
-        changed = subprocess.run(["sed", "-e", expression, shipped], capture_output=True, text=True, check=True).stdout
+        changed = subprocess.run(
+            ["sed", "-e", expression, shipped], capture_output=True, text=True, check=True
+        ).stdout
         assert changed != shipped.read_text(), expression
     subprocess.run(
-        ["sh", "-ec", replaced(rewrite, {"/etc/embedding-service.conf": str(shipped), "/tmp/default.conf": str(made)})],
+        [
+            "sh",
+            "-ec",
+            replaced(
+                rewrite,
+                {"/etc/embedding-service.conf": str(shipped), "/tmp/default.conf": str(made)},
+            ),
+        ],
         check=True,
     )
     assert "gateway:8890 max_fails=0" in made.read_text()
     listen = f"listen 127.0.0.1:{free_ports(1)[0]}"
-    made.write_text(replaced(made.read_text(), {"gateway:8890": "127.0.0.1:8890", "listen 8080": listen}))
+    made.write_text(
+        replaced(made.read_text(), {"gateway:8890": "127.0.0.1:8890", "listen 8080": listen})
+    )
     frame = tmp_path / "nginx.conf"
     frame.write_text(replaced((COMPOSE / "nginx.conf").read_text(), {"/tmp/": f"{tmp_path}/"}))
     command = [program("nginx", "nginx"), "-e", "stderr", "-t", "-c", str(frame)]
@@ -95,10 +116,14 @@ def test_nginx_takes_the_rewritten_configuration(tmp_path: Path) -> None:
 
 
 def test_prometheus_looks_for_the_same_alerts() -> None:
-    """The container's configuration has the job that the alerts name, and scrapes every gateway's port."""
+    """The container's configuration has the job that the alerts name, and scrapes every gateway's
+    port.
+    """
     config = yaml.safe_load((COMPOSE / "prometheus.yaml").read_text())
     example = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yaml").read_text())
     assert config["rule_files"] == example["rule_files"]
     (ours,), (theirs,) = config["scrape_configs"], example["scrape_configs"]
     assert ours["job_name"] == theirs["job_name"]
-    assert ours["dns_sd_configs"] == [{"names": ["gateway"], "type": "A", "port": 8890, "refresh_interval": "15s"}]
+    assert ours["dns_sd_configs"] == [
+        {"names": ["gateway"], "type": "A", "port": 8890, "refresh_interval": "15s"}
+    ]

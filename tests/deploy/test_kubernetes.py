@@ -73,7 +73,9 @@ def test_a_service_cannot_set_a_setting() -> None:
 
 
 def test_every_mount_has_its_volume() -> None:
-    """Mounted and declared volumes are the same, and the claim and the settings that they name exist."""
+    """Mounted and declared volumes are the same, and the claim and the settings that they name
+    exist.
+    """
     volumes = {volume["name"]: volume for volume in POD["spec"]["volumes"]}
     assert {mount["name"] for mount in GATEWAY["volumeMounts"]} == set(volumes)
     claim = MANIFESTS["PersistentVolumeClaim"]["metadata"]["name"]
@@ -83,7 +85,9 @@ def test_every_mount_has_its_volume() -> None:
 
 
 def test_the_settings_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The gateway accepts the file, with the Secret's keys, and drains within the pod's grace period."""
+    """The gateway accepts the file, with the Secret's keys, and drains within the pod's grace
+    period.
+    """
     (generator,) = KUSTOMIZATION["configMapGenerator"]
     for variable in GATEWAY["env"]:
         monkeypatch.setenv(variable["name"], variable["value"])
@@ -91,20 +95,31 @@ def test_the_settings_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded, warnings = load(FOLDER / name)
     assert warnings == []
     assert loaded.port == GATEWAY["ports"][0]["containerPort"]
-    drain_s = GATEWAY["lifecycle"]["preStop"]["sleep"]["seconds"] + loaded.drain_grace_s + loaded.drain_timeout_s
+    drain_s = (
+        GATEWAY["lifecycle"]["preStop"]["sleep"]["seconds"]
+        + loaded.drain_grace_s
+        + loaded.drain_timeout_s
+    )
     assert POD["spec"]["terminationGracePeriodSeconds"] >= drain_s + 30
 
 
 def test_probes_ask_the_right_questions() -> None:
-    """A pod that loads, for as long as it may, is neither restarted nor asked; nor is one restarted for its engine."""
-    paths = {probe: GATEWAY[f"{probe}Probe"]["httpGet"]["path"] for probe in ("startup", "readiness", "liveness")}
+    """A pod that loads, for as long as it may, is neither restarted nor asked; nor is one restarted
+    for its engine.
+    """
+    paths = {
+        probe: GATEWAY[f"{probe}Probe"]["httpGet"]["path"]
+        for probe in ("startup", "readiness", "liveness")
+    }
     assert paths == {"startup": "/readyz", "readiness": "/readyz", "liveness": "/livez"}
     startup = GATEWAY["startupProbe"]
     assert startup["periodSeconds"] * startup["failureThreshold"] > Settings().startup_timeout_s
 
 
 def test_the_autoscaler_follows_a_metric_that_exists() -> None:
-    """prometheus-adapter reads one of the gateway's metrics, and gives it the name that the autoscaler asks for."""
+    """prometheus-adapter reads one of the gateway's metrics, and gives it the name that the
+    autoscaler asks for.
+    """
     (metric,) = MANIFESTS["HorizontalPodAutoscaler"]["spec"]["metrics"]
     (rule,) = read("prometheus-adapter.yaml")["rules"]["custom"]
     assert rule["name"]["as"] == metric["pods"]["metric"]["name"]
@@ -112,4 +127,6 @@ def test_the_autoscaler_follows_a_metric_that_exists() -> None:
     assert isinstance(series, promql_parser.VectorSelector)
     assert series.name in SERIES
     query = rule["metricsQuery"].replace("<<.Series>>", series.name)
-    promql_parser.parse(query.replace("<<.LabelMatchers>>", 'pod="a"').replace("<<.GroupBy>>", "pod"))
+    promql_parser.parse(
+        query.replace("<<.LabelMatchers>>", 'pod="a"').replace("<<.GroupBy>>", "pod")
+    )

@@ -89,7 +89,9 @@ def expressions() -> list[str]:
 def parts(node: Any) -> Iterator[Any]:
     """Walk a parsed expression."""
     yield node
-    children = [getattr(node, name, None) for name in ("expr", "lhs", "rhs", "vector_selector", "param")]
+    children = [
+        getattr(node, name, None) for name in ("expr", "lhs", "rhs", "vector_selector", "param")
+    ]
     for child in [*children, *getattr(node, "args", [])]:
         if child is not None:
             yield from parts(child)
@@ -117,10 +119,15 @@ def test_the_gateway_has_these_metrics(start_gateway: Callable[..., RunningGatew
     with gateway.client() as client:
         client.post("/v1/embeddings", json={"model": "fake", "input": ["w1", "w1"]})
         client.post("/v1/embeddings", json={"model": "no such", "input": "w1"})
-        families = {family.name: family for family in text_string_to_metric_families(client.get("/metrics").text)}
+        families = {
+            family.name: family
+            for family in text_string_to_metric_families(client.get("/metrics").text)
+        }
     kinds = {name: family.type for name, family in families.items()}
     assert {name: kinds.get(name) for name in HISTOGRAMS} == dict.fromkeys(HISTOGRAMS, "histogram")
-    assert {name for name in COUNTERS_AND_GAUGES if kinds.get(name.removesuffix("_total")) is None} == set()
+    assert {
+        name for name in COUNTERS_AND_GAUGES if kinds.get(name.removesuffix("_total")) is None
+    } == set()
     for family in families.values():
         for sample in family.samples:
             if sample.name in SERIES:
@@ -165,5 +172,7 @@ def test_promtool_agrees(tmp_path: Path) -> None:
     for file in (*PROMETHEUS.glob("*.yaml"), ROOT / "tests" / "deploy" / "alerts_test.yaml"):
         shutil.copy(file, tmp_path)
     for command in (["check", "config", "prometheus.yaml"], ["test", "rules", "alerts_test.yaml"]):
-        result = subprocess.run([promtool, *command], cwd=tmp_path, capture_output=True, text=True, check=False)
+        result = subprocess.run(
+            [promtool, *command], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
         assert result.returncode == 0, result.stdout + result.stderr

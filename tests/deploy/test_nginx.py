@@ -1,4 +1,6 @@
-"""The shipped nginx configuration under a real nginx, in front of real gateways with the fake engine."""
+"""The shipped nginx configuration under a real nginx, in front of real gateways with the fake
+engine.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,16 @@ import httpx
 import pytest
 
 from embedding_service.settings.gateway import Settings
-from tests.deploy.cluster import SHIPPED, START_S, Instance, Load, Proxy, run_instances, run_nginx, wait_until
+from tests.deploy.cluster import (
+    SHIPPED,
+    START_S,
+    Instance,
+    Load,
+    Proxy,
+    run_instances,
+    run_nginx,
+    wait_until,
+)
 from tests.deploy.tools import free_ports, program
 
 if TYPE_CHECKING:
@@ -37,7 +48,9 @@ def start_nginx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[.
 
 
 @pytest.fixture(scope="module")
-def start_instances(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., list[Instance]]]:
+def start_instances(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[..., list[Instance]]]:
     """Return a function that runs three gateways with the given flags."""
     running: list[Instance] = []
 
@@ -55,7 +68,9 @@ def start_instances(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callab
 
 @pytest.fixture(scope="module")
 def instances(start_instances: Callable[..., list[Instance]]) -> list[Instance]:
-    """Return three gateways whose engine takes 20 ms a step, so that requests are under way at any moment."""
+    """Return three gateways whose engine takes 20 ms a step, so that requests are under way at any
+    moment.
+    """
     arguments = json.dumps({"step_s": 0.02, "outputs": ["dense", "colbert"]})
     return start_instances("--engine-args", arguments, "--trusted-proxies", "127.0.0.1")
 
@@ -87,21 +102,49 @@ def assert_envelope(content_type: str, body: bytes, code: str) -> None:
     [
         (b"what is this\r\n\r\n", 400, "bad_request"),
         (b"GET /" + b"x" * 40_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 414, "uri_too_long"),
-        (b"GET / HTTP/1.1\r\nHost: x\r\nX-A: " + b"x" * 40_000 + b"\r\n\r\n", 431, "headers_too_large"),
+        (
+            b"GET / HTTP/1.1\r\nHost: x\r\nX-A: " + b"x" * 40_000 + b"\r\n\r\n",
+            431,
+            "headers_too_large",
+        ),
         (b"TRACE / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 405, "method_not_allowed"),
-        (b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: 67108865\r\n\r\n", 413, "request_too_large"),
-        (b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 403, "permission_denied"),
+        (
+            b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: 67108865\r\n\r\n",
+            413,
+            "request_too_large",
+        ),
+        (
+            b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+            403,
+            "permission_denied",
+        ),
         (b"GET /stats HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 403, "permission_denied"),
-        (b"POST /cache/clear HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 403, "permission_denied"),
-        (b"GET //metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 403, "permission_denied"),
-        (b"GET /v1/../%6detrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 403, "permission_denied"),
+        (
+            b"POST /cache/clear HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+            403,
+            "permission_denied",
+        ),
+        (
+            b"GET //metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+            403,
+            "permission_denied",
+        ),
+        (
+            b"GET /v1/../%6detrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+            403,
+            "permission_denied",
+        ),
         (b"GET /nginx-error HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 404, "not_found"),
         (b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 502, "unavailable"),
     ],
 )
 @pytest.mark.server
-def test_errors_of_nginx_have_the_envelope(nowhere: Proxy, request_bytes: bytes, status: int, code: str) -> None:
-    """What nginx refuses itself is an OpenAI error, with a request id and, where waiting helps, Retry-After."""
+def test_errors_of_nginx_have_the_envelope(
+    nowhere: Proxy, request_bytes: bytes, status: int, code: str
+) -> None:
+    """What nginx refuses itself is an OpenAI error, with a request id and, where waiting helps,
+    Retry-After.
+    """
     found, headers, body = nowhere.raw(request_bytes)
     assert found == status
     assert_envelope(headers["content-type"], body, code)
@@ -128,7 +171,9 @@ def test_too_many_requests_of_one_address(nowhere: Proxy) -> None:
 def test_an_instance_that_does_not_answer(start_nginx: Callable[..., Proxy]) -> None:
     """A gateway that accepts and stays silent is a 504 in the envelope."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        proxy = start_nginx([silent.getsockname()[1]], {"proxy_read_timeout    60s": "proxy_read_timeout 1s"})
+        proxy = start_nginx(
+            [silent.getsockname()[1]], {"proxy_read_timeout    60s": "proxy_read_timeout 1s"}
+        )
         with proxy.client() as client:
             answer = client.get("/readyz")
     assert answer.status_code == 504
@@ -140,14 +185,21 @@ def test_an_instance_that_does_not_answer(start_nginx: Callable[..., Proxy]) -> 
     ("timeout", "beginning"),
     [
         ("client_header_timeout 10s", b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow:"),
-        ("client_body_timeout   15s", b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n12345"),
+        (
+            "client_body_timeout   15s",
+            b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n12345",
+        ),
     ],
 )
 @pytest.mark.server
-def test_a_client_that_stops_is_cut_off(start_nginx: Callable[..., Proxy], timeout: str, beginning: bytes) -> None:
+def test_a_client_that_stops_is_cut_off(
+    start_nginx: Callable[..., Proxy], timeout: str, beginning: bytes
+) -> None:
     """Headers or a body that do not go on end the connection; no instance hears of it."""
     with socket.create_server(("127.0.0.1", 0)) as instance:
-        proxy = start_nginx([instance.getsockname()[1]], {timeout: f"{timeout.split(maxsplit=1)[0]} 1s"})
+        proxy = start_nginx(
+            [instance.getsockname()[1]], {timeout: f"{timeout.split(maxsplit=1)[0]} 1s"}
+        )
         with socket.create_connection(("127.0.0.1", proxy.port), timeout=START_S) as client:
             client.sendall(beginning)
             assert client.recv(1) == b""
@@ -158,7 +210,9 @@ def test_a_client_that_stops_is_cut_off(start_nginx: Callable[..., Proxy], timeo
 
 @pytest.mark.server
 def test_what_an_instance_is_told(start_nginx: Callable[..., Proxy]) -> None:
-    """The client's address is nginx's word and not the client's; the request id goes along; connections are kept."""
+    """The client's address is nginx's word and not the client's; the request id goes along;
+    connections are kept.
+    """
     with socket.create_server(("127.0.0.1", 0)) as instance, ThreadPoolExecutor() as pool:
         proxy = start_nginx([instance.getsockname()[1]])
 
@@ -193,14 +247,19 @@ def test_one_request_id_everywhere(proxy: Proxy, sent: str, kept: bool) -> None:
 def test_errors_of_the_gateway_pass_unchanged(proxy: Proxy, instances: list[Instance]) -> None:
     """nginx puts its own words over nobody else's."""
     call = {"url": "/v1/embeddings", "json": {"model": "no such", "input": "x"}}
-    with proxy.client() as client, httpx.Client(base_url=f"http://127.0.0.1:{instances[0].port}") as direct:
+    with (
+        proxy.client() as client,
+        httpx.Client(base_url=f"http://127.0.0.1:{instances[0].port}") as direct,
+    ):
         assert client.post(**call).content == direct.post(**call).content
         assert client.get("/nothing").json()["error"]["code"] == "not_found"
 
 
 @pytest.mark.server
 def test_a_large_answer_passes(proxy: Proxy) -> None:
-    """2,048 × 4,096 floats, here as 128 token vectors of 32 for each text: far more than nginx holds in memory."""
+    """2,048 × 4,096 floats, here as 128 token vectors of 32 for each text: far more than nginx
+    holds in memory.
+    """
     texts = [" ".join(f"w{(i * 7 + j) % 4900}" for j in range(127)) for i in range(2048)]
     asked = {"model": "fake", "input": texts, "return_dense": False, "return_colbert": True}
     with proxy.client() as client:
@@ -214,7 +273,9 @@ def test_a_large_answer_passes(proxy: Proxy) -> None:
 def test_an_overloaded_instance_is_not_set_aside(
     start_nginx: Callable[..., Proxy], start_instances: Callable[..., list[Instance]]
 ) -> None:
-    """A gateway's 429 reaches the client as it is, is not tried elsewhere, and costs the instance nothing."""
+    """A gateway's 429 reaches the client as it is, is not tried elsewhere, and costs the instance
+    nothing.
+    """
     busy = start_instances("--max-queued-tokens", "64")
     proxy = start_nginx([instance.port for instance in busy])
 
@@ -240,16 +301,24 @@ def test_an_overloaded_instance_is_not_set_aside(
     answers = [ask("w1") for _ in range(9)]
     assert {answer.status_code for answer in answers} == {200}
     lines = [proxy.logged(answer.headers["x-request-id"]) for answer in answers]
-    assert {line.partition("upstream=")[2].split()[0] for line in lines} == {f"127.0.0.1:{one.port}" for one in busy}
+    assert {line.partition("upstream=")[2].split()[0] for line in lines} == {
+        f"127.0.0.1:{one.port}" for one in busy
+    }
 
 
 @pytest.mark.server
-def test_no_request_fails_while_instances_die_and_are_rolled(proxy: Proxy, instances: list[Instance]) -> None:
-    """Under steady load: one killed, then all three drained and restarted one by one. Nobody outside sees any of it.
+def test_no_request_fails_while_instances_die_and_are_rolled(
+    proxy: Proxy, instances: list[Instance]
+) -> None:
+    """Under steady load: one killed, then all three drained and restarted one by one. Nobody
+    outside sees any of it.
 
-    Only an answer that a killed instance was already sending can break off; those are counted apart.
+    Only an answer that a killed instance was already sending can break off; those are counted
+    apart.
     """
-    with Load(proxy, pause_s=0.02) as load:  # as long as a step: some are in an engine, and instances start in time
+    with Load(
+        proxy, pause_s=0.02
+    ) as load:  # as long as a step: some are in an engine, and instances start in time
         load.kill(instances[0])
         cut_by_the_kill = load.outcomes["cut"]
         load.roll(*instances)
@@ -260,7 +329,9 @@ def test_no_request_fails_while_instances_die_and_are_rolled(proxy: Proxy, insta
 
 
 def test_limits_that_belong_together() -> None:
-    """nginx closes idle connections first, waits longer than the gateway, and reads more than it does."""
+    """nginx closes idle connections first, waits longer than the gateway, and reads more than it
+    does.
+    """
     text, settings = SHIPPED.read_text(), Settings()
 
     def number(name: str) -> int:

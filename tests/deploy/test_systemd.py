@@ -37,7 +37,9 @@ def analyze(*arguments: str) -> str:
 @pytest.mark.server
 def test_the_unit_is_correct(unit: Path) -> None:
     """`systemd-analyze verify` has nothing to say about it: no unknown setting, no wrong value."""
-    assert [line for line in analyze("verify", str(unit)).splitlines() if "embedding-service" in line] == []
+    assert [
+        line for line in analyze("verify", str(unit)).splitlines() if "embedding-service" in line
+    ] == []
 
 
 @pytest.mark.server

@@ -15,7 +15,9 @@ DEPLOY = ROOT / "deploy"
 
 
 def program(name: str, package: str) -> str:
-    """Return where a program lies; without it skip, or fail where REQUIRE_SERVERS is set, as `.ci/run` does."""
+    """Return where a program lies; without it skip, or fail where REQUIRE_SERVERS is set, as
+    `.ci/run` does.
+    """
     path = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
     if path is None:
         message = f"{name} is not installed (Debian: apt-get install {package})"
@@ -26,7 +28,9 @@ def program(name: str, package: str) -> str:
 
 
 def replaced(text: str, changes: dict[str, str]) -> str:
-    """Return `text` with every key replaced by its value; a key that is not there is an error, not a silent no-op."""
+    """Return `text` with every key replaced by its value; a key that is not there is an error, not
+    a silent no-op.
+    """
     for old, new in changes.items():
         assert old in text, f"the shipped file no longer says {old!r}"
         text = text.replace(old, new)
@@ -36,5 +40,7 @@ def replaced(text: str, changes: dict[str, str]) -> str:
 def free_ports(count: int) -> list[int]:
     """Return ports that nobody listens on."""
     with contextlib.ExitStack() as stack:
-        listeners = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        listeners = [
+            stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)
+        ]
         return [listener.getsockname()[1] for listener in listeners]

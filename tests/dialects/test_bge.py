@@ -21,7 +21,12 @@ if TYPE_CHECKING:
     from tests.conftest import RunningGateway
 
 TEXTS = ["w1 w2 w2 w3", "w4", "something unknown w5 w5"]
-THREE = {"engine": "fake", "port": 0, "model_name": "m3", "engine_args": {"outputs": ["dense", "sparse", "colbert"]}}
+THREE = {
+    "engine": "fake",
+    "port": 0,
+    "model_name": "m3",
+    "engine_args": {"outputs": ["dense", "sparse", "colbert"]},
+}
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +72,8 @@ def test_all_three_in_one_answer(m3: httpx.Client) -> None:
         assert item["dense_embedding"] == item["embedding"] == other["embedding"]
         sparse = expected_sparse(text)
         assert item["sparse_embedding"] == {
-            str(i): pytest.approx(float(v), rel=1e-6) for i, v in zip(sparse.indices, sparse.values, strict=True)
+            str(i): pytest.approx(float(v), rel=1e-6)
+            for i, v in zip(sparse.indices, sparse.values, strict=True)
         }
         np.testing.assert_allclose(item["colbert_embedding"], expected_colbert(text), rtol=1e-6)
 
@@ -86,20 +92,32 @@ def test_all_false_is_refused(m3: httpx.Client) -> None:
     """A request for nothing is a 400 that says what to ask for."""
     answer = m3.post("/v1/embeddings", json={"model": "m3", "input": "w1", "return_dense": False})
     assert answer.status_code == 400
-    assert answer.json()["error"]["message"].startswith("At least one vector type must be requested")
+    assert answer.json()["error"]["message"].startswith(
+        "At least one vector type must be requested"
+    )
 
 
-@pytest.mark.parametrize(("dtype", "numpy_dtype"), [("float32", "<f4"), ("float16", "<f2"), ("int8", "i1")])
-def test_base64_colbert_comes_with_its_shape(m3: httpx.Client, dtype: str, numpy_dtype: str) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "numpy_dtype"), [("float32", "<f4"), ("float16", "<f2"), ("int8", "i1")]
+)
+def test_base64_colbert_comes_with_its_shape(
+    m3: httpx.Client, dtype: str, numpy_dtype: str
+) -> None:
     """base64 and embed_dtype apply to ColBERT too, and the shape is told."""
     body = embed(m3, return_colbert=True, encoding_format="base64", embed_dtype=dtype)
     for item, text in zip(body["data"], TEXTS, strict=True):
-        rows = np.frombuffer(base64.b64decode(item["colbert_embedding"]), numpy_dtype).reshape(item["colbert_shape"])
+        rows = np.frombuffer(base64.b64decode(item["colbert_embedding"]), numpy_dtype).reshape(
+            item["colbert_shape"]
+        )
         scale = 127 if dtype == "int8" else 1
-        np.testing.assert_allclose(rows / scale, expected_colbert(text), atol=1e-2 if dtype != "float32" else 1e-6)
+        np.testing.assert_allclose(
+            rows / scale, expected_colbert(text), atol=1e-2 if dtype != "float32" else 1e-6
+        )
 
 
-def test_too_large_an_answer_is_refused_with_advice(start_gateway: Callable[..., RunningGateway]) -> None:
+def test_too_large_an_answer_is_refused_with_advice(
+    start_gateway: Callable[..., RunningGateway],
+) -> None:
     """ColBERT of many tokens is refused from the token counts, before the engine works."""
     gateway = start_gateway(**THREE, max_response_bytes=20_000)
     request = {"model": "m3", "input": ["w1 " * 60], "return_colbert": True}
@@ -108,12 +126,17 @@ def test_too_large_an_answer_is_refused_with_advice(start_gateway: Callable[...,
         assert answer.status_code == 400
         assert "base64" in answer.json()["error"]["message"]
         assert "float16" in answer.json()["error"]["message"]
-        assert http.post("/v1/embeddings", json={**request, "encoding_format": "base64"}).status_code == 200
+        assert (
+            http.post("/v1/embeddings", json={**request, "encoding_format": "base64"}).status_code
+            == 200
+        )
 
 
 def test_missing_heads_are_named(client: httpx.Client) -> None:
     """A model with dense vectors alone says which kind it lacks."""
-    answer = client.post("/v1/embeddings", json={"model": "fake", "input": "w1", "return_sparse": True})
+    answer = client.post(
+        "/v1/embeddings", json={"model": "fake", "input": "w1", "return_sparse": True}
+    )
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "return_sparse"
     assert "sparse" in answer.json()["error"]["message"]
@@ -124,7 +147,11 @@ def test_sparse_embeddings_by_token_id(m3: httpx.Client, text: str) -> None:
     """Indices are sorted, unique token ids, with the largest weight of each."""
     body = m3.post("/v1/sparse-embeddings", json={"model": "m3", "input": text}).json()
     sparse = body["data"][0]["sparse"]
-    assert sparse["indices"] == expected_sparse(text).indices.tolist() == sorted(set(sparse["indices"]))
+    assert (
+        sparse["indices"]
+        == expected_sparse(text).indices.tolist()
+        == sorted(set(sparse["indices"]))
+    )
     np.testing.assert_allclose(sparse["values"], expected_sparse(text).values, rtol=1e-6)
     assert sparse["mapping"] == "tokenizer"
     assert sparse["index_space"] == 1 << 20

@@ -29,7 +29,9 @@ TYPES = ["float", "int8", "uint8", "binary", "ubinary", "base64"]
 def http(start_gateway: Callable[..., RunningGateway]) -> Iterator[httpx.Client]:
     """Return a client of a model with prompts and Matryoshka sizes."""
     prompts = {"query": "w7 ", "document": "w8 "}
-    with start_gateway(**FAKE, matryoshka=True, max_model_len=64, engine_args={"prompts": prompts}).client() as client:
+    with start_gateway(
+        **FAKE, matryoshka=True, max_model_len=64, engine_args={"prompts": prompts}
+    ).client() as client:
         yield client
 
 
@@ -47,13 +49,17 @@ def test_floats_by_default(http: httpx.Client) -> None:
     assert body["texts"] == TEXTS
     assert body["response_type"] == "embeddings_by_type"
     assert body["meta"]["api_version"] == {"version": "2"}
-    assert body["meta"]["billed_units"] == {"input_tokens": sum(len(text.split()) + 2 for text in TEXTS)}
+    assert body["meta"]["billed_units"] == {
+        "input_tokens": sum(len(text.split()) + 2 for text in TEXTS)
+    }
     assert body["embeddings"].keys() == {"float"}
     np.testing.assert_allclose(body["embeddings"]["float"], unit_vectors(*TEXTS), atol=1e-6)
 
 
 def test_all_six_types_of_the_same_vectors(http: httpx.Client) -> None:
-    """Each type is made from the same unit vectors: rounded to 127 steps, or one sign a bit, most significant first."""
+    """Each type is made from the same unit vectors: rounded to 127 steps, or one sign a bit, most
+    significant first.
+    """
     kinds = embed(http, embedding_types=TYPES)["embeddings"]
     assert list(kinds) == TYPES
     units = unit_vectors(*TEXTS)
@@ -70,17 +76,29 @@ def test_all_six_types_of_the_same_vectors(http: httpx.Client) -> None:
 
 @pytest.mark.parametrize(
     ("input_type", "prompt"),
-    [("search_query", "w7"), ("search_document", "w8"), ("classification", "w8"), ("clustering", "w8"), (None, "")],
+    [
+        ("search_query", "w7"),
+        ("search_document", "w8"),
+        ("classification", "w8"),
+        ("clustering", "w8"),
+        (None, ""),
+    ],
 )
-def test_input_types_select_prompts(http: httpx.Client, input_type: str | None, prompt: str) -> None:
+def test_input_types_select_prompts(
+    http: httpx.Client, input_type: str | None, prompt: str
+) -> None:
     """A query gets the query prompt, everything else the document prompt."""
     vectors = embed(http, input_type=input_type)["embeddings"]["float"]
-    np.testing.assert_allclose(vectors, unit_vectors(*(f"{prompt} {text}" for text in TEXTS)), atol=1e-6)
+    np.testing.assert_allclose(
+        vectors, unit_vectors(*(f"{prompt} {text}" for text in TEXTS)), atol=1e-6
+    )
 
 
 def test_shorter_vectors(http: httpx.Client) -> None:
     """`output_dimension` cuts and renormalises before any format is made."""
-    kinds = embed(http, output_dimension=8, embedding_types=["float", "int8", "ubinary"])["embeddings"]
+    kinds = embed(http, output_dimension=8, embedding_types=["float", "int8", "ubinary"])[
+        "embeddings"
+    ]
     floats = np.array(kinds["float"], np.float32)
     assert floats.shape == (3, 8)
     np.testing.assert_allclose(np.linalg.norm(floats, axis=1), 1, atol=1e-6)
@@ -105,7 +123,9 @@ RANGES = {"min": np.linspace(-0.3, -0.1, 8).tolist(), "max": np.linspace(0.5, 0.
 def calibrated(
     start_gateway: Callable[..., RunningGateway], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningGateway]:
-    """Return a gateway whose int8 and uint8 are calibrated for the first eight dimensions, one of them constant."""
+    """Return a gateway whose int8 and uint8 are calibrated for the first eight dimensions, one of
+    them constant.
+    """
     file = tmp_path_factory.mktemp("calibration") / "ranges.json"
     file.write_text(json.dumps({**RANGES, "max": [*RANGES["max"][:-1], RANGES["min"][-1]]}))
     gateway = start_gateway(**FAKE, matryoshka=True, calibration_file=file)
@@ -115,7 +135,9 @@ def calibrated(
 
 @pytest.mark.engine
 def test_calibrated_formats_are_those_of_sentence_transformers(calibrated: RunningGateway) -> None:
-    """With a calibration file int8 and uint8 are what `quantize_embeddings` makes, also of values out of range."""
+    """With a calibration file int8 and uint8 are what `quantize_embeddings` makes, also of values
+    out of range.
+    """
     from sentence_transformers.util.quantization import quantize_embeddings
 
     texts = [f"w{i}" for i in range(50)]
@@ -138,7 +160,9 @@ def test_calibrated_formats_are_those_of_sentence_transformers(calibrated: Runni
 def test_a_calibration_is_for_its_dimension_alone(
     calibrated: RunningGateway, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], kind: str
 ) -> None:
-    """Vectors of another size are a 400 that names the field, before anything is computed; other formats are served."""
+    """Vectors of another size are a 400 that names the field, before anything is computed; other
+    formats are served.
+    """
     seen = watch_engine(calibrated, "fake", monkeypatch)
     request = {"model": "fake", "texts": TEXTS, "embedding_types": ["float", kind], **fields}
     with calibrated.client() as http:
@@ -149,12 +173,16 @@ def test_a_calibration_is_for_its_dimension_alone(
         embed(http, embedding_types=["float", "binary", "base64"], **fields)
 
 
-def test_all_formats_count_towards_the_answers_size(start_gateway: Callable[..., RunningGateway]) -> None:
+def test_all_formats_count_towards_the_answers_size(
+    start_gateway: Callable[..., RunningGateway],
+) -> None:
     """An answer that fits in one format is refused in five, from the count of numbers."""
     gateway = start_gateway(**FAKE, max_response_bytes=2000)
     with gateway.client() as http:
         embed(http)
-        answer = http.post("/v2/embed", json={"model": "fake", "texts": TEXTS, "embedding_types": TYPES})
+        answer = http.post(
+            "/v2/embed", json={"model": "fake", "texts": TEXTS, "embedding_types": TYPES}
+        )
     assert (answer.status_code, "the answer would have" in answer.json()["message"]) == (400, True)
     gateway.stop()
 

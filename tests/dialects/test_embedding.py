@@ -37,7 +37,9 @@ WORDS = {
 
 @pytest.fixture(scope="module")
 def rich(start_gateway: Callable[..., RunningGateway]) -> Iterator[httpx.Client]:
-    """Return a client of a model with prompts, an instruction template, three kinds of vector and a short context."""
+    """Return a client of a model with prompts, an instruction template, three kinds of vector and a
+    short context.
+    """
     gateway = start_gateway(
         **FAKE
         | {
@@ -87,8 +89,12 @@ def assert_embeds_as(response: httpx.Response, *texts: str) -> None:
         ({"model": "as-query", "instruction": ""}, ""),
     ],
 )
-def test_prompts_in_order_of_precedence(rich: httpx.Client, fields: dict[str, Any], prefix: str) -> None:
-    """The request's instruction wins over its prompt_name, that over its input_type, and any of them over the alias."""
+def test_prompts_in_order_of_precedence(
+    rich: httpx.Client, fields: dict[str, Any], prefix: str
+) -> None:
+    """The request's instruction wins over its prompt_name, that over its input_type, and any of
+    them over the alias.
+    """
     response = embed(rich, input=["w1", "w2 w3"], **fields)
     assert_embeds_as(response, f"{prefix}w1", f"{prefix}w2 w3")
 
@@ -135,8 +141,12 @@ LONG = [f"w{i}" for i in range(1, 20)]
         ({"truncate": "left", "input_type": "query"}, ["w11", *LONG[-(ROOM - 1) :]]),
     ],
 )
-def test_truncation_keeps_one_end_and_the_prompt(rich: httpx.Client, fields: dict[str, Any], kept: list[str]) -> None:
-    """`right` keeps the beginning, `left` the end; the prompt stays; header and usage name what was cut."""
+def test_truncation_keeps_one_end_and_the_prompt(
+    rich: httpx.Client, fields: dict[str, Any], kept: list[str]
+) -> None:
+    """`right` keeps the beginning, `left` the end; the prompt stays; header and usage name what was
+    cut.
+    """
     response = embed(rich, input=["w1", " ".join(LONG), "w2"], **fields)
     prefix = "w11 " if "input_type" in fields else ""
     assert_embeds_as(response, f"{prefix}w1", " ".join(kept), f"{prefix}w2")
@@ -148,12 +158,18 @@ def test_truncation_keeps_one_end_and_the_prompt(rich: httpx.Client, fields: dic
 
 
 @pytest.mark.parametrize("prompted", [False, True])
-def test_chunk_mean_is_the_weighted_mean_of_the_chunks(rich: httpx.Client, *, prompted: bool) -> None:
-    """An over-long text becomes the token-weighted mean of its chunks' un-normalised vectors, each with the prompt."""
+def test_chunk_mean_is_the_weighted_mean_of_the_chunks(
+    rich: httpx.Client, *, prompted: bool
+) -> None:
+    """An over-long text becomes the token-weighted mean of its chunks' un-normalised vectors, each
+    with the prompt.
+    """
     prompt, room = (["w11"], ROOM - 1) if prompted else ([], ROOM)
     chunks = [" ".join(prompt + LONG[start : start + room]) for start in range(0, len(LONG), room)]
     weights = [len(ids_of(chunk)) for chunk in chunks]
-    mean = np.average([raw_vector(chunk) for chunk in chunks], axis=0, weights=weights).astype(np.float32)
+    mean = np.average([raw_vector(chunk) for chunk in chunks], axis=0, weights=weights).astype(
+        np.float32
+    )
     fields = {"input_type": "query"} if prompted else {}
     response = embed(rich, input=["w1", " ".join(LONG)], truncate="chunk_mean", **fields)
     got = vectors_of(response)
@@ -179,7 +195,9 @@ def test_a_prompt_that_leaves_no_room_is_a_400(rich: httpx.Client) -> None:
     """A prompt as long as the context is refused instead of embedding the prompt alone."""
     instruction = " ".join(LONG[: ROOM - 2])
     for truncate in ("left", "right", "chunk_mean"):
-        error = error_of(embed(rich, input="w1 w2", instruction=instruction, truncate=truncate), 400)
+        error = error_of(
+            embed(rich, input="w1 w2", instruction=instruction, truncate=truncate), 400
+        )
         assert (error["param"], error["code"]) == ("instruction", "context_length_exceeded")
 
 
@@ -204,7 +222,9 @@ def test_normalize_false_gives_the_models_own_scale(rich: httpx.Client) -> None:
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8"])
 def test_small_integers_need_unit_vectors(rich: httpx.Client, dtype: str) -> None:
-    """int8 and uint8 of vectors without normalisation are refused: their scale is that of unit vectors."""
+    """int8 and uint8 of vectors without normalisation are refused: their scale is that of unit
+    vectors.
+    """
     error = error_of(embed(rich, input="w1", embed_dtype=dtype, normalize=False), 400)
     assert error["param"] == "normalize"
 
@@ -217,7 +237,9 @@ def decode(item: dict[str, Any], encoding: str, dtype: EmbedDtype) -> Any:
 
 @pytest.mark.parametrize("encoding", ["float", "base64"])
 @pytest.mark.parametrize("dtype", EmbedDtype)
-def test_every_number_format_in_both_encodings(rich: httpx.Client, dtype: EmbedDtype, encoding: str) -> None:
+def test_every_number_format_in_both_encodings(
+    rich: httpx.Client, dtype: EmbedDtype, encoding: str
+) -> None:
     """Each `embed_dtype` comes as numbers or as their raw little-endian bytes."""
     texts = ["w1", "w2 w3"]
     want = quantise(unit_vectors(*texts), dtype)
@@ -248,8 +270,12 @@ TEXTS = ["w1 w2 w3 w1", "w4"]
 
 
 def test_all_three_kinds_come_from_one_request(rich: httpx.Client) -> None:
-    """Dense, sparse and ColBERT vectors of each text stand side by side, and the answer names the kinds."""
-    body = embed(rich, input=TEXTS, return_dense=True, return_sparse=True, return_colbert=True).json()
+    """Dense, sparse and ColBERT vectors of each text stand side by side, and the answer names the
+    kinds.
+    """
+    body = embed(
+        rich, input=TEXTS, return_dense=True, return_sparse=True, return_colbert=True
+    ).json()
     assert body["embedding_types"] == ["dense", "sparse", "colbert"]
     for item, text, dense in zip(body["data"], TEXTS, unit_vectors(*TEXTS), strict=True):
         np.testing.assert_allclose(item["dense_embedding"], dense, rtol=1e-5)
@@ -271,8 +297,12 @@ def test_one_kind_alone(rich: httpx.Client, kind: str) -> None:
 
 def test_colbert_as_base64_has_its_shape(rich: httpx.Client) -> None:
     """ColBERT bytes come with the shape to read them in."""
-    item = embed(rich, input=TEXTS[0], return_colbert=True, encoding_format="base64").json()["data"][0]
-    rows = np.frombuffer(base64.b64decode(item["colbert_embedding"]), "<f4").reshape(item["colbert_shape"])
+    item = embed(rich, input=TEXTS[0], return_colbert=True, encoding_format="base64").json()[
+        "data"
+    ][0]
+    rows = np.frombuffer(base64.b64decode(item["colbert_embedding"]), "<f4").reshape(
+        item["colbert_shape"]
+    )
     np.testing.assert_allclose(rows, colbert_of(TEXTS[0]), rtol=1e-6)
 
 
@@ -286,14 +316,21 @@ def test_asking_for_nothing_is_a_400(rich: httpx.Client) -> None:
 @pytest.mark.parametrize("kind", ["sparse", "colbert"])
 def test_a_kind_that_the_model_lacks_is_a_400(client: httpx.Client, kind: str) -> None:
     """A dense model says that it has no sparse or ColBERT vectors."""
-    assert error_of(embed(client, input="w1", **{f"return_{kind}": True}), 400)["param"] == f"return_{kind}"
+    assert (
+        error_of(embed(client, input="w1", **{f"return_{kind}": True}), 400)["param"]
+        == f"return_{kind}"
+    )
 
 
 def test_chunked_colbert_keeps_all_rows(rich: httpx.Client) -> None:
     """The ColBERT vectors of a chunked text are those of its chunks, one after the other."""
     chunks = [" ".join(LONG[start : start + ROOM]) for start in range(0, len(LONG), ROOM)]
-    item = embed(rich, input=" ".join(LONG), truncate="chunk_mean", return_colbert=True).json()["data"][0]
-    np.testing.assert_allclose(item["colbert_embedding"], np.concatenate(list(map(colbert_of, chunks))), rtol=1e-5)
+    item = embed(rich, input=" ".join(LONG), truncate="chunk_mean", return_colbert=True).json()[
+        "data"
+    ][0]
+    np.testing.assert_allclose(
+        item["colbert_embedding"], np.concatenate(list(map(colbert_of, chunks))), rtol=1e-5
+    )
 
 
 def test_zero_vectors_do_not_divide_by_zero() -> None:

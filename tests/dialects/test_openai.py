@@ -33,7 +33,11 @@ TEXTS = ["w1", "w2 w3", "w4 w5 w6", "w1"]
 def tight(start_gateway: Callable[..., RunningGateway]) -> Iterator[RunningGateway]:
     """Return a gateway with low limits that serves its default model under any name."""
     gateway = start_gateway(
-        **FAKE, max_inputs=50, max_request_tokens=1000, max_response_bytes=20_000, unknown_model="serve_default"
+        **FAKE,
+        max_inputs=50,
+        max_request_tokens=1000,
+        max_response_bytes=20_000,
+        unknown_model="serve_default",
     )
     yield gateway
     gateway.stop()
@@ -41,7 +45,9 @@ def tight(start_gateway: Callable[..., RunningGateway]) -> Iterator[RunningGatew
 
 @pytest.fixture(scope="module")
 def other(start_gateway: Callable[..., RunningGateway]) -> Iterator[httpx.Client]:
-    """Return a client of two Matryoshka models, one that takes its own token ids and one that takes none."""
+    """Return a client of two Matryoshka models, one that takes its own token ids and one that takes
+    none.
+    """
     fake = {"engine": "fake", "matryoshka": True}
     gateway = start_gateway(
         port=0,
@@ -76,7 +82,9 @@ def test_an_answer_has_openais_shape(client: httpx.Client) -> None:
 
 def test_vectors_come_in_the_order_of_the_inputs(client: httpx.Client) -> None:
     """Vector i belongs to input i, also where inputs repeat."""
-    np.testing.assert_allclose(vectors_of(embed(client, input=TEXTS)), unit_vectors(*TEXTS), rtol=1e-6)
+    np.testing.assert_allclose(
+        vectors_of(embed(client, input=TEXTS)), unit_vectors(*TEXTS), rtol=1e-6
+    )
 
 
 def test_a_string_is_a_list_of_one(client: httpx.Client) -> None:
@@ -87,13 +95,18 @@ def test_a_string_is_a_list_of_one(client: httpx.Client) -> None:
 def test_both_paths_are_one(client: httpx.Client) -> None:
     """/embeddings answers as /v1/embeddings does."""
     request = {"model": "fake", "input": TEXTS}
-    assert client.post("/embeddings", json=request).json() == client.post("/v1/embeddings", json=request).json()
+    assert (
+        client.post("/embeddings", json=request).json()
+        == client.post("/v1/embeddings", json=request).json()
+    )
 
 
 def test_base64_equals_float(client: httpx.Client) -> None:
     """Base64 decodes to the same float32 numbers that the list holds."""
     texts = embed(client, input=TEXTS, encoding_format="base64").json()["data"]
-    decoded = [np.frombuffer(base64.b64decode(item["embedding"], validate=True), "<f4") for item in texts]
+    decoded = [
+        np.frombuffer(base64.b64decode(item["embedding"], validate=True), "<f4") for item in texts
+    ]
     np.testing.assert_array_equal(decoded, vectors_of(embed(client, input=TEXTS)))
 
 
@@ -105,7 +118,9 @@ def test_float_is_the_default(client: httpx.Client, fields: dict[str, Any]) -> N
 
 def test_the_full_dimension_is_always_fine(client: httpx.Client) -> None:
     """Asking for the model's own size changes nothing."""
-    assert embed(client, input="w1", dimensions=DIMENSION).json() == embed(client, input="w1").json()
+    assert (
+        embed(client, input="w1", dimensions=DIMENSION).json() == embed(client, input="w1").json()
+    )
 
 
 @pytest.mark.parametrize("dimensions", [1, DIMENSION - 1, DIMENSION + 1])
@@ -120,7 +135,9 @@ def test_other_dimensions_need_matryoshka(client: httpx.Client, dimensions: int)
 def test_matryoshka_vectors_are_cut_and_renormalised(other: httpx.Client, dimensions: int) -> None:
     """A shorter vector is the beginning of the model's own, scaled to length 1."""
     got = vectors_of(embed(other, model="org/native", input=["w1", "w2 w3"], dimensions=dimensions))
-    want = shape_dense(np.stack([raw_vector("w1"), raw_vector("w2 w3")]), dimensions=dimensions, normalize=True)
+    want = shape_dense(
+        np.stack([raw_vector("w1"), raw_vector("w2 w3")]), dimensions=dimensions, normalize=True
+    )
     np.testing.assert_allclose(got, want, rtol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(got, axis=1), 1, rtol=1e-6)
 
@@ -137,7 +154,10 @@ def cl100k(text: str) -> list[int]:
 
 def test_token_ids_are_read_as_cl100k(client: httpx.Client) -> None:
     """Token ids, one text's or several', embed as the texts that cl100k_base decodes them to."""
-    one, several = embed(client, input=cl100k(TEXTS[1])), embed(client, input=[cl100k(text) for text in TEXTS])
+    one, several = (
+        embed(client, input=cl100k(TEXTS[1])),
+        embed(client, input=[cl100k(text) for text in TEXTS]),
+    )
     np.testing.assert_allclose(vectors_of(one), unit_vectors(TEXTS[1]), rtol=1e-6)
     np.testing.assert_allclose(vectors_of(several), unit_vectors(*TEXTS), rtol=1e-6)
     assert one.headers["x-token-ids"] == several.headers["x-token-ids"] == "cl100k_base"
@@ -151,7 +171,9 @@ def test_ids_outside_cl100k_are_a_400(client: httpx.Client, bad: int) -> None:
 
 
 def test_native_token_ids_go_to_the_model_as_they_are(other: httpx.Client) -> None:
-    """With `token_ids: native`, ids are the model's own; its special tokens are added where they are missing."""
+    """With `token_ids: native`, ids are the model's own; its special tokens are added where they
+    are missing.
+    """
     ids = ids_of("w1 w2")
     for sent in (ids, ids[1:-1], ids[1:], ids[:-1]):
         response = embed(other, model="org/native", input=sent)
@@ -161,7 +183,9 @@ def test_native_token_ids_go_to_the_model_as_they_are(other: httpx.Client) -> No
 
 
 def test_ids_outside_the_vocabulary_are_a_400(other: httpx.Client) -> None:
-    """The last id of the vocabulary embeds, and the next one is refused under the index of its input."""
+    """The last id of the vocabulary embeds, and the next one is refused under the index of its
+    input.
+    """
     last = VOCABULARY - 1
     (want,) = fake_vectors([0, last, 1], Output.DENSE)
     got = vectors_of(embed(other, model="org/native", input=[last]))
@@ -207,7 +231,9 @@ def test_a_missing_model_is_a_400(client: httpx.Client) -> None:
 
 @pytest.mark.parametrize("fields", [{"model": "gpt-4o"}, {"model": ""}, {"model": None}])
 def test_serve_default_takes_any_name(tight: RunningGateway, fields: dict[str, Any]) -> None:
-    """With `unknown_model: serve_default`, foreign names and none get the configured model, named in the answer."""
+    """With `unknown_model: serve_default`, foreign names and none get the configured model, named
+    in the answer.
+    """
     with tight.client() as client:
         assert embed(client, input="w1", **fields).json()["model"] == "fake"
 
@@ -252,12 +278,16 @@ def test_an_over_long_input_is_a_400_as_openai_says_it(client: httpx.Client) -> 
 
 
 def engine_progress(gateway: RunningGateway) -> Pong:
-    """Return what the engine has done so far, by its answer to a ping that was sent after this call."""
+    """Return what the engine has done so far, by its answer to a ping that was sent after this
+    call.
+    """
     (model,) = gateway.gateway.service.models
     (replica,) = model.engine.replicas
     seen: list[Pong] = []
     until = time.monotonic() + 30
-    while len(seen) < 3:  # the first may be old, and the ping of the second may have left before the call
+    while (
+        len(seen) < 3
+    ):  # the first may be old, and the ping of the second may have left before the call
         assert time.monotonic() < until, "the engine does not answer pings"
         progress = replica.progress
         if progress is not None and not any(progress is earlier for earlier in seen):
@@ -291,7 +321,9 @@ def test_limits_hold_before_the_engine_works(
 
 
 def test_a_large_answer_is_allowed_as_base64(tight: RunningGateway) -> None:
-    """`max_response_bytes` is about the answer as it would be sent: base64 may fit where floats do not."""
+    """`max_response_bytes` is about the answer as it would be sent: base64 may fit where floats do
+    not.
+    """
     with tight.client() as client:
         assert embed(client, input=["w1"] * 50, encoding_format="base64").status_code == 200
 
@@ -345,11 +377,17 @@ def test_every_answer_has_an_id_and_a_time(
     response = client.request(method, path, json=body)
     assert response.status_code == status
     assert response.headers["x-request-id"]
-    assert 0 <= int(response.headers["openai-processing-ms"]) <= 1000 * response.elapsed.total_seconds() + 1
+    assert (
+        0
+        <= int(response.headers["openai-processing-ms"])
+        <= 1000 * response.elapsed.total_seconds() + 1
+    )
 
 
 def test_the_log_sums_up_a_request(fake: RunningGateway, client: httpx.Client) -> None:
-    """One line per request holds model, texts, tokens, seconds and speed, and no text of the client."""
+    """One line per request holds model, texts, tokens, seconds and speed, and no text of the
+    client.
+    """
     line = log_line(fake, embed(client, model="text-embedding-3-small", input=["w3141", "w1"]))
     assert (line["method"], line["path"], line["status"]) == ("POST", "/v1/embeddings", 200)
     assert (line["model"], line["texts"], line["tokens"]) == ("fake", 2, 6)
@@ -370,7 +408,9 @@ def test_models_are_listed_with_their_aliases(other: httpx.Client) -> None:
         assert entry["dimension"] == DIMENSION
 
 
-@pytest.mark.parametrize("path", ["org/native", "org%2Fnative", "a/b%20c", "na%C3%AFve", "rejecting"])
+@pytest.mark.parametrize(
+    "path", ["org/native", "org%2Fnative", "a/b%20c", "na%C3%AFve", "rejecting"]
+)
 def test_a_model_is_retrieved_by_its_id(other: httpx.Client, path: str) -> None:
     """/v1/models/{id} answers what the list says, also for ids with a slash, a blank or an accent."""
     entry = other.get(f"/v1/models/{path}").json()
@@ -383,7 +423,9 @@ def test_an_unknown_model_cannot_be_retrieved(other: httpx.Client, path: str) ->
     assert error_of(other.get(f"/v1/models/{path}"), 404)["code"] == "model_not_found"
 
 
-@pytest.mark.parametrize("path", ["/nowhere", "/v1", "/v1/", "/v1/embeddings/", "/v2/embeddings", "/%00%ff"])
+@pytest.mark.parametrize(
+    "path", ["/nowhere", "/v1", "/v1/", "/v1/embeddings/", "/v2/embeddings", "/%00%ff"]
+)
 def test_an_unknown_path_is_a_404(client: httpx.Client, path: str) -> None:
     """A path that leads nowhere is a 404 in the envelope, and never a redirect."""
     assert error_of(client.get(path), 404)["code"] == "not_found"
@@ -399,7 +441,9 @@ def test_an_unknown_path_is_a_404(client: httpx.Client, path: str) -> None:
         ("POST", "/health", "GET"),
     ],
 )
-def test_a_wrong_method_is_a_405(client: httpx.Client, method: str, path: str, allowed: str) -> None:
+def test_a_wrong_method_is_a_405(
+    client: httpx.Client, method: str, path: str, allowed: str
+) -> None:
     """The right path with the wrong method is a 405 that says which method it takes."""
     response = client.request(method, path)
     assert error_of(response, 405)["code"] == "method_not_allowed"
@@ -407,8 +451,12 @@ def test_a_wrong_method_is_a_405(client: httpx.Client, method: str, path: str, a
 
 
 @pytest.mark.parametrize("word", ["fault-nan", "fault-reject"])
-def test_what_the_engine_cannot_compute_is_a_500_about_its_input(client: httpx.Client, word: str) -> None:
-    """Numbers that are not finite, or an input the engine refuses, are a 500 that says not to retry."""
+def test_what_the_engine_cannot_compute_is_a_500_about_its_input(
+    client: httpx.Client, word: str
+) -> None:
+    """Numbers that are not finite, or an input the engine refuses, are a 500 that says not to
+    retry.
+    """
     response = embed(client, input=["w1", word])
     assert error_of(response, 500)["code"] == "engine_failed"
     assert response.headers["x-should-retry"] == "false"

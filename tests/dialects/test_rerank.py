@@ -27,7 +27,10 @@ MODELS = {
     "gpu_memory_utilization": 0.3,
     "max_model_len": 64,
     "models": [
-        {"model_name": "m3", "engine_args": {"outputs": ["dense", "sparse", "colbert", "hidden_states"]}},
+        {
+            "model_name": "m3",
+            "engine_args": {"outputs": ["dense", "sparse", "colbert", "hidden_states"]},
+        },
         {"model_name": "cross", "engine_args": {"outputs": ["score"]}},
     ],
 }
@@ -50,7 +53,9 @@ def score(query: str, document: str) -> float:
 def post(http: httpx.Client, path: str = "/v1/rerank", **fields: Any) -> dict[str, Any]:
     """Post a reranking request and return its answer."""
     request = {"model": "cross", "query": "w1", "documents": DOCUMENTS, **fields}
-    answer = http.post(path, json={name: value for name, value in request.items() if value is not None})
+    answer = http.post(
+        path, json={name: value for name, value in request.items() if value is not None}
+    )
     assert answer.status_code == 200, answer.text
     body: dict[str, Any] = answer.json()
     return body
@@ -67,7 +72,9 @@ def test_best_first_with_sigmoid_scores(http: httpx.Client, path: str) -> None:
     raw = [result["relevance_score"] for result in post(http, path, raw_scores=True)["results"]]
     np.testing.assert_allclose(raw, np.sort(logits)[::-1], rtol=1e-5)
     assert body["model"] == "cross"
-    assert body["usage"]["total_tokens"] == sum(len(fake_tokenizer().encode("w1", d).ids) for d in DOCUMENTS)
+    assert body["usage"]["total_tokens"] == sum(
+        len(fake_tokenizer().encode("w1", d).ids) for d in DOCUMENTS
+    )
 
 
 def test_top_n(http: httpx.Client) -> None:
@@ -80,21 +87,36 @@ def test_top_n(http: httpx.Client) -> None:
 def test_documents_come_back_as_sent(http: httpx.Client) -> None:
     """`return_documents` returns texts as objects and objects whole; otherwise the field is null."""
     documents = ["w2", {"text": "w3", "id": 7, "meta": {"a": None}}]
-    returned = {r["index"]: r["document"] for r in post(http, documents=documents, return_documents=True)["results"]}
+    returned = {
+        r["index"]: r["document"]
+        for r in post(http, documents=documents, return_documents=True)["results"]
+    }
     assert returned == {0: {"text": "w2"}, 1: documents[1]}
     assert all(result["document"] is None for result in post(http, documents=documents)["results"])
 
 
 def test_version_2_takes_strings_only(http: httpx.Client) -> None:
     """Cohere's second version has no objects and sends no documents back."""
-    assert all("document" not in result for result in post(http, "/v2/rerank", return_documents=True)["results"])
-    answer = http.post("/v2/rerank", json={"model": "cross", "query": "w1", "documents": [{"text": "w2"}]})
-    assert (answer.status_code, answer.json()) == (400, {"message": "documents must be a list of strings in version 2"})
+    assert all(
+        "document" not in result
+        for result in post(http, "/v2/rerank", return_documents=True)["results"]
+    )
+    answer = http.post(
+        "/v2/rerank", json={"model": "cross", "query": "w1", "documents": [{"text": "w2"}]}
+    )
+    assert (answer.status_code, answer.json()) == (
+        400,
+        {"message": "documents must be a list of strings in version 2"},
+    )
 
 
 def test_pairs_keep_their_order(http: httpx.Client) -> None:
     """Pairs are scored one by one and answered in the order sent."""
-    pairs = [{"query": "w1", "document": "w2"}, {"query": "w9", "document": "w2 w3"}, {"query": "w1", "document": "w4"}]
+    pairs = [
+        {"query": "w1", "document": "w2"},
+        {"query": "w9", "document": "w2 w3"},
+        {"query": "w1", "document": "w4"},
+    ]
     began = time.monotonic()
     body = post(http, query=None, documents=None, pairs=pairs, raw_scores=True)
     took_s = time.monotonic() - began
@@ -110,7 +132,8 @@ def test_long_documents_are_cut_and_told(http: httpx.Client) -> None:
     long = " ".join(f"w{i}" for i in range(100))
     kept = " ".join(f"w{i}" for i in range(64 - 4))
     answer = http.post(
-        "/v1/rerank", json={"model": "cross", "query": "w1", "documents": ["w2", long], "raw_scores": True}
+        "/v1/rerank",
+        json={"model": "cross", "query": "w1", "documents": ["w2", long], "raw_scores": True},
     )
     assert answer.headers["x-truncated-inputs"] == "1"
     scores = {r["index"]: r["relevance_score"] for r in answer.json()["results"]}
@@ -140,7 +163,9 @@ def test_long_documents_are_cut_and_told(http: httpx.Client) -> None:
 def test_refusals_name_the_field(http: httpx.Client, fields: dict[str, Any], param: str) -> None:
     """Every wrong request says which field is at fault."""
     request = {"model": "cross", "query": "w1", "documents": DOCUMENTS, **fields}
-    answer = http.post("/v1/rerank", json={name: value for name, value in request.items() if value is not None})
+    answer = http.post(
+        "/v1/rerank", json={name: value for name, value in request.items() if value is not None}
+    )
     assert answer.status_code in (400, 404), answer.text
     assert answer.json()["error"]["param"] == param
 
@@ -148,17 +173,23 @@ def test_refusals_name_the_field(http: httpx.Client, fields: dict[str, Any], par
 @pytest.mark.parametrize("model", ["cross", "m3"])
 @pytest.mark.parametrize("field", ["documents", "pairs"])
 def test_failures_name_what_was_sent(http: httpx.Client, model: str, field: str) -> None:
-    """The document that the engine cannot score is named by its place in the request, with late interaction too."""
+    """The document that the engine cannot score is named by its place in the request, with late
+    interaction too.
+    """
     documents = ["w1", "fault-nan"]
     request: dict[str, Any] = {"query": "w7", "documents": documents}
     if field == "pairs":
-        request = {"pairs": [{"query": f"w{8 + i}", "document": text} for i, text in enumerate(documents)]}
+        request = {
+            "pairs": [{"query": f"w{8 + i}", "document": text} for i, text in enumerate(documents)]
+        }
     answer = http.post("/v1/rerank", json={"model": model, **request})
     assert (answer.status_code, answer.json()["error"]["param"]) == (500, f"{field}[1]")
 
 
 def test_queries_do_not_count_as_documents(start_gateway: Callable[..., RunningGateway]) -> None:
-    """As many documents as a request may have are scored by late interaction too, also with a query for each."""
+    """As many documents as a request may have are scored by late interaction too, also with a query
+    for each.
+    """
     gateway = start_gateway(**MODELS, max_inputs=4)
     gateway.wait_loaded()
     with gateway.client() as client:
@@ -174,7 +205,9 @@ def test_queries_do_not_count_as_documents(start_gateway: Callable[..., RunningG
 
 
 def test_late_interaction_without_a_second_model(http: httpx.Client) -> None:
-    """A model with ColBERT vectors scores by MaxSim, or by the weighted sum of its three similarities."""
+    """A model with ColBERT vectors scores by MaxSim, or by the weighted sum of its three
+    similarities.
+    """
     body = post(http, model="m3", query="w1 w2")
     scores = {r["index"]: r["relevance_score"] for r in body["results"]}
     query = expected_colbert("w1 w2")
@@ -183,7 +216,9 @@ def test_late_interaction_without_a_second_model(http: httpx.Client) -> None:
     weighted = post(http, model="m3", query="w1 w2", weights=[0.4, 0.2, 0.4])["results"]
     dense = {
         item["index"]: np.array(item["embedding"])
-        for item in http.post("/v1/embeddings", json={"model": "m3", "input": ["w1 w2", *DOCUMENTS]}).json()["data"]
+        for item in http.post(
+            "/v1/embeddings", json={"model": "m3", "input": ["w1 w2", *DOCUMENTS]}
+        ).json()["data"]
     }
     for result in weighted:
         i = result["index"]
@@ -192,7 +227,9 @@ def test_late_interaction_without_a_second_model(http: httpx.Client) -> None:
             lexical(expected_sparse("w1 w2"), expected_sparse(DOCUMENTS[i])),
             max_sim(query, expected_colbert(DOCUMENTS[i])),
         )
-        assert result["relevance_score"] == pytest.approx(float(np.dot([0.4, 0.2, 0.4], parts)), rel=1e-4)
+        assert result["relevance_score"] == pytest.approx(
+            float(np.dot([0.4, 0.2, 0.4], parts)), rel=1e-4
+        )
 
 
 def test_a_reranker_does_not_embed(http: httpx.Client) -> None:

@@ -33,7 +33,11 @@ def http(start_gateway: Callable[..., RunningGateway]) -> Iterator[httpx.Client]
         ("/embed", {"inputs": "w1"}, list),
         ("/rerank", {"query": "w1", "texts": ["w2"]}, list),
         ("/rerank", {"model": "cross", "query": "w1", "documents": ["w2"]}, "results"),
-        ("/rerank", {"model": "cross", "pairs": [{"query": "w1", "document": "w2"}]}, "processing_time"),
+        (
+            "/rerank",
+            {"model": "cross", "pairs": [{"query": "w1", "document": "w2"}]},
+            "processing_time",
+        ),
     ],
 )
 def test_the_field_decides(http: httpx.Client, path: str, body: dict[str, Any], kind: Any) -> None:
@@ -71,7 +75,9 @@ def test_errors_follow_the_field(http: httpx.Client) -> None:
 
 def test_records_without_a_preset(http: httpx.Client) -> None:
     """The default template joins title and description; further fields are ignored."""
-    body = http.post("/prepare-and-embed", json={"title": "w1", "description": "w2", "price": 3}).json()
+    body = http.post(
+        "/prepare-and-embed", json={"title": "w1", "description": "w2", "price": 3}
+    ).json()
     assert body["prepared_text"] == "w1. w2"
     empty = http.post("/prepare-and-embed", json={})
     assert (empty.status_code, empty.json()["error"]["message"]) == (400, "All fields are empty")

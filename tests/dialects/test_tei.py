@@ -48,14 +48,24 @@ def test_embed(http: httpx.Client, path: str, inputs: str | list[str]) -> None:
 
 def test_normalize_and_null(http: httpx.Client) -> None:
     """`normalize: false` leaves a vector as it is; null is the default of every option."""
-    np.testing.assert_allclose(answer(http, "/embed", inputs="w1", normalize=False), [raw_vector("w1")], atol=1e-6)
-    nulls: dict[str, Any] = dict.fromkeys(["normalize", "truncate", "truncation_direction", "prompt_name"])
-    np.testing.assert_allclose(answer(http, "/embed", inputs="w1", **nulls), unit_vectors("w1"), atol=1e-6)
+    np.testing.assert_allclose(
+        answer(http, "/embed", inputs="w1", normalize=False), [raw_vector("w1")], atol=1e-6
+    )
+    nulls: dict[str, Any] = dict.fromkeys(
+        ["normalize", "truncate", "truncation_direction", "prompt_name"]
+    )
+    np.testing.assert_allclose(
+        answer(http, "/embed", inputs="w1", **nulls), unit_vectors("w1"), atol=1e-6
+    )
 
 
-@pytest.mark.parametrize(("direction", "kept"), [({}, "w1"), ({"truncation_direction": "Left"}, "w2")])
+@pytest.mark.parametrize(
+    ("direction", "kept"), [({}, "w1"), ({"truncation_direction": "Left"}, "w2")]
+)
 def test_truncation(http: httpx.Client, direction: dict[str, str], kept: str) -> None:
-    """Without `truncate`, over-long texts are cut, on the right unless told otherwise; false refuses them."""
+    """Without `truncate`, over-long texts are cut, on the right unless told otherwise; false
+    refuses them.
+    """
     text = "w1 " * 62 + "w2 " * 62
     for more in ({}, {"truncate": True}):
         vectors = answer(http, "/embed", inputs=text, **direction, **more)
@@ -70,35 +80,50 @@ def test_embed_sparse(http: httpx.Client) -> None:
     for weights, text in zip(answer(http, "/embed_sparse", inputs=TEXTS), TEXTS, strict=True):
         expected = expected_sparse(text)
         assert [weight["index"] for weight in weights] == expected.indices.tolist()
-        np.testing.assert_allclose([weight["value"] for weight in weights], expected.values, rtol=1e-5)
+        np.testing.assert_allclose(
+            [weight["value"] for weight in weights], expected.values, rtol=1e-5
+        )
 
 
 def test_embed_all(http: httpx.Client) -> None:
     """Every token has a vector, special tokens included: the last layer's output as it is."""
     for rows, text in zip(answer(http, "/embed_all", inputs=TEXTS), TEXTS, strict=True):
-        np.testing.assert_allclose(rows, fake_vectors(ids_of(text), Output.HIDDEN_STATES), rtol=1e-6)
+        np.testing.assert_allclose(
+            rows, fake_vectors(ids_of(text), Output.HIDDEN_STATES), rtol=1e-6
+        )
 
 
 def test_embed_all_of_many(http: httpx.Client) -> None:
     """Texts that fill several messages and steps, some of them twice, come back in their order."""
     texts = [f"w{i % 150} w3" + " w4" * (i % 7) for i in range(200)]
     for rows, text in zip(answer(http, "/embed_all", inputs=texts), texts, strict=True):
-        np.testing.assert_allclose(rows, fake_vectors(ids_of(text), Output.HIDDEN_STATES), rtol=1e-6)
+        np.testing.assert_allclose(
+            rows, fake_vectors(ids_of(text), Output.HIDDEN_STATES), rtol=1e-6
+        )
 
 
 def test_embed_all_has_no_options_of_pooled_vectors(http: httpx.Client) -> None:
-    """`normalize` and `dimensions` are no fields of `/embed_all`, in TEI neither, and said to be ignored."""
+    """`normalize` and `dimensions` are no fields of `/embed_all`, in TEI neither, and said to be
+    ignored.
+    """
     response = http.post("/embed_all", json={"inputs": "w1", "normalize": True, "dimensions": 8})
     assert response.headers["x-ignored-fields"] == "normalize, dimensions"
-    np.testing.assert_allclose(response.json()[0], fake_vectors(ids_of("w1"), Output.HIDDEN_STATES), rtol=1e-6)
+    np.testing.assert_allclose(
+        response.json()[0], fake_vectors(ids_of("w1"), Output.HIDDEN_STATES), rtol=1e-6
+    )
 
 
 def test_embed_all_is_cached_apart(start_gateway: Callable[..., RunningGateway]) -> None:
     """Hidden states are kept in the cache, and not mistaken for another kind of vector."""
     knobs = {"outputs": ["dense", "hidden_states"]}
-    gateway = start_gateway(engine="fake", model_name="fake", port=0, engine_args=knobs, cache_max_bytes=1 << 20)
+    gateway = start_gateway(
+        engine="fake", model_name="fake", port=0, engine_args=knobs, cache_max_bytes=1 << 20
+    )
     with gateway.client() as client:
-        answers = [client.post(path, json={"inputs": "w1"}) for path in ("/embed", "/embed_all", "/embed_all")]
+        answers = [
+            client.post(path, json={"inputs": "w1"})
+            for path in ("/embed", "/embed_all", "/embed_all")
+        ]
     assert [answer.headers.get("x-cache") for answer in answers] == [None, None, "1/1"]
     assert answers[1].json() == answers[2].json()
     gateway.stop()
@@ -117,9 +142,13 @@ def test_embed_all_is_refused(
 ) -> None:
     """Too large an answer is refused from the count of tokens; models without hidden states say so."""
     knobs = {"outputs": ["dense", "hidden_states"]}
-    gateway = shared_gateway(**{"engine": "fake", "model_name": "fake", "port": 0, "engine_args": knobs, **settings})
+    gateway = shared_gateway(
+        **{"engine": "fake", "model_name": "fake", "port": 0, "engine_args": knobs, **settings}
+    )
     with gateway.client() as client:
-        assert client.post("/embed_all", json={"inputs": "w1 " * 50}).json()["error"].startswith(words)
+        assert (
+            client.post("/embed_all", json={"inputs": "w1 " * 50}).json()["error"].startswith(words)
+        )
 
 
 @pytest.mark.parametrize("path", ["/similarity", "/"])
@@ -138,7 +167,9 @@ def test_rerank(http: httpx.Client) -> None:
     ranks = answer(http, "/rerank", query="w1", texts=texts)
     assert [set(rank) for rank in ranks] == [{"index", "score"}] * 3
     assert [rank["index"] for rank in ranks] == order
-    np.testing.assert_allclose([rank["score"] for rank in ranks], 1 / (1 + np.exp(-logits[order])), rtol=1e-5)
+    np.testing.assert_allclose(
+        [rank["score"] for rank in ranks], 1 / (1 + np.exp(-logits[order])), rtol=1e-5
+    )
     raw = answer(http, "/rerank", query="w1", texts=texts, raw_scores=True, return_text=True)
     np.testing.assert_allclose([rank["score"] for rank in raw], logits[order], rtol=1e-5)
     assert [rank["text"] for rank in raw] == [texts[i] for i in order]
@@ -152,16 +183,26 @@ def test_tokenize_and_decode(http: httpx.Client) -> None:
     assert first == {"id": 101, "text": "w1", "special": False, "start": 0, "stop": 2}
     assert second == {"id": 122, "text": "w22", "special": False, "start": 4, "stop": 7}
     assert sep["special"] is True
-    assert answer(http, "/tokenize", inputs=["w1", "w2"], add_special_tokens=False)[1][0]["id"] == 102
+    assert (
+        answer(http, "/tokenize", inputs=["w1", "w2"], add_special_tokens=False)[1][0]["id"] == 102
+    )
     ids = [token["id"] for token in tokens]
     assert answer(http, "/decode", ids=ids[1:-1]) == ["w1 w22"]
-    assert answer(http, "/decode", ids=[ids, [105]], skip_special_tokens=False) == ["[CLS] w1 w22 [SEP]", "w5"]
+    assert answer(http, "/decode", ids=[ids, [105]], skip_special_tokens=False) == [
+        "[CLS] w1 w22 [SEP]",
+        "w5",
+    ]
 
 
 def test_info_and_probes(http: httpx.Client) -> None:
     """`/info` tells the model and its limits; probes answer 200."""
     info = http.get("/info").json()
-    expected = {"model_id": "m3", "model_dtype": "float32", "max_input_length": 64, "auto_truncate": True}
+    expected = {
+        "model_id": "m3",
+        "model_dtype": "float32",
+        "max_input_length": 64,
+        "auto_truncate": True,
+    }
     assert {name: info[name] for name in expected} == expected
     assert info["model_type"] == {"embedding": {"pooling": "cls"}}
     for path in ("/", "/health", "/ping"):
@@ -193,7 +234,9 @@ def test_info_and_probes(http: httpx.Client) -> None:
         ("/embed", {"inputs": "w" * (2 << 20)}, 413, "Validation"),
     ],
 )
-def test_errors(http: httpx.Client, path: str, body: dict[str, Any], status: int, kind: str) -> None:
+def test_errors(
+    http: httpx.Client, path: str, body: dict[str, Any], status: int, kind: str
+) -> None:
     """Errors have TEI's body and status."""
     response = http.post(path, json=body)
     assert (response.status_code, response.json()["error_type"]) == (status, kind)
@@ -208,16 +251,30 @@ def test_errors(http: httpx.Client, path: str, body: dict[str, Any], status: int
         ("/embed", {"inputs": ["w1", "fault-nan"]}, "inputs[1]"),
         ("/embed_all", {"inputs": ["w1", "fault-nan"]}, "inputs[1]"),
         ("/embed", {"inputs": [[1], [9_999_999]]}, "inputs[1]"),
-        ("/similarity", {"inputs": {"source_sentence": "w1", "sentences": ["w1", "fault-nan"]}}, "sentences[1]"),
-        ("/similarity", {"inputs": {"sentences": ["w1"]}}, "inputs.source_sentence: this field is required"),
+        (
+            "/similarity",
+            {"inputs": {"source_sentence": "w1", "sentences": ["w1", "fault-nan"]}},
+            "sentences[1]",
+        ),
+        (
+            "/similarity",
+            {"inputs": {"sentences": ["w1"]}},
+            "inputs.source_sentence: this field is required",
+        ),
         ("/embed", {"inputs": "w1 " * 63, "truncate": False}, "set truncate to true"),
         ("/rerank", {"query": "w1", "texts": ["w1"] * 2049}, "texts has 2049 items"),
         ("/rerank", {"query": "w1", "texts": ["w1", "w1 " * 63], "truncate": False}, "texts[1]"),
-        ("/rerank", {"query": "w1 " * 63, "texts": ["w1"], "truncate": False}, "the query leaves no room"),
+        (
+            "/rerank",
+            {"query": "w1 " * 63, "texts": ["w1"], "truncate": False},
+            "the query leaves no room",
+        ),
         ("/rerank", {"query": "w1", "texts": ["w1", "fault-nan"]}, "texts[1]"),
     ],
 )
-def test_errors_name_teis_fields(http: httpx.Client, path: str, body: dict[str, Any], words: str) -> None:
+def test_errors_name_teis_fields(
+    http: httpx.Client, path: str, body: dict[str, Any], words: str
+) -> None:
     """What the core has to say is about the field that was sent, and the place in it."""
     assert words in http.post(path, json=body).json()["error"]
 
@@ -235,7 +292,9 @@ def test_errors_of_load(start_gateway: Callable[..., RunningGateway]) -> None:
         response = client.post("/embed", json={"inputs": "w1"})
     assert (response.status_code, response.json()["error_type"]) == (429, "Overloaded")
     gateway.stop()
-    gateway = start_gateway(engine="fake", model_name="fake", port=0, wait=False, engine_args={"load_s": 3600})
+    gateway = start_gateway(
+        engine="fake", model_name="fake", port=0, wait=False, engine_args={"load_s": 3600}
+    )
     with gateway.client() as client:
         response = client.post("/embed", json={"inputs": "w1"})
     assert (response.status_code, response.json()["error_type"]) == (503, "Unhealthy")
@@ -256,8 +315,12 @@ def test_errors_of_load(start_gateway: Callable[..., RunningGateway]) -> None:
 def test_everything_is_bounded(
     shared_gateway: Callable[..., RunningGateway], path: str, body: dict[str, Any], words: str
 ) -> None:
-    """Routes that compute no vectors obey the limits of a request too, and very long texts are refused unread."""
-    gateway = shared_gateway(engine="fake", model_name="fake", port=0, max_inputs=10, max_request_tokens=50)
+    """Routes that compute no vectors obey the limits of a request too, and very long texts are
+    refused unread.
+    """
+    gateway = shared_gateway(
+        engine="fake", model_name="fake", port=0, max_inputs=10, max_request_tokens=50
+    )
     with gateway.client() as client:
         response = client.post(path, json=body)
     assert (response.status_code, response.json()["error_type"]) == (422, "Validation")

@@ -20,12 +20,18 @@ def test_vectors_as_base64_are_their_bytes(dtype: type[np.generic], shape: tuple
     """Base64 holds the little-endian numbers, row after row."""
     vector = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
     text = json.loads(vector_json(vector, Encoding.BASE64))
-    decoded = np.frombuffer(base64.b64decode(text, validate=True), np.dtype(dtype).newbyteorder("<"))
+    decoded = np.frombuffer(
+        base64.b64decode(text, validate=True), np.dtype(dtype).newbyteorder("<")
+    )
     np.testing.assert_array_equal(decoded.reshape(shape), vector)
 
 
-@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=20))
+@given(
+    st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=20)
+)
 def test_floats_survive_json(values: list[float]) -> None:
     """A float32 written as JSON reads back as the same float32."""
     vector = np.array(values, np.float32)
-    np.testing.assert_array_equal(np.array(json.loads(vector_json(vector, Encoding.FLOAT)), np.float32), vector)
+    np.testing.assert_array_equal(
+        np.array(json.loads(vector_json(vector, Encoding.FLOAT)), np.float32), vector
+    )

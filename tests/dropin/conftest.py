@@ -1,4 +1,6 @@
-"""Gateways from the preset files as they are, but for the fake core and a free port of this machine."""
+"""Gateways from the preset files as they are, but for the fake core and a free port of this
+machine.
+"""
 
 from __future__ import annotations
 
@@ -47,24 +49,40 @@ def variables(environ: dict[str, str] | None) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def preset_settings(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Settings]:
-    """Return a function that reads a preset's settings with old variables and flags, on a free port of this machine."""
+    """Return a function that reads a preset's settings with old variables and flags, on a free port
+    of this machine.
+    """
 
     def read(
-        name: str, *, environ: dict[str, str] | None = None, reranker: dict[str, Any] = CROSS, **flags: Any
+        name: str,
+        *,
+        environ: dict[str, str] | None = None,
+        reranker: dict[str, Any] = CROSS,
+        **flags: Any,
     ) -> Settings:
         with variables(environ):
-            settings, _ = load(fake_file(name, tmp_path_factory.mktemp(name), reranker), flags, presets=lambda: PRESETS)
+            settings, _ = load(
+                fake_file(name, tmp_path_factory.mktemp(name), reranker),
+                flags,
+                presets=lambda: PRESETS,
+            )
         return settings.model_copy(update={"host": "127.0.0.1", "port": 0, "drain_grace_s": 0})
 
     return read
 
 
 @pytest.fixture(scope="session")
-def start_preset(preset_settings: Callable[..., Settings]) -> Iterator[Callable[..., RunningGateway]]:
-    """Return a function that starts a preset with old variables, and waits until its models are loaded."""
+def start_preset(
+    preset_settings: Callable[..., Settings],
+) -> Iterator[Callable[..., RunningGateway]]:
+    """Return a function that starts a preset with old variables, and waits until its models are
+    loaded.
+    """
     started: list[RunningGateway] = []
 
-    def start(name: str, *, wait: bool = True, environ: dict[str, str] | None = None, **options: Any) -> RunningGateway:
+    def start(
+        name: str, *, wait: bool = True, environ: dict[str, str] | None = None, **options: Any
+    ) -> RunningGateway:
         settings = preset_settings(name, environ=environ, **options)
         with variables(environ):  # the gateway reads keys from them itself
             gateway = RunningGateway(settings)

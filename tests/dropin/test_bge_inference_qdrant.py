@@ -1,4 +1,6 @@
-"""What bge-inference-service was used for: a hybrid search in Qdrant, from ingest to the reranked answer."""
+"""What bge-inference-service was used for: a hybrid search in Qdrant, from ingest to the reranked
+answer.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def hybrid(http: httpx.Client, texts: list[str]) -> list[dict[str, Any]]:
     return [
         {
             "dense": item["dense"],
-            "sparse": models.SparseVector(indices=item["sparse"]["indices"], values=item["sparse"]["values"]),
+            "sparse": models.SparseVector(
+                indices=item["sparse"]["indices"], values=item["sparse"]["values"]
+            ),
         }
         for item in body["data"]
     ]
@@ -58,28 +62,48 @@ def ingest(http: httpx.Client) -> QdrantClient:
 
 
 @pytest.mark.parametrize("mapping", ["tokenizer", "hash"])
-def test_from_ingest_to_reranked_answer(start_preset: Callable[..., RunningGateway], mapping: str) -> None:
-    """Both searches find what their vectors say, and the fused candidates come back in the reranker's order."""
+def test_from_ingest_to_reranked_answer(
+    start_preset: Callable[..., RunningGateway], mapping: str
+) -> None:
+    """Both searches find what their vectors say, and the fused candidates come back in the
+    reranker's order.
+    """
     gateway = start_preset("bge-inference-service", environ={"SPARSE_TOKEN_MAPPING": mapping})
     with gateway.client() as http:
         store = ingest(http)
         (query,) = hybrid(http, [QUERY])
 
-        by_words = store.query_points("texts", query=query["sparse"], using="sparse", limit=5).points
+        by_words = store.query_points(
+            "texts", query=query["sparse"], using="sparse", limit=5
+        ).points
         expected = [lexical(expected_sparse(QUERY), expected_sparse(text)) for text in TEXTS]
-        np.testing.assert_allclose([p.score for p in by_words], sorted(expected, reverse=True)[:5], rtol=1e-4)
+        np.testing.assert_allclose(
+            [p.score for p in by_words], sorted(expected, reverse=True)[:5], rtol=1e-4
+        )
 
-        by_meaning = store.query_points("texts", query=query["dense"], using="dense", limit=5).points
+        by_meaning = store.query_points(
+            "texts", query=query["dense"], using="dense", limit=5
+        ).points
         cosines = unit_vectors(*TEXTS) @ unit_vectors(QUERY)[0]
         assert [point.id for point in by_meaning] == np.argsort(-cosines)[:5].tolist()
 
-        both = [models.Prefetch(query=vector, using=name, limit=10) for name, vector in query.items()]
+        both = [
+            models.Prefetch(query=vector, using=name, limit=10) for name, vector in query.items()
+        ]
         fused = models.FusionQuery(fusion=models.Fusion.RRF)
         candidates = store.query_points("texts", prefetch=both, query=fused, limit=8).points
-        documents = [{"text": p.payload["text"], "id": p.id, "meta": {"rrf": p.score}} for p in candidates if p.payload]
-        body = http.post("/v1/rerank", json={"query": QUERY, "documents": documents, "top_n": 3}).json()
+        documents = [
+            {"text": p.payload["text"], "id": p.id, "meta": {"rrf": p.score}}
+            for p in candidates
+            if p.payload
+        ]
+        body = http.post(
+            "/v1/rerank", json={"query": QUERY, "documents": documents, "top_n": 3}
+        ).json()
     logits = np.array([score(QUERY, document["text"]) for document in documents])
     best = np.argsort(-logits)[:3].tolist()
     assert [result["document"] for result in body["results"]] == [documents[i] for i in best]
-    np.testing.assert_allclose([result["relevance_score"] for result in body["results"]], logits[best], rtol=1e-5)
+    np.testing.assert_allclose(
+        [result["relevance_score"] for result in body["results"]], logits[best], rtol=1e-5
+    )
     gateway.stop()

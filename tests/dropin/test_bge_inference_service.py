@@ -33,7 +33,9 @@ def http(start_preset: Callable[..., RunningGateway]) -> Iterator[httpx.Client]:
 @pytest.mark.parametrize("model", [None, "bge-m3", "text-embedding-3-small"])
 def test_dense_vectors(http: httpx.Client, model: str | None) -> None:
     """`/v1/embeddings` gives dense vectors under whatever name they were asked for."""
-    answer = http.post("/v1/embeddings", json={"input": TEXTS} | ({} if model is None else {"model": model}))
+    answer = http.post(
+        "/v1/embeddings", json={"input": TEXTS} | ({} if model is None else {"model": model})
+    )
     np.testing.assert_allclose(vectors_of(answer), unit_vectors(*TEXTS), atol=1e-6)
     assert answer.json()["model"] == (model or "bge-m3")
 
@@ -52,8 +54,12 @@ def test_sparse_vectors_by_token_id(http: httpx.Client) -> None:
 
 
 def test_sparse_vectors_by_hash(start_preset: Callable[..., RunningGateway]) -> None:
-    """With SPARSE_TOKEN_MAPPING=hash an index is the hash of a token id, and weights that collide are summed."""
-    gateway = start_preset("bge-inference-service", environ={"SPARSE_TOKEN_MAPPING": "hash", "SPARSE_INDEX_SPACE": "3"})
+    """With SPARSE_TOKEN_MAPPING=hash an index is the hash of a token id, and weights that collide
+    are summed.
+    """
+    gateway = start_preset(
+        "bge-inference-service", environ={"SPARSE_TOKEN_MAPPING": "hash", "SPARSE_INDEX_SPACE": "3"}
+    )
     with gateway.client() as http:
         body = http.post("/v1/sparse-embeddings", json={"input": TEXTS}).json()
     for item, text in zip(body["data"], TEXTS, strict=True):
@@ -64,7 +70,9 @@ def test_sparse_vectors_by_hash(start_preset: Callable[..., RunningGateway]) -> 
             expected[slot] = expected.get(slot, 0) + float(weight)
         assert (item["sparse"]["mapping"], item["sparse"]["index_space"]) == ("hash", 3)
         assert item["sparse"]["indices"] == sorted(expected)
-        np.testing.assert_allclose(item["sparse"]["values"], [expected[i] for i in sorted(expected)], rtol=1e-5)
+        np.testing.assert_allclose(
+            item["sparse"]["values"], [expected[i] for i in sorted(expected)], rtol=1e-5
+        )
     gateway.stop()
 
 
@@ -72,29 +80,48 @@ def test_hybrid_vectors(http: httpx.Client) -> None:
     """`/v1/hybrid-embeddings` gives both kinds, equal to those of the single routes."""
     hybrid = http.post("/v1/hybrid-embeddings", json={"input": TEXTS}).json()
     sparse = http.post("/v1/sparse-embeddings", json={"input": TEXTS}).json()
-    np.testing.assert_allclose([item["dense"] for item in hybrid["data"]], unit_vectors(*TEXTS), atol=1e-6)
-    assert [item["sparse"] for item in hybrid["data"]] == [item["sparse"] for item in sparse["data"]]
+    np.testing.assert_allclose(
+        [item["dense"] for item in hybrid["data"]], unit_vectors(*TEXTS), atol=1e-6
+    )
+    assert [item["sparse"] for item in hybrid["data"]] == [
+        item["sparse"] for item in sparse["data"]
+    ]
     assert [item["index"] for item in hybrid["data"]] == [0, 1]
 
 
 def test_rerank_with_raw_scores(http: httpx.Client) -> None:
     """Scores are raw, and documents come back whole with their ids and meta data."""
-    documents: list[Any] = [{"text": "w2 w3", "id": "a", "meta": {"page": 3}}, {"text": "w4", "id": 7}, "w5 w6"]
+    documents: list[Any] = [
+        {"text": "w2 w3", "id": "a", "meta": {"page": 3}},
+        {"text": "w4", "id": 7},
+        "w5 w6",
+    ]
     body = http.post("/v1/rerank", json={"query": "w1", "documents": documents}).json()
     assert {"model", "results"} <= body.keys()
     texts = ["w2 w3", "w4", "w5 w6"]
     logits = [score("w1", text) for text in texts]
     order = np.argsort(-np.array(logits)).tolist()
     assert [result["index"] for result in body["results"]] == order
-    np.testing.assert_allclose([r["relevance_score"] for r in body["results"]], [logits[i] for i in order], rtol=1e-5)
+    np.testing.assert_allclose(
+        [r["relevance_score"] for r in body["results"]], [logits[i] for i in order], rtol=1e-5
+    )
     whole = [*documents[:2], {"text": "w5 w6"}]
     assert [result["document"] for result in body["results"]] == [whole[i] for i in order]
-    assert len(http.post("/v1/rerank", json={"query": "w1", "documents": texts, "top_n": 1}).json()["results"]) == 1
+    assert (
+        len(
+            http.post("/v1/rerank", json={"query": "w1", "documents": texts, "top_n": 1}).json()[
+                "results"
+            ]
+        )
+        == 1
+    )
 
 
 def test_a_long_query_is_cut(http: httpx.Client) -> None:
     """As the original's library did: to three quarters of the 512 tokens."""
-    (result,) = http.post("/v1/rerank", json={"query": "w1 " * 600, "documents": ["w2"]}).json()["results"]
+    (result,) = http.post("/v1/rerank", json={"query": "w1 " * 600, "documents": ["w2"]}).json()[
+        "results"
+    ]
     assert result["relevance_score"] == pytest.approx(score("w1 " * 384, "w2"), rel=1e-5)
 
 
@@ -111,26 +138,36 @@ def test_health(http: httpx.Client) -> None:
 
 def test_health_without_a_model(start_preset: Callable[..., RunningGateway]) -> None:
     """While a model is missing the status is `degraded`."""
-    gateway = start_preset("bge-inference-service", wait=False, reranker={"outputs": ["score"], "load_s": 3600})
+    gateway = start_preset(
+        "bge-inference-service", wait=False, reranker={"outputs": ["score"], "load_s": 3600}
+    )
     gateway.wait_ready()
     with gateway.client() as http:
         health = http.get("/health")
         assert health.status_code == 200
         body = health.json()
-        assert (body["status"], body["embedder_loaded"], body["reranker_loaded"]) == ("degraded", True, False)
+        assert (body["status"], body["embedder_loaded"], body["reranker_loaded"]) == (
+            "degraded",
+            True,
+            False,
+        )
         assert http.post("/v1/embeddings", json={"input": "w1"}).status_code == 200
         assert http.post("/v1/rerank", json={"query": "w1", "documents": ["w2"]}).status_code == 503
     gateway.stop()
 
 
-def test_a_wrong_size_of_vectors_ends_the_start(start_preset: Callable[..., RunningGateway]) -> None:
+def test_a_wrong_size_of_vectors_ends_the_start(
+    start_preset: Callable[..., RunningGateway],
+) -> None:
     """EMBEDDING_SIZE is checked before anything is served."""
     gateway = start_preset("bge-inference-service", wait=False, environ={"EMBEDDING_SIZE": "1024"})
     with pytest.raises(ModelNotLoaded, match="1024"):
         gateway.wait_ready()
 
 
-@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/sparse-embeddings", "/v1/hybrid-embeddings"])
+@pytest.mark.parametrize(
+    "path", ["/v1/embeddings", "/v1/sparse-embeddings", "/v1/hybrid-embeddings"]
+)
 @pytest.mark.parametrize("given", [[], "", ["w1"] * 65, "w" * 10_001, None])
 def test_wrong_input(http: httpx.Client, path: str, given: Any) -> None:
     """Nothing, 65 texts or 10,001 characters are a 400 with a detail."""
@@ -167,9 +204,17 @@ def test_the_old_variables(start_preset: Callable[..., RunningGateway]) -> None:
     gateway = start_preset("bge-inference-service", environ=environ)
     settings, (embedder, reranker) = gateway.settings, gateway.settings.served_models
     assert (embedder.model_name, reranker.model_name) == ("my/bge-m3", "my/reranker")
-    assert (embedder.device, embedder.dtype, list(embedder.aliases)) == ("cpu", "float32", ["alias"])
+    assert (embedder.device, embedder.dtype, list(embedder.aliases)) == (
+        "cpu",
+        "float32",
+        ["alias"],
+    )
     assert (embedder.batch_timeout_ms, embedder.max_batch_size) == (5, 6)
-    assert (settings.max_inputs, settings.max_text_characters, settings.max_concurrent_requests) == (3, 99, 8)
+    assert (
+        settings.max_inputs,
+        settings.max_text_characters,
+        settings.max_concurrent_requests,
+    ) == (3, 99, 8)
     assert (settings.log_level, settings.service_name) == ("warning", "svc")
     with gateway.client() as http:
         assert http.get("/health").json()["service"] == "svc"

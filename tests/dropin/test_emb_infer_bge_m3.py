@@ -64,7 +64,9 @@ def test_all_three_vectors_when_none_is_named(http: httpx.Client) -> None:
         np.testing.assert_allclose(item["dense_embedding"], unit_vectors(text)[0], atol=1e-6)
         sparse = expected_sparse(text)
         assert list(item["sparse_embedding"]) == [str(index) for index in sparse.indices.tolist()]
-        np.testing.assert_allclose(list(item["sparse_embedding"].values()), sparse.values, rtol=1e-5)
+        np.testing.assert_allclose(
+            list(item["sparse_embedding"].values()), sparse.values, rtol=1e-5
+        )
         np.testing.assert_allclose(item["colbert_embedding"], expected_colbert(text), atol=1e-6)
     assert {"prompt_tokens", "total_tokens"} <= body["usage"].keys()
 
@@ -95,12 +97,18 @@ def test_wrong_input(http: httpx.Client, given: Any) -> None:
 def test_the_limits_themselves_are_served(http: httpx.Client) -> None:
     """100 texts, and a text of 32,768 characters, which is cut to 512 tokens without a word."""
     assert len(embed(http, input=["w1"] * 100, return_colbert=False).json()["data"]) == 100
-    body = embed(http, input="w1 " * 10_922 + "w1", return_sparse=False, return_colbert=False).json()
+    body = embed(
+        http, input="w1 " * 10_922 + "w1", return_sparse=False, return_colbert=False
+    ).json()
     assert body["usage"]["prompt_tokens"] == 512
-    np.testing.assert_allclose(body["data"][0]["dense_embedding"], unit_vectors("w1 " * 510)[0], atol=1e-6)
+    np.testing.assert_allclose(
+        body["data"][0]["dense_embedding"], unit_vectors("w1 " * 510)[0], atol=1e-6
+    )
 
 
-@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/models", "/stats", "/health/detailed", "/nowhere"])
+@pytest.mark.parametrize(
+    "path", ["/v1/embeddings", "/v1/models", "/stats", "/health/detailed", "/nowhere"]
+)
 @pytest.mark.parametrize(
     ("header", "detail"),
     [
@@ -110,7 +118,9 @@ def test_the_limits_themselves_are_served(http: httpx.Client) -> None:
         ("wrong", "Invalid API token"),
     ],
 )
-def test_a_token_is_asked_for(gateway: RunningGateway, path: str, header: str | None, detail: str) -> None:
+def test_a_token_is_asked_for(
+    gateway: RunningGateway, path: str, header: str | None, detail: str
+) -> None:
     """No token and a wrong one are 401s in the original's words."""
     with gateway.client(headers={} if header is None else {"authorization": header}) as http:
         answer = http.get(path)
@@ -164,7 +174,9 @@ def test_models(http: httpx.Client) -> None:
 def test_a_full_queue_is_503(start_preset: Callable[..., RunningGateway]) -> None:
     """One request more than MAX_QUEUE_SIZE is a 503 that says when to come back."""
     environ = {**KEYED, "MAX_QUEUE_SIZE": "1"}
-    gateway = start_preset("emb-infer-bge-m3", environ=environ, request_timeout_s=3600, drain_timeout_s=0)
+    gateway = start_preset(
+        "emb-infer-bge-m3", environ=environ, request_timeout_s=3600, drain_timeout_s=0
+    )
     headers = {"authorization": TOKEN}
     with gateway.client(timeout=None, headers=headers) as http, ThreadPoolExecutor(1) as thread:
         hanging = thread.submit(embed, http, input="fault-hang")

@@ -49,7 +49,9 @@ def test_a_hundred_texts_and_no_more(http: httpx.Client) -> None:
     assert "100" in answer.json()["detail"]
 
 
-@pytest.mark.parametrize("body", [{}, {"texts": []}, {"texts": "w1"}, {"texts": [""]}, {"texts": [1]}, {"text": "w1"}])
+@pytest.mark.parametrize(
+    "body", [{}, {"texts": []}, {"texts": "w1"}, {"texts": [""]}, {"texts": [1]}, {"text": "w1"}]
+)
 def test_wrong_requests(http: httpx.Client, body: dict[str, Any]) -> None:
     """A wrong request is a 400 with a detail that names the field."""
     answer = http.post("/embed", json=body)

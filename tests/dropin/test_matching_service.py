@@ -64,7 +64,9 @@ def test_embed(http: httpx.Client) -> None:
     assert second["embedding"] == first["embedding"]
 
 
-@pytest.mark.parametrize("body", [{}, {"text": ""}, {"text": "  "}, {"text": 7}, {"text": "w" * 10_001}])
+@pytest.mark.parametrize(
+    "body", [{}, {"text": ""}, {"text": "  "}, {"text": 7}, {"text": "w" * 10_001}]
+)
 def test_wrong_texts(http: httpx.Client, body: dict[str, Any]) -> None:
     """No text, a blank one or more than 10,000 characters are a 400 with a detail."""
     answer = http.post("/embed", json=body)
@@ -128,7 +130,10 @@ def test_fields_have_types(http: httpx.Client, field: str, value: Any) -> None:
 
 @pytest.mark.parametrize(
     ("item", "detail"),
-    [({"title": "w1"}, "items[1].entity_id: this field"), ({"entity_id": "2", "price": "much"}, "items[1].price: ")],
+    [
+        ({"title": "w1"}, "items[1].entity_id: this field"),
+        ({"entity_id": "2", "price": "much"}, "items[1].price: "),
+    ],
 )
 def test_an_items_field_is_named(http: httpx.Client, item: dict[str, Any], detail: str) -> None:
     """What is wrong with one of several records is told with its place and its field."""
@@ -152,7 +157,9 @@ def test_batch(http: httpx.Client, path: str, name: str) -> None:
         assert result.keys() == {"entity_id", "embedding", "success", "error", "cached"}
         if record:
             assert (result["success"], result["error"]) == (True, None)
-            np.testing.assert_allclose(result["embedding"], unit_vectors(f"Название: {record['title']}")[0], atol=1e-6)
+            np.testing.assert_allclose(
+                result["embedding"], unit_vectors(f"Название: {record['title']}")[0], atol=1e-6
+            )
         else:
             assert result == {
                 "entity_id": "a",
@@ -194,7 +201,11 @@ def test_reindex(http: httpx.Client) -> None:
     """A stored record's new vector comes with the documented message."""
     body = http.post("/reindex", json={"entity_id": "7", "entity_type": "flat", **FLAT}).json()
     assert body.keys() == (VECTOR | {"entity_id", "entity_type", "prepared_text", "message"})
-    assert (body["entity_id"], body["entity_type"], body["prepared_text"]) == ("7", "flat", PREPARED)
+    assert (body["entity_id"], body["entity_type"], body["prepared_text"]) == (
+        "7",
+        "flat",
+        PREPARED,
+    )
     assert body["message"] == "Reindex successful for flat '7'. Update embedding in your database."
     assert http.post("/reindex", json={"entity_id": "7", "entity_type": "flat"}).status_code == 400
 
@@ -211,10 +222,22 @@ def test_model_info(http: httpx.Client) -> None:
     """Model info has the documented fields, with SQL for vectors of this size."""
     body = http.get("/model-info").json()
     assert body.keys() == {
-        *("model_name", "model", "model_version", "model_checksum", "dimensions", "model_load_time_seconds"),
+        *(
+            "model_name",
+            "model",
+            "model_version",
+            "model_checksum",
+            "dimensions",
+            "model_load_time_seconds",
+        ),
         *("limits", "cache", "sql_examples"),
     }
-    assert body["limits"] == {"max_batch_size": 128, "max_text_length": 10_000, "title": 500, "description": 5000}
+    assert body["limits"] == {
+        "max_batch_size": 128,
+        "max_text_length": 10_000,
+        "title": 500,
+        "description": 5000,
+    }
     assert body["model_load_time_seconds"] > 0
     assert "vector(32)" in str(body["sql_examples"])
 
@@ -241,7 +264,9 @@ def test_browsers_may_call(http: httpx.Client) -> None:
 def test_the_checksum_follows_what_determines_the_vectors(
     preset_settings: Callable[..., Settings], gateway: RunningGateway
 ) -> None:
-    """Equal settings give equal checksums in another process; another model, length or prompt another one."""
+    """Equal settings give equal checksums in another process; another model, length or prompt
+    another one.
+    """
     (served,) = gateway.gateway.service.models
 
     def checksum(**options: Any) -> str:
@@ -249,7 +274,9 @@ def test_the_checksum_follows_what_determines_the_vectors(
         (model,) = settings.served_models
         core = FakeBackend(model)  # what a worker would load, and then say of it
         encoder = Encoder(core.facts(32), core.tokenizer_json, model)
-        return asyncio.run(model_checksum(settings, replace(served, options=model, encoder=encoder)))
+        return asyncio.run(
+            model_checksum(settings, replace(served, options=model, encoder=encoder))
+        )
 
     with gateway.client() as http:
         here = http.get("/health").json()["model_checksum"]
@@ -285,8 +312,16 @@ def test_the_old_variables(start_preset: Callable[..., RunningGateway]) -> None:
     }
     gateway = start_preset("matching-service", environ=environ)
     settings = gateway.settings
-    assert (settings.model_name, settings.max_inputs, settings.max_text_characters) == ("mine", 2, 20)
-    assert (settings.cache_max_bytes, settings.cache_ttl_s, settings.cache_max_entries) == (0, 60, 5)
+    assert (settings.model_name, settings.max_inputs, settings.max_text_characters) == (
+        "mine",
+        2,
+        20,
+    )
+    assert (settings.cache_max_bytes, settings.cache_ttl_s, settings.cache_max_entries) == (
+        0,
+        60,
+        5,
+    )
     assert settings.request_timeout_s == 9
     assert settings.cors_origins == ("https://a.example", "https://b.example")
     with gateway.client() as http:
@@ -301,14 +336,20 @@ def test_the_old_variables(start_preset: Callable[..., RunningGateway]) -> None:
     gateway.stop()
 
 
-def test_the_cache_has_as_many_entries_as_it_may(start_preset: Callable[..., RunningGateway]) -> None:
+def test_the_cache_has_as_many_entries_as_it_may(
+    start_preset: Callable[..., RunningGateway],
+) -> None:
     """CACHE_MAX_SIZE bounds the entries; the oldest goes first."""
     gateway = start_preset("matching-service", environ={"CACHE_MAX_SIZE": "2"})
     with gateway.client() as http:
         for text in ("w1", "w2", "w3"):
             http.post("/embed", json={"text": text})
         stats = http.get("/cache/stats").json()
-        assert (stats["current_size"], stats["max_size"], stats["utilization_percent"]) == (2, 2, 100)
+        assert (stats["current_size"], stats["max_size"], stats["utilization_percent"]) == (
+            2,
+            2,
+            100,
+        )
         assert http.post("/embed", json={"text": "w1"}).json()["cached"] is False
         assert http.post("/embed", json={"text": "w3"}).json()["cached"] is True
     gateway.stop()
@@ -316,7 +357,9 @@ def test_the_cache_has_as_many_entries_as_it_may(start_preset: Callable[..., Run
 
 def test_rates(start_preset: Callable[..., RunningGateway]) -> None:
     """RATE_LIMIT and RATE_LIMIT_BATCH are kept apart, and told in the original's words."""
-    gateway = start_preset("matching-service", environ={"RATE_LIMIT": "3/minute", "RATE_LIMIT_BATCH": "1/minute"})
+    gateway = start_preset(
+        "matching-service", environ={"RATE_LIMIT": "3/minute", "RATE_LIMIT_BATCH": "1/minute"}
+    )
     with gateway.client() as http:
         items = {"items": [{"entity_id": "1", "title": "w1"}]}
         assert [http.post("/batch", json=items).status_code for _ in range(2)] == [200, 429]

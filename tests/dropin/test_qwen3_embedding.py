@@ -36,14 +36,27 @@ def http(gateway: RunningGateway) -> Iterator[httpx.Client]:
 def test_its_options_are_the_documented_defaults(gateway: RunningGateway) -> None:
     """Options keep their names and defaults."""
     (model,) = gateway.settings.served_models
-    assert (model.gpu_memory_utilization, model.max_model_len, model.tensor_parallel_size) == (0.4, 3072, 1)
+    assert (model.gpu_memory_utilization, model.max_model_len, model.tensor_parallel_size) == (
+        0.4,
+        3072,
+        1,
+    )
     assert (model.max_batch_size, model.batch_timeout_ms, gateway.settings.workers) == (32, 10, 1)
 
 
-def test_every_option_is_an_environment_variable(start_preset: Callable[..., RunningGateway]) -> None:
+def test_every_option_is_an_environment_variable(
+    start_preset: Callable[..., RunningGateway],
+) -> None:
     """Each option is also EMBEDDING_ and its name."""
-    options = {"MODEL_NAME": "other", "MAX_BATCH_SIZE": "4", "BATCH_TIMEOUT_MS": "3", "LOG_LEVEL": "ERROR"}
-    gateway = start_preset("qwen3-embedding", environ={f"EMBEDDING_{name}": value for name, value in options.items()})
+    options = {
+        "MODEL_NAME": "other",
+        "MAX_BATCH_SIZE": "4",
+        "BATCH_TIMEOUT_MS": "3",
+        "LOG_LEVEL": "ERROR",
+    }
+    gateway = start_preset(
+        "qwen3-embedding", environ={f"EMBEDDING_{name}": value for name, value in options.items()}
+    )
     (model,) = gateway.settings.served_models
     assert (model.model_name, model.max_batch_size, model.batch_timeout_ms) == ("other", 4, 3)
     assert gateway.settings.log_level == "error"
@@ -81,7 +94,9 @@ def test_health_is_503_while_loading(start_preset: Callable[..., RunningGateway]
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("texts", ["w1 w2", ["w1", "w2 w3"]])
 def test_embeddings(http: httpx.Client, path: str, texts: str | list[str]) -> None:
-    """A text or several are embedded bare; `model` is ignored, and the answer names the configured one."""
+    """A text or several are embedded bare; `model` is ignored, and the answer names the configured
+    one.
+    """
     answer = http.post(path, json={"input": texts, "model": "whatever"})
     expected = unit_vectors(*([texts] if isinstance(texts, str) else texts))
     np.testing.assert_allclose(vectors_of(answer), expected, atol=1e-6)
@@ -93,7 +108,9 @@ def test_embeddings(http: httpx.Client, path: str, texts: str | list[str]) -> No
 def test_the_prompt_has_its_space(http: httpx.Client) -> None:
     """An instruction is put before the text as `Instruct: {task}\\nQuery: {text}`, with the space."""
     answer = http.post("/v1/embeddings", json={"input": "w1", "instruction": "w7"})
-    np.testing.assert_allclose(vectors_of(answer), unit_vectors("Instruct: w7\nQuery: w1"), atol=1e-6)
+    np.testing.assert_allclose(
+        vectors_of(answer), unit_vectors("Instruct: w7\nQuery: w1"), atol=1e-6
+    )
 
 
 @pytest.mark.parametrize(
@@ -123,7 +140,9 @@ def test_empty_input(http: httpx.Client, path: str, given: str | list[str], deta
         ("GET", "/nowhere", None, 404),
     ],
 )
-def test_errors_are_details(http: httpx.Client, method: str, path: str, body: object, status: int) -> None:
+def test_errors_are_details(
+    http: httpx.Client, method: str, path: str, body: object, status: int
+) -> None:
     """Errors are `detail` and a text, whoever notices them; an over-long text is refused."""
     answer = http.request(method, path, json=body)
     assert answer.status_code == status
@@ -144,6 +163,10 @@ def test_a_large_body_is_a_detail_too(start_preset: Callable[..., RunningGateway
 def test_the_log_tells_texts_and_speed(gateway: RunningGateway, http: httpx.Client) -> None:
     """Each request's line has texts, seconds and texts a second, and no text."""
     http.post("/v1/embeddings", json={"input": ["w41", "w42"]})
-    line = next(event for event in reversed(gateway.log) if event.get("event") == "request" and "texts" in event)
+    line = next(
+        event
+        for event in reversed(gateway.log)
+        if event.get("event") == "request" and "texts" in event
+    )
     assert {"texts", "seconds", "texts_per_s"} <= line.keys()
     assert "w41" not in str(gateway.log)

@@ -64,7 +64,9 @@ def test_an_instruction_changes_the_scores(http: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("pairs", [[], [{"query": "w1"}], [{"query": "", "document": "w1"}], "w1", None])
+@pytest.mark.parametrize(
+    "pairs", [[], [{"query": "w1"}], [{"query": "", "document": "w1"}], "w1", None]
+)
 def test_wrong_pairs(http: httpx.Client, path: str, pairs: object) -> None:
     """Wrong pairs are a 400 with a detail."""
     answer = http.post(path, json={"pairs": pairs})
@@ -75,4 +77,8 @@ def test_info_and_health(http: httpx.Client) -> None:
     """It has its own `/` and `/health`."""
     assert http.get("/").json()["status"] == "running"
     health = http.get("/health").json()
-    assert (health["status"], health["model"], health["device"]) == ("healthy", "Qwen/Qwen3-Reranker-0.6B", "cpu")
+    assert (health["status"], health["model"], health["device"]) == (
+        "healthy",
+        "Qwen/Qwen3-Reranker-0.6B",
+        "cpu",
+    )

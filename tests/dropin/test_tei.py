@@ -42,14 +42,18 @@ def answer(http: httpx.Client, path: str, **fields: Any) -> Any:
 def test_embed(http: httpx.Client) -> None:
     """Texts become unit vectors, at `/embed` and at `/`; a text on its own is a list of one."""
     for path in ("/embed", "/"):
-        np.testing.assert_allclose(answer(http, path, inputs=TEXTS), unit_vectors(*TEXTS), atol=1e-6)
+        np.testing.assert_allclose(
+            answer(http, path, inputs=TEXTS), unit_vectors(*TEXTS), atol=1e-6
+        )
         np.testing.assert_allclose(answer(http, path, inputs="w3"), unit_vectors("w3"), atol=1e-6)
 
 
 def test_embed_all_and_sparse(http: httpx.Client) -> None:
     """Every token's last hidden state, as it is, and every token's weight."""
     for rows, text in zip(answer(http, "/embed_all", inputs=TEXTS), TEXTS, strict=True):
-        np.testing.assert_allclose(rows, fake_vectors(ids_of(text), Output.HIDDEN_STATES), rtol=1e-6)
+        np.testing.assert_allclose(
+            rows, fake_vectors(ids_of(text), Output.HIDDEN_STATES), rtol=1e-6
+        )
     for weights, text in zip(answer(http, "/embed_sparse", inputs=TEXTS), TEXTS, strict=True):
         assert [weight["index"] for weight in weights] == expected_sparse(text).indices.tolist()
 
@@ -58,7 +62,9 @@ def test_similarity(http: httpx.Client) -> None:
     """Cosines of a sentence with others."""
     source, other = unit_vectors("w1", "w3")
     body = {"source_sentence": "w1", "sentences": ["w1", "w3"]}
-    np.testing.assert_allclose(answer(http, "/similarity", inputs=body), [1, source @ other], atol=1e-6)
+    np.testing.assert_allclose(
+        answer(http, "/similarity", inputs=body), [1, source @ other], atol=1e-6
+    )
 
 
 def test_tokenize_and_decode(http: httpx.Client) -> None:
@@ -71,10 +77,16 @@ def test_tokenize_and_decode(http: httpx.Client) -> None:
 def test_rerank(start_preset: Callable[..., RunningGateway]) -> None:
     """A reranker ranks `texts`; `documents` are another system's, and refused in TEI's words."""
     with start_preset("tei", engine_args={"outputs": ["score"]}).client() as http:
-        ranks = answer(http, "/rerank", query="w1", texts=["w2", "w3 w4"], raw_scores=True, return_text=True)
+        ranks = answer(
+            http, "/rerank", query="w1", texts=["w2", "w3 w4"], raw_scores=True, return_text=True
+        )
         scores = {text: score("w1", text) for text in ("w2", "w3 w4")}
-        assert [rank["text"] for rank in ranks] == sorted(scores, key=scores.__getitem__, reverse=True)
-        assert [rank["score"] for rank in ranks] == pytest.approx(sorted(scores.values(), reverse=True), rel=1e-5)
+        assert [rank["text"] for rank in ranks] == sorted(
+            scores, key=scores.__getitem__, reverse=True
+        )
+        assert [rank["score"] for rank in ranks] == pytest.approx(
+            sorted(scores.values(), reverse=True), rel=1e-5
+        )
         refused = http.post("/rerank", json={"query": "w1", "documents": ["w2"]})
         assert (refused.status_code, refused.json()["error_type"]) == (422, "Validation")
         assert "texts" in refused.json()["error"]
@@ -82,22 +94,34 @@ def test_rerank(start_preset: Callable[..., RunningGateway]) -> None:
 
 
 def test_openai(http: httpx.Client) -> None:
-    """OpenAI's route is there as it was, whatever the model is called; its errors have TEI's status and body."""
+    """OpenAI's route is there as it was, whatever the model is called; its errors have TEI's status
+    and body.
+    """
     body = answer(http, "/v1/embeddings", input=TEXTS, model="text-embeddings-inference")
-    np.testing.assert_allclose([item["embedding"] for item in body["data"]], unit_vectors(*TEXTS), atol=1e-6)
+    np.testing.assert_allclose(
+        [item["embedding"] for item in body["data"]], unit_vectors(*TEXTS), atol=1e-6
+    )
     refused = http.post("/v1/embeddings", json={"input": 7})
     assert (refused.status_code, refused.json().keys()) == (422, {"error", "error_type"})
 
 
-def test_over_long_texts_are_cut(http: httpx.Client, start_preset: Callable[..., RunningGateway]) -> None:
-    """Without `truncate` over-long texts are cut on the right; AUTO_TRUNCATE=false refuses them, unless it is sent."""
+def test_over_long_texts_are_cut(
+    http: httpx.Client, start_preset: Callable[..., RunningGateway]
+) -> None:
+    """Without `truncate` over-long texts are cut on the right; AUTO_TRUNCATE=false refuses them,
+    unless it is sent.
+    """
     text = "w1 " * 62 + "w2 " * 62
     kept = unit_vectors("w1 " * 62)
     np.testing.assert_allclose(answer(http, "/embed", inputs=text), kept, atol=1e-6)
-    with start_preset("tei", max_model_len=64, environ={"AUTO_TRUNCATE": "false"}).client() as strict:
+    with start_preset(
+        "tei", max_model_len=64, environ={"AUTO_TRUNCATE": "false"}
+    ).client() as strict:
         refused = strict.post("/embed", json={"inputs": text})
         assert (refused.status_code, refused.json()["error_type"]) == (422, "Validation")
-        np.testing.assert_allclose(answer(strict, "/embed", inputs=text, truncate=True), kept, atol=1e-6)
+        np.testing.assert_allclose(
+            answer(strict, "/embed", inputs=text, truncate=True), kept, atol=1e-6
+        )
         assert strict.get("/info").json()["auto_truncate"] is False
 
 
@@ -140,7 +164,12 @@ def test_info(http: httpx.Client) -> None:
 def test_a_key_may_be_asked_for(start_preset: Callable[..., RunningGateway]) -> None:
     """With API_KEY a bearer token is needed; probes stay open."""
     with start_preset("tei", environ={"API_KEY": "k1"}).client() as http:
-        assert http.post("/embed", json={"inputs": "w1"}, headers={"authorization": "Bearer k1"}).status_code == 200
+        assert (
+            http.post(
+                "/embed", json={"inputs": "w1"}, headers={"authorization": "Bearer k1"}
+            ).status_code
+            == 200
+        )
         refused = http.post("/embed", json={"inputs": "w1"})
         assert (refused.status_code, refused.json().keys()) == (401, {"error", "error_type"})
         assert http.get("/").status_code == http.get("/health").status_code == 200
@@ -162,9 +191,17 @@ def test_old_variables(start_preset: Callable[..., RunningGateway]) -> None:
     }
     gateway = start_preset("tei", environ=environ)
     settings = gateway.settings
-    assert (settings.model_name, settings.revision, settings.dtype) == ("intfloat/e5-small-v2", "main", "float32")
+    assert (settings.model_name, settings.revision, settings.dtype) == (
+        "intfloat/e5-small-v2",
+        "main",
+        "float32",
+    )
     assert list(settings.aliases) == ["e5"]
-    assert (settings.max_inputs, settings.max_concurrent_requests, settings.max_batch_size) == (2, 7, 16)
+    assert (settings.max_inputs, settings.max_concurrent_requests, settings.max_batch_size) == (
+        2,
+        7,
+        16,
+    )
     assert (settings.max_body_bytes, settings.cors_origins) == (5000, ("https://a.example",))
     assert settings.log_format == "json"
     gateway.stop()

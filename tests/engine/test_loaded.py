@@ -36,7 +36,9 @@ def digest(folder: Path) -> str:
 
 
 def test_a_copy_has_the_same_digest(folder: Path, tmp_path: Path) -> None:
-    """Neither the place nor the time of files counts, nor those that are for people or other runtimes."""
+    """Neither the place nor the time of files counts, nor those that are for people or other
+    runtimes.
+    """
     copy = shutil.copytree(folder, tmp_path / "copy", copy_function=shutil.copyfile)
     (copy / "README.md").unlink()
     (copy / "onnx" / "model.bin").write_text("other")
@@ -56,7 +58,9 @@ def test_every_file_that_makes_numbers_counts(folder: Path, name: str) -> None:
 
 
 def test_files_that_have_changed_since_are_not_believed(folder: Path) -> None:
-    """What is on disk is not what was loaded if size or time say so, and is not called by its digest then."""
+    """What is on disk is not what was loaded if size or time say so, and is not called by its
+    digest then.
+    """
     stamp = weights_stamp(str(folder))
     os.utime(folder / "config.json", ns=(1, 1))
     assert weights_digest(str(folder), stamp=stamp) == stamp
@@ -67,7 +71,9 @@ def test_files_that_have_changed_since_are_not_believed(folder: Path) -> None:
 def test_weights_are_read_when_somebody_asks(
     start_gateway: Callable[..., RunningGateway], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Starting, embedding and caching read none of them; records need their checksum, and they are read once for it."""
+    """Starting, embedding and caching read none of them; records need their checksum, and they are
+    read once for it.
+    """
     read = []
 
     def watch(folder: str, *, stamp: str) -> str:
@@ -94,7 +100,9 @@ def test_weights_are_read_when_somebody_asks(
 def test_health_waits_for_the_checksum(
     start_gateway: Callable[..., RunningGateway], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who compares matching-service's checksum with a stored one never sees another than the true one with a 200."""
+    """Who compares matching-service's checksum with a stored one never sees another than the true
+    one with a 200.
+    """
     go_on = threading.Event()
 
     def wait(folder: str, *, stamp: str) -> str:

@@ -44,7 +44,9 @@ def batch(sizes: list[int], boundaries: list[int] | None = None) -> Batch:
     ],
 )
 def test_no_message_holds_an_engine_for_long(sizes: list[int], slices: list[int]) -> None:
-    """A request is cut into messages of bounded texts and tokens, in order; only a single text may be longer."""
+    """A request is cut into messages of bounded texts and tokens, in order; only a single text may
+    be longer.
+    """
     boundaries = list(range(len(sizes)))
     parts = list(_slices(batch(sizes, boundaries)))
     assert [len(part.ids) for part in parts] == slices
@@ -57,7 +59,9 @@ def engines(gateway: RunningGateway) -> list[Replica]:
     return list(next(iter(gateway.gateway.service.models)).engine.replicas)
 
 
-def test_replicas_share_the_load(start_gateway: Callable[..., RunningGateway], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replicas_share_the_load(
+    start_gateway: Callable[..., RunningGateway], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One large request is spread over all replicas, and its vectors come back in order."""
     monkeypatch.setattr(heartbeat, "PING_EVERY_S", 0.05)
     gateway = start_gateway(**FAKE, replicas=2, gpu_memory_utilization=0.2)
@@ -128,7 +132,9 @@ def test_models_do_not_mix_whatever_their_names(
 def test_a_refused_model_ends_start_up_with_its_reason(
     start_gateway: Callable[..., RunningGateway],
 ) -> None:
-    """A model that the engine refuses is `ModelNotLoaded`: one line with the model's name and the cause."""
+    """A model that the engine refuses is `ModelNotLoaded`: one line with the model's name and the
+    cause.
+    """
     gateway = start_gateway(**FAKE, wait=False, engine_args={"refuse": "its files are damaged"})
     gateway.wait_ended()
     assert isinstance(gateway.error, ModelNotLoaded)
@@ -149,7 +155,9 @@ def test_a_model_that_takes_too_long_ends_start_up(
 
 
 @pytest.mark.process
-def test_a_worker_that_dies_while_loading_ends_start_up(start_gateway: Callable[..., RunningGateway]) -> None:
+def test_a_worker_that_dies_while_loading_ends_start_up(
+    start_gateway: Callable[..., RunningGateway],
+) -> None:
     """A worker that is killed before its hello is reported with its signal, not waited for."""
     gateway = start_gateway(**FAKE, wait=False, processes=True, engine_args={"load_s": 3600})
     wait_until(lambda: gateway.workers)

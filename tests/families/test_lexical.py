@@ -27,7 +27,9 @@ def of_tokens(tokens: list[tuple[int, float]]) -> list[list[float]]:
 
 @given(TOKENS)
 def test_tokens_merge_by_flagembeddings_rule(tokens: list[tuple[int, float]]) -> None:
-    """The largest positive weight of each id, ascending, without the special tokens wherever they stand."""
+    """The largest positive weight of each id, ascending, without the special tokens wherever they
+    stand.
+    """
     expected: dict[int, float] = {}
     for token, weight in tokens:
         if token not in SKIP_IDS and weight > 0:
@@ -38,7 +40,9 @@ def test_tokens_merge_by_flagembeddings_rule(tokens: list[tuple[int, float]]) ->
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
 @pytest.mark.parametrize("token", [7, SKIP_IDS[0]])
 def test_what_is_not_finite_survives(token: int, wrong: float) -> None:
-    """A NaN or an infinity reaches the check for such, also from a special token and beside other weights."""
+    """A NaN or an infinity reaches the check for such, also from a special token and beside other
+    weights.
+    """
     assert not np.isfinite(of_tokens([(token, 1.0), (token, wrong), (8, 2.0)])).all()
 
 
@@ -66,5 +70,9 @@ def test_large_ids_are_exact() -> None:
 @given(st.lists(TOKENS, min_size=1, max_size=3))
 def test_chunks_join_as_if_they_were_one_text(chunks: list[list[tuple[int, float]]]) -> None:
     """The largest weights of several texts' rows are those of all their tokens."""
-    rows = np.concatenate([np.array(of_tokens(chunk), np.float32).reshape(-1, 2) for chunk in chunks])
-    assert lexical.largest(rows).tolist() == of_tokens([token for chunk in chunks for token in chunk])
+    rows = np.concatenate(
+        [np.array(of_tokens(chunk), np.float32).reshape(-1, 2) for chunk in chunks]
+    )
+    assert lexical.largest(rows).tolist() == of_tokens(
+        [token for chunk in chunks for token in chunk]
+    )

@@ -40,20 +40,30 @@ def test_the_checkpoint_decides(name: str, architecture: str, expected: str | No
 
 def test_rotary_positions_are_left_alone() -> None:
     """jina-embeddings-v3 calls itself XLMRobertaModel and has no position embeddings to number."""
-    assert replacement("jina", architectures=["XLMRobertaModel"], position_embedding_type="rotary") is None
-    assert replacement("jina", architectures=["XLMRobertaModel"], position_embedding_type="absolute") is not None
+    assert (
+        replacement("jina", architectures=["XLMRobertaModel"], position_embedding_type="rotary")
+        is None
+    )
+    assert (
+        replacement("jina", architectures=["XLMRobertaModel"], position_embedding_type="absolute")
+        is not None
+    )
     assert replacement("nameless") is None
 
 
 @pytest.mark.engine
 def test_the_entry_point_is_the_plugin() -> None:
     """The package tells vLLM of `register`, in pyproject.toml and as it is installed here."""
-    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["vllm.general_plugins"]
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"][
+        "vllm.general_plugins"
+    ]
     (path,) = declared.values()
     module, _, function = path.partition(":")
     assert (
         getattr(importlib.import_module(module), function)
         is importlib.import_module("embedding_service.families.models.plugin").register
     )
-    installed = importlib.metadata.entry_points(group="vllm.general_plugins", name="embedding_service")
+    installed = importlib.metadata.entry_points(
+        group="vllm.general_plugins", name="embedding_service"
+    )
     assert {entry.value for entry in installed} == {path}, "install the project again"

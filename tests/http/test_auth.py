@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from tests.conftest import RunningGateway
 
 OPEN = {"/livez", "/readyz", "/health", "/ping"}
-ASSETS = {f"/docs/assets/{name}" for name in ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")}
+ASSETS = {
+    f"/docs/assets/{name}" for name in ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")
+}
 DOCUMENTATION = {"/docs", "/openapi.json"} | ASSETS
 HASHED = "sha256:" + hashlib.sha256(b"second-key").hexdigest()
 KEYS = ["first-key", HASHED, "schlüssel"]
@@ -44,13 +46,25 @@ def secretive(start_gateway: Callable[..., RunningGateway]) -> Iterator[RunningG
 def closed(gateway: RunningGateway, open_paths: set[str]) -> list[tuple[str, str]]:
     """Return method and path of every route that needs a key, and of some that do not exist."""
     routes = [(method, path.replace("{name:path}", "fake")) for path, method in routes_of(gateway)]
-    strange = [("GET", "/nowhere"), ("DELETE", "/v1/models"), ("GET", "/health/"), ("GET", "/%2fhealth"), ("POST", "/")]
-    assets = [("GET", "/docs/assets/"), ("GET", "/docs/assets/../../app.py"), ("GET", "/docs/assets/index.html")]
+    strange = [
+        ("GET", "/nowhere"),
+        ("DELETE", "/v1/models"),
+        ("GET", "/health/"),
+        ("GET", "/%2fhealth"),
+        ("POST", "/"),
+    ]
+    assets = [
+        ("GET", "/docs/assets/"),
+        ("GET", "/docs/assets/../../app.py"),
+        ("GET", "/docs/assets/index.html"),
+    ]
     return [(method, path) for method, path in routes if path not in open_paths] + strange + assets
 
 
 def test_every_route_is_closed_but_the_open_ones(keyed: RunningGateway) -> None:
-    """Without a key, probes and documentation answer, and every other path is the dialect's same 401."""
+    """Without a key, probes and documentation answer, and every other path is the dialect's same
+    401.
+    """
     bodies = set()
     with keyed.client() as client:
         for method, path in closed(keyed, OPEN | DOCUMENTATION):
@@ -61,9 +75,20 @@ def test_every_route_is_closed_but_the_open_ones(keyed: RunningGateway) -> None:
                 bodies.add(response.content)
         for path in OPEN | DOCUMENTATION:
             assert client.get(path).status_code == 200, path
-    message = "You didn't provide an API key. Send it as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'."
-    openai = {"message": message, "type": "authentication_error", "param": None, "code": "invalid_api_key"}
-    envelopes = [{"error": openai}, {"error": message, "error_type": "Validation"}, {"message": message}]
+    message = (
+        "You didn't provide an API key. Send it as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'."
+    )
+    openai = {
+        "message": message,
+        "type": "authentication_error",
+        "param": None,
+        "code": "invalid_api_key",
+    }
+    envelopes = [
+        {"error": openai},
+        {"error": message, "error_type": "Validation"},
+        {"message": message},
+    ]
     written = [json.loads(body) for body in bodies]
     assert [envelope for envelope in envelopes if envelope not in written] == []
     assert all(message.encode() in body for body in bodies)
@@ -85,7 +110,12 @@ def test_the_documentation_can_be_closed_too(secretive: RunningGateway) -> None:
 @pytest.mark.parametrize("key", ["first-key", "second-key", "schlüssel"])
 @pytest.mark.parametrize(
     ("header", "form"),
-    [("authorization", "Bearer {}"), ("authorization", "bearer   {}"), ("X-API-Key", "{}"), ("x-api-key", "{}")],
+    [
+        ("authorization", "Bearer {}"),
+        ("authorization", "bearer   {}"),
+        ("X-API-Key", "{}"),
+        ("x-api-key", "{}"),
+    ],
 )
 def test_a_known_key_opens(keyed: RunningGateway, header: str, form: str, key: str) -> None:
     """Each key works as a bearer token and in X-API-Key, also where only its digest is configured."""
@@ -119,11 +149,17 @@ def test_a_known_key_opens(keyed: RunningGateway, header: str, form: str, key: s
     ],
 )
 def test_anything_else_does_not_open(keyed: RunningGateway, headers: dict[str, str]) -> None:
-    """No key, a wrong key, a digest in place of its key, or a key in the wrong place is a 401 that repeats nothing."""
+    """No key, a wrong key, a digest in place of its key, or a key in the wrong place is a 401 that
+    repeats nothing.
+    """
     with keyed.client() as client:
         response = embed(client, input="w1", headers=headers)
     error = error_of(response, 401)
-    assert (error["type"], error["param"], error["code"]) == ("authentication_error", None, "invalid_api_key")
+    assert (error["type"], error["param"], error["code"]) == (
+        "authentication_error",
+        None,
+        "invalid_api_key",
+    )
     assert "first-key" not in response.text
     assert "kkk" not in response.text
 
@@ -155,4 +191,6 @@ def test_keys_stay_out_of_the_log(keyed: RunningGateway) -> None:
 def test_without_keys_everything_is_open(client: httpx.Client) -> None:
     """A gateway without keys (which listens on loopback only) asks for none, and minds none."""
     assert embed(client, input="w1").status_code == 200
-    assert embed(client, input="w1", headers={"authorization": "Bearer anything"}).status_code == 200
+    assert (
+        embed(client, input="w1", headers={"authorization": "Bearer anything"}).status_code == 200
+    )

@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def test_a_second_request_is_answered_from_the_cache(start_gateway: Callable[..., RunningGateway]) -> None:
+def test_a_second_request_is_answered_from_the_cache(
+    start_gateway: Callable[..., RunningGateway],
+) -> None:
     """What was computed once comes back equal, also cut shorter, and `x-cache` counts the hits."""
     gateway = start_gateway(**FAKE, cache_max_bytes=1 << 20, matryoshka=True)
     replica = next(iter(gateway.gateway.service.models)).engine.replicas[0]
@@ -28,18 +30,28 @@ def test_a_second_request_is_answered_from_the_cache(start_gateway: Callable[...
     assert replica.outstanding_tokens == 0
 
 
-def test_stats_and_clear(start_gateway: Callable[..., RunningGateway], fake: RunningGateway) -> None:
+def test_stats_and_clear(
+    start_gateway: Callable[..., RunningGateway], fake: RunningGateway
+) -> None:
     """The cache tells what it holds and can be emptied; where it is off, it says so."""
     gateway = start_gateway(**FAKE, cache_max_bytes=1 << 20)
     with gateway.client() as http:
         http.post("/v1/embeddings", json={"model": "fake", "input": ["w1", "w2"]})
         http.post("/v1/embeddings", json={"model": "fake", "input": "w1"})
         stats = http.get("/cache/stats").json()
-        assert (stats["enabled"], stats["current_size"], stats["hits"], stats["misses"]) == (True, 2, 1, 2)
+        assert (stats["enabled"], stats["current_size"], stats["hits"], stats["misses"]) == (
+            True,
+            2,
+            1,
+            2,
+        )
         assert 0 < stats["bytes"] <= stats["max_bytes"]
         assert http.post("/cache/clear").json()["cleared"] == 2
         assert http.get("/cache/stats").json()["current_size"] == 0
-        assert "x-cache" not in http.post("/v1/embeddings", json={"model": "fake", "input": "w1"}).headers
+        assert (
+            "x-cache"
+            not in http.post("/v1/embeddings", json={"model": "fake", "input": "w1"}).headers
+        )
     with fake.client() as http:
         assert http.get("/cache/stats").json()["enabled"] is False
         assert http.post("/cache/clear").json()["cleared"] == 0

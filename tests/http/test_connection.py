@@ -41,7 +41,9 @@ def answer(connection: socket.socket) -> bytes:
     return received
 
 
-@pytest.mark.parametrize("sent", [b"", b"P", b"POST /v1/embeddings HTTP/1.1\r\n", HEAD, HEAD + b"x-slow: a"])
+@pytest.mark.parametrize(
+    "sent", [b"", b"P", b"POST /v1/embeddings HTTP/1.1\r\n", HEAD, HEAD + b"x-slow: a"]
+)
 def test_headers_that_do_not_come_end_the_connection(strict: RunningGateway, sent: bytes) -> None:
     """A connection without all headers of its first request is closed, whatever it has sent so far."""
     with connect(strict) as slow:
@@ -83,7 +85,9 @@ def test_a_body_that_stops_is_told(strict: RunningGateway) -> None:
 
 
 def test_many_slow_connections_keep_nobody_out(strict: RunningGateway) -> None:
-    """With 300 open connections that send nothing useful, a request is answered, and afterwards all are gone."""
+    """With 300 open connections that send nothing useful, a request is answered, and afterwards all
+    are gone.
+    """
     slow = [connect(strict) for _ in range(300)]
     for connection in slow:
         connection.sendall(HEAD)
@@ -96,7 +100,9 @@ def test_many_slow_connections_keep_nobody_out(strict: RunningGateway) -> None:
 
 
 def test_an_empty_line_does_not_keep_a_connection(strict: RunningGateway) -> None:
-    """A bare line end between requests is the beginning of one: it does not stop the clock of an idle connection."""
+    """A bare line end between requests is the beginning of one: it does not stop the clock of an
+    idle connection.
+    """
     with connect(strict) as client:
         client.sendall(HEAD + b"\r\n" + BODY)
         assert answer(client).startswith(b"HTTP/1.1 200")
@@ -105,12 +111,16 @@ def test_an_empty_line_does_not_keep_a_connection(strict: RunningGateway) -> Non
 
 
 def test_headers_without_end_are_refused(fake: RunningGateway) -> None:
-    """More than 64 KiB of headers are not collected: 431 in the envelope, and the connection is closed."""
+    """More than 64 KiB of headers are not collected: 431 in the envelope, and the connection is
+    closed.
+    """
     with connect(fake) as client:
         client.sendall(HEAD)
         sent, received = 0, b""
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            while sent < 2_000_000 and not received:  # at full speed, long before headers are too late
+            while (
+                sent < 2_000_000 and not received
+            ):  # at full speed, long before headers are too late
                 sent += client.send(b"x-long: " + b"a" * 8000)
                 client.setblocking(False)
                 with contextlib.suppress(BlockingIOError):
@@ -122,7 +132,9 @@ def test_headers_without_end_are_refused(fake: RunningGateway) -> None:
 
 
 def test_a_body_that_trickles_ends_at_the_deadline(fake: RunningGateway) -> None:
-    """A byte now and then is progress, and still does not go on for longer than the request may take."""
+    """A byte now and then is progress, and still does not go on for longer than the request may
+    take.
+    """
     with connect(fake) as slow:
         slow.sendall(HEAD + b"x-request-timeout-ms: 600\r\n\r\n")
         slow.settimeout(0.1)
@@ -138,16 +150,23 @@ def test_a_body_that_trickles_ends_at_the_deadline(fake: RunningGateway) -> None
     assert b"deadline_exceeded" in text
 
 
-def test_an_answer_that_nobody_reads_is_let_go(start_gateway: Callable[..., RunningGateway]) -> None:
+def test_an_answer_that_nobody_reads_is_let_go(
+    start_gateway: Callable[..., RunningGateway],
+) -> None:
     """A client that stops reading does not hold what its answer has reserved."""
     gateway = start_gateway(**FAKE, send_timeout_s=0.5, keep_alive_s=60)
-    body = b'{"model":"fake","input":[%s]}' % b",".join(b'"w%d"' % (number % 5000) for number in range(2048))
+    body = b'{"model":"fake","input":[%s]}' % b",".join(
+        b'"w%d"' % (number % 5000) for number in range(2048)
+    )
     ends = []
     for _ in range(4):  # beyond what the sockets' buffers take
         client = socket.socket()
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect(gateway.address)
-        client.sendall(b"POST /v1/embeddings HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+        client.sendall(
+            b"POST /v1/embeddings HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % len(body)
+            + body
+        )
         ends.append(client)
     until = time.monotonic() + 60
     answers = gateway.gateway.service.answers

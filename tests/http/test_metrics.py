@@ -52,7 +52,9 @@ def value(of: Samples, name: str, **labels: str) -> float:
 
 
 def test_a_request_is_counted_in_every_way(counted: RunningGateway) -> None:
-    """Requests, inputs, tokens, the stages, the cache and the engine's steps move by what was sent, and by no more."""
+    """Requests, inputs, tokens, the stages, the cache and the engine's steps move by what was sent,
+    and by no more.
+    """
     before = samples(counted)
     with counted.client() as http:
         assert embed(http, input=["w1", "w2 w3"]).status_code == 200
@@ -86,7 +88,9 @@ def test_a_request_is_counted_in_every_way(counted: RunningGateway) -> None:
 
 
 def test_steps_are_counted_by_their_size(counted: RunningGateway) -> None:
-    """The batch size histogram tells how many texts the engine computed in a step, once a pong has come."""
+    """The batch size histogram tells how many texts the engine computed in a step, once a pong has
+    come.
+    """
     with counted.client() as http:
         assert embed(http, input=[f"w{number} w77" for number in range(20)]).status_code == 200
     replica = next(iter(counted.gateway.service.models)).engine.replicas[0]
@@ -95,7 +99,9 @@ def test_steps_are_counted_by_their_size(counted: RunningGateway) -> None:
             break
         threading.Event().wait(0.02)
     found = samples(counted)
-    under, upto = (value(found, "batch_size_bucket", model="fake", le=le) for le in ("16.0", "32.0"))
+    under, upto = (
+        value(found, "batch_size_bucket", model="fake", le=le) for le in ("16.0", "32.0")
+    )
     assert upto - under == 1
     assert value(found, "batch_size_count", model="fake") == replica.totals.steps
 
@@ -108,8 +114,15 @@ def test_labels_do_not_grow_with_what_clients_send(counted: RunningGateway) -> N
             http.get(f"/made/up/{number}")
             http.get(f"/v1/models/made-up-{number}")
             http.request("PURGE", f"/v1/embeddings?{number}")
-            embed(http, input="w1", model=f"made-up-{number}", headers={"x-request-id": f"id-{number}"})
-    assert len(samples(counted)) <= before + 40  # the first 404 and 405 of a route, with its buckets
+            embed(
+                http,
+                input="w1",
+                model=f"made-up-{number}",
+                headers={"x-request-id": f"id-{number}"},
+            )
+    assert (
+        len(samples(counted)) <= before + 40
+    )  # the first 404 and 405 of a route, with its buckets
 
 
 def test_a_client_that_goes_away_is_counted(counted: RunningGateway) -> None:
@@ -160,7 +173,10 @@ def test_no_request_leaves_a_task(counted: RunningGateway) -> None:
     ],
 )
 def test_who_may_see_the_metrics(
-    shared_gateway: Callable[..., RunningGateway], setting: str, headers: dict[str, str], status: int
+    shared_gateway: Callable[..., RunningGateway],
+    setting: str,
+    headers: dict[str, str],
+    status: int,
 ) -> None:
     """Everybody, this machine (but not through a proxy on it), holders of a key, or nobody."""
     with shared_gateway(**FAKE, api_keys=["right"], metrics=setting).client() as http:
@@ -173,7 +189,9 @@ def test_who_may_see_the_metrics(
 def test_openmetrics_is_spoken_too(counted: RunningGateway) -> None:
     """A scraper that prefers OpenMetrics gets it."""
     with counted.client() as http:
-        answer = http.get("/metrics", headers={"accept": "application/openmetrics-text; version=1.0.0"})
+        answer = http.get(
+            "/metrics", headers={"accept": "application/openmetrics-text; version=1.0.0"}
+        )
     assert answer.headers["content-type"].startswith("application/openmetrics-text")
     assert answer.text.endswith("# EOF\n")
 
@@ -193,7 +211,9 @@ class Collector:
                     body = gzip.decompress(body)
                 request = ExportTraceServiceRequest.FromString(body)
                 for group in request.resource_spans:
-                    outer.attributes |= {a.key: a.value.string_value for a in group.resource.attributes}
+                    outer.attributes |= {
+                        a.key: a.value.string_value for a in group.resource.attributes
+                    }
                     outer.spans += [span for scope in group.scope_spans for span in scope.spans]
                 self.send_response(200)
                 self.end_headers()
@@ -214,12 +234,20 @@ def collector() -> Iterator[Collector]:
     running.server.server_close()
 
 
-def test_traces_reach_a_collector(start_gateway: Callable[..., RunningGateway], collector: Collector) -> None:
-    """With an endpoint, a request is a span under its caller's trace, with its stages as children; no text is in it."""
-    gateway = start_gateway(**FAKE, otlp_endpoint=f"http://127.0.0.1:{collector.server.server_port}")
+def test_traces_reach_a_collector(
+    start_gateway: Callable[..., RunningGateway], collector: Collector
+) -> None:
+    """With an endpoint, a request is a span under its caller's trace, with its stages as children;
+    no text is in it.
+    """
+    gateway = start_gateway(
+        **FAKE, otlp_endpoint=f"http://127.0.0.1:{collector.server.server_port}"
+    )
     trace, parent = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
     with gateway.client() as http:
-        answer = embed(http, input=["w1 planted", "w2"], headers={"traceparent": f"00-{trace}-{parent}-01"})
+        answer = embed(
+            http, input=["w1 planted", "w2"], headers={"traceparent": f"00-{trace}-{parent}-01"}
+        )
         assert answer.status_code == 200
         http.get("/livez")
     assert gateway.stop() == 0

@@ -54,7 +54,9 @@ def wait_until(condition: Callable[[], object], timeout_s: float = 30) -> None:
 def test_500_cancelled_requests_leave_nothing(
     start_gateway: Callable[..., RunningGateway], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Clients that go away at any moment, before, while and after the engine works, leave nothing queued."""
+    """Clients that go away at any moment, before, while and after the engine works, leave nothing
+    queued.
+    """
     monkeypatch.setattr(heartbeat, "PING_EVERY_S", 0.05)
     gateway = start_gateway(**FAKE, engine_args={"step_s": 0.01})
     small = request(json.dumps({"model": "fake", "input": ["w1"] * 3}).encode())
@@ -79,7 +81,9 @@ def test_500_cancelled_requests_leave_nothing(
     statuses = [line["status"] for line in gateway.requests_logged()]
     assert 499 in statuses
     assert not [status for status in statuses if status >= 500]
-    assert not [event for event in gateway.log if event["level"] in ("error", "exception", "critical")]
+    assert not [
+        event for event in gateway.log if event["level"] in ("error", "exception", "critical")
+    ]
     assert gateway.stop() == 0
 
 
@@ -100,8 +104,12 @@ def test_cancelled_work_does_not_run(
     assert gateway.stop() == 0
 
 
-def test_a_slow_reader_holds_its_answer_and_nobody_else(start_gateway: Callable[..., RunningGateway]) -> None:
-    """While one client does not read its large answer, its bytes stay reserved and others are served."""
+def test_a_slow_reader_holds_its_answer_and_nobody_else(
+    start_gateway: Callable[..., RunningGateway],
+) -> None:
+    """While one client does not read its large answer, its bytes stay reserved and others are
+    served.
+    """
     gateway = start_gateway(**FAKE, engine_args={"outputs": ["dense", "colbert"]})
     body = {"model": "fake", "input": ["w1 " * 400] * 100, "return_colbert": True}
     with socket.create_connection(gateway.address) as slow:
@@ -124,7 +132,9 @@ def test_a_strange_deadline_is_no_deadline(fake: RunningGateway, wish: str) -> N
     assert response.status_code == 200
 
 
-def test_a_client_may_only_shorten_the_deadline(start_gateway: Callable[..., RunningGateway]) -> None:
+def test_a_client_may_only_shorten_the_deadline(
+    start_gateway: Callable[..., RunningGateway],
+) -> None:
     """`request_timeout_s` is the longest that any request may take, whatever the client wishes."""
     gateway = start_gateway(**FAKE, request_timeout_s=0.2)
     with gateway.client() as client:
@@ -148,7 +158,9 @@ def test_connections_are_kept(fake: RunningGateway) -> None:
 
 def test_pipelined_requests_are_answered_in_order(fake: RunningGateway) -> None:
     """Requests sent without waiting get their answers in the order they were sent."""
-    bodies = [json.dumps({"model": "fake", "input": [f"w{i}"] * (i + 1)}).encode() for i in range(3)]
+    bodies = [
+        json.dumps({"model": "fake", "input": [f"w{i}"] * (i + 1)}).encode() for i in range(3)
+    ]
     with socket.create_connection(fake.address, timeout=30) as connection:
         connection.sendall(b"".join(map(request, bodies)))
         received = b""

@@ -1,6 +1,7 @@
 """The OpenAPI document: snapshotted, valid, and true of what the server takes and sends.
 
-After a wanted change, write the snapshot anew with `python -m tests.http.test_openapi` and read its diff.
+After a wanted change, write the snapshot anew with `python -m tests.http.test_openapi` and read its
+diff.
 """
 
 from __future__ import annotations
@@ -50,12 +51,16 @@ def document(http: httpx.Client) -> dict[str, Any]:
 
 
 def test_the_document_is_as_it_was(document: dict[str, Any]) -> None:
-    """The API changes only together with its snapshot (`python -m tests.http.test_openapi` writes it)."""
+    """The API changes only together with its snapshot (`python -m tests.http.test_openapi` writes
+    it).
+    """
     assert written(document) == SNAPSHOT.read_text(encoding="utf-8")
 
 
 def test_the_document_is_valid(document: dict[str, Any]) -> None:
-    """It is an OpenAPI 3.1 document whose operation ids are unique and whose schemas are JSON Schema."""
+    """It is an OpenAPI 3.1 document whose operation ids are unique and whose schemas are JSON
+    Schema.
+    """
     OpenAPI.model_validate(document)
     assert document["openapi"].startswith("3.1")
     operations = [operation for path in document["paths"].values() for operation in path.values()]
@@ -83,7 +88,9 @@ def test_every_reference_leads_somewhere_and_every_schema_is_used(document: dict
 def test_every_route_is_documented(document: dict[str, Any], fake: RunningGateway) -> None:
     """What the application serves and what the document describes are the same paths."""
     served = {path.replace(":path}", "}") for path, _ in routes_of(fake)}
-    assert {path for path in served - UNDOCUMENTED if not path.startswith("/docs/")} == set(document["paths"])
+    assert {path for path in served - UNDOCUMENTED if not path.startswith("/docs/")} == set(
+        document["paths"]
+    )
 
 
 def test_every_answer_has_a_schema(document: dict[str, Any]) -> None:
@@ -117,7 +124,9 @@ def test_no_status_that_is_never_sent_is_documented(document: dict[str, Any]) ->
 
 
 def validator(document: dict[str, Any], name: str) -> Draft202012Validator:
-    return Draft202012Validator({"$ref": f"#/components/schemas/{name}", "components": document["components"]})
+    return Draft202012Validator(
+        {"$ref": f"#/components/schemas/{name}", "components": document["components"]}
+    )
 
 
 TEXTS = ["w1", "w2 w3"]
@@ -127,9 +136,21 @@ ANSWERS: list[tuple[str, str, Any]] = [
     ("POST", "/v1/embeddings", {"model": "fake", "input": TEXTS, "embed_dtype": "int8"}),
     ("POST", "/v1/embeddings", {"model": "fake", "input": "w1 " * 600, "truncate": "right"}),
     ("POST", "/v1/embeddings", {"model": "fake", "input": "w1 " * 600, "truncate": "chunk_mean"}),
-    ("POST", "/v1/embeddings", {"model": "fake", "input": TEXTS, "return_sparse": True, "return_colbert": True}),
-    ("POST", "/v1/embeddings", {"model": "fake", "input": TEXTS, "return_dense": False, "return_sparse": True}),
-    ("POST", "/v1/embeddings", {"model": "fake", "input": "w1", "return_colbert": True, "encoding_format": "base64"}),
+    (
+        "POST",
+        "/v1/embeddings",
+        {"model": "fake", "input": TEXTS, "return_sparse": True, "return_colbert": True},
+    ),
+    (
+        "POST",
+        "/v1/embeddings",
+        {"model": "fake", "input": TEXTS, "return_dense": False, "return_sparse": True},
+    ),
+    (
+        "POST",
+        "/v1/embeddings",
+        {"model": "fake", "input": "w1", "return_colbert": True, "encoding_format": "base64"},
+    ),
     ("POST", "/v1/embeddings", {"model": "fake", "input": ""}),
     ("POST", "/v1/embeddings", {"model": "nobody", "input": "w1"}),
     ("POST", "/v1/embeddings", {"model": "fake", "input": "fault-nan"}),
@@ -147,7 +168,11 @@ ANSWERS: list[tuple[str, str, Any]] = [
     ("POST", "/tokenize", {"inputs": TEXTS}),
     ("POST", "/decode", {"ids": [[1, 101]]}),
     ("GET", "/info", None),
-    ("POST", "/v2/embed", {"model": "fake", "texts": TEXTS, "embedding_types": ["float", "int8", "base64"]}),
+    (
+        "POST",
+        "/v2/embed",
+        {"model": "fake", "texts": TEXTS, "embedding_types": ["float", "int8", "base64"]},
+    ),
     ("POST", "/v2/embed", {"model": "fake", "texts": []}),
     ("POST", "/prepare-and-embed", {"title": "w1"}),
     ("POST", "/prepare-and-embed", {}),
@@ -169,7 +194,9 @@ ANSWERS: list[tuple[str, str, Any]] = [
 def test_answers_are_as_documented(
     http: httpx.Client, document: dict[str, Any], method: str, path: str, body: Any
 ) -> None:
-    """Each answer has a status that the document names for its route, and fits the schema given there."""
+    """Each answer has a status that the document names for its route, and fits the schema given
+    there.
+    """
     response = http.request(method, path.replace("{name}", "fake"), json=body)
     described = document["paths"][path][method.lower()]["responses"][str(response.status_code)]
     schema = described["content"]["application/json"]["schema"]
@@ -178,12 +205,18 @@ def test_answers_are_as_documented(
     if name:
         known = document["components"]["schemas"][name].get("properties", {})
         sent = response.json()
-        assert not isinstance(sent, dict) or sent.keys() <= known.keys(), "the schema does not name every field"
+        assert not isinstance(sent, dict) or sent.keys() <= known.keys(), (
+            "the schema does not name every field"
+        )
 
 
 # JSON Schema calls 1.0 an integer.
 LENIENT = [("dimensions", 1.0), ("input", [[1.0]])]
-OF_THE_MODEL = [("model", None), ("prompt_name", ""), ("prompt_name", "query")]  # wrong for the fake model only
+OF_THE_MODEL = [
+    ("model", None),
+    ("prompt_name", ""),
+    ("prompt_name", "query"),
+]  # wrong for the fake model only
 
 
 @pytest.mark.parametrize(
@@ -192,10 +225,15 @@ OF_THE_MODEL = [("model", None), ("prompt_name", ""), ("prompt_name", "query")] 
         (field, value)
         for field, values in WRONG.items()
         for value in values
-        if not any((field, value) == known and type(value) is type(known[1]) for known in LENIENT + OF_THE_MODEL)
+        if not any(
+            (field, value) == known and type(value) is type(known[1])
+            for known in LENIENT + OF_THE_MODEL
+        )
     ],
 )
-def test_the_schema_refuses_what_the_server_refuses(document: dict[str, Any], field: str, value: Any) -> None:
+def test_the_schema_refuses_what_the_server_refuses(
+    document: dict[str, Any], field: str, value: Any
+) -> None:
     """A request that is wrong in itself is wrong by its schema too."""
     request = {"model": "fake", "input": "w1", field: value}
     assert not validator(document, "EmbeddingsRequest").is_valid(request)

@@ -1,4 +1,6 @@
-"""What operators and balancers see: information, probes, documentation, CORS, proxies, shutdown, Unix sockets."""
+"""What operators and balancers see: information, probes, documentation, CORS, proxies, shutdown,
+Unix sockets.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,9 @@ def test_health_describes_the_default_model(client: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/health", "/ping"])
-def test_probes_answer_head_without_a_log_line(fake: RunningGateway, client: httpx.Client, path: str) -> None:
+def test_probes_answer_head_without_a_log_line(
+    fake: RunningGateway, client: httpx.Client, path: str
+) -> None:
     """Balancers may probe with HEAD, and successful probes do not fill the log."""
     head = client.head(path)
     assert head.status_code == client.get(path).status_code == 200
@@ -64,7 +68,9 @@ def test_probes_answer_head_without_a_log_line(fake: RunningGateway, client: htt
 
 @pytest.mark.parametrize("model", [None, "fake", "text-embedding-3-small"])
 def test_readyz_answers_for_all_or_for_one_model(client: httpx.Client, model: str | None) -> None:
-    """/readyz is 200 while every required model, or the one asked for by any of its names, can work."""
+    """/readyz is 200 while every required model, or the one asked for by any of its names, can
+    work.
+    """
     response = client.get("/readyz", params={} if model is None else {"model": model})
     assert response.status_code == 200
     assert response.json() == {"status": "ready", "models": {"fake": ["ready"]}}
@@ -76,12 +82,18 @@ def test_readyz_of_an_unknown_model_is_a_404(client: httpx.Client) -> None:
 
 
 def test_while_loading_only_liveness_is_well(start_gateway: Callable[..., RunningGateway]) -> None:
-    """Until the model is loaded, the gateway is alive, and health, readiness and requests are 503 with Retry-After."""
+    """Until the model is loaded, the gateway is alive, and health, readiness and requests are 503
+    with Retry-After.
+    """
     gateway = start_gateway(**FAKE, wait=False, engine_args={"load_s": 3600})
     with gateway.client() as client:
         assert client.get("/livez").status_code == 200
         assert client.get("/").json()["status"] == "starting"
-        health, ready, embedding = client.get("/health"), client.get("/readyz"), embed(client, input="w1")
+        health, ready, embedding = (
+            client.get("/health"),
+            client.get("/readyz"),
+            embed(client, input="w1"),
+        )
         assert health.status_code == 503
         assert health.json()["status"] == "starting"
         assert error_of(ready, 503)["code"] == error_of(embedding, 503)["code"] == "unavailable"
@@ -96,9 +108,15 @@ def test_while_loading_only_liveness_is_well(start_gateway: Callable[..., Runnin
     assert gateway.stop() == 0
 
 
-def test_a_model_that_is_not_required_may_be_missing(start_gateway: Callable[..., RunningGateway]) -> None:
+def test_a_model_that_is_not_required_may_be_missing(
+    start_gateway: Callable[..., RunningGateway],
+) -> None:
     """A broken optional model is logged and 503 by its name, while the gateway is ready without it."""
-    broken = {"engine": "fake", "model_name": "broken", "engine_args": {"refuse": "its files are damaged"}}
+    broken = {
+        "engine": "fake",
+        "model_name": "broken",
+        "engine_args": {"refuse": "its files are damaged"},
+    }
     gateway = start_gateway(port=0, models=[{"engine": "fake", "model_name": "fake"}, broken])
     wait_until(lambda: "model_not_loaded" in {event["event"] for event in gateway.log})
     with gateway.client() as client:
@@ -107,7 +125,9 @@ def test_a_model_that_is_not_required_may_be_missing(start_gateway: Callable[...
         assert embed(client, model="broken", input="w1").status_code == 503
         assert embed(client, input="w1").status_code == 200
         assert [entry["id"] for entry in client.get("/v1/models").json()["data"]] == ["fake"]
-    assert "its files are damaged" in str([e for e in gateway.log if e["event"] == "model_not_loaded"])
+    assert "its files are damaged" in str(
+        [e for e in gateway.log if e["event"] == "model_not_loaded"]
+    )
     assert gateway.stop() == 0
 
 
@@ -125,9 +145,14 @@ def test_the_documentation_is_served_locally(client: httpx.Client) -> None:
 
 @pytest.fixture(scope="module")
 def proxied(start_gateway: Callable[..., RunningGateway]) -> Iterator[RunningGateway]:
-    """Return a gateway that believes proxies on this machine, lets one origin in, and shows no documentation."""
+    """Return a gateway that believes proxies on this machine, lets one origin in, and shows no
+    documentation.
+    """
     gateway = start_gateway(
-        **FAKE, trusted_proxies=["127.0.0.1", "10.0.0.0/8"], cors_origins=["https://app.example"], docs="off"
+        **FAKE,
+        trusted_proxies=["127.0.0.1", "10.0.0.0/8"],
+        cors_origins=["https://app.example"],
+        docs="off",
     )
     yield gateway
     gateway.stop()
@@ -150,16 +175,27 @@ def test_the_documentation_can_be_off(proxied: RunningGateway) -> None:
         ("2001:db8::1", "2001:db8::1"),
     ],
 )
-def test_listed_proxies_are_believed(proxied: RunningGateway, forwarded: str | None, client_address: str) -> None:
-    """X-Forwarded-For from a trusted proxy names the client: its last address that is not a proxy itself."""
+def test_listed_proxies_are_believed(
+    proxied: RunningGateway, forwarded: str | None, client_address: str
+) -> None:
+    """X-Forwarded-For from a trusted proxy names the client: its last address that is not a proxy
+    itself.
+    """
     headers = {} if forwarded is None else {"x-forwarded-for": forwarded}
     with proxied.client() as client:
-        assert log_line(proxied, embed(client, input="w1", headers=headers))["client"] == client_address
+        assert (
+            log_line(proxied, embed(client, input="w1", headers=headers))["client"]
+            == client_address
+        )
 
 
 def test_other_peers_are_not_believed(fake: RunningGateway, client: httpx.Client) -> None:
     """Without trusted proxies, nobody can choose the address that is logged."""
-    headers = {"x-forwarded-for": "203.0.113.9", "forwarded": "for=203.0.113.9", "x-real-ip": "203.0.113.9"}
+    headers = {
+        "x-forwarded-for": "203.0.113.9",
+        "forwarded": "for=203.0.113.9",
+        "x-real-ip": "203.0.113.9",
+    }
     assert log_line(fake, embed(client, input="w1", headers=headers))["client"] == "127.0.0.1"
 
 
@@ -173,7 +209,9 @@ def preflight(client: httpx.Client, origin: str) -> httpx.Response:
 
 
 def test_a_listed_origin_may_call(proxied: RunningGateway) -> None:
-    """A browser on a listed origin may send requests and read the headers that matter, on errors too."""
+    """A browser on a listed origin may send requests and read the headers that matter, on errors
+    too.
+    """
     origin = "https://app.example"
     with proxied.client() as client:
         response = preflight(client, origin)
@@ -196,7 +234,9 @@ def test_other_origins_may_not(proxied: RunningGateway, client: httpx.Client) ->
 
 
 def test_stopping_finishes_what_was_accepted(start_gateway: Callable[..., RunningGateway]) -> None:
-    """On stop, an accepted request is answered, a new one gets 503, probes tell it, and the exit status is 0."""
+    """On stop, an accepted request is answered, a new one gets 503, probes tell it, and the exit
+    status is 0.
+    """
     gateway = start_gateway(**FAKE)
     answers: list[httpx.Response] = []
 
@@ -224,7 +264,9 @@ def test_stopping_finishes_what_was_accepted(start_gateway: Callable[..., Runnin
 
 
 def test_stopping_while_loading_ends_at_once(start_gateway: Callable[..., RunningGateway]) -> None:
-    """A gateway that is told to stop before its model is loaded stops, with status 0 and without its worker."""
+    """A gateway that is told to stop before its model is loaded stops, with status 0 and without
+    its worker.
+    """
     gateway = start_gateway(**FAKE, wait=False, engine_args={"load_s": 3600})
     wait_until(lambda: any(event["event"] == "loading" for event in gateway.log))
     assert gateway.stop() == 0
@@ -233,7 +275,9 @@ def test_stopping_while_loading_ends_at_once(start_gateway: Callable[..., Runnin
 def test_draining_ends_after_its_timeout(
     start_gateway: Callable[..., RunningGateway],
 ) -> None:
-    """What takes longer than `drain_timeout_s` does not keep the gateway from ending, and is logged."""
+    """What takes longer than `drain_timeout_s` does not keep the gateway from ending, and is
+    logged.
+    """
     gateway = start_gateway(**FAKE, drain_timeout_s=0.2)
     errors: list[Any] = []
 
@@ -252,13 +296,19 @@ def test_draining_ends_after_its_timeout(
     assert "drain_timed_out" in {event["event"] for event in gateway.log}
 
 
-def test_a_unix_socket_serves_the_same(start_gateway: Callable[..., RunningGateway], tmp_path: Path) -> None:
-    """With `uds` the gateway listens on a path instead of a port, over what a dead process left there."""
+def test_a_unix_socket_serves_the_same(
+    start_gateway: Callable[..., RunningGateway], tmp_path: Path
+) -> None:
+    """With `uds` the gateway listens on a path instead of a port, over what a dead process left
+    there.
+    """
     path = tmp_path / "gateway.sock"
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
     gateway = start_gateway(**FAKE, uds=path)
-    with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://unix") as client:
+    with httpx.Client(
+        transport=httpx.HTTPTransport(uds=str(path)), base_url="http://unix"
+    ) as client:
         response = embed(client, input="w1")
         assert vectors_of(response).shape == (1, 32)
         assert log_line(gateway, response)["client"] is None

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     Start = Callable[..., RunningGateway]
 
-# Rates are per day, so that no window turns while a test runs; what fills one fits again in the day after it.
+# Rates are per day, so that no window turns while a test runs; what fills one fits again in the day
+# after it.
 KEYS = [
     {"name": "a", "key": "key-a"},
     {"name": "b", "key": "key-b"},
@@ -87,7 +88,9 @@ def forwarded(gateway: RunningGateway, address: str) -> httpx.Client:
 def left(response: httpx.Response, kind: str) -> int:
     """Return what remains by an answer's headers, which are checked to be complete."""
     assert RESET.fullmatch(response.headers[f"x-ratelimit-reset-{kind}"])
-    remaining, limit = (int(response.headers[f"x-ratelimit-{what}-{kind}"]) for what in ("remaining", "limit"))
+    remaining, limit = (
+        int(response.headers[f"x-ratelimit-{what}-{kind}"]) for what in ("remaining", "limit")
+    )
     assert 0 <= remaining <= limit
     return remaining
 
@@ -95,7 +98,11 @@ def left(response: httpx.Response, kind: str) -> int:
 def refused(response: httpx.Response, kind: str, *, retry: bool = True) -> None:
     """Check a 429 for a rate."""
     error = error_of(response, 429)
-    assert (error["type"], error["param"], error["code"]) == ("rate_limit_error", None, "rate_limit_exceeded")
+    assert (error["type"], error["param"], error["code"]) == (
+        "rate_limit_error",
+        None,
+        "rate_limit_exceeded",
+    )
     assert f"/day {kind} exceeded" in error["message"]
     assert f"x-ratelimit-limit-{kind}" in response.headers
     if retry:
@@ -107,10 +114,16 @@ def refused(response: httpx.Response, kind: str, *, retry: bool = True) -> None:
 
 
 def test_requests_are_counted_for_each_key(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A key has its requests and no more, whatever others send; a refused one never reaches the engine."""
+    """A key has its requests and no more, whatever others send; a refused one never reaches the
+    engine.
+    """
     gateway = start(api_keys=KEYS, rate_limit_requests="3/day")
     computed = watch_engine(gateway, "fake", monkeypatch)
-    with by_key(gateway, "key-a") as a, by_key(gateway, "key-b") as b, by_key(gateway, "key-own") as own:
+    with (
+        by_key(gateway, "key-a") as a,
+        by_key(gateway, "key-b") as b,
+        by_key(gateway, "key-own") as own,
+    ):
         assert [left(embed(a, input="w1"), "requests") for _ in range(3)] == [2, 1, 0]
         for body in ({"input": "w1"}, {"input": 5}):
             last = embed(a, **body)
@@ -135,19 +148,29 @@ def test_wrong_keys_cost_nobody_anything(start: Start) -> None:
 
 
 def test_addresses_are_counted_where_there_are_no_keys(start: Start) -> None:
-    """Behind a trusted proxy each client's address counts, IPv6 by its /64, IPv4 in IPv6 by its IPv4."""
+    """Behind a trusted proxy each client's address counts, IPv6 by its /64, IPv4 in IPv6 by its
+    IPv4.
+    """
     gateway = start(trusted_proxies=["127.0.0.1"], rate_limit_requests="2/day")
 
     def remaining(address: str) -> int:
         with forwarded(gateway, address) as http:
             return left(embed(http, input="w1"), "requests")
 
-    assert [remaining("203.0.113.1"), remaining("203.0.113.2"), remaining("203.0.113.1")] == [1, 1, 0]
+    assert [remaining("203.0.113.1"), remaining("203.0.113.2"), remaining("203.0.113.1")] == [
+        1,
+        1,
+        0,
+    ]
     with forwarded(gateway, "203.0.113.1") as http:
         refused(embed(http, input="w1"), "requests")
     assert [remaining("2001:db8:1:2::1"), remaining("2001:db8:1:2:ffff::9")] == [1, 0]
     assert remaining("2001:db8:1:3::1") == 1
-    assert [remaining("::ffff:198.51.100.1"), remaining("::ffff:198.51.100.2"), remaining("198.51.100.1")] == [1, 1, 0]
+    assert [
+        remaining("::ffff:198.51.100.1"),
+        remaining("::ffff:198.51.100.2"),
+        remaining("198.51.100.1"),
+    ] == [1, 1, 0]
 
 
 def test_an_address_that_anybody_can_write_does_not_count(start: Start) -> None:
@@ -164,7 +187,17 @@ def test_probes_and_questions_are_never_limited(start: Start) -> None:
     with gateway.client() as http:
         assert embed(http, input="w1").status_code == 200
         refused(embed(http, input="w1"), "requests")
-        for path in ("/livez", "/readyz", "/health", "/ping", "/", "/v1/models", "/metrics", "/stats", "/docs"):
+        for path in (
+            "/livez",
+            "/readyz",
+            "/health",
+            "/ping",
+            "/",
+            "/v1/models",
+            "/metrics",
+            "/stats",
+            "/docs",
+        ):
             for _ in range(3):
                 answer = http.get(path)
                 assert answer.status_code == 200, path
@@ -172,7 +205,9 @@ def test_probes_and_questions_are_never_limited(start: Start) -> None:
 
 
 def test_paths_count_on_their_own(start: Start) -> None:
-    """A path with a rate has its own counter, and takes nothing from others; a key's own rate counts everywhere."""
+    """A path with a rate has its own counter, and takes nothing from others; a key's own rate
+    counts everywhere.
+    """
     gateway = start(
         api_keys=KEYS,
         engine_args={"outputs": ["dense", "colbert"]},
@@ -200,11 +235,19 @@ def test_a_path_alone_may_be_limited(start: Start) -> None:
         assert not [name for name in answer.headers if name.startswith("x-ratelimit")]
 
 
-def test_tokens_are_counted_as_they_are_computed(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tokens cost what the model reads: what is cached or repeated in a request is free, what is refused as well."""
+def test_tokens_are_counted_as_they_are_computed(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tokens cost what the model reads: what is cached or repeated in a request is free, what is
+    refused as well.
+    """
     gateway = start(api_keys=KEYS, rate_limit_tokens="20/day", cache_max_bytes=1 << 20)
     computed = watch_engine(gateway, "fake", monkeypatch)
-    with by_key(gateway, "key-a") as a, by_key(gateway, "key-b") as b, by_key(gateway, "key-own") as own:
+    with (
+        by_key(gateway, "key-a") as a,
+        by_key(gateway, "key-b") as b,
+        by_key(gateway, "key-own") as own,
+    ):
         assert left(embed(a, input="w1 w2 w3"), "tokens") == 15  # [CLS] and [SEP] are two more
         for _ in range(10):
             assert embed(a, input="w1 w2 w3").headers["x-cache"] == "1/1"
@@ -215,7 +258,9 @@ def test_tokens_are_counted_as_they_are_computed(start: Start, monkeypatch: pyte
         assert computed == [1, 1]
         assert left(embed(a, input="w6 " * 10), "tokens") == 0
         refused(embed(a, input="w7"), "tokens")
-        assert embed(a, input=["w4", "w1 w2 w3"]).status_code == 200, "what is known needs no tokens"
+        assert embed(a, input=["w4", "w1 w2 w3"]).status_code == 200, (
+            "what is known needs no tokens"
+        )
         assert left(embed(b, input="w8"), "tokens") == 17
         assert left(embed(own, input="w9"), "tokens") == 47
         assert 'embedding_rate_limited_total{limit="tokens"} 2.0' in metrics_of(gateway)
@@ -237,7 +282,9 @@ def test_what_never_fits_is_not_to_be_tried_again(http: httpx.Client) -> None:
         (5, {}, 400),
     ],
 )
-def test_failed_work_is_given_back(http: httpx.Client, text: Any, headers: dict[str, str], status: int) -> None:
+def test_failed_work_is_given_back(
+    http: httpx.Client, text: Any, headers: dict[str, str], status: int
+) -> None:
     """Whoever gets an error instead of vectors keeps his tokens; the request itself counts."""
     failed = embed(http, input=text, headers=headers)
     assert failed.status_code == status, failed.text
@@ -249,7 +296,9 @@ def test_failed_work_is_given_back(http: httpx.Client, text: Any, headers: dict[
 def test_who_goes_away_does_not_pay(shared: RunningGateway, http: httpx.Client) -> None:
     """Tokens of a client that closes its connection before the answer are given back."""
     replica = next(iter(shared.gateway.service.models)).engine.replicas[0]
-    with slow_request(shared, b'{"model":"fake","input":"w1 fault-slow"}', http.headers["x-api-key"]):
+    with slow_request(
+        shared, b'{"model":"fake","input":"w1 fault-slow"}', http.headers["x-api-key"]
+    ):
         wait_until(lambda: replica.outstanding_tokens > 0)
     wait_until(lambda: 499 in [line["status"] for line in shared.requests_logged()])
     assert left(embed(http, input="w1 " * 18), "tokens") == 0
@@ -284,10 +333,15 @@ def test_late_interaction_pays_for_what_it_reads(http: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH"])
-def test_other_methods_with_a_body_count(start_gateway: Callable[..., RunningGateway], method: str) -> None:
+def test_other_methods_with_a_body_count(
+    start_gateway: Callable[..., RunningGateway], method: str
+) -> None:
     """What reads a body is counted, whether the route knows the method or not."""
     gateway = start_gateway(**FAKE, rate_limit_requests="1/day")
     with gateway.client() as client:
-        statuses = [client.request(method, path, content=b"{}").status_code for path in ("/v1/embeddings", "/health")]
+        statuses = [
+            client.request(method, path, content=b"{}").status_code
+            for path in ("/v1/embeddings", "/health")
+        ]
     assert statuses == [405, 429]
     gateway.stop()

@@ -1,4 +1,6 @@
-"""Hostile bodies over HTTP: always a small 400 or 413 that names the field, never a 5xx, never an echo."""
+"""Hostile bodies over HTTP: always a small 400 or 413 that names the field, never a 5xx, never an
+echo.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ def small(start_gateway: Callable[..., RunningGateway]) -> Iterator[httpx.Client
 
 
 @pytest.mark.parametrize(("body", "param"), NOT_STRICT.values(), ids=NOT_STRICT)
-def test_what_is_not_strict_json_is_a_400(http: httpx.Client, body: bytes, param: str | None) -> None:
+def test_what_is_not_strict_json_is_a_400(
+    http: httpx.Client, body: bytes, param: str | None
+) -> None:
     """A body that is not one strict JSON object gets a 400 that names the field where there is one."""
     error = error_of(post(http, body), 400)
     assert error["type"] == "invalid_request_error"
@@ -57,8 +61,37 @@ NOT_STRINGS: list[Any] = [True, 0, 1, 1.5, [], ["a"], {}]
 NOT_BOOLEANS: list[Any] = [0, 1, 1.0, "true", "", [], {}]
 WRONG: dict[str, list[Any]] = {
     "input": [
-        *(None, True, 1, 1.5, {}, [], "", [None], [True], [1.5], [{}], [""], [[]], ["a", ""], ["a", 1], [1, "a"]),
-        *([1, True], [[1], "a"], ["a", [1]], [[1], []], [[True]], [[1.0]], [["a"]], [-1], [[1, -1]], [2**31], [10**30]),
+        *(
+            None,
+            True,
+            1,
+            1.5,
+            {},
+            [],
+            "",
+            [None],
+            [True],
+            [1.5],
+            [{}],
+            [""],
+            [[]],
+            ["a", ""],
+            ["a", 1],
+            [1, "a"],
+        ),
+        *(
+            [1, True],
+            [[1], "a"],
+            ["a", [1]],
+            [[1], []],
+            [[True]],
+            [[1.0]],
+            [["a"]],
+            [-1],
+            [[1, -1]],
+            [2**31],
+            [10**30],
+        ),
         *(["a", None], [[1], None], [[[1]]], {"text": "a"}, [{"text": "a"}]),
     ],
     "model": [None, *NOT_STRINGS],
@@ -82,9 +115,13 @@ def test_every_field_is_covered() -> None:
     assert set(WRONG) == set(EmbeddingsRequest.model_fields)
 
 
-@pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in WRONG.items() for value in values])
+@pytest.mark.parametrize(
+    ("field", "value"), [(field, value) for field, values in WRONG.items() for value in values]
+)
 def test_a_wrong_value_is_a_400_about_its_field(http: httpx.Client, field: str, value: Any) -> None:
-    """A value of the wrong type, or outside its set, is refused under the field's own name; nothing is converted."""
+    """A value of the wrong type, or outside its set, is refused under the field's own name; nothing
+    is converted.
+    """
     error = error_of(embed(http, **{"input": "w1", field: value}), 400)
     assert error["param"] is not None
     assert error["param"].partition("[")[0] == field
@@ -103,7 +140,9 @@ def test_a_missing_input_is_a_400(http: httpx.Client) -> None:
     assert "required" in error["message"]
 
 
-@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"])
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"]
+)
 def test_an_unknown_content_type_is_a_400(http: httpx.Client, kind: str) -> None:
     """A body that calls itself anything but JSON is refused with the reason."""
     assert "content-type" in error_of(post(http, VALID, content_type=kind), 400)["message"]
@@ -162,7 +201,9 @@ def test_a_strange_host_is_no_server_error(fake: RunningGateway, host: str) -> N
     """What stands in the Host header cannot break an answer."""
     address = fake.url.removeprefix("http://").split(":")
     with socket.create_connection((address[0], int(address[1])), timeout=30) as connection:
-        connection.sendall(f"GET /nowhere HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode("latin-1"))
+        connection.sendall(
+            f"GET /nowhere HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode("latin-1")
+        )
         status = int(connection.makefile("rb").readline().split()[1])
     assert status in (400, 404)
 
@@ -175,14 +216,32 @@ scalars = (
     | st.integers()
     | st.floats()
     | plain
-    | st.sampled_from(["fake", "w1", "base64", "float", "query", "left", "chunk_mean", "int8", 32, 10**40, "\ud800"])
+    | st.sampled_from(
+        [
+            "fake",
+            "w1",
+            "base64",
+            "float",
+            "query",
+            "left",
+            "chunk_mean",
+            "int8",
+            32,
+            10**40,
+            "\ud800",
+        ]
+    )
 )
 values = st.recursive(
     scalars,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
     max_leaves=6,
 )
-trees = st.dictionaries(st.sampled_from([*WRONG, "unknown"]) | st.text(max_size=8), values, max_size=4)
+trees = st.dictionaries(
+    st.sampled_from([*WRONG, "unknown"]) | st.text(max_size=8), values, max_size=4
+)
 complete = trees.map(lambda tree: {"model": "fake", "input": "w1", **tree})
 documents = st.one_of(values, trees, complete).map(lambda tree: json.dumps(tree).encode())
 
@@ -247,7 +306,9 @@ def test_a_body_over_the_limit_is_a_413(small: httpx.Client, size: int) -> None:
     assert response.headers["connection"] == "close"
 
 
-@pytest.mark.parametrize(("size", "status"), [(MOST_BYTES, 200), (MOST_BYTES + 1, 413), (20 * MOST_BYTES, 413)])
+@pytest.mark.parametrize(
+    ("size", "status"), [(MOST_BYTES, 200), (MOST_BYTES + 1, 413), (20 * MOST_BYTES, 413)]
+)
 def test_the_limit_holds_for_chunked_bodies(small: httpx.Client, size: int, status: int) -> None:
     """A body whose length is not announced is counted while it arrives."""
     body = padded(size)
@@ -257,9 +318,15 @@ def test_the_limit_holds_for_chunked_bodies(small: httpx.Client, size: int, stat
     assert response.status_code == status
 
 
-@pytest.mark.parametrize(("size", "status"), [(MOST_BYTES, 200), (MOST_BYTES + 1, 413), (3 << 20, 413)])
-def test_the_limit_holds_for_what_gzip_inflates_to(small: httpx.Client, size: int, status: int) -> None:
-    """A small gzip body that inflates to more than the limit is a 413, found without inflating the rest."""
+@pytest.mark.parametrize(
+    ("size", "status"), [(MOST_BYTES, 200), (MOST_BYTES + 1, 413), (3 << 20, 413)]
+)
+def test_the_limit_holds_for_what_gzip_inflates_to(
+    small: httpx.Client, size: int, status: int
+) -> None:
+    """A small gzip body that inflates to more than the limit is a 413, found without inflating the
+    rest.
+    """
     body = gzip.compress(padded(size))
     assert len(body) < MOST_BYTES
     assert post(small, body, content_encoding="gzip").status_code == status
@@ -295,14 +362,18 @@ BROKEN_GZIP = {
 
 @pytest.mark.parametrize("body", BROKEN_GZIP.values(), ids=BROKEN_GZIP)
 def test_broken_gzip_is_a_400(http: httpx.Client, body: bytes) -> None:
-    """A gzip body that is truncated, damaged or not one whole member is refused with a word about gzip."""
+    """A gzip body that is truncated, damaged or not one whole member is refused with a word about
+    gzip.
+    """
     assert "gzip" in error_of(post(http, body, content_encoding="gzip"), 400)["message"]
 
 
 def test_bytes_behind_a_gzip_body_end_the_request(http: httpx.Client) -> None:
     """What arrives after the end of a gzip body is refused rather than kept or left out."""
     pieces = iter([COMPRESSED, b"x" * 1000, b"x" * 1000])
-    response = http.post("/v1/embeddings", content=pieces, headers={**JSON, "content-encoding": "gzip"})
+    response = http.post(
+        "/v1/embeddings", content=pieces, headers={**JSON, "content-encoding": "gzip"}
+    )
     assert "gzip" in error_of(response, 400)["message"]
 
 
@@ -310,7 +381,9 @@ def test_gzip_that_inflates_to_nothing_is_counted(small: httpx.Client) -> None:
     """Compressed bytes count too: empty blocks cannot keep a request open for ever."""
     empty = gzip.compress(b"")[:10] + b"\x00\x00\x00\xff\xff" * MOST_BYTES
     pieces = (empty[start : start + 500] for start in range(0, len(empty), 500))
-    response = small.post("/v1/embeddings", content=pieces, headers={**JSON, "content-encoding": "gzip"})
+    response = small.post(
+        "/v1/embeddings", content=pieces, headers={**JSON, "content-encoding": "gzip"}
+    )
     error_of(response, 413)
 
 
@@ -324,8 +397,12 @@ def test_other_encodings_are_a_400(http: httpx.Client, coding: str) -> None:
 
 def test_a_body_that_stops_arriving_is_a_400(small: httpx.Client) -> None:
     """A client that announces more than it sends is answered after `body_timeout_s`, and let go."""
-    with socket.create_connection((small.base_url.host, small.base_url.port), timeout=30) as connection:
-        connection.sendall(b"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n{")
+    with socket.create_connection(
+        (small.base_url.host, small.base_url.port), timeout=30
+    ) as connection:
+        connection.sendall(
+            b"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n{"
+        )
         answer = connection.recv(65536)
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert b'"code":"body_timeout"' in answer

@@ -1,4 +1,6 @@
-"""Whose key it is: which models it opens, what it is shown, and how keys change while requests are served."""
+"""Whose key it is: which models it opens, what it is shown, and how keys change while requests are
+served.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ WITHOUT_MODEL = [(o.path, o.example) for o in OPERATIONS if "model" not in o.req
 
 @pytest.fixture(scope="module")
 def gateway(start_gateway: Callable[..., RunningGateway]) -> Iterator[RunningGateway]:
-    """Return a gateway with two models and keys for both, for one by its name, and for one by its alias."""
+    """Return a gateway with two models and keys for both, for one by its name, and for one by its
+    alias.
+    """
     running = start_gateway(port=0, models=[{**m, "required": True} for m in MODELS], api_keys=KEYS)
     yield running
     running.stop()
@@ -57,16 +61,31 @@ def with_key(gateway: RunningGateway | Child, key: str) -> httpx.Client:
 @pytest.mark.parametrize("name", ["closed", "also-closed"])
 @pytest.mark.parametrize(("path", "body"), REQUESTS)
 def test_other_models_are_refused(
-    gateway: RunningGateway, path: str, body: dict[str, Any], name: str, key: str, monkeypatch: pytest.MonkeyPatch
+    gateway: RunningGateway,
+    path: str,
+    body: dict[str, Any],
+    name: str,
+    key: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A key for one model gets 403 for another by any of its names, on every route, and nothing is computed."""
+    """A key for one model gets 403 for another by any of its names, on every route, and nothing is
+    computed.
+    """
     computed = watch_engine(gateway, "closed", monkeypatch)
     with with_key(gateway, key) as http:
         answer = http.post(path, json={"model": name, **body})
-    assert (answer.status_code, "this key may not use closed" in answer.text, computed) == (403, True, [])
+    assert (answer.status_code, "this key may not use closed" in answer.text, computed) == (
+        403,
+        True,
+        [],
+    )
     if path == "/v1/embeddings":
         error = error_of(answer, 403)
-        assert (error["type"], error["param"], error["code"]) == ("permission_error", "model", "permission_denied")
+        assert (error["type"], error["param"], error["code"]) == (
+            "permission_error",
+            "model",
+            "permission_denied",
+        )
 
 
 @pytest.mark.parametrize(("path", "body"), WITHOUT_MODEL)
@@ -77,7 +96,11 @@ def test_routes_without_a_model_are_no_way_around(
     computed = watch_engine(gateway, "open", monkeypatch)
     with with_key(gateway, "key-for-second") as http:
         answer = http.post(path, json=body)
-    assert (answer.status_code, "this key may not use open" in answer.text, computed) == (403, True, [])
+    assert (answer.status_code, "this key may not use open" in answer.text, computed) == (
+        403,
+        True,
+        [],
+    )
     with with_key(gateway, "key-for-one") as http:
         assert http.post(path, json=body).status_code == 200
 
@@ -85,8 +108,12 @@ def test_routes_without_a_model_are_no_way_around(
 @pytest.mark.parametrize("key", ["key-for-all", "key-for-one", "key-by-alias"])
 @pytest.mark.parametrize("name", ["open", "text-embedding-3-small"])
 @pytest.mark.parametrize(("path", "body"), REQUESTS)
-def test_its_own_model_is_served(gateway: RunningGateway, path: str, body: dict[str, Any], name: str, key: str) -> None:
-    """A model that a key is for answers by every one of its names, whichever of them the key was given."""
+def test_its_own_model_is_served(
+    gateway: RunningGateway, path: str, body: dict[str, Any], name: str, key: str
+) -> None:
+    """A model that a key is for answers by every one of its names, whichever of them the key was
+    given.
+    """
     with with_key(gateway, key) as http:
         assert http.post(path, json={"model": name, **body}).status_code == 200
 
@@ -99,7 +126,9 @@ def test_its_own_model_is_served(gateway: RunningGateway, path: str, body: dict[
         ("key-by-alias", ["open", "text-embedding-3-small"]),
     ],
 )
-def test_only_what_may_be_used_is_listed(gateway: RunningGateway, key: str, names: list[str]) -> None:
+def test_only_what_may_be_used_is_listed(
+    gateway: RunningGateway, key: str, names: list[str]
+) -> None:
     """/v1/models lists a key's own models; others are a 404 by name, as if they were not served."""
     with with_key(gateway, key) as http:
         assert [entry["id"] for entry in http.get("/v1/models").json()["data"]] == names
@@ -133,10 +162,17 @@ def test_the_log_says_who_asked(gateway: RunningGateway) -> None:
 
 @pytest.mark.parametrize(("isolation", "hits"), [("none", "1/1"), ("tenant", None)])
 def test_tenants_and_the_cache(
-    start_gateway: Callable[..., RunningGateway], monkeypatch: pytest.MonkeyPatch, isolation: str, hits: str | None
+    start_gateway: Callable[..., RunningGateway],
+    monkeypatch: pytest.MonkeyPatch,
+    isolation: str,
+    hits: str | None,
 ) -> None:
-    """With `cache_isolation: tenant` another's text is computed anew and counted as such; without, it is shared."""
-    running = start_gateway(port=0, models=MODELS, api_keys=KEYS, cache_max_bytes=1 << 20, cache_isolation=isolation)
+    """With `cache_isolation: tenant` another's text is computed anew and counted as such; without,
+    it is shared.
+    """
+    running = start_gateway(
+        port=0, models=MODELS, api_keys=KEYS, cache_max_bytes=1 << 20, cache_isolation=isolation
+    )
     computed = watch_engine(running, "open", monkeypatch)
     with with_key(running, "key-for-all") as one, with_key(running, "key-for-one") as other:
         first = embed(one, model="open", input="w1")
@@ -175,7 +211,9 @@ class Steady(threading.Thread):
 
 @pytest.mark.process
 def test_keys_change_under_load(tmp_path: Path) -> None:
-    """After SIGHUP the new key works and the old one is a 401; an unaffected key has not one failed request."""
+    """After SIGHUP the new key works and the old one is a 401; an unaffected key has not one failed
+    request.
+    """
     path = tmp_path / "keys.yaml"
     path.write_text("- {name: stays, key: staying}\n- {name: goes, key: going}\n", encoding="utf-8")
     child = Child(tmp_path, "--api-keys-file", str(path))
@@ -183,12 +221,20 @@ def test_keys_change_under_load(tmp_path: Path) -> None:
     try:
         with with_key(child, "going") as old, with_key(child, "coming") as new:
             load[0].wait_for_more()
-            assert (embed(old, input="w1").status_code, embed(new, input="w1").status_code) == (200, 401)
-            path.write_text("- {name: stays, key: staying}\n- {name: comes, key: coming}\n", encoding="utf-8")
+            assert (embed(old, input="w1").status_code, embed(new, input="w1").status_code) == (
+                200,
+                401,
+            )
+            path.write_text(
+                "- {name: stays, key: staying}\n- {name: comes, key: coming}\n", encoding="utf-8"
+            )
             assert embed(new, input="w1").status_code == 401, "keys are read when told to"
             child.process.send_signal(signal.SIGHUP)
             assert child.wait_for("reloaded")[0]["keys"] == 2
-            assert (embed(old, input="w1").status_code, embed(new, input="w1").status_code) == (401, 200)
+            assert (embed(old, input="w1").status_code, embed(new, input="w1").status_code) == (
+                401,
+                200,
+            )
             load[0].wait_for_more()
 
             path.write_text("- [coming", encoding="utf-8")
@@ -196,7 +242,10 @@ def test_keys_change_under_load(tmp_path: Path) -> None:
             (failed,) = child.wait_for("reload_failed")
             assert (failed["level"], str(path) in failed["reason"]) == ("error", True)
             assert "coming" not in failed["reason"]
-            assert (embed(old, input="w1").status_code, embed(new, input="w1").status_code) == (401, 200)
+            assert (embed(old, input="w1").status_code, embed(new, input="w1").status_code) == (
+                401,
+                200,
+            )
             for _ in range(50):  # as a careless script might
                 child.process.send_signal(signal.SIGHUP)
                 time.sleep(0.002)

@@ -50,7 +50,9 @@ SHAPES: dict[str, Any] = {
     "response": list[list[float]],
     "names": NAMES,
 }
-ERRORS = ErrorShape(ToyError, lambda failure: (418, {"oops": f"{failure.param}: {failure.message}"}))
+ERRORS = ErrorShape(
+    ToyError, lambda failure: (418, {"oops": f"{failure.param}: {failure.message}"})
+)
 TOY = Dialect(
     "Toy",
     ERRORS,
@@ -66,7 +68,9 @@ def http(start_gateway: Callable[..., RunningGateway]) -> Iterator[httpx.Client]
     """Return a client with a key, of a gateway that speaks the toy dialect too."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(server, "create_app", partial(create_app, dialects=(*DIALECTS, TOY)))
-        gateway = start_gateway(**FAKE, unknown_model="serve_default", api_keys=["key"], max_inputs=3)
+        gateway = start_gateway(
+            **FAKE, unknown_model="serve_default", api_keys=["key"], max_inputs=3
+        )
     with gateway.client(headers={"x-api-key": "key"}) as client:
         yield client
     gateway.stop()
@@ -96,7 +100,9 @@ def test_the_other_dialect_stays(http: httpx.Client) -> None:
         ({"sentences": ["w1"] * 4}, "sentences: sentences has 4 items"),
     ],
 )
-def test_its_errors_are_its_own(http: httpx.Client, path: str, body: dict[str, Any], words: str) -> None:
+def test_its_errors_are_its_own(
+    http: httpx.Client, path: str, body: dict[str, Any], words: str
+) -> None:
     """Errors of the fields, the model and the limits have its shape and its names."""
     answer = http.post(path, json=body)
     assert (answer.status_code, answer.json().keys()) == (418, {"oops"})
@@ -106,13 +112,17 @@ def test_its_errors_are_its_own(http: httpx.Client, path: str, body: dict[str, A
 def test_it_has_keys_and_deadlines(http: httpx.Client) -> None:
     """Without a key, and after the client's deadline, it refuses in its shape."""
     keyless = http.post("/toy", json={"sentences": ["w1"]}, headers={"x-api-key": "wrong"})
-    late = http.post("/toy", json={"sentences": ["w1 fault-slow"]}, headers={"x-request-timeout-ms": "50"})
+    late = http.post(
+        "/toy", json={"sentences": ["w1 fault-slow"]}, headers={"x-request-timeout-ms": "50"}
+    )
     assert keyless.json().keys() == late.json().keys() == {"oops"}
     assert "Incorrect API key" in keyless.text
 
 
 def test_it_is_documented(http: httpx.Client) -> None:
-    """The OpenAPI document has its path, its body and its errors, and the shared path has both bodies."""
+    """The OpenAPI document has its path, its body and its errors, and the shared path has both
+    bodies.
+    """
     document = http.get("/openapi.json").json()
     content = document["paths"]["/toy"]["post"]["requestBody"]["content"]
     assert content["application/json"]["schema"] == {"$ref": "#/components/schemas/ToyRequest"}

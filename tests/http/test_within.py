@@ -1,4 +1,6 @@
-"""`within`: what has ended at once needs no clock, and what has not is limited, cancelled and closed as ever."""
+"""`within`: what has ended at once needs no clock, and what has not is limited, cancelled and
+closed as ever.
+"""
 
 from __future__ import annotations
 

@@ -94,7 +94,9 @@ def test_clear() -> None:
     ("first", "second"),
     [(([1, 2], None), ([1, 3], None)), (([1, 2], None), ([1, 2], 1)), (([1, 2], 0), ([1, 2], 1))],
 )
-def test_digest_tells_inputs_apart(first: tuple[list[int], int | None], second: tuple[list[int], int | None]) -> None:
+def test_digest_tells_inputs_apart(
+    first: tuple[list[int], int | None], second: tuple[list[int], int | None]
+) -> None:
     """Different ids, or the same with other token types, have different fingerprints."""
     a, b = (digest(np.array(ids, np.int32), boundary) for ids, boundary in (first, second))
     assert a != b

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 def test_ranges_are_read(tmp_path: Path) -> None:
     """The minimum of each dimension is the first row, the maximum the second."""
-    (tmp_path / "ranges.json").write_text('{"min": [-1, 0.5], "max": [1, 0.5], "note": "kept by whoever wrote it"}')
+    (tmp_path / "ranges.json").write_text(
+        '{"min": [-1, 0.5], "max": [1, 0.5], "note": "kept by whoever wrote it"}'
+    )
     assert read_ranges(tmp_path / "ranges.json").tolist() == [[-1, 0.5], [1, 0.5]]
 
 
@@ -36,9 +38,13 @@ def test_ranges_are_read(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_file_is_refused(tmp_path: Path, text: str) -> None:
-    """What is not two lists of as many finite numbers, the smaller ones first, ends the start with the file's name."""
+    """What is not two lists of as many finite numbers, the smaller ones first, ends the start with
+    the file's name.
+    """
     (tmp_path / "ranges.json").write_text(text)
-    with pytest.raises(BadConfiguration, match=r"calibration_file: .*ranges\.json: it has to hold `min` and `max`"):
+    with pytest.raises(
+        BadConfiguration, match=r"calibration_file: .*ranges\.json: it has to hold `min` and `max`"
+    ):
         read_ranges(tmp_path / "ranges.json")
 
 

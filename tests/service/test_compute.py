@@ -58,9 +58,13 @@ def dense(done: Computed) -> list[list[float]]:
     return [rows[Output.DENSE][0].tolist() for rows in done.result.results]
 
 
-def batch(*inputs: list[int], outputs: frozenset[Output] = frozenset({Output.DENSE}), seconds: float = 10) -> Batch:
+def batch(
+    *inputs: list[int], outputs: frozenset[Output] = frozenset({Output.DENSE}), seconds: float = 10
+) -> Batch:
     ids = [np.array(each, np.int32) for each in inputs]
-    return Batch(ids=ids, outputs=outputs, priority=Priority.BULK, deadline=time.monotonic() + seconds)
+    return Batch(
+        ids=ids, outputs=outputs, priority=Priority.BULK, deadline=time.monotonic() + seconds
+    )
 
 
 async def test_hits_are_not_computed_again() -> None:
@@ -161,8 +165,12 @@ async def test_kinds_are_kept_apart() -> None:
     work = compute(engine)
     both = frozenset({Output.DENSE, Output.SPARSE})
     await work.run(batch([1]), call=CALL, more_coming=False)
-    assert (await work.run(batch([1], outputs=both), call=CALL, more_coming=False)).cached == [False]
-    sparse = await work.run(batch([1], outputs=frozenset({Output.SPARSE})), call=CALL, more_coming=False)
+    assert (await work.run(batch([1], outputs=both), call=CALL, more_coming=False)).cached == [
+        False
+    ]
+    sparse = await work.run(
+        batch([1], outputs=frozenset({Output.SPARSE})), call=CALL, more_coming=False
+    )
     assert sparse.cached == [True]
     assert [set(rows) for rows in sparse.result.results] == [{Output.SPARSE}]
 
@@ -188,7 +196,9 @@ async def test_without_a_cache_everything_is_computed() -> None:
 
 
 async def test_isolated_tenants_gain_nothing_from_each_other() -> None:
-    """With isolation, what one tenant has had computed or is waiting for is computed again for another."""
+    """With isolation, what one tenant has had computed or is waiting for is computed again for
+    another.
+    """
     engine = Engine()
     work = compute(engine)
     work.isolated = True
@@ -197,7 +207,10 @@ async def test_isolated_tenants_gain_nothing_from_each_other() -> None:
     assert (await work.run(batch([1]), call=A, more_coming=False)).cached == [True]
     assert engine.seen == [[1], [1]]
     engine.hold.clear()
-    tasks = [asyncio.create_task(work.run(batch([2]), call=call, more_coming=False)) for call in (A, B, A)]
+    tasks = [
+        asyncio.create_task(work.run(batch([2]), call=call, more_coming=False))
+        for call in (A, B, A)
+    ]
     for _ in range(3):
         await asyncio.sleep(0)
     engine.hold.set()
@@ -212,7 +225,9 @@ async def test_without_isolation_tenants_share() -> None:
     await work.run(batch([1]), call=A, more_coming=False)
     assert (await work.run(batch([1]), call=B, more_coming=False)).cached == [True]
     engine.hold.clear()
-    tasks = [asyncio.create_task(work.run(batch([2]), call=call, more_coming=False)) for call in (A, B)]
+    tasks = [
+        asyncio.create_task(work.run(batch([2]), call=call, more_coming=False)) for call in (A, B)
+    ]
     await asyncio.sleep(0)
     engine.hold.set()
     await asyncio.gather(*tasks)

@@ -122,7 +122,13 @@ def test_an_abstract_socket_and_no_socket(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize(
     ("limit", "pid", "expected"),
-    [("", "", None), ("3000000", "", 1.0), ("3000000", "self", 1.0), ("3000000", "1", None), ("soon", "", None)],
+    [
+        ("", "", None),
+        ("3000000", "", 1.0),
+        ("3000000", "self", 1.0),
+        ("3000000", "1", None),
+        ("soon", "", None),
+    ],
 )
 def test_the_watchdog_is_for_whom_it_names(
     monkeypatch: pytest.MonkeyPatch, limit: str, pid: str, expected: float | None
@@ -183,9 +189,14 @@ def test_a_second_signal_ends_it_now(start: Callable[..., Server]) -> None:
     """Who sends SIGTERM twice does not wait for the requests that are still running."""
     server = start("--request-timeout-s", "3600", "--drain-timeout-s", "3600")
     server.wait_for("ready")
-    with socket.create_connection(tuple(server.url.removeprefix("http://").split(":")), timeout=60) as hanging:  # type: ignore[arg-type]
+    with socket.create_connection(
+        tuple(server.url.removeprefix("http://").split(":")), timeout=60
+    ) as hanging:  # type: ignore[arg-type]
         body = b'{"model":"fake","input":"fault-hang"}'
-        hanging.sendall(b"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        hanging.sendall(
+            b"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body)
+            + body
+        )
         until = time.monotonic() + 30
         while httpx.get(server.url + "/stats").json()["models"]["fake"]["queued_tokens"] == 0:
             assert time.monotonic() < until
@@ -200,7 +211,9 @@ def test_a_second_signal_ends_it_now(start: Callable[..., Server]) -> None:
 @pytest.mark.process
 def test_sigterm_while_loading_ends_it(start: Callable[..., Server]) -> None:
     """A model that takes for ever to load does not keep the gateway from stopping."""
-    server = start("--engine-args", "{load_s: 3600}", "--drain-grace-s", "600", "--drain-timeout-s", "600")
+    server = start(
+        "--engine-args", "{load_s: 3600}", "--drain-grace-s", "600", "--drain-timeout-s", "600"
+    )
     server.wait_for("loading")
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(30) == 0
@@ -248,7 +261,9 @@ def test_one_dead_model_leaves_the_others(
     with gateway.client() as http:
         answer = http.post("/v1/embeddings", json={"model": "dying", "input": "w1"})
         assert answer.status_code == 503
-        assert http.post("/v1/embeddings", json={"model": "sound", "input": "w1"}).status_code == 200
+        assert (
+            http.post("/v1/embeddings", json={"model": "sound", "input": "w1"}).status_code == 200
+        )
         assert http.get("/readyz").status_code == 200
         assert http.get("/readyz?model=dying").status_code == 503
     assert gateway.stop() == 0
@@ -268,7 +283,9 @@ def test_a_reload_while_loading_is_not_ready(
     assert manager.heard == ["READY=1\nSTATUS=serving"]
 
 
-def test_an_optional_model_that_cannot_be_loaded_is_let_go(start_gateway: Callable[..., RunningGateway]) -> None:
+def test_an_optional_model_that_cannot_be_loaded_is_let_go(
+    start_gateway: Callable[..., RunningGateway],
+) -> None:
     """It is told to be missing and not to be loading, holds no process, and the others are served."""
     sound = {"model_name": "sound", "gpu_memory_utilization": 0.2}
     wrong = {**sound, "model_name": "wrong", "expected_dimension": 7, "replicas": 2}

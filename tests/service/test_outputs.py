@@ -80,9 +80,17 @@ def test_token_vectors_of_chunks_follow_each_other(output: Output) -> None:
 
 def test_lexical_weights_of_chunks_are_the_largest() -> None:
     """A token id that is in several chunks of an input has its largest weight, once."""
-    rows = [np.array(each, np.float32).reshape(-1, 2) for each in ([], [[7, 0.5], [9, 2]], [[3, 1], [7, 1.5]])]
-    chunked = [(each.indices.tolist(), each.values.tolist()) for each in joined(Output.SPARSE, rows, CHUNKED)]
+    rows = [
+        np.array(each, np.float32).reshape(-1, 2)
+        for each in ([], [[7, 0.5], [9, 2]], [[3, 1], [7, 1.5]])
+    ]
+    chunked = [
+        (each.indices.tolist(), each.values.tolist())
+        for each in joined(Output.SPARSE, rows, CHUNKED)
+    ]
     assert chunked == [([], []), ([3, 7, 9], [1, 1.5, 2])]
-    whole = [(each.indices.tolist(), each.values.tolist()) for each in joined(Output.SPARSE, rows, WHOLE)]
+    whole = [
+        (each.indices.tolist(), each.values.tolist()) for each in joined(Output.SPARSE, rows, WHOLE)
+    ]
     assert whole == [([], []), ([7, 9], [0.5, 2]), ([3, 7], [1, 1.5])]
     assert all(each.indices.dtype == np.int64 for each in joined(Output.SPARSE, rows, WHOLE))

@@ -24,12 +24,16 @@ PLENTY = 10**9
 QWEN_TASK = "Given a web search query, retrieve relevant passages that answer the query"
 
 
-def encoder(*, tokenizer: Tokenizer | None = None, facts: dict[str, Any] | None = None, **options: Any) -> Encoder:
+def encoder(
+    *, tokenizer: Tokenizer | None = None, facts: dict[str, Any] | None = None, **options: Any
+) -> Encoder:
     """Return the encoder of a fake model."""
     chosen = ModelOptions(engine="fake", **{"model_name": "fake", **options})
     core = FakeBackend(chosen)
     described = msgspec.structs.replace(core.facts(32), **(facts or {}))
-    return Encoder(described, tokenizer.to_str().encode() if tokenizer else core.tokenizer_json, chosen)
+    return Encoder(
+        described, tokenizer.to_str().encode() if tokenizer else core.tokenizer_json, chosen
+    )
 
 
 @cache
@@ -71,8 +75,16 @@ def contents(prepared: Prepared) -> list[list[int]]:
         ("Qwen/Qwen3-Embedding-8B", {"instruction": "Find code"}, "Instruct: Find code\nQuery:"),
         ("BAAI/bge-m3", {"input_type": "query"}, ""),
         ("BAAI/bge-m3", {"input_type": "document"}, ""),
-        ("intfloat/multilingual-e5-large-instruct", {"input_type": "query"}, f"Instruct: {QWEN_TASK}\nQuery: "),
-        ("intfloat/multilingual-e5-large-instruct", {"instruction": "Find"}, "Instruct: Find\nQuery: "),
+        (
+            "intfloat/multilingual-e5-large-instruct",
+            {"input_type": "query"},
+            f"Instruct: {QWEN_TASK}\nQuery: ",
+        ),
+        (
+            "intfloat/multilingual-e5-large-instruct",
+            {"instruction": "Find"},
+            "Instruct: Find\nQuery: ",
+        ),
         ("intfloat/multilingual-e5-large-instruct", {"input_type": "document"}, ""),
         ("intfloat/e5-large-v2", {"input_type": "query"}, "query: "),
         ("intfloat/multilingual-e5-base", {"input_type": "document"}, "passage: "),
@@ -82,13 +94,21 @@ def contents(prepared: Prepared) -> list[list[int]]:
             "Represent this sentence for searching relevant passages: ",
         ),
         ("BAAI/bge-large-en-v1.5", {"input_type": "document"}, ""),
-        ("BAAI/bge-small-zh-v1.5", {"input_type": "query"}, "为这个句子生成表示以用于检索相关文章："),
+        (
+            "BAAI/bge-small-zh-v1.5",
+            {"input_type": "query"},
+            "为这个句子生成表示以用于检索相关文章：",
+        ),
         ("sentence-transformers/all-MiniLM-L6-v2", {"input_type": "query"}, ""),
         ("sentence-transformers/all-MiniLM-L6-v2", {"input_type": "document"}, ""),
     ],
 )
-def test_families_have_the_prompts_of_their_model_cards(model: str, fields: dict[str, Any], prefix: str) -> None:
-    """Each model family puts before a text what its model card says, and nothing unless it is asked to."""
+def test_families_have_the_prompts_of_their_model_cards(
+    model: str, fields: dict[str, Any], prefix: str
+) -> None:
+    """Each model family puts before a text what its model card says, and nothing unless it is asked
+    to.
+    """
     assert encoder(model_name=model).prefix(job("a", **fields), None) == prefix
 
 
@@ -108,14 +128,20 @@ OWN = {"prompts": {"query": "Q: ", "passage": "P: ", "other": "O: "}}
         ({**OWN, "default_prompt_name": "absent"}, {}, ""),
     ],
 )
-def test_models_bring_their_own_prompts(facts: dict[str, Any], fields: dict[str, Any], prefix: str) -> None:
-    """A model's own prompts serve input_type and prompt_name, and its default prompt every other request."""
+def test_models_bring_their_own_prompts(
+    facts: dict[str, Any], fields: dict[str, Any], prefix: str
+) -> None:
+    """A model's own prompts serve input_type and prompt_name, and its default prompt every other
+    request.
+    """
     assert encoder(facts=facts).prefix(job("a", **fields), None) == prefix
 
 
 def test_the_alias_comes_after_the_request_and_before_the_default() -> None:
     """An alias stands in for what the request leaves open, in front of the model's default prompt."""
-    reader = encoder(facts={**OWN, "default_prompt_name": "other"}, instruction_template="<{instruction}>")
+    reader = encoder(
+        facts={**OWN, "default_prompt_name": "other"}, instruction_template="<{instruction}>"
+    )
     alias = AliasSettings(instruction="from alias")
     assert reader.prefix(job("a"), alias) == "<from alias>"
     assert reader.prefix(job("a", prompt_name="query"), alias) == "Q: "
@@ -126,7 +152,9 @@ def test_the_alias_comes_after_the_request_and_before_the_default() -> None:
 def test_settings_win_over_the_family() -> None:
     """The configured template and default instruction replace those of the family."""
     reader = encoder(
-        model_name="Qwen/Qwen3-Embedding-0.6B", instruction_template="T {instruction}: ", default_instruction="do"
+        model_name="Qwen/Qwen3-Embedding-0.6B",
+        instruction_template="T {instruction}: ",
+        default_instruction="do",
     )
     assert reader.prefix(job("a", input_type=InputType.QUERY), None) == "T do: "
     assert reader.prefix(job("a", instruction="other"), None) == "T other: "
@@ -154,7 +182,9 @@ def special(single: str | None) -> Tokenizer:
     tokenizer = Tokenizer(models.WordLevel({"[A]": 0, "[B]": 1, "[U]": 2, "a": 3}, unk_token="[U]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     if single is not None:
-        tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=[("[A]", 0), ("[B]", 1)])
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=single, special_tokens=[("[A]", 0), ("[B]", 1)]
+        )
     return tokenizer
 
 
@@ -190,8 +220,12 @@ lengths = st.lists(st.integers(0, 40), min_size=1, max_size=6)
 
 @settings(deadline=None)
 @given(lengths, contexts, st.sampled_from([Truncate.LEFT, Truncate.RIGHT, Truncate.CHUNK_MEAN]))
-def test_everything_fits_after_truncation(sizes: list[int], context: int, truncate: Truncate) -> None:
-    """No chunk is longer than the context; left and right keep an end, chunks keep every token in order."""
+def test_everything_fits_after_truncation(
+    sizes: list[int], context: int, truncate: Truncate
+) -> None:
+    """No chunk is longer than the context; left and right keep an end, chunks keep every token in
+    order.
+    """
     texts = [words(size, 50 * i) or " " for i, size in enumerate(sizes)]
     whole = [[100 + 50 * i + k for k in range(size)] for i, size in enumerate(sizes)]
     prepared = short(context).prepare(job(*texts, truncate=truncate), "", max_total=PLENTY)
@@ -204,15 +238,21 @@ def test_everything_fits_after_truncation(sizes: list[int], context: int, trunca
         if truncate is Truncate.CHUNK_MEAN:
             assert [token for chunk in chunks for token in chunk] == ids
         else:
-            assert chunks == [ids[:room] if truncate is Truncate.RIGHT else ids[max(0, len(ids) - room) :]]
+            assert chunks == [
+                ids[:room] if truncate is Truncate.RIGHT else ids[max(0, len(ids) - room) :]
+            ]
     long = tuple(i for i, size in enumerate(sizes) if size > room)
-    assert (prepared.truncated, prepared.chunked) == (((), long) if truncate is Truncate.CHUNK_MEAN else (long, ()))
+    assert (prepared.truncated, prepared.chunked) == (
+        ((), long) if truncate is Truncate.CHUNK_MEAN else (long, ())
+    )
     assert prepared.total == sum(map(len, prepared.ids))
 
 
 @settings(deadline=None)
 @given(st.integers(1, 40), st.integers(1, 10), contexts, st.sampled_from(list(Truncate)))
-def test_the_prompt_survives_truncation(size: int, prompt: int, context: int, truncate: Truncate) -> None:
+def test_the_prompt_survives_truncation(
+    size: int, prompt: int, context: int, truncate: Truncate
+) -> None:
     """Every chunk begins with the whole prompt, or the request is refused."""
     prefix = words(prompt, 200) + " "
     reader = short(context)
@@ -238,7 +278,9 @@ def test_order_is_kept_over_many_parts() -> None:
 
 @pytest.mark.parametrize("truncate", list(Truncate))
 def test_a_request_has_at_most_so_many_tokens(truncate: Truncate) -> None:
-    """The limit counts what the model would read, special tokens and prompts included, and is named in the error."""
+    """The limit counts what the model would read, special tokens and prompts included, and is named
+    in the error.
+    """
     request = job(*[words(8)] * 10, truncate=truncate)
     assert encoder().prepare(request, "w1 ", max_total=110).total == 110
     with pytest.raises(InvalidRequest) as caught:
@@ -279,14 +321,21 @@ def test_native_ids_cannot_be_prompted() -> None:
 
 
 @settings(deadline=None)
-@given(st.lists(st.lists(st.integers(0, VOCABULARY + 5), min_size=1, max_size=30), min_size=1, max_size=5))
+@given(
+    st.lists(
+        st.lists(st.integers(0, VOCABULARY + 5), min_size=1, max_size=30), min_size=1, max_size=5
+    )
+)
 def test_native_ids_are_in_the_vocabulary_or_refused(inputs: list[list[int]]) -> None:
     """No id outside the vocabulary reaches the engine."""
     reader = native(10)
     request = job(*inputs, truncate=Truncate.LEFT)
     bad = [i for i, ids in enumerate(inputs) if max(ids) >= VOCABULARY]
     if not bad:
-        assert max(int(ids.max()) for ids in reader.prepare(request, "", max_total=PLENTY).ids) < VOCABULARY
+        assert (
+            max(int(ids.max()) for ids in reader.prepare(request, "", max_total=PLENTY).ids)
+            < VOCABULARY
+        )
         return
     with pytest.raises(InvalidRequest) as caught:
         reader.prepare(request, "", max_total=PLENTY)
@@ -294,9 +343,15 @@ def test_native_ids_are_in_the_vocabulary_or_refused(inputs: list[list[int]]) ->
 
 
 @settings(deadline=None)
-@given(st.lists(st.integers(0, cl100k.VOCABULARY + 5) | st.integers(0, 2**31 - 1), min_size=1, max_size=20))
+@given(
+    st.lists(
+        st.integers(0, cl100k.VOCABULARY + 5) | st.integers(0, 2**31 - 1), min_size=1, max_size=20
+    )
+)
 def test_any_cl100k_ids_are_text_or_refused(ids: list[int]) -> None:
-    """Any ids, also half a character, decode to some text or are refused by index; nothing else happens."""
+    """Any ids, also half a character, decode to some text or are refused by index; nothing else
+    happens.
+    """
     try:
         prepared = short(20).prepare(job([100], ids, truncate=Truncate.RIGHT), "", max_total=PLENTY)
     except InvalidRequest as error:
@@ -307,12 +362,16 @@ def test_any_cl100k_ids_are_text_or_refused(ids: list[int]) -> None:
 
 def test_a_request_that_fits_is_not_copied_about() -> None:
     """Without over-long inputs, chunks and inputs run in parallel."""
-    prepared = encoder().prepare(replace(job("w1", "w2"), truncate=Truncate.CHUNK_MEAN), "", max_total=PLENTY)
+    prepared = encoder().prepare(
+        replace(job("w1", "w2"), truncate=Truncate.CHUNK_MEAN), "", max_total=PLENTY
+    )
     assert (prepared.owner, prepared.truncated, prepared.chunked) == ([0, 1], (), ())
 
 
 def test_every_cl100k_id_is_what_bpe_openai_decodes() -> None:
-    """Each id of cl100k_base is read as the package with the ranks reads it, and the unused ones are refused."""
+    """Each id of cl100k_base is read as the package with the ranks reads it, and the unused ones
+    are refused.
+    """
     encoding = bpe_openai.get_encoding("cl100k_base")
     for token in range(cl100k.VOCABULARY):
         try:

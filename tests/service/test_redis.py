@@ -362,7 +362,9 @@ def test_the_prefix_keeps_services_apart(start: Start, redis: RedisServer, patie
     assert x_cache(one, "w1") is None
 
 
-@pytest.mark.parametrize("other", [{"max_batch_size": 7}, {"engine_args": {"step_s": 0.001}}, {"max_model_len": 100}])
+@pytest.mark.parametrize(
+    "other", [{"max_batch_size": 7}, {"engine_args": {"step_s": 0.001}}, {"max_model_len": 100}]
+)
 @pytest.mark.server
 def test_other_models_do_not_share(
     pair: tuple[RunningGateway, RunningGateway],
@@ -505,8 +507,12 @@ async def test_rates_in_redis_say_when_it_fits(kept: Rates) -> None:
 
 
 @pytest.mark.server
-async def test_what_redis_counted_is_given_back_there_or_not_at_all(redis: RedisServer, patient: None) -> None:
-    """When Redis goes while a request is computed, its tokens do not become a credit of this instance's own."""
+async def test_what_redis_counted_is_given_back_there_or_not_at_all(
+    redis: RedisServer, patient: None
+) -> None:
+    """When Redis goes while a request is computed, its tokens do not become a credit of this
+    instance's own.
+    """
     it, client = Breaking(), connect(redis.url)
     kept = Rates(
         Settings(engine="fake"), it.metrics, SharedCounters(client, it.breaker, prefix="embedding:")
@@ -525,7 +531,9 @@ async def test_what_redis_counted_is_given_back_there_or_not_at_all(redis: Redis
 
 
 @pytest.mark.server
-def test_isolated_tenants_do_not_share_through_redis(start: Start, redis: RedisServer, patient: None) -> None:
+def test_isolated_tenants_do_not_share_through_redis(
+    start: Start, redis: RedisServer, patient: None
+) -> None:
     """With `cache_isolation: tenant`, a result in Redis is its tenant's alone, in every instance."""
     keys = [{"name": "a", "key": "key-a"}, {"name": "b", "key": "key-b"}]
     gateways = [start(api_keys=keys, cache_isolation="tenant") for _ in range(2)]
@@ -589,8 +597,12 @@ def test_redis_behind_tls(start: Start, tmp_path: Path, certificate: Path, patie
 
 
 @pytest.mark.server
-def test_a_stranger_behind_tls_is_not_used(start: Start, tmp_path: Path, certificate: Path, patient: None) -> None:
-    """A server whose certificate nobody we trust has signed gets no password and no results; requests go on."""
+def test_a_stranger_behind_tls_is_not_used(
+    start: Start, tmp_path: Path, certificate: Path, patient: None
+) -> None:
+    """A server whose certificate nobody we trust has signed gets no password and no results;
+    requests go on.
+    """
     server = RedisServer(tmp_path, password=PASSWORD, certificate=certificate)
     try:
         one = start(redis_url=server.url)

@@ -1,4 +1,6 @@
-"""The service without HTTP, on a running gateway's loop: limits, reservations, models, and what is refused early."""
+"""The service without HTTP, on a running gateway's loop: limits, reservations, models, and what is
+refused early.
+"""
 
 from __future__ import annotations
 
@@ -43,12 +45,16 @@ class Service:
         self.service = gateway.gateway.service
         self.model = next(iter(self.service.models))
 
-    def begin(self, job: EmbedJob, *, within_s: float = 30, leases: ExitStack | None = None) -> Future[Embeddings]:
+    def begin(
+        self, job: EmbedJob, *, within_s: float = 30, leases: ExitStack | None = None
+    ) -> Future[Embeddings]:
         """Start a request; its reservation ends with `leases`, or with the request."""
 
         async def embed() -> Embeddings:
             with ExitStack() as own:
-                return await self.service.embed(job, Call(time.monotonic() + within_s, leases=leases or own))
+                return await self.service.embed(
+                    job, Call(time.monotonic() + within_s, leases=leases or own)
+                )
 
         return self.submit(embed())
 
@@ -95,16 +101,24 @@ def test_an_answer_is_complete(service: Service) -> None:
     assert answer.total_tokens == 7
     assert answer.model == "fake"
     assert answer.engine_s > 0
-    assert (answer.sparse, answer.colbert, answer.truncated, answer.chunked, answer.token_ids_read_as) == (
-        (None, None, (), (), None)
-    )
+    assert (
+        answer.sparse,
+        answer.colbert,
+        answer.truncated,
+        answer.chunked,
+        answer.token_ids_read_as,
+    ) == ((None, None, (), (), None))
 
 
 @pytest.mark.parametrize("count", [1, INTERACTIVE_TEXTS, INTERACTIVE_TEXTS + 1, 600])
 def test_small_and_large_requests_are_alike(service: Service, count: int) -> None:
-    """Whether work is done on the event loop or in a thread, alone or in slices, the vectors are the same."""
+    """Whether work is done on the event loop or in a thread, alone or in slices, the vectors are
+    the same.
+    """
     texts = [f"w{i}" for i in range(count)]
-    np.testing.assert_allclose(dense(service.embed(replace(JOB, inputs=texts))), unit_vectors(*texts), rtol=1e-6)
+    np.testing.assert_allclose(
+        dense(service.embed(replace(JOB, inputs=texts))), unit_vectors(*texts), rtol=1e-6
+    )
 
 
 def test_long_texts_are_tokenised_in_a_thread_alike(service: Service) -> None:
@@ -144,7 +158,9 @@ def test_what_cannot_be_served_is_refused_and_holds_nothing(
 def test_a_deadline_that_has_passed_is_a_504(service: Service) -> None:
     """Work whose time is over is not begun, and work that runs out of time is given up."""
     assert isinstance(service.refusal(JOB, within_s=-1), DeadlineExceeded)
-    assert isinstance(service.refusal(replace(JOB, inputs=["fault-slow"]), within_s=0.1), DeadlineExceeded)
+    assert isinstance(
+        service.refusal(replace(JOB, inputs=["fault-slow"]), within_s=0.1), DeadlineExceeded
+    )
     assert service.held() == (0, 0, 0)
 
 
@@ -156,7 +172,9 @@ def wait_until(condition: Callable[[], object]) -> None:
 
 
 def test_too_many_tokens_at_once_are_a_429(narrow: Service) -> None:
-    """While the engine's queue is full, what does not fit is sent away with a time, and fits again later."""
+    """While the engine's queue is full, what does not fit is sent away with a time, and fits again
+    later.
+    """
     busy = narrow.begin(replace(JOB, inputs=["fault-slow" + " w1" * 60]))
     wait_until(lambda: narrow.model.gate.held == 63)
     refused = narrow.refusal(replace(JOB, inputs=["w1 " * 40]))
@@ -177,7 +195,9 @@ def test_more_tokens_than_the_queue_holds_are_a_400(narrow: Service) -> None:
 
 
 def test_answers_are_reserved_until_they_are_sent(narrow: Service) -> None:
-    """The bytes of an answer stay reserved as long as its lease is open, and bound what else is computed."""
+    """The bytes of an answer stay reserved as long as its lease is open, and bound what else is
+    computed.
+    """
     leases = ExitStack()
     job = replace(JOB, inputs=["w1"] * 8, encoding=Encoding.FLOAT)
     narrow.embed(job, leases=leases)
@@ -198,7 +218,9 @@ def test_cancelling_a_request_frees_everything(narrow: Service) -> None:
     running.cancel()
     wait_until(lambda: narrow.held() == (0, 0, 0))
     assert [replica.outstanding_tokens for replica in narrow.model.engine.replicas] == [0]
-    np.testing.assert_allclose(dense(narrow.embed(replace(JOB, inputs=["w7"]))), unit_vectors("w7"), rtol=1e-6)
+    np.testing.assert_allclose(
+        dense(narrow.embed(replace(JOB, inputs=["w7"]))), unit_vectors("w7"), rtol=1e-6
+    )
 
 
 def test_vectors_do_not_depend_on_the_company(service: Service) -> None:
@@ -213,7 +235,9 @@ def test_vectors_do_not_depend_on_the_company(service: Service) -> None:
 
 def test_numbers_are_the_models_own_without_normalisation(service: Service) -> None:
     """`normalize=False` returns what the engine computed, whatever its scale, also as float16."""
-    raw = service.embed(replace(JOB, inputs=["w1"], normalize=False, embed_dtype=EmbedDtype.FLOAT16))
+    raw = service.embed(
+        replace(JOB, inputs=["w1"], normalize=False, embed_dtype=EmbedDtype.FLOAT16)
+    )
     np.testing.assert_array_equal(dense(raw)[0], raw_vector("w1").astype(np.float16))
     assert raw.tokens == [len(ids_of("w1"))]
 
@@ -221,7 +245,9 @@ def test_numbers_are_the_models_own_without_normalisation(service: Service) -> N
 def test_a_bulk_request_is_refused_unread_while_the_queue_is_full(
     start_gateway: Callable[..., RunningGateway], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What surely does not fit is not tokenised first; a short request is, since the cache may know it."""
+    """What surely does not fit is not tokenised first; a short request is, since the cache may know
+    it.
+    """
     gateway = start_gateway(**FAKE, max_queued_tokens=400, cache_max_bytes=1 << 20)
     full = Service(gateway)
     full.embed(replace(JOB, inputs=["w1"]))
@@ -231,7 +257,9 @@ def test_a_bulk_request_is_refused_unread_while_the_queue_is_full(
     prepared: list[EmbedJob] = []
     encoder = full.model.embedder()
     prepare = encoder.prepare
-    monkeypatch.setattr(encoder, "prepare", lambda job, *a, **k: (prepared.append(job), prepare(job, *a, **k))[1])
+    monkeypatch.setattr(
+        encoder, "prepare", lambda job, *a, **k: (prepared.append(job), prepare(job, *a, **k))[1]
+    )
     bulk = replace(JOB, inputs=["w3 " * 20] * (INTERACTIVE_TEXTS + 1))
     assert isinstance(full.refusal(bulk), Overloaded)
     assert prepared == []
@@ -243,7 +271,9 @@ def test_a_bulk_request_is_refused_unread_while_the_queue_is_full(
     gateway.stop()
 
 
-def test_short_queries_do_not_change_what_is_expected_of_bulk(start_gateway: Callable[..., RunningGateway]) -> None:
+def test_short_queries_do_not_change_what_is_expected_of_bulk(
+    start_gateway: Callable[..., RunningGateway],
+) -> None:
     """How many tokens a long request should have is learnt from long requests alone."""
     gateway = start_gateway(**FAKE)
     own = Service(gateway)

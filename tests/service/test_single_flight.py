@@ -64,7 +64,9 @@ async def test_who_waits_keeps_to_a_deadline_and_harms_nobody() -> None:
     with flights.claim(["a"]) as first:
         with flights.claim(["a"]) as hasty, pytest.raises(DeadlineExceeded):
             await hasty.others(deadline=time.monotonic() + 0.01)
-        cancelled, patient = (asyncio.create_task(flights.claim(["a"]).others(deadline=soon())) for _ in range(2))
+        cancelled, patient = (
+            asyncio.create_task(flights.claim(["a"]).others(deadline=soon())) for _ in range(2)
+        )
         await asyncio.sleep(0)
         cancelled.cancel()
         await asyncio.sleep(0)

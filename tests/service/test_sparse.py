@@ -21,9 +21,13 @@ weights_of_ids = st.dictionaries(
 
 @given(weights_of_ids, st.sampled_from([1, 7, 1000, HASH_SPACE]))
 def test_hash_sums_collisions(weights: dict[int, float], space: int) -> None:
-    """An index is the first 32 bits of the id's sha256, modulo the space; colliding weights are summed."""
+    """An index is the first 32 bits of the id's sha256, modulo the space; colliding weights are
+    summed.
+    """
     ids = sorted(weights)
-    sparse = Sparse(np.array(ids, np.int64), np.array([weights[token] for token in ids], np.float32))
+    sparse = Sparse(
+        np.array(ids, np.int64), np.array([weights[token] for token in ids], np.float32)
+    )
     expected: dict[int, float] = defaultdict(float)
     for token, weight in weights.items():
         expected[int(hashlib.sha256(str(token).encode()).hexdigest()[:8], 16) % space] += weight
@@ -31,4 +35,6 @@ def test_hash_sums_collisions(weights: dict[int, float], space: int) -> None:
     assert hashed.indices.dtype == np.int64
     assert hashed.values.dtype == np.float32
     assert hashed.indices.tolist() == sorted(expected)
-    np.testing.assert_allclose(hashed.values, [expected[index] for index in sorted(expected)], rtol=1e-6)
+    np.testing.assert_allclose(
+        hashed.values, [expected[index] for index in sorted(expected)], rtol=1e-6
+    )

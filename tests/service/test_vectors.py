@@ -22,11 +22,15 @@ from embedding_service.service.vectors import (
 from embedding_service.types import EmbedDtype, Encoding
 
 numbers = st.floats(-100, 100, width=32, allow_subnormal=False)
-matrices = arrays.arrays(np.float32, st.tuples(st.integers(1, 6), st.integers(1, 40)), elements=numbers)
+matrices = arrays.arrays(
+    np.float32, st.tuples(st.integers(1, 6), st.integers(1, 40)), elements=numbers
+)
 
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=5), st.integers(1, 8), st.data())
-def test_chunk_mean_is_the_weighted_mean(chunks_of: list[int], size: int, data: st.DataObject) -> None:
+def test_chunk_mean_is_the_weighted_mean(
+    chunks_of: list[int], size: int, data: st.DataObject
+) -> None:
     """Each input's vector is the mean of its chunks, weighted by their tokens."""
     owner = [i for i, chunks in enumerate(chunks_of) for _ in range(chunks)]
     vectors = data.draw(arrays.arrays(np.float32, (len(owner), size), elements=numbers))
@@ -36,13 +40,19 @@ def test_chunk_mean_is_the_weighted_mean(chunks_of: list[int], size: int, data: 
     assert means.shape == (len(chunks_of), size)
     for i, mean in enumerate(means):
         rows = [k for k, o in enumerate(owner) if o == i]
-        expected = np.average(vectors[rows].astype(np.float64), axis=0, weights=[weights[k] for k in rows])
+        expected = np.average(
+            vectors[rows].astype(np.float64), axis=0, weights=[weights[k] for k in rows]
+        )
         np.testing.assert_allclose(mean, expected, rtol=1e-4, atol=1e-3)
 
 
 @given(matrices, st.integers(1, 50), st.booleans())
-def test_dense_vectors_are_cut_first_and_scaled_then(vectors: Any, dimensions: int, normalize: bool) -> None:
-    """A vector is the beginning of the model's own, scaled to length 1 if that is wanted; zeros stay zeros."""
+def test_dense_vectors_are_cut_first_and_scaled_then(
+    vectors: Any, dimensions: int, normalize: bool
+) -> None:
+    """A vector is the beginning of the model's own, scaled to length 1 if that is wanted; zeros
+    stay zeros.
+    """
     shaped = shape_dense(vectors, dimensions=dimensions, normalize=normalize)
     assert shaped.dtype == np.float32
     assert shaped.flags.c_contiguous
@@ -61,7 +71,11 @@ def test_long_and_short_vectors_normalise() -> None:
     np.testing.assert_allclose(np.linalg.norm(shaped, axis=1), 1, rtol=1e-6)
 
 
-@given(arrays.arrays(np.float32, st.tuples(st.integers(0, 4), st.integers(1, 3)), elements=st.floats(width=32)))
+@given(
+    arrays.arrays(
+        np.float32, st.tuples(st.integers(0, 4), st.integers(1, 3)), elements=st.floats(width=32)
+    )
+)
 def test_is_finite(vectors: Any) -> None:
     """Rows are finite if all their numbers are, however large these are."""
     assert is_finite(vectors) == all(np.isfinite(value) for value in vectors.ravel())
@@ -127,10 +141,14 @@ def test_formats_at_the_ends() -> None:
 @pytest.mark.parametrize("encoding", Encoding)
 @pytest.mark.parametrize("dtype", EmbedDtype)
 @pytest.mark.parametrize("dimensions", [64, 384, 1024])
-def test_the_estimate_covers_what_is_written(dtype: EmbedDtype, encoding: Encoding, dimensions: int) -> None:
+def test_the_estimate_covers_what_is_written(
+    dtype: EmbedDtype, encoding: Encoding, dimensions: int
+) -> None:
     """A vector is not larger than what is reserved for it, and not less than a third of that."""
     random = np.random.default_rng(dimensions).standard_normal((1, dimensions)).astype(np.float32)
-    written = vector_json(quantise(shape_dense(random, dimensions=None, normalize=True), dtype)[0], encoding)
+    written = vector_json(
+        quantise(shape_dense(random, dimensions=None, normalize=True), dtype)[0], encoding
+    )
     reserved = written_bytes(dimensions, dtype, encoding)
     assert reserved / 3 <= len(written) - 2 <= reserved
 
@@ -138,4 +156,7 @@ def test_the_estimate_covers_what_is_written(dtype: EmbedDtype, encoding: Encodi
 def test_vectors_are_written_without_loss() -> None:
     """float32 as JSON has as many digits as it needs."""
     vector = np.array([0.1, 1 / 3, 1e-8, 123456.79], np.float32)
-    assert np.array(orjson.loads(vector_json(vector, Encoding.FLOAT)), np.float32).tolist() == vector.tolist()
+    assert (
+        np.array(orjson.loads(vector_json(vector, Encoding.FLOAT)), np.float32).tolist()
+        == vector.tolist()
+    )

@@ -1,4 +1,6 @@
-"""A gateway with real vLLM in processes of its own, load for it, and the page on which its figures end up."""
+"""A gateway with real vLLM in processes of its own, load for it, and the page on which its figures
+end up.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,11 @@ class Server:
     """A gateway started by its command, its log in a file."""
 
     def __init__(self, folder: Path, **settings: Any) -> None:
-        options = {**{k: v for k, v in MINILM.items() if k != "port"}, "cache_max_bytes": 0, "log_format": "json"}
+        options = {
+            **{k: v for k, v in MINILM.items() if k != "port"},
+            "cache_max_bytes": 0,
+            "log_format": "json",
+        }
         config = folder / f"config-{time.monotonic_ns()}.json"  # JSON is YAML
         config.write_text(json.dumps({**options, "port": 0, **settings}), encoding="utf-8")
         self.log_path = config.with_suffix(".log")
@@ -84,7 +90,9 @@ class Server:
 
     def children(self) -> list[int]:
         """Return the process ids of the workers."""
-        text = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text(encoding="ascii")
+        text = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text(
+            encoding="ascii"
+        )
         return [int(pid) for pid in text.split()]
 
     def memory(self) -> int:
@@ -134,7 +142,9 @@ class Load:
     failed: list[str] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
     ended: float = 0.0
-    _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(time.monotonic_ns()))
+    _numbers: itertools.count[int] = field(
+        default_factory=lambda: itertools.count(time.monotonic_ns())
+    )
 
     def body(self, texts: int, words: int) -> bytes:
         """Return a request of texts that nobody has sent before."""
@@ -145,7 +155,13 @@ class Load:
         return json.dumps({"model": MODEL, "input": inputs, "encoding_format": "base64"}).encode()
 
     async def client(
-        self, session: ClientSession, until: float, *, texts: int, words: int, bodies: list[bytes] | None = None
+        self,
+        session: ClientSession,
+        until: float,
+        *,
+        texts: int,
+        words: int,
+        bodies: list[bytes] | None = None,
     ) -> None:
         """Send one request after another."""
         prepared = itertools.cycle(bodies) if bodies else None
@@ -171,7 +187,9 @@ class Load:
         """Return what was computed in a second, up to the last answer."""
         return self.texts / (self.ended - self.began)
 
-    async def run(self, seconds: float, *, clients: int, texts: int, words: int = 40, **options: Any) -> Load:
+    async def run(
+        self, seconds: float, *, clients: int, texts: int, words: int = 40, **options: Any
+    ) -> Load:
         """Run the loop."""
         until = time.monotonic() + seconds
         async with session() as http, asyncio.TaskGroup() as group:
@@ -187,7 +205,9 @@ class Load:
 def session() -> ClientSession:
     """Return a client whose connections are not counted."""
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=300), raise_for_status=False
+        connector=aiohttp.TCPConnector(limit=0),
+        timeout=aiohttp.ClientTimeout(total=300),
+        raise_for_status=False,
     )
 
 
@@ -214,19 +234,23 @@ def record(request: pytest.FixtureRequest) -> Callable[[str, str, str], None]:
 
 
 def pytest_sessionfinish() -> None:
-    """Write the figures between the marks of the page, in place of what the same tests wrote before."""
+    """Write the figures between the marks of the page, in place of what the same tests wrote
+    before.
+    """
     if not _ROWS or not REPORT.is_file():
         return
     before, _, rest = REPORT.read_text(encoding="utf-8").partition(BEGIN)
     table, _, after = rest.partition(END)
     ran = {f"`{test}`" for _, _, _, test in _ROWS}
     kept = [
-        line for line in table.splitlines() if line.startswith("| ") and line.split(" | ")[-1].rstrip(" |") not in ran
+        line
+        for line in table.splitlines()
+        if line.startswith("| ") and line.split(" | ")[-1].rstrip(" |") not in ran
     ]
-    lines = [f"| {promise} | {bar} | {reached} | `{test}` |" for promise, bar, reached, test in _ROWS]
-    where = (
-        f"{os.cpu_count()} cores of {_processor()}, no GPU, MiniLM in vLLM; last run on {time.strftime('%Y-%m-%d')}."
-    )
+    lines = [
+        f"| {promise} | {bar} | {reached} | `{test}` |" for promise, bar, reached, test in _ROWS
+    ]
+    where = f"{os.cpu_count()} cores of {_processor()}, no GPU, MiniLM in vLLM; last run on {time.strftime('%Y-%m-%d')}."
     head = ["| promise | bar | reached | shown by (under `tests/soak/`) |", "|---|---|---|---|"]
     body = sorted(dict.fromkeys([*kept[1:], *lines]), key=lambda line: line.split(" | ")[-1])
     page = [before + BEGIN, where, "", *head, *body, END + after]

@@ -1,4 +1,6 @@
-"""Death and standstill of real processes, and long saturation without a false alarm: how long each takes to be seen."""
+"""Death and standstill of real processes, and long saturation without a false alarm: how long each
+takes to be seen.
+"""
 
 from __future__ import annotations
 
@@ -41,21 +43,29 @@ HTTP = httpx.Client(timeout=300)  # making one takes long enough for others to f
 
 def ask(server: Server, texts: int) -> int:
     """Send one request; return its status."""
-    body = {"model": MODEL, "input": [f"{number} {' '.join(WORDS[:60])}" for number in range(texts)]}
+    body = {
+        "model": MODEL,
+        "input": [f"{number} {' '.join(WORDS[:60])}" for number in range(texts)],
+    }
     return HTTP.post(f"{server.url}/v1/embeddings", json=body).status_code
 
 
 def begin(threads: ThreadPoolExecutor, server: Server, texts: int, requests: int = 1) -> list[Any]:
     """Send requests and return once all of them have been admitted and the engine works on them."""
     pending = [threads.submit(ask, server, texts) for _ in range(requests)]
-    while HTTP.get(f"{server.url}/stats").json()["models"][MODEL]["queued_tokens"] < requests * texts * 60:
+    while (
+        HTTP.get(f"{server.url}/stats").json()["models"][MODEL]["queued_tokens"]
+        < requests * texts * 60
+    ):
         assert not any(request.done() for request in pending), "too fast to be interrupted"
         time.sleep(0.005)
     return pending
 
 
 def test_a_killed_engine(server: Server, record: Record) -> None:
-    """SIGKILL of the only engine: not ready within 2 s, new requests refused within 2 s, nothing accepted is lost."""
+    """SIGKILL of the only engine: not ready within 2 s, new requests refused within 2 s, nothing
+    accepted is lost.
+    """
     with ThreadPoolExecutor(8) as threads:
         pending = begin(threads, server, 200, requests=6)
         (worker,) = server.children()
@@ -89,7 +99,9 @@ def test_a_stopped_engine(server: Server, record: Record) -> None:
 
 
 def test_a_killed_gateway(server: Server, record: Record) -> None:
-    """SIGKILL of the gateway leaves no engine process behind, although it is in the middle of a step."""
+    """SIGKILL of the gateway leaves no engine process behind, although it is in the middle of a
+    step.
+    """
     with ThreadPoolExecutor(1) as threads:
         begin(threads, server, 500)
         workers = server.children()
@@ -127,11 +139,15 @@ def test_draining_real_work(server: Server, record: Record) -> None:
         seconds = time.monotonic() - began
         statuses = [request.result() for request in pending]
     assert statuses == [200] * 8
-    record("SIGTERM with 8 requests of 60 texts: lost; gone after", "0; ≤ 30 s", f"0; {seconds:.1f} s")
+    record(
+        "SIGTERM with 8 requests of 60 texts: lost; gone after", "0; ≤ 30 s", f"0; {seconds:.1f} s"
+    )
 
 
 async def test_no_false_alarm(serve: Callable[..., Server], tmp_path: Path, record: Record) -> None:
-    """Saturation with short, long and 8,192-token texts kills no healthy worker; memory, descriptors and tasks stay."""
+    """Saturation with short, long and 8,192-token texts kills no healthy worker; memory,
+    descriptors and tasks stay.
+    """
     from tests import checkpoints
 
     server = serve(
@@ -141,9 +157,16 @@ async def test_no_false_alarm(serve: Callable[..., Server], tmp_path: Path, reco
         engine_args={"max_num_batched_tokens": 8192},
         enforce_eager=True,
     )
-    long = json.dumps({"model": MODEL, "input": " ".join(["fox"] * 8000), "encoding_format": "base64"}).encode()
-    # A Unigram or BPE tokenizer keeps the first 10,000 words that it reads, which takes 8.5 MB of such numbers.
-    numbers = {"model": MODEL, "input": " ".join(map(str, range(10**13, 10**13 + 10_000))), "truncate": "right"}
+    long = json.dumps(
+        {"model": MODEL, "input": " ".join(["fox"] * 8000), "encoding_format": "base64"}
+    ).encode()
+    # A Unigram or BPE tokenizer keeps the first 10,000 words that it reads, which takes 8.5 MB of
+    # such numbers.
+    numbers = {
+        "model": MODEL,
+        "input": " ".join(map(str, range(10**13, 10**13 + 10_000))),
+        "truncate": "right",
+    }
     async with session() as http:
         assert await post(http, server.url, long) == 200
         assert await post(http, server.url, json.dumps(numbers).encode()) == 200
@@ -173,10 +196,18 @@ async def test_no_false_alarm(serve: Callable[..., Server], tmp_path: Path, reco
     files = max(f for _, f in samples[-third:]) - max(f for _, f in samples[:third])
     answered = sum(len(load.seconds_of.get(200, [])) for load in loads)
     minutes = f"{SATURATED_S / 60:.0f} min"
-    record(f"Saturation, 8,192-token texts included: false alarms in {minutes}", "0", f"0 in {answered} requests")
+    record(
+        f"Saturation, 8,192-token texts included: false alarms in {minutes}",
+        "0",
+        f"0 in {answered} requests",
+    )
     tasks = await asyncio.to_thread(server.tasks) - idle
     grown = f"{growth:+.1%}; {files:+d}; {tasks:+d}"
-    record("Growth of the gateway meanwhile: memory; descriptors; tasks when idle", "< 2 %; 0; 0", grown)
+    record(
+        "Growth of the gateway meanwhile: memory; descriptors; tasks when idle",
+        "< 2 %; 0; 0",
+        grown,
+    )
     assert growth < MEMORY_GROWTH
     assert tasks <= 0
     assert server.stop() == 0

@@ -37,7 +37,9 @@ def server(serve: Callable[..., Server]) -> Iterator[Server]:
 
 
 async def test_a_warm_hit(server: Server, record: Record) -> None:
-    """A text that the cache knows is answered in at most 3 ms (median) while nothing else is going on."""
+    """A text that the cache knows is answered in at most 3 ms (median) while nothing else is going
+    on.
+    """
     body = json.dumps({"model": MODEL, "input": "a warm hit", "encoding_format": "base64"}).encode()
     async with session() as http:
         times = []
@@ -51,10 +53,11 @@ async def test_a_warm_hit(server: Server, record: Record) -> None:
 
 
 async def test_a_refusal_is_cheap_and_disturbs_nobody(server: Server, record: Record) -> None:
-    """At ten times the load, refusals stay cheap and what was admitted is computed as fast as before.
+    """At ten times the load, refusals stay cheap and what was admitted is computed as fast as
+    before.
 
-    Work comes in requests of 32 texts. Three clients fill the engine; ten times as many offer ten times as much.
-    They come back after a second, as `Retry-After` asks.
+    Work comes in requests of 32 texts. Three clients fill the engine; ten times as many offer ten
+    times as much. They come back after a second, as `Retry-After` asks.
     """
     await Load(server).run(2, clients=2, texts=32)
     kept, costs = [], []
@@ -78,7 +81,9 @@ async def test_a_refusal_is_cheap_and_disturbs_nobody(server: Server, record: Re
 
 
 async def _refusals(server: Server, load: Load) -> float:
-    """Return the median milliseconds of a refusal that comes alone, while the queue is full of one request."""
+    """Return the median milliseconds of a refusal that comes alone, while the queue is full of one
+    request.
+    """
     times: list[float] = []
     async with session() as http:
         while len(times) < 15:
@@ -119,7 +124,9 @@ async def test_bulk_is_not_starved(server: Server, record: Record) -> None:
     for _ in range(ROUNDS):
         alone = await Load(server).run(SECONDS / 2, clients=1, texts=100)
         bulk, interactive = Load(server), Load(server)
-        await asyncio.gather(bulk.run(SECONDS, clients=1, texts=100), interactive.run(SECONDS, clients=16, texts=1))
+        await asyncio.gather(
+            bulk.run(SECONDS, clients=1, texts=100), interactive.run(SECONDS, clients=16, texts=1)
+        )
         assert not alone.failed + bulk.failed + interactive.failed
         shares.append(bulk.texts_per_s / alone.texts_per_s)
         waits.append(interactive.median_ms())
@@ -132,7 +139,9 @@ async def test_bulk_is_not_starved(server: Server, record: Record) -> None:
 
 
 async def test_slow_clients_are_not_felt(server: Server, record: Record) -> None:
-    """A thousand connections that never finish their headers leave the others' times as they were, in pairs."""
+    """A thousand connections that never finish their headers leave the others' times as they were,
+    in pairs.
+    """
     host, port = server.url.removeprefix("http://").split(":")
     ratios = []
     for _ in range(ROUNDS):
@@ -153,7 +162,9 @@ async def test_slow_clients_are_not_felt(server: Server, record: Record) -> None
     )
 
 
-async def test_redis_that_hangs_is_not_waited_for(serve: Callable[..., Server], record: Record) -> None:
+async def test_redis_that_hangs_is_not_waited_for(
+    serve: Callable[..., Server], record: Record
+) -> None:
     """A Redis that takes connections and never answers costs 20 ms three times, and then nothing."""
 
     async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -164,12 +175,17 @@ async def test_redis_that_hangs_is_not_waited_for(serve: Callable[..., Server], 
     black_hole = await asyncio.start_server(swallow, "127.0.0.1", 0)
     port = black_hole.sockets[0].getsockname()[1]
     hanging = serve(
-        redis_url=f"redis://127.0.0.1:{port}", rate_limit_requests="1000000/minute", cache_max_bytes=1 << 20
+        redis_url=f"redis://127.0.0.1:{port}",
+        rate_limit_requests="1000000/minute",
+        cache_max_bytes=1 << 20,
     )
     plain = serve(cache_max_bytes=1 << 20)
     body: Any = json.dumps({"model": MODEL, "input": "known", "encoding_format": "base64"}).encode()
     options = {"clients": 1, "texts": 1, "bodies": [body]}
-    pairs = [(await Load(hanging).run(2, **options), await Load(plain).run(2, **options)) for _ in range(ROUNDS)]
+    pairs = [
+        (await Load(hanging).run(2, **options), await Load(plain).run(2, **options))
+        for _ in range(ROUNDS)
+    ]
     assert not [failure for pair in pairs for load in pair for failure in load.failed]
     assert all(load.seconds_of.keys() == {200} for pair in pairs for load in pair)
     slower = [with_.median_ms() - without.median_ms() for with_, without in pairs]

@@ -1,4 +1,6 @@
-"""An embedder and a reranker behind one address, under mixed load: `make soak`, SOAK_S=10 for a short one."""
+"""An embedder and a reranker behind one address, under mixed load: `make soak`, SOAK_S=10 for a
+short one.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ pytestmark = [pytest.mark.engine, pytest.mark.soak]
 DURATION_S = float(os.environ.get("SOAK_S", "120"))
 CALIBRATION_S = min(10.0, DURATION_S / 3)
 THREADS = 3  # of each kind
-# Of what each completes alone. The workers share all cores, so half is fair; 0.2 was seen on two cores at load 5.
+# Of what each completes alone. The workers share all cores, so half is fair; 0.2 was seen on two
+# cores at load 5.
 SHARE = 0.1
 
 Requests = list[tuple[str, dict[str, Any]]]
@@ -38,7 +41,10 @@ EMBED: Requests = [
 ]
 RERANK: Requests = [
     ("/v1/rerank", {"model": "reranker", "query": TEXTS[0], "documents": TEXTS[:8]}),
-    ("/v1/rerank", {"model": "reranker", "query": "who is born free?", "documents": TEXTS, "top_n": 3}),
+    (
+        "/v1/rerank",
+        {"model": "reranker", "query": "who is born free?", "documents": TEXTS, "top_n": 3},
+    ),
     ("/v1/rerank", {"model": "reranker", "query": "a fox", "documents": ["one"]}),
 ]
 
@@ -52,18 +58,29 @@ def gateway(
 
     builders = {"bge-m3": checkpoints.tiny_bge_m3, "reranker": checkpoints.tiny_xlmr_reranker}
     models = [
-        {"model_name": name, "model_path": str(build(tmp_path_factory.mktemp(name))), "required": True}
+        {
+            "model_name": name,
+            "model_path": str(build(tmp_path_factory.mktemp(name))),
+            "required": True,
+        }
         for name, build in builders.items()
     ]
     running = start_gateway(
-        port=0, gpu_memory_utilization=0.1, dtype="float32", enforce_eager=True, max_model_len=512, models=models
+        port=0,
+        gpu_memory_utilization=0.1,
+        dtype="float32",
+        enforce_eager=True,
+        max_model_len=512,
+        models=models,
     )
     yield running
     running.stop()
 
 
 class Load:
-    """Threads that send requests one after another, and count what was answered well and what was not."""
+    """Threads that send requests one after another, and count what was answered well and what was
+    not.
+    """
 
     def __init__(self, http: httpx.Client, requests: Requests) -> None:
         self.http = http
@@ -74,7 +91,9 @@ class Load:
 
     def start(self, until: float) -> list[threading.Thread]:
         """Send until then (monotonic seconds)."""
-        threads = [threading.Thread(target=self._send, args=(first, until)) for first in range(THREADS)]
+        threads = [
+            threading.Thread(target=self._send, args=(first, until)) for first in range(THREADS)
+        ]
         for thread in threads:
             thread.start()
         return threads
@@ -114,19 +133,26 @@ def is_idle(gateway: RunningGateway) -> bool:
         service.answers.held == 0
         and all(model.gate.held == 0 and model.preparing == 0 for model in service.models)
         and all(replica.outstanding_tokens == 0 for replica in replicas)
-        and all(replica.progress and not replica.progress.running + replica.progress.waiting for replica in replicas)
+        and all(
+            replica.progress and not replica.progress.running + replica.progress.waiting
+            for replica in replicas
+        )
     )
 
 
 def test_an_embedder_and_a_reranker_share(gateway: RunningGateway) -> None:
-    """Under mixed load nothing fails, each completes a fair part of what it does alone, nothing stays queued."""
+    """Under mixed load nothing fails, each completes a fair part of what it does alone, nothing
+    stays queued.
+    """
     with gateway.client(timeout=60) as http:
         run(http, EMBED, RERANK, duration_s=2)  # first requests allocate
         alone = [run(http, requests, duration_s=CALIBRATION_S)[0] for requests in (EMBED, RERANK)]
         together = run(http, EMBED, RERANK, duration_s=DURATION_S)
         print(f"requests/s alone {alone}, together {together}")  # noqa: T201
         shares = [mixed / single for mixed, single in zip(together, alone, strict=True)]
-        assert min(shares) >= SHARE, f"embedder and reranker completed {shares} of what they complete alone"
+        assert min(shares) >= SHARE, (
+            f"embedder and reranker completed {shares} of what they complete alone"
+        )
         until = time.monotonic() + 5
         while not is_idle(gateway) and time.monotonic() < until:
             time.sleep(0.1)

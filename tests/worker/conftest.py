@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """Return the folder of a checkpoint by its builder in `tests.checkpoints`, building it when first asked."""
+    """Return the folder of a checkpoint by its builder in `tests.checkpoints`, building it when
+    first asked.
+    """
     built: dict[str, Path] = {}
 
     def build(name: str, **options: object) -> Path:
@@ -36,25 +38,41 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 @pytest.fixture(scope="session")
 def tiny(start_gateway: Callable[..., RunningGateway], checkpoint: Checkpoint) -> Gateways:
-    """Return gateways by model, `tiny-qwen3-embedding` and `tiny-xlmr`, float32; they read token ids as their own."""
+    """Return gateways by model, `tiny-qwen3-embedding` and `tiny-xlmr`, float32; they read token
+    ids as their own.
+    """
     return _start_all(start_gateway, _tiny_models(checkpoint), dtype="float32")
 
 
 @pytest.fixture(scope="module")
-def bfloat16(start_gateway: Callable[..., RunningGateway], checkpoint: Checkpoint) -> Iterator[Gateways]:
+def bfloat16(
+    start_gateway: Callable[..., RunningGateway], checkpoint: Checkpoint
+) -> Iterator[Gateways]:
     """Return gateways by model, MiniLM and the tiny ones, computed in bfloat16."""
-    # Where the hardware has no bfloat16, the worker's warm-up with a full step of 32 texts takes longest.
-    gateways = _start_all(start_gateway, [MINILM, *_tiny_models(checkpoint)], dtype="bfloat16", max_batch_size=4)
+    # Where the hardware has no bfloat16, the worker's warm-up with a full step of 32 texts takes
+    # longest.
+    gateways = _start_all(
+        start_gateway, [MINILM, *_tiny_models(checkpoint)], dtype="bfloat16", max_batch_size=4
+    )
     yield gateways
     for gateway in gateways.values():
         gateway.stop()
 
 
-def _start_all(start_gateway: Callable[..., RunningGateway], models: list[dict[str, Any]], **settings: Any) -> Gateways:
+def _start_all(
+    start_gateway: Callable[..., RunningGateway], models: list[dict[str, Any]], **settings: Any
+) -> Gateways:
     """Start a gateway for each model, at once: most of a start is vLLM's imports, on one core."""
     gateways = {
         model["model_name"]: start_gateway(
-            **{"port": 0, "request_timeout_s": 300, "gpu_memory_utilization": 0.1, **model, **settings}, wait=False
+            **{
+                "port": 0,
+                "request_timeout_s": 300,
+                "gpu_memory_utilization": 0.1,
+                **model,
+                **settings,
+            },
+            wait=False,
         )
         for model in models
     }
@@ -64,7 +82,13 @@ def _start_all(start_gateway: Callable[..., RunningGateway], models: list[dict[s
 
 
 def _tiny_models(checkpoint: Checkpoint) -> list[dict[str, Any]]:
-    qwen3 = {"model_name": "tiny-qwen3-embedding", "model_path": str(checkpoint("tiny_qwen3_embedding"))}
+    qwen3 = {
+        "model_name": "tiny-qwen3-embedding",
+        "model_path": str(checkpoint("tiny_qwen3_embedding")),
+    }
     xlmr = {"model_name": "tiny-xlmr", "model_path": str(checkpoint("tiny_bge_m3", heads=()))}
     # Compiling takes longer than the tests of so small a model.
-    return [{**model, "max_model_len": 1024, "enforce_eager": True, "token_ids": "native"} for model in (qwen3, xlmr)]
+    return [
+        {**model, "max_model_len": 1024, "enforce_eager": True, "token_ids": "native"}
+        for model in (qwen3, xlmr)
+    ]

@@ -31,7 +31,9 @@ Prompt = tuple[list[int], dict[str, Any]]  # token ids and the arguments of Pool
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What came back: a flat array for each prompt, what the model was called with, what our attention saw."""
+    """What came back: a flat array for each prompt, what the model was called with, what our
+    attention saw.
+    """
 
     answers: list[npt.NDArray[np.float32]]
     calls: int
@@ -63,13 +65,24 @@ def run(
     }
     command = [sys.executable, "-m", "tests.worker.direct", str(job), str(answers)]
     done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+        command,
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
     )
     if done.returncode:
-        raise RuntimeError(f"the engine process ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+        raise RuntimeError(
+            f"the engine process ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+        )
     with np.load(answers) as arrays:
         return [
-            Batch([arrays[f"{number}/{index}"] for index in range(len(batch))], *arrays[f"{number}/counts"].tolist())
+            Batch(
+                [arrays[f"{number}/{index}"] for index in range(len(batch))],
+                *arrays[f"{number}/counts"].tolist(),
+            )
             for number, batch in enumerate(batches)
         ]
 
@@ -122,7 +135,9 @@ def _serve(engine: LLMEngine, batch: list[Prompt]) -> dict[int, npt.NDArray[np.f
     from vllm.inputs import TokensPrompt
 
     for index, (token_ids, params) in enumerate(batch):
-        engine.add_request(str(index), TokensPrompt(prompt_token_ids=token_ids), PoolingParams(**params))
+        engine.add_request(
+            str(index), TokensPrompt(prompt_token_ids=token_ids), PoolingParams(**params)
+        )
     answers: dict[int, npt.NDArray[np.float32]] = {}
     while engine.has_unfinished_requests():
         for output in engine.step():

@@ -16,7 +16,10 @@ from tests.worker.direct import ROOT
 
 pytestmark = pytest.mark.engine
 
-OPTIONS = {**{k: v for k, v in MINILM.items() if k in ModelOptions.model_fields}, "max_model_len": 64}
+OPTIONS = {
+    **{k: v for k, v in MINILM.items() if k in ModelOptions.model_fields},
+    "max_model_len": 64,
+}
 REFUSALS = """
 import json, sys
 import numpy as np
@@ -101,7 +104,9 @@ def run(program: str) -> dict[str, object]:
 
 
 def test_what_is_refused_leaves_the_rest_unharmed() -> None:
-    """Inputs that would end the engine are told what is wrong; those beside them are computed, aborted ones are not."""
+    """Inputs that would end the engine are told what is wrong; those beside them are computed,
+    aborted ones are not.
+    """
     assert run(REFUSALS) == {
         "empty": "an input has 0 tokens; this model takes 1 to 64",
         "long": "an input has 65 tokens; this model takes 1 to 64",
@@ -113,7 +118,9 @@ def test_what_is_refused_leaves_the_rest_unharmed() -> None:
 
 
 def test_an_encoder_in_a_straight_line_computes_the_same() -> None:
-    """Its vectors are those of vLLM's own layers; products that vLLM has in another form leave an encoder as it was."""
+    """Its vectors are those of vLLM's own layers; products that vLLM has in another form leave an
+    encoder as it was.
+    """
     told = run(STRAIGHT)
     off, scale = told.pop("off"), told.pop("scale")
     assert isinstance(off, float)

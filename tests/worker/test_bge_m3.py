@@ -23,7 +23,12 @@ if TYPE_CHECKING:
 
 HIDDEN = 64
 SPECIAL_IDS = (0, 1, 2, 3)  # <s> <pad> </s> <unk>
-DENSE, SPARSE, COLBERT, HIDDEN_STATES = Output.DENSE, Output.SPARSE, Output.COLBERT, Output.HIDDEN_STATES
+DENSE, SPARSE, COLBERT, HIDDEN_STATES = (
+    Output.DENSE,
+    Output.SPARSE,
+    Output.COLBERT,
+    Output.HIDDEN_STATES,
+)
 ALL = (DENSE, SPARSE, COLBERT, HIDDEN_STATES)
 SUBSETS = [subset for size in (1, 2, 3, 4) for subset in itertools.combinations(ALL, size)]
 HAND_WRITTEN = [
@@ -58,7 +63,9 @@ def ask(token_ids: list[list[int]], outputs: list[tuple[Output, ...]]) -> list[d
     ]
 
 
-def run(model: Path, batches: list[list[direct.Prompt]], folder: Path, **engine_args: Any) -> list[direct.Batch]:
+def run(
+    model: Path, batches: list[list[direct.Prompt]], folder: Path, **engine_args: Any
+) -> list[direct.Batch]:
     overrides = {"architectures": [architectures.BGE_M3]}
     return direct.run(model, batches, folder=folder, hf_overrides=overrides, **engine_args)
 
@@ -82,12 +89,16 @@ def token_ids(model: Path) -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def engines(
-    checkpoint: Checkpoint, model: Path, token_ids: list[list[int]], tmp_path_factory: pytest.TempPathFactory
+    checkpoint: Checkpoint,
+    model: Path,
+    token_ids: list[list[int]],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Callable[[str], list[direct.Batch]]]:
-    """Return a function that waits for the answers of an engine; two of them run at a time, started when first asked.
+    """Return a function that waits for the answers of an engine; two of them run at a time, started
+    when first asked.
 
-    `whole` answers all texts with everything, the first twenty with dense, all with mixed subsets; `two devices` all
-    texts with everything; the checkpoints that lack a head answer one text twice.
+    `whole` answers all texts with everything, the first twenty with dense, all with mixed subsets;
+    `two devices` all texts with everything; the checkpoints that lack a head answer one text twice.
     """
     everything = ask(token_ids, [ALL] * len(token_ids))
     mixed = list(itertools.islice(itertools.cycle(SUBSETS), len(token_ids)))
@@ -109,7 +120,9 @@ def engines(
 
 @pytest.fixture(scope="module")
 def served(engines: Callable[[str], list[direct.Batch]]) -> list[direct.Batch]:
-    """One engine's answers: all texts with everything, the first twenty with dense, all with mixed subsets."""
+    """One engine's answers: all texts with everything, the first twenty with dense, all with mixed
+    subsets.
+    """
     return engines("whole")
 
 
@@ -127,23 +140,31 @@ def oracle(model: Path, engines: object) -> dict[str, Any]:
     return answers | {"raw_dense": raw.encode(texts(), **limits)["dense_vecs"]}
 
 
-def assert_parity(answers: list[np.ndarray], token_ids: list[list[int]], oracle: dict[str, Any]) -> None:
+def assert_parity(
+    answers: list[np.ndarray], token_ids: list[list[int]], oracle: dict[str, Any]
+) -> None:
     for row, (answer, ids) in enumerate(zip(answers, token_ids, strict=True)):
         (dense,), weights, colbert, hidden_states = unpack(answer, ids, ALL).values()
         np.testing.assert_allclose(dense, oracle["raw_dense"][row], atol=1e-5)
         np.testing.assert_array_equal(hidden_states[0], dense)
-        np.testing.assert_allclose(dense / np.linalg.norm(dense), oracle["dense_vecs"][row], atol=1e-5)
+        np.testing.assert_allclose(
+            dense / np.linalg.norm(dense), oracle["dense_vecs"][row], atol=1e-5
+        )
         np.testing.assert_allclose(colbert, oracle["colbert_vecs"][row], atol=1e-5)
         tokens = lexical.of_tokens(np.array(ids), weights[:, 0], skip_ids=SPECIAL_IDS)
         sparse = lexical.largest(tokens)
         expected = {int(token): weight for token, weight in oracle["lexical_weights"][row].items()}
         assert sparse[:, 0].tolist() == sorted(expected)
-        np.testing.assert_allclose(sparse[:, 1], [expected[token] for token in sorted(expected)], atol=1e-5)
+        np.testing.assert_allclose(
+            sparse[:, 1], [expected[token] for token in sorted(expected)], atol=1e-5
+        )
 
 
 @pytest.mark.engine
 def test_the_texts_try_what_they_should(token_ids: list[list[int]], oracle: dict[str, Any]) -> None:
-    """The oracle saw every token, and the texts cover the lengths and cases that parity is claimed for."""
+    """The oracle saw every token, and the texts cover the lengths and cases that parity is claimed
+    for.
+    """
     lengths = [len(ids) for ids in token_ids]
     assert [len(vectors) + 1 for vectors in oracle["colbert_vecs"]] == lengths
     assert len(lengths) >= 100
@@ -181,11 +202,15 @@ def test_all_three_cost_one_pass(served: list[direct.Batch], token_ids: list[lis
     assert (everything.calls, everything.tokens) == (dense.calls, dense.tokens)
     assert dense.calls == 1
     assert dense.tokens == sum(len(ids) for ids in token_ids[:20])
-    assert dense.attended == 2 * dense.tokens  # each token in each layer, through worker/cpu_attention.py
+    assert (
+        dense.attended == 2 * dense.tokens
+    )  # each token in each layer, through worker/cpu_attention.py
 
 
 @pytest.mark.engine
-def test_prompts_of_a_batch_ask_for_different_vectors(served: list[direct.Batch], token_ids: list[list[int]]) -> None:
+def test_prompts_of_a_batch_ask_for_different_vectors(
+    served: list[direct.Batch], token_ids: list[list[int]]
+) -> None:
     """Each prompt gets exactly what it asked for, whatever its neighbours want."""
     everything, *_, mixed = served
     subsets = itertools.cycle(SUBSETS)
@@ -198,7 +223,9 @@ def test_prompts_of_a_batch_ask_for_different_vectors(served: list[direct.Batch]
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize(("name", "heads"), [("without heads", ()), ("without colbert", ("sparse",))])
+@pytest.mark.parametrize(
+    ("name", "heads"), [("without heads", ()), ("without colbert", ("sparse",))]
+)
 def test_a_checkpoint_without_heads_serves_the_rest(
     name: str,
     heads: tuple[str, ...],
@@ -207,7 +234,9 @@ def test_a_checkpoint_without_heads_serves_the_rest(
     served: list[direct.Batch],
     engines: Callable[[str], list[direct.Batch]],
 ) -> None:
-    """A missing head leaves the engine alive and the other vectors as they were; its absence is seen by `unpack`."""
+    """A missing head leaves the engine alive and the other vectors as they were; its absence is
+    seen by `unpack`.
+    """
     ids = token_ids[10]
     available = bge_m3.available_outputs(str(checkpoint("tiny_bge_m3", heads=heads)))
     assert available == {DENSE, HIDDEN_STATES, *heads}
@@ -231,7 +260,9 @@ def test_available_outputs_looks_for_the_files(tmp_path: Path) -> None:
     assert bge_m3.available_outputs(str(tmp_path)) == set(ALL)
 
 
-def test_available_outputs_reads_the_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_available_outputs_reads_the_hub_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Offline, a repository gives what its cached snapshot has."""
     constants = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -241,7 +272,11 @@ def test_available_outputs_reads_the_hub_cache(tmp_path: Path, monkeypatch: pyte
     snapshot = repository / "snapshots" / ("0" * 40)
     snapshot.mkdir(parents=True)
     (snapshot / "colbert_linear.pt").touch()
-    assert bge_m3.available_outputs("someone/m3", cache_dir=str(tmp_path)) == {DENSE, COLBERT, HIDDEN_STATES}
+    assert bge_m3.available_outputs("someone/m3", cache_dir=str(tmp_path)) == {
+        DENSE,
+        COLBERT,
+        HIDDEN_STATES,
+    }
 
 
 @pytest.mark.parametrize("outputs", SUBSETS)

@@ -31,10 +31,11 @@ LARGEST = [f"text {number}" for number in range(2048)]
 
 
 class Stopwatch:
-    """Measures every callback of the gateway's event loop on the clock of its thread, which only counts CPU time.
+    """Measures every callback of the gateway's event loop on the clock of its thread, which only
+    counts CPU time.
 
-    uvloop's callbacks are compiled and cannot be watched, so the gateway under the watch runs on asyncio's own loop:
-    same callbacks, same code of ours in them.
+    uvloop's callbacks are compiled and cannot be watched, so the gateway under the watch runs on
+    asyncio's own loop: same callbacks, same code of ours in them.
     """
 
     def __init__(self) -> None:
@@ -56,7 +57,10 @@ class Stopwatch:
             self.calls += 1
             if spent_s > self.longest_s:
                 callback = handle._callback  # type: ignore[attr-defined]
-                self.longest_s, self.longest_was = spent_s, repr(getattr(callback, "__self__", callback))
+                self.longest_s, self.longest_was = (
+                    spent_s,
+                    repr(getattr(callback, "__self__", callback)),
+                )
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +78,9 @@ def stopwatch() -> Iterator[Stopwatch]:
 
 @pytest.fixture(scope="module")
 def watched(
-    stopwatch: Stopwatch, start_gateway: Callable[..., RunningGateway], request: pytest.FixtureRequest
+    stopwatch: Stopwatch,
+    start_gateway: Callable[..., RunningGateway],
+    request: pytest.FixtureRequest,
 ) -> Iterator[RunningGateway]:
     """Return a gateway with MiniLM on asyncio's own event loop."""
     gateway = start_gateway(**MINILM, new_loop=asyncio.new_event_loop, wait=False)
@@ -85,10 +91,15 @@ def watched(
 
 
 def requests() -> list[dict[str, Any]]:
-    """Return 64 requests of every size and encoding; the largest are refused for their tokens, once they are read."""
+    """Return 64 requests of every size and encoding; the largest are refused for their tokens, once
+    they are read.
+    """
     prose = texts.varied(240)
     small = [{"input": prose[number]} for number in range(0, 240, 6)]
-    batches = [{"input": prose[start : start + 32], "encoding_format": "base64"} for start in range(0, 64, 8)]
+    batches = [
+        {"input": prose[start : start + 32], "encoding_format": "base64"}
+        for start in range(0, 64, 8)
+    ]
     ids = [{"input": [[791, 6864, 315, 9822] * 2] * 64}, {"input": [791, 6864, 315, 9822]}] * 4
     large = [
         {"input": LARGEST},
@@ -96,7 +107,9 @@ def requests() -> list[dict[str, Any]]:
         {"input": ["word " * 160] * 2048},
         {"input": [[3492] * 160] * 2048},
     ]
-    long = [{"input": texts.long_text(100_000), "truncate": truncate} for truncate in ("right", "left")]
+    long = [
+        {"input": texts.long_text(100_000), "truncate": truncate} for truncate in ("right", "left")
+    ]
     wrong = [{"input": ["a"] * 5000}, {"input": [1.5]}]
     return [*large, *long, *wrong, *ids, *batches, *small]
 
@@ -105,14 +118,29 @@ def test_no_callback_keeps_the_loop(watched: RunningGateway, stopwatch: Stopwatc
     """Under 16 concurrent clients no callback of the event loop uses more than 50 ms of CPU time."""
     stopwatch.restart()  # start-up, while nobody waits, may take longer
     with watched.client(timeout=300) as http, ThreadPoolExecutor(CLIENTS) as threads:
-        answers = list(threads.map(lambda body: http.post("/v1/embeddings", json={"model": MODEL, **body}), requests()))
-    assert [answer.status_code for answer in answers] == [200, 200, 400, 400, 200, 200, 400, 400] + [200] * 56
+        answers = list(
+            threads.map(
+                lambda body: http.post("/v1/embeddings", json={"model": MODEL, **body}), requests()
+            )
+        )
+    assert [answer.status_code for answer in answers] == [
+        200,
+        200,
+        400,
+        400,
+        200,
+        200,
+        400,
+        400,
+    ] + [200] * 56
     assert stopwatch.calls > 500  # it did watch
     assert stopwatch.longest_s <= MOST_CPU_S, stopwatch.longest_was
 
 
 def test_one_text_overtakes_two_thousand(tiny: Gateways, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A one-text request that arrives while 2,048 texts are computed is done after at most two engine steps."""
+    """A one-text request that arrives while 2,048 texts are computed is done after at most two
+    engine steps.
+    """
     gateway = tiny["tiny-xlmr"]
     (model,) = gateway.gateway.service.models
     (replica,) = model.engine.replicas
@@ -129,7 +157,10 @@ def test_one_text_overtakes_two_thousand(tiny: Gateways, monkeypatch: pytest.Mon
     with gateway.client(timeout=300) as http, ThreadPoolExecutor(1) as thread:
 
         def embed(inputs: str | list[str]) -> httpx.Response:
-            return http.post("/v1/embeddings", json={"model": model.name, "input": inputs, "encoding_format": "base64"})
+            return http.post(
+                "/v1/embeddings",
+                json={"model": model.name, "input": inputs, "encoding_format": "base64"},
+            )
 
         large = thread.submit(embed, LARGEST)
         while not replica.outstanding_tokens:

@@ -1,4 +1,6 @@
-"""The worker's loop with the fake backend, in this process: what is computed in which step, and what never is."""
+"""The worker's loop with the fake backend, in this process: what is computed in which step, and
+what never is.
+"""
 
 from __future__ import annotations
 
@@ -79,12 +81,16 @@ class Bench:
         )
         self.sockets = [self.jobs, theirs, self.results, results]
 
-    def put(self, job: int, inputs: list[list[int]], priority: Priority = BULK, **fields: Any) -> None:
+    def put(
+        self, job: int, inputs: list[list[int]], priority: Priority = BULK, **fields: Any
+    ) -> None:
         """Hand a job to the worker as the receiving thread does."""
         lengths = np.array([len(ids) for ids in inputs], np.int32)
         flat = np.array(list(itertools.chain(*inputs)), np.int32)
         fields = {"outputs": DENSE, "deadline": time.monotonic() + 600, **fields}
-        run = protocol.Run(GENERATION, job=job, n=len(inputs), total=len(flat), priority=priority, **fields)
+        run = protocol.Run(
+            GENERATION, job=job, n=len(inputs), total=len(flat), priority=priority, **fields
+        )
         self.receiver.inbox.put(Job(run, lengths, flat, self.receiver.progress.steps))
 
     def cancel(self, job: int) -> None:
@@ -99,7 +105,9 @@ class Bench:
         got: dict[int, protocol.Done | protocol.Failed] = {}
         while len(got) < answers:
             assert self.results.poll(30_000), "no answer"
-            together = list(protocol.split([memoryview(part) for part in self.results.recv_multipart()]))
+            together = list(
+                protocol.split([memoryview(part) for part in self.results.recv_multipart()])
+            )
             self.messages.append(len(together))
             for message, frames in together:
                 assert isinstance(message, protocol.Done | protocol.Failed)
@@ -173,7 +181,9 @@ def test_every_kind_of_output_has_its_frame(bench: Bench) -> None:
 
 
 def test_an_interactive_request_overtakes(bench: Bench) -> None:
-    """A text that arrives while a bulk job of 2,048 runs is answered within two engine steps, and counts them."""
+    """A text that arrives while a bulk job of 2,048 runs is answered within two engine steps, and
+    counts them.
+    """
     bench.put(1, texts(2048))
     bench.backend.during[5] = lambda: bench.put(2, texts(1), INTERACTIVE)
     answers = bench.run(2)
@@ -189,7 +199,11 @@ def test_interactive_requests_take_half_at_most(bench: Bench) -> None:
     for job in range(2, 40):
         bench.put(job, texts(1), INTERACTIVE)
     bench.run(39)
-    mixed = [step for step in range(1, len(bench.backend.steps) + 1) if len(set(bench.backend.jobs_in(step))) > 1]
+    mixed = [
+        step
+        for step in range(1, len(bench.backend.steps) + 1)
+        if len(set(bench.backend.jobs_in(step))) > 1
+    ]
     assert len(mixed) > 5
     for step in mixed:
         jobs = bench.backend.jobs_in(step)
@@ -207,7 +221,9 @@ def test_bulk_jobs_run_in_order(bench: Bench) -> None:
 
 
 def test_steps_are_bounded_by_tokens(bench: Bench) -> None:
-    """A step holds no more tokens than the backend takes; a text that is longer alone still runs, alone."""
+    """A step holds no more tokens than the backend takes; a text that is longer alone still runs,
+    alone.
+    """
     long = [100] * (bench.backend.limits.tokens + 10)
     medium = [100] * (bench.backend.limits.tokens // 3)
     bench.put(1, [medium] * 4 + [long] + [medium])
@@ -240,7 +256,9 @@ def test_cancelling_everything_leaves_nothing_behind(bench: Bench) -> None:
 
 
 def test_expired_work_never_runs(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A job whose deadline has passed is told so without a step; one that expires half-way stops there."""
+    """A job whose deadline has passed is told so without a step; one that expires half-way stops
+    there.
+    """
     passed_s: list[float] = []
     clock = SimpleNamespace(monotonic=lambda: time.monotonic() + sum(passed_s))
     monkeypatch.setattr("embedding_service.worker.loop.time", clock)
@@ -258,7 +276,9 @@ def test_expired_work_never_runs(bench: Bench, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("place", [0, 3, BATCH, 2 * BATCH - 1])
 def test_a_rejected_input_fails_alone(bench: Bench, place: int) -> None:
-    """An input that the backend refuses fails its own job with the reason; other jobs do not notice."""
+    """An input that the backend refuses fails its own job with the reason; other jobs do not
+    notice.
+    """
     inputs = texts(2 * BATCH)
     inputs[place] = [0, FAULTS["fault-reject"], 1]
     bench.put(1, inputs)
@@ -309,16 +329,22 @@ def test_a_lone_request_does_not_wait(tmp_path: Path) -> None:
 def test_a_small_result_does_not_wait_for_a_large_one(bench: Bench) -> None:
     """Of the jobs that end with a step the small ones come first, in a message of their own."""
     short = texts(1)
-    bench.put(1, [[0, *range(100, 353), 1]] * (BATCH + 1))  # 2,295 tokens, the last of them in a second step
+    bench.put(
+        1, [[0, *range(100, 353), 1]] * (BATCH + 1)
+    )  # 2,295 tokens, the last of them in a second step
     bench.put(2, short)
     bench.put(3, short)
     assert list(bench.run(3)) == [2, 3, 1]
     assert bench.messages == [2, 1]
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # the end of the receiver
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnhandledThreadExceptionWarning"
+)  # the end of the receiver
 def test_pings_are_answered_during_a_step(bench: Bench) -> None:
-    """The receiving thread answers with the counters while the engine is busy, and minds its own generation only."""
+    """The receiving thread answers with the counters while the engine is busy, and minds its own
+    generation only.
+    """
     busy, finish = threading.Event(), threading.Event()
     bench.backend.during[1] = lambda: busy.set() or finish.wait(30)
     bench.receiver.start()
@@ -352,7 +378,9 @@ def test_an_exception_in_a_step_ends_the_loop(bench: Bench) -> None:
     assert StepRecord.read(bench.record_path) == [(1, 0)]
 
 
-@pytest.mark.parametrize("content", [None, b"", b"\1\0", b"\5\0\0\0\xff\xff\xff\xff\xff", b"\xff\xff\xff\xff\x90"])
+@pytest.mark.parametrize(
+    "content", [None, b"", b"\1\0", b"\5\0\0\0\xff\xff\xff\xff\xff", b"\xff\xff\xff\xff\x90"]
+)
 def test_a_broken_step_record_is_empty(tmp_path: Path, content: bytes | None) -> None:
     """A record that is missing, short or half-written names nobody."""
     path = tmp_path / "step"
@@ -390,6 +418,8 @@ class OverflowingBackend(FakeBackend):
 
 
 def test_a_model_without_numbers_is_refused() -> None:
-    """A model whose vectors of plain English are not finite ends the start-up with a line that says so."""
+    """A model whose vectors of plain English are not finite ends the start-up with a line that says
+    so.
+    """
     with pytest.raises(ModelRefused, match="not finite"):
         warm_up(OverflowingBackend(ModelOptions(engine="fake")))

@@ -52,7 +52,9 @@ def embed(http: httpx.Client, model: str, inputs: Any, **fields: Any) -> Answer:
     assert response.status_code == 200, response.text
     answer = response.json()
     rows = [np.frombuffer(base64.b64decode(item["embedding"]), "<f4") for item in answer["data"]]
-    return Answer(np.stack(rows), answer["usage"]["total_tokens"], answer["usage"].get("truncated_inputs", []))
+    return Answer(
+        np.stack(rows), answer["usage"]["total_tokens"], answer["usage"].get("truncated_inputs", [])
+    )
 
 
 def embed_all(http: httpx.Client, model: str, inputs: list[str], **fields: Any) -> Rows:
@@ -148,7 +150,10 @@ def test_minilm_equals_sentence_transformers(
 ) -> None:
     """240 texts of 1 to 256 tokens in twelve scripts get sentence-transformers' vectors."""
     with minilm.client(timeout=300) as http:
-        lengths = [embed(http, MODELS[0], text).tokens for text in (min(TEXTS, key=len), max(TEXTS, key=len))]
+        lengths = [
+            embed(http, MODELS[0], text).tokens
+            for text in (min(TEXTS, key=len), max(TEXTS, key=len))
+        ]
         ours = embed_all(http, MODELS[0], TEXTS)
     assert len(set(TEXTS)) >= 200
     assert lengths[0] == 3  # one token between [CLS] and [SEP]
@@ -156,8 +161,12 @@ def test_minilm_equals_sentence_transformers(
 
 
 @pytest.mark.parametrize("instruction", [None, TASK])
-def test_qwen3_equals_transformers(tiny: Gateways, qwen3: Transformers, instruction: str | None) -> None:
-    """Qwen3 vectors are the state at the appended end token, with the instruction before the text if one is sent."""
+def test_qwen3_equals_transformers(
+    tiny: Gateways, qwen3: Transformers, instruction: str | None
+) -> None:
+    """Qwen3 vectors are the state at the appended end token, with the instruction before the text
+    if one is sent.
+    """
     prompt = INSTRUCTED if instruction else ""
     with tiny["tiny-qwen3-embedding"].client(timeout=300) as http:
         ours = embed_all(http, "tiny-qwen3-embedding", TEXTS, instruction=instruction)
@@ -165,15 +174,24 @@ def test_qwen3_equals_transformers(tiny: Gateways, qwen3: Transformers, instruct
 
 
 def test_xlmr_equals_transformers(tiny: Gateways, xlmr: Transformers) -> None:
-    """XLM-RoBERTa vectors are the state at the first token, also around special tokens written inside a text."""
-    inputs = [*TEXTS, "a <pad> fox <s> jumps </s> over <unk> <pad> dog", "<pad>", "<s><pad> the capital <mask>"]
+    """XLM-RoBERTa vectors are the state at the first token, also around special tokens written
+    inside a text.
+    """
+    inputs = [
+        *TEXTS,
+        "a <pad> fox <s> jumps </s> over <unk> <pad> dog",
+        "<pad>",
+        "<s><pad> the capital <mask>",
+    ]
     with tiny["tiny-xlmr"].client(timeout=300) as http:
         ours = embed_all(http, "tiny-xlmr", inputs)
     assert cosines(ours, xlmr(inputs)).min() >= FLOAT32_COSINE
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_bfloat16_is_close(bfloat16: Gateways, oracles: dict[str, Callable[..., Rows]], model: str) -> None:
+def test_bfloat16_is_close(
+    bfloat16: Gateways, oracles: dict[str, Callable[..., Rows]], model: str
+) -> None:
     """In bfloat16 every vector keeps a cosine of 0.999 to the float32 oracle."""
     with bfloat16[model].client(timeout=300) as http:
         ours = embed_all(http, model, FEW)
@@ -208,7 +226,9 @@ def test_truncation_equals_sentence_transformers(
 
 
 @pytest.mark.parametrize("model", MODELS[1:])
-def test_native_token_ids_equal_text(tiny: Gateways, oracles: dict[str, Transformers], model: str) -> None:
+def test_native_token_ids_equal_text(
+    tiny: Gateways, oracles: dict[str, Transformers], model: str
+) -> None:
     """A model's own token ids, with or without its special tokens, give the vector of their text."""
     tokenizer = oracles[model].tokenizer
     full = [tokenizer(text)["input_ids"] for text in FEW]
@@ -224,12 +244,21 @@ def test_native_token_ids_equal_text(tiny: Gateways, oracles: dict[str, Transfor
 @pytest.mark.parametrize("truncate", ["right", "left"])
 @pytest.mark.parametrize("as_ids", [False, True])
 def test_qwen3_reads_its_end_token_last(
-    tiny: Gateways, qwen3: Transformers, monkeypatch: pytest.MonkeyPatch, truncate: str, *, as_ids: bool
+    tiny: Gateways,
+    qwen3: Transformers,
+    monkeypatch: pytest.MonkeyPatch,
+    truncate: str,
+    *,
+    as_ids: bool,
 ) -> None:
-    """The last id that the engine reads is `<|endoftext|>`, also after truncation and for token ids."""
+    """The last id that the engine reads is `<|endoftext|>`, also after truncation and for token
+    ids.
+    """
     end = qwen3.tokenizer.convert_tokens_to_ids("<|endoftext|>")
     long, short = texts.long_text(3000), "The capital of France"
-    contents = [qwen3.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (long, short)]
+    contents = [
+        qwen3.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (long, short)
+    ]
     room = 1024 - 1
     kept = contents[0][:room] if truncate == "right" else contents[0][-room:]
     gateway = tiny["tiny-qwen3-embedding"]
@@ -257,12 +286,19 @@ def raw(http: httpx.Client, path: str, inputs: Any) -> list[Rows]:
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_embed_all_equals_transformers(float32: Gateways, qwen3: Transformers, xlmr: Transformers, model: str) -> None:
-    """`/embed_all` gives transformers' `last_hidden_state` of every token, special ones included, as it is."""
+def test_embed_all_equals_transformers(
+    float32: Gateways, qwen3: Transformers, xlmr: Transformers, model: str
+) -> None:
+    """`/embed_all` gives transformers' `last_hidden_state` of every token, special ones included,
+    as it is.
+    """
     minilm = Transformers(minilm_folder(), position=0)
     minilm.tokenizer.model_max_length = 256  # where sentence-transformers cuts
     reference = dict(zip(MODELS, (minilm, qwen3, xlmr), strict=True))[model]
-    chosen = [*TEXTS[::4], texts.long_text(3000) if model == MODELS[0] else "a"]  # more than one step's worth
+    chosen = [
+        *TEXTS[::4],
+        texts.long_text(3000) if model == MODELS[0] else "a",
+    ]  # more than one step's worth
     with float32[model].client(timeout=300) as http:
         ours = raw(http, "/embed_all", chosen)
     for rows, text in zip(ours, chosen, strict=True):

@@ -1,7 +1,8 @@
 """What ends start-up ends it with one line and exit status 4, whatever vLLM had to say about it.
 
-`python -m tests.worker.test_startup` reads settings of models by cause, as JSON, and writes the line that each of them
-would end a worker with: most of a start is vLLM's imports, and one process has enough of them.
+`python -m tests.worker.test_startup` reads settings of models by cause, as JSON, and writes the
+line that each of them would end a worker with: most of a start is vLLM's imports, and one process
+has enough of them.
 """
 
 from __future__ import annotations
@@ -59,10 +60,16 @@ class Ending:
 
 def _start(folder: Path, settings: dict[str, Any]) -> Ending:
     config = folder / "config.yaml"
-    config.write_text(yaml.safe_dump({"port": 0, "log_format": "json", "enforce_eager": True, **settings}))
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("EMBEDDING_")}
+    config.write_text(
+        yaml.safe_dump({"port": 0, "log_format": "json", "enforce_eager": True, **settings})
+    )
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("EMBEDDING_")
+    }
     command = [sys.executable, "-m", "embedding_service", "serve", "--config", str(config)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
     plain, events = [], []
     for line in done.stderr.splitlines():
         if line.startswith("{"):
@@ -122,21 +129,32 @@ def _wrong_settings(checkpoint: Checkpoint, folder: Path) -> dict[str, dict[str,
         "unknown_engine_args": {"model_path": str(encoder), "engine_args": {"no_such_option": 1}},
         "no_fast_tokenizer": {"model_path": str(slow)},
         "share_of_memory": {"model_path": str(encoder), "gpu_memory_utilization": 1.0},
-        "too_little_memory": {"model_path": str(decoder), "engine_args": {"kv_cache_memory_bytes": 1 << 50}},
+        "too_little_memory": {
+            "model_path": str(decoder),
+            "engine_args": {"kv_cache_memory_bytes": 1 << 50},
+        },
         "long_context": {"model_path": str(encoder), "max_model_len": 99999},
     }
 
 
 class Runs:
-    """The start-ups, two at a time, one of them at level debug; and the process that has the others' lines."""
+    """The start-ups, two at a time, one of them at level debug; and the process that has the
+    others' lines.
+    """
 
-    def __init__(self, threads: Executor, settings: dict[str, dict[str, Any]], folder: Path) -> None:
+    def __init__(
+        self, threads: Executor, settings: dict[str, dict[str, Any]], folder: Path
+    ) -> None:
         rest = {cause: options for cause, options in settings.items() if cause not in WHOLE}
         self.lines = threads.submit(_explained, rest)
         self.endings = {}
         for cause in WHOLE:
             (folder / f"start-{cause}").mkdir()
-            options = {"model_name": "wrong", "log_level": "debug" if cause == AT_DEBUG else "info", **settings[cause]}
+            options = {
+                "model_name": "wrong",
+                "log_level": "debug" if cause == AT_DEBUG else "info",
+                **settings[cause],
+            }
             self.endings[cause] = threads.submit(_start, folder / f"start-{cause}", options)
 
 
@@ -150,7 +168,9 @@ def runs(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> It
 
 @pytest.mark.parametrize("cause", WHOLE)
 def test_one_line_names_the_cause(runs: Runs, cause: str) -> None:
-    """Start-up ends with status 4 and one line that names the cause; only the debug log has the engine's traceback."""
+    """Start-up ends with status 4 and one line that names the cause; only the debug log has the
+    engine's traceback.
+    """
     ending = runs.endings[cause].result()
     assert ending.status == 4
     (line,) = ending.plain

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 pytestmark = [
     pytest.mark.engine,
     pytest.mark.skipif(
-        len(os.sched_getaffinity(0)) < 2, reason="tensor parallelism on a CPU needs a core for each rank"
+        len(os.sched_getaffinity(0)) < 2,
+        reason="tensor parallelism on a CPU needs a core for each rank",
     ),
 ]
 
