@@ -1,1 +1,1 @@
-"""What is measured, and how: see docs/performance.md."""
+"""The measurements behind docs/performance.md; docs/notebook/method.md says how they are made."""

@@ -1,4 +1,4 @@
-"""Every error that leaves the core, as one tree. A dialect may answer with another status.
+"""Every error that leaves the service, as one tree. A dialect may answer with another status.
 
 ServiceError                        status  code
 ├── InvalidRequest                  400     (by cause)

@@ -55,7 +55,7 @@ class Truncate(StrEnum):
 
 
 class EmbedDtype(StrEnum):
-    """The number format of a returned vector; see `core.vectors.quantise`."""
+    """The number format of a returned vector; see `service.vectors.quantise`."""
 
     FLOAT32 = "float32"
     FLOAT16 = "float16"

@@ -48,8 +48,7 @@ class _Backend(FakeBackend):
 
     def die(self) -> None:
         self._worker.kill()
-        if threading.current_thread() is self._worker.thread:  # and not a timer's
-            raise _Killed
+        raise _Killed
 
 
 class _Receiver(Receiver):

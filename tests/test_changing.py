@@ -120,26 +120,26 @@ def test_one_version_of_vllm_is_pinned() -> None:
 def test_the_dialect_on_the_page_works(
     tmp_path: Path, start_gateway: Callable[..., RunningGateway]
 ) -> None:
-    """The page's example is a whole dialect: it answers, and its errors have its shape and its
-    names.
-    """
-    (tmp_path / "toy.py").write_text(
+    """The page's example is a whole dialect: it answers, and errors have its shape and names."""
+    (tmp_path / "sentences.py").write_text(
         re.findall(r"```python\n(.+?)```", PAGE, re.DOTALL)[0], encoding="utf-8"
     )
-    spec = importlib.util.spec_from_file_location("toy", tmp_path / "toy.py")
+    spec = importlib.util.spec_from_file_location("sentences", tmp_path / "sentences.py")
     assert spec is not None
     assert spec.loader is not None
-    toy = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(toy)
+    sentences = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sentences)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            server, "create_app", partial(app.create_app, dialects=(*app.DIALECTS, toy.DIALECT))
+            server,
+            "create_app",
+            partial(app.create_app, dialects=(*app.DIALECTS, sentences.DIALECT)),
         )
         gateway = start_gateway(**FAKE)
     with gateway.client() as http:
-        example = toy.DIALECT.operations[0].example
-        rows = http.post("/toy", json={"model": "fake", **example}).json()["rows"]
-        error = http.post("/toy", json={"model": "fake", "sentences": ["w1"], "width": 7})
+        example = sentences.DIALECT.operations[0].example
+        rows = http.post("/sentences", json={"model": "fake", **example}).json()["rows"]
+        error = http.post("/sentences", json={"model": "fake", "sentences": ["w1"], "width": 7})
     gateway.stop()
     assert [len(row) for row in rows] == [32]
     assert (error.status_code, error.json()) == (

@@ -28,7 +28,8 @@ class Line:
     generation's number are dropped. Nothing of a dead worker reaches its successor, nor the other
     way round. `receive` takes each message of the worker; what it raises breaks the line.
 
-    Plain sockets in the event loop: those of `zmq.asyncio` cost more (docs/performance.md).
+    Plain sockets in the event loop: those of `zmq.asyncio` cost more, see
+    docs/notebook/experiments.md.
     """
 
     def __init__(self, folder: Path, name: str, generation: int, receive: Receive) -> None:

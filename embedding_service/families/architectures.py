@@ -30,6 +30,5 @@ def replacement(config: Mapping[str, Any], family: Mapping[str, str]) -> str | N
     if config.get("position_embedding_type", "absolute") != "absolute":
         return None
     replaced = {**_REPLACED, **family}
-    return next(
-        (replaced[name] for name in config.get("architectures") or () if name in replaced), None
-    )
+    ours = map(replaced.get, config.get("architectures") or ())
+    return next(filter(None, ours), None)

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from embedding_service.types import Floats, Rows
 
+    Shape = tuple[int, int]
+    Find = Callable[[str, str], Path | None]
+
 # The only pooling task. Of vLLM's fixed names it is the one that every version and every model
 # runner takes: the V2 runner, which 0.32 prefers on a GPU, refuses "plugin".
 TASK: Final = "embed"
@@ -36,7 +39,7 @@ class Part:
     width: int | None = None
     unit: bool = False
 
-    def shape(self, n_tokens: int, hidden: int) -> tuple[int, int]:
+    def shape(self, n_tokens: int, hidden: int) -> Shape:
         """Return the rows and columns for a text of so many tokens."""
         return len(range(n_tokens)[self.tokens]), self.width or hidden
 
@@ -64,7 +67,7 @@ def head_files(
     `model` is a folder or a Hub repository; from there an absent file is fetched unless
     `HF_HUB_OFFLINE` is set.
     """
-    find: Callable[[str, str], Path | None] = _in_folder
+    find: Find = _in_folder
     if not Path(model).is_dir():
         find = partial(_fetched, revision=revision, cache_dir=cache_dir)
     paths = {output: find(model, part.head) for output, part in PARTS.items() if part.head}
@@ -111,9 +114,8 @@ def unpack(flat: Floats, *, n_tokens: int, hidden: int, outputs: Collection[Outp
     return dict(zip(wanted, _split(flat, wanted.values()), strict=True))
 
 
-def _split(flat: Floats, shapes: Iterable[tuple[int, int]]) -> Iterator[Floats]:
-    start = 0
+def _split(flat: Floats, shapes: Iterable[Shape]) -> Iterator[Floats]:
     for rows, columns in shapes:
-        end = start + rows * columns
-        yield flat[start:end].reshape(rows, columns)
-        start = end
+        size = rows * columns
+        yield flat[:size].reshape(rows, columns)
+        flat = flat[size:]

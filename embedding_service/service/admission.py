@@ -1,7 +1,7 @@
 """Back-pressure: a request is admitted whole or not at all, by the tokens that wait already.
 
 One `Gate` per model for tokens, one for the bytes of all answers. No request ever waits here: it
-is let in, or told when to come back.
+is let in, or refused with the time after which to try again.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ class Unlimited:
 class Call:
     """The circumstances of one request; `deadline` is in monotonic seconds.
 
-    What is put into `leases` stays reserved until they are closed, once the answer has been sent.
+    `leases` hold all that is reserved for the answer until they are closed, once it has been sent.
     `stages` notes when each part of the work began, and the seconds it took. Errors about the
     inputs as a whole name `field`.
     """

@@ -38,7 +38,9 @@ def check_total(total: int, allowed: int, *, param: str | None) -> None:
 
 
 def check_count(items: int, limit: int, field: Field) -> None:
-    """Raise `InvalidRequest` for too long a list."""
+    """Raise `InvalidRequest` for an empty list, or one that is too long."""
+    if not items:
+        raise InvalidRequest(f"{field} must not be an empty list", param=field)
     if items > limit:
         raise InvalidRequest(
             f"{field} has {items} items; this server takes at most {limit} a request", param=field

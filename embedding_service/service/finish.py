@@ -10,8 +10,6 @@ from embedding_service.service.vectors import is_finite
 from embedding_service.types import Embeddings, Output
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
     from embedding_service.service.compute import Computed
     from embedding_service.service.prompts import Prepared
     from embedding_service.types import EmbedJob, Floats
@@ -43,10 +41,12 @@ def finish(
     )
 
 
-def check_finite(rows: Sequence[Floats], owner: Iterable[int], field: str) -> None:
+def check_finite(rows: list[Floats], owner: list[int], field: str) -> None:
     """Raise `EngineFailed` about the first item of `field` whose numbers are not all finite."""
     for array, index in zip(rows, owner, strict=True):
         if not is_finite(array):
-            where = f"{field}[{index}]"
-            message = f"the model gave numbers that are not finite for {where}"
-            raise EngineFailed(message, param=where)
+            raise _not_finite(f"{field}[{index}]")
+
+
+def _not_finite(where: str) -> EngineFailed:
+    return EngineFailed(f"the model gave numbers that are not finite for {where}", param=where)

@@ -40,8 +40,8 @@ class Template(NamedTuple):
 
     def around(self, query: Ids, document: Ids) -> tuple[TokenIds, int]:
         """Return a pair as the engine reads it, and the length of its first segment."""
-        start = [*self.head, *query, *self.middle]
-        return np.array([*start, *document, *self.tail], np.int32), len(start)
+        start = self.head + query + self.middle
+        return np.array(start + document + self.tail, np.int32), len(start)
 
 
 class PairEncoder:

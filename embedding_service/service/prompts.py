@@ -183,11 +183,10 @@ class Encoder:
 
     def _own_ids(self, inputs: Sequence[list[int]], prefix: str, field: Field) -> list[Content]:
         if prefix:
-            raise InvalidRequest(
-                "a prompt cannot be put before native token ids; send text", param=field
-            )
+            text = "a prompt cannot be put before native token ids; send text"
+            raise InvalidRequest(text, param=field)
         self._check_vocabulary(inputs, field)
-        return [Content(self._without_special(ids)) for ids in inputs]
+        return list(map(Content, map(self._without_special, inputs)))
 
     def _check_vocabulary(self, inputs: Sequence[list[int]], field: Field) -> None:
         """Raise `InvalidRequest` for token ids that the model does not have."""

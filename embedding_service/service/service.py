@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from embedding_service.telemetry import Metrics
     from embedding_service.types import RerankJob
 
+    Inputs = list[str] | list[list[int]]
+
 _T = TypeVar("_T")
 INTERACTIVE_TEXTS = 8
 # No natural language needs so few tokens. Longer requests are refused unread, since their tokens
@@ -86,7 +88,7 @@ class EmbeddingService:
             call,
             lambda: encoder.prepare(job, prefix, max_total=settings.max_request_tokens),
             texts=len(job.inputs),
-            characters=_characters(job, prefix),
+            characters=_characters(job.inputs, prefix),
         )
         needed = checks.answer_bytes(encoder, job, prepared, limit=settings.max_response_bytes)
         call.leases.enter_context(self.answers.admit(needed, param=call.field))
@@ -254,7 +256,7 @@ class EmbeddingService:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
 
-def _characters(job: EmbedJob, prefix: str) -> int:
+def _characters(inputs: Inputs, prefix: str) -> int:
     """Return about how many characters are to be tokenised; a token id counts as four."""
-    inputs, per_piece = job.inputs, _CHARACTERS_A_PIECE[type(job.inputs[0])]
+    per_piece = _CHARACTERS_A_PIECE[type(inputs[0])]
     return per_piece * sum(map(len, inputs)) + len(prefix) * len(inputs)

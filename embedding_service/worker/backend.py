@@ -44,21 +44,16 @@ class Backend(Protocol):
         self, key: str, ids: TokenIds, *, outputs: frozenset[Output], boundary: int | None
     ) -> None:
         """Queue one input. Raises `InputRejected`."""
-        ...
 
     def abort(self, keys: Iterable[str]) -> None:
         """Forget inputs."""
-        ...
 
     def step(self) -> list[tuple[str, Rows]]:
         """Compute; return the rows of each input that is finished."""
-        ...
 
     @property
     def unfinished(self) -> int:
         """Inputs added that have not come back yet."""
-        ...
 
     def facts(self, dimension: int | None) -> ModelFacts:
         """Describe the model, once a first vector has shown its dimension."""
-        ...

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import groupby, pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch.nn.functional import scaled_dot_product_attention
 from vllm.config import get_layers_from_vllm_config
@@ -24,15 +24,18 @@ from vllm.v1.attention.backends.cpu_attn import (
 )
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor
     from vllm.v1.attention.backend import AttentionLayer, CommonAttentionMetadata
+
+    Run = tuple[int, int, int]
+    Metadata: TypeAlias = "CPUAttentionMetadata | EncoderMetadata"
 
 
 @dataclass
 class EncoderMetadata:
     """Runs of neighbouring texts of one length: (first token, texts, tokens of each)."""
 
-    runs: list[tuple[int, int, int]]
+    runs: list[Run]
 
 
 class Implementation(CPUAttentionBackendImpl):
@@ -53,15 +56,15 @@ class Implementation(CPUAttentionBackendImpl):
     def forward(
         self,
         layer: AttentionLayer,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        kv_cache: torch.Tensor,
-        attn_metadata: CPUAttentionMetadata | EncoderMetadata | None,
-        output: torch.Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        kv_cache: Tensor,
+        attn_metadata: Metadata | None,
+        output: Tensor,
         *more: Any,
         **options: Any,
-    ) -> torch.Tensor:
+    ) -> Tensor:
         """Do what vLLM asks of a backend, here or in its own way."""
         if not isinstance(attn_metadata, EncoderMetadata):
             return super().forward(
@@ -70,13 +73,8 @@ class Implementation(CPUAttentionBackendImpl):
         return self.attend(query, key, value, attn_metadata, output)
 
     def attend(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        metadata: EncoderMetadata,
-        output: torch.Tensor,
-    ) -> torch.Tensor:
+        self, query: Tensor, key: Tensor, value: Tensor, metadata: EncoderMetadata, output: Tensor
+    ) -> Tensor:
         """Fill and return `output`; all tensors are (tokens, heads, head size)."""
         grouped = self.num_kv_heads != self.num_heads
         for start, texts, length in metadata.runs:
@@ -105,16 +103,20 @@ class MetadataBuilder(CPUAttentionMetadataBuilder):
         common_attn_metadata: CommonAttentionMetadata,
         *more: Any,
         **options: Any,
-    ) -> CPUAttentionMetadata | EncoderMetadata:
+    ) -> Metadata:
         """Return what `forward` of this step's layers needs."""
         if not self._plain:
             return super().build(common_prefix_len, common_attn_metadata, *more, **options)
-        bounds = common_attn_metadata.query_start_loc.tolist()
-        runs, start = [], 0
-        for length, run in groupby(end - begin for begin, end in pairwise(bounds)):
-            runs.append((start, texts := len(list(run)), length))
-            start += texts * length
-        return EncoderMetadata(runs)
+        return EncoderMetadata(_runs(common_attn_metadata.query_start_loc.tolist()))
+
+
+def _runs(bounds: list[int]) -> list[Run]:
+    runs, start = [], 0
+    for length, run in groupby(end - begin for begin, end in pairwise(bounds)):
+        texts = len(list(run))
+        runs.append((start, texts, length))
+        start += texts * length
+    return runs
 
 
 class Backend(CPUAttentionBackend):

@@ -21,9 +21,10 @@ from embedding_service.worker.cpu_attention import EncoderMetadata, Implementati
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from torch import Tensor
     from vllm.model_executor.models.bert import BertLayer
 
-    Step = Callable[[torch.Tensor], torch.Tensor]
+    Step = Callable[[Tensor], Tensor]
 
 
 def straighten(model: torch.nn.Module) -> int:
@@ -32,9 +33,7 @@ def straighten(model: torch.nn.Module) -> int:
     Those that vLLM computes in another way (quantised, over several devices, with adapters or
     another attention) stay as they are. Not for compiled models: their graph would not know of it.
     """
-    encoders = [
-        m for m in model.modules() if isinstance(m, BertEncoder) and all(map(_is_plain, m.layer))
-    ]
+    encoders = list(filter(_can_be_straight, model.modules()))
     for encoder in encoders:
         encoder.forward = _Line(encoder)
     return len(encoders)
@@ -48,7 +47,7 @@ class _Line:
         self.name = encoder.layer[0].attention.self.attn.layer_name  # all have the same metadata
         self.otherwise = encoder.forward
 
-    def __call__(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def __call__(self, hidden_states: Tensor) -> Tensor:
         metadata = (get_forward_context().attn_metadata or {}).get(self.name)
         if not isinstance(metadata, EncoderMetadata):
             return self.otherwise(hidden_states)
@@ -69,33 +68,34 @@ class _Layer:
         self.down = _product(layer.output.dense)
         self.done = _norm(layer.output.LayerNorm)
 
-    def __call__(self, x: torch.Tensor, metadata: EncoderMetadata) -> torch.Tensor:
+    def __call__(self, x: Tensor, metadata: EncoderMetadata) -> Tensor:
         x = self.mixed(self.mix(self.attend(self.qkv(x), metadata)).add_(x))
         return self.done(self.down(self.activation(self.up(x))).add_(x))
 
-    def attend(self, qkv: torch.Tensor, metadata: EncoderMetadata) -> torch.Tensor:
+    def attend(self, qkv: Tensor, metadata: EncoderMetadata) -> Tensor:
         """Return (tokens, hidden) from (tokens, 3 x hidden)."""
         query, key, value = qkv.unflatten(1, (3, self.attention.num_heads, -1)).unbind(1)
-        return self.attention.attend(query, key, value, metadata, torch.empty_like(query)).flatten(
-            1
-        )
+        output = torch.empty_like(query)
+        return self.attention.attend(query, key, value, metadata, output).flatten(1)
 
 
-def _is_plain(layer: BertLayer) -> bool:
+def _can_be_straight(module: torch.nn.Module) -> bool:
+    if not isinstance(module, BertEncoder):
+        return False
+    return all(map(_attends_plainly, module.layer)) and all(map(_multiplies_plainly, module.layer))
+
+
+def _attends_plainly(layer: BertLayer) -> bool:
+    impl = layer.attention.self.attn.impl
+    plain = isinstance(impl, Implementation) and impl.is_plain_encoder
+    return plain and impl.num_kv_heads == impl.num_heads
+
+
+def _multiplies_plainly(layer: BertLayer) -> bool:
     attention = layer.attention
-    products = (
-        attention.self.qkv_proj,
-        attention.output.dense,
-        layer.intermediate.dense,
-        layer.output.dense,
-    )
-    impl = attention.self.attn.impl
-    return (
-        isinstance(impl, Implementation)
-        and impl.is_plain_encoder
-        and impl.num_kv_heads == impl.num_heads
-        and all(hasattr(product, "cpu_linear") and product.tp_size == 1 for product in products)
-    )
+    before = (attention.self.qkv_proj, attention.output.dense)
+    products = (*before, layer.intermediate.dense, layer.output.dense)
+    return all(hasattr(product, "cpu_linear") and product.tp_size == 1 for product in products)
 
 
 def _product(module: torch.nn.Module) -> Step:

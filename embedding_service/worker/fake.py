@@ -13,7 +13,7 @@ import threading
 import time
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
     from embedding_service.settings.model import ModelOptions
     from embedding_service.types import Floats, Rows, TokenIds
+
+    Outputs = frozenset[Output]
 
 CLS, SEP, UNKNOWN = 0, 1, 2
 FAULTS = {
@@ -46,35 +48,38 @@ _SCORE = bge_m3.Part(slice(1), width=1)  # the one output that BGE-M3 has not
 
 
 def _break() -> None:
-    raise RuntimeError("the fake engine was told to break")
+    raise RuntimeError("the fake engine breaks, as asked")
 
 
 class FakeBackend:
     """Vectors that depend on the token ids alone; `engine_args` may set `step_s` and `outputs`.
 
-    Also faults at start-up: `refuse` with a reason, `load_s`, `die_after_s`.
+    Also `load_s`, and `refuse` with the reason why it should not be loaded.
     """
 
     def __init__(self, options: ModelOptions) -> None:
         knobs = options.engine_args
-        if "refuse" in knobs:
-            raise ModelRefused(str(knobs["refuse"]))
-        self.sleep(float(knobs.get("load_s", 0)))
-        if "die_after_s" in knobs:
-            threading.Timer(float(knobs["die_after_s"]), self.die).start()
+        self._start(**knobs)
         self.options = options
         self.outputs = tuple(map(Output, knobs.get("outputs", ["dense"])))
         self.step_s = float(knobs.get("step_s", 0))
         texts = 32 if options.max_batch_size == "auto" else options.max_batch_size
         self.limits = StepLimits(texts=texts, tokens=2048)
         self.tokenizer_json = fake_tokenizer().to_str().encode()
-        self._queue: dict[str, tuple[list[int], frozenset[Output]]] = {}
+        self._queue: dict[str, tuple[list[int], Outputs]] = {}
         self._failures: dict[str, Callable[[], None]] = {
             "fault-slow": partial(self.sleep, 0.5),
             "fault-hang": partial(self.sleep, 3600),
             "fault-raise": _break,
             "fault-die": self.die,
         }
+
+    def _start(self, refuse: str = "", load_s: float = 0, die_after_s: float = 0, **_: Any) -> None:
+        if refuse:
+            raise ModelRefused(refuse)
+        self.sleep(load_s)
+        if die_after_s:
+            threading.Timer(die_after_s, self.die).start()
 
     def sleep(self, seconds: float) -> None:
         """Do nothing for so long."""
@@ -84,17 +89,11 @@ class FakeBackend:
         """Be gone at once, as if killed."""
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def add(
-        self,
-        key: str,
-        ids: TokenIds,
-        *,
-        outputs: frozenset[Output],
-        boundary: int | None,  # noqa: ARG002
-    ) -> None:
+    def add(self, key: str, ids: TokenIds, *, outputs: Outputs, boundary: int | None) -> None:
         """Queue one input; `fault-reject` is refused."""
+        del boundary  # no token counts more than another here
         if FAULTS["fault-reject"] in ids:
-            raise InputRejected("the fake engine was told to refuse this")
+            raise InputRejected("the fake engine refuses this, as asked")
         self._queue[key] = (ids.tolist(), outputs)
 
     def abort(self, keys: Iterable[str]) -> None:
@@ -140,7 +139,7 @@ class FakeBackend:
         )
 
 
-def _rows(ids: list[int], outputs: frozenset[Output]) -> Rows:
+def _rows(ids: list[int], outputs: Outputs) -> Rows:
     return {output: fake_vectors(ids, output) for output in outputs}
 
 

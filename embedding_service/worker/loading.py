@@ -14,6 +14,7 @@ from embedding_service.worker.location import resolve_model
 
 if TYPE_CHECKING:
     from embedding_service.settings.model import ModelOptions
+    from embedding_service.types import TokenIds
     from embedding_service.worker.backend import Backend
 
 _NOT_FINITE = "the model answers a plain English sentence with numbers that are not finite"
@@ -53,14 +54,20 @@ def warm_up(backend: Backend) -> int | None:
 
     tokenizer = Tokenizer.from_str(backend.tokenizer_json.decode())
     ids = np.array(tokenizer.encode(_WARM_UP_TEXT).ids, np.int32)
-    (output,) = outputs = backend.facts(None).outputs[:1]
-    width = 0
-    for texts in (1, min(backend.limits.texts, backend.limits.tokens // len(ids))):
-        for i in range(texts):
-            backend.add(f"warm-up:{i}", ids, outputs=frozenset(outputs), boundary=None)
-        while backend.unfinished:
-            for _, rows in backend.step():
-                if not np.isfinite(rows[output]).all():
-                    raise ModelRefused(_NOT_FINITE)
-                width = rows[output].shape[1]
+    output = backend.facts(None).outputs[0]
+    width = _compute(backend, [ids], output)
+    _compute(backend, [ids] * min(backend.limits.texts, backend.limits.tokens // len(ids)), output)
     return width if output is Output.DENSE else None
+
+
+def _compute(backend: Backend, inputs: list[TokenIds], output: Output) -> int:
+    """Compute inputs, and return the width of their rows. Raises `ModelRefused`."""
+    width = 0
+    for index, ids in enumerate(inputs):
+        backend.add(f"warm-up:{index}", ids, outputs=frozenset({output}), boundary=None)
+    while backend.unfinished:
+        for _, rows in backend.step():
+            if not np.isfinite(rows[output]).all():
+                raise ModelRefused(_NOT_FINITE)
+            width = rows[output].shape[1]
+    return width

@@ -18,11 +18,7 @@ def resolve_model(options: ModelOptions) -> str:
     if path is None:
         return options.model_name
     if path.startswith("package:"):
-        package, _, folder = path.removeprefix("package:").partition("/")
-        spec = importlib.util.find_spec(package)
-        if spec is None or not spec.submodule_search_locations:
-            raise ModelRefused(f"model_path: the Python package {package} is not installed")
-        path = str(Path(spec.submodule_search_locations[0]) / folder)
+        path = _in_package(*path.removeprefix("package:").split("/", 1))
     if not Path(path).is_dir():
         raise ModelRefused(
             f"model_path: there is no folder {path}; a name on the hub goes into model_name"
@@ -30,3 +26,10 @@ def resolve_model(options: ModelOptions) -> str:
     if not Path(path, "config.json").is_file():
         raise ModelRefused(f"model_path: {path} holds no config.json, so it is not a model")
     return path
+
+
+def _in_package(package: str, folder: str = "") -> str:
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelRefused(f"model_path: the Python package {package} is not installed")
+    return str(Path(spec.submodule_search_locations[0]) / folder)

@@ -20,22 +20,21 @@ if TYPE_CHECKING:
     from embedding_service.settings.model import ModelOptions
     from embedding_service.types import Floats, Rows, TokenIds
 
+    Outputs = frozenset[Output]
+
 
 class Pooling(Protocol):
     """One kind of model; an input is asked for a subset of `outputs`."""
 
     @property
-    def outputs(self) -> frozenset[Output]:
+    def outputs(self) -> Outputs:
         """All that it can give."""
-        ...
 
-    def ask(self, outputs: frozenset[Output], boundary: int | None) -> PoolingParams:
+    def ask(self, outputs: Outputs, boundary: int | None) -> PoolingParams:
         """Return vLLM's parameters; `boundary` is the number of tokens of a pair's first text."""
-        ...
 
-    def read(self, flat: Floats, ids: TokenIds, outputs: frozenset[Output]) -> Rows:
+    def read(self, flat: Floats, ids: TokenIds, outputs: Outputs) -> Rows:
         """Return the rows of one input from vLLM's numbers for its token ids."""
-        ...
 
 
 class _Task(NamedTuple):
@@ -67,21 +66,23 @@ _TASKS = {
     Output.SCORE: _Task(_CLASSIFY, _one_row),
     Output.HIDDEN_STATES: _Task(_EMBED | {"task": "token_embed"}, _a_row_for_each_token),
 }
+_DENSE = frozenset({Output.DENSE})
+_DENSE_AND_WHOLE = _DENSE | {Output.HIDDEN_STATES}
 
 
 @dataclass(frozen=True, slots=True)
 class OneTask:
     """A model that vLLM asks for one output at a time."""
 
-    outputs: frozenset[Output]
+    outputs: Outputs
 
-    def ask(self, outputs: frozenset[Output], boundary: int | None) -> PoolingParams:
+    def ask(self, outputs: Outputs, boundary: int | None) -> PoolingParams:
         """Ask for the one output."""
         (output,) = outputs
         types = None if boundary is None else {"compressed_token_type_ids": boundary}
         return PoolingParams(**_TASKS[output].arguments, extra_kwargs=types)
 
-    def read(self, flat: Floats, ids: TokenIds, outputs: frozenset[Output]) -> Rows:
+    def read(self, flat: Floats, ids: TokenIds, outputs: Outputs) -> Rows:
         """Read the one output."""
         (output,) = outputs
         return {output: _TASKS[output].read(flat, len(ids))}
@@ -91,20 +92,16 @@ class OneTask:
 class BgeM3:
     """BGE-M3, which gives any of its outputs from one pass; `special_ids` have no weight."""
 
-    outputs: frozenset[Output]
+    outputs: Outputs
     hidden: int
     special_ids: tuple[int, ...]
 
-    def ask(
-        self,
-        outputs: frozenset[Output],
-        boundary: int | None,  # noqa: ARG002
-    ) -> PoolingParams:
+    def ask(self, outputs: Outputs, boundary: int | None) -> PoolingParams:  # noqa: ARG002
         """Ask for all of `outputs` at once."""
         wanted = bge_m3.pooling_kwargs(outputs)
         return PoolingParams(task=bge_m3.TASK, use_activation=False, extra_kwargs=wanted)
 
-    def read(self, flat: Floats, ids: TokenIds, outputs: frozenset[Output]) -> Rows:
+    def read(self, flat: Floats, ids: TokenIds, outputs: Outputs) -> Rows:
         """Take the flat answer apart, and merge the weights of equal tokens."""
         rows = bge_m3.unpack(flat, n_tokens=len(ids), hidden=self.hidden, outputs=outputs)
         if (weights := rows.get(Output.SPARSE)) is not None:
@@ -133,7 +130,7 @@ def find(
         # Hidden states would go through the Dense modules that sentence-transformers has behind
         # its pooling, and be none any more.
         whole = "token_embed" in tasks and not try_get_dense_modules(model, options.revision)
-        return OneTask(frozenset({Output.DENSE, Output.HIDDEN_STATES} if whole else {Output.DENSE}))
+        return OneTask(_DENSE_AND_WHOLE if whole else _DENSE)
     if "classify" in tasks:
         return OneTask(frozenset({Output.SCORE}))
     offers = ", ".join(tasks)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from embedding_service.families.profiles import Profile
     from embedding_service.settings.model import ModelOptions
 
+    Json = dict[str, Any]
+
 _NONE_IF_ABSENT: Final = {
     "_raise_exceptions_for_missing_entries": False,
     "_raise_exceptions_for_connection_errors": False,
@@ -45,7 +47,7 @@ def engine_arguments(model: str, options: ModelOptions, device: str) -> EngineAr
     return args
 
 
-def _settings(model: str, options: ModelOptions, device: str) -> dict[str, Any]:
+def _settings(model: str, options: ModelOptions, device: str) -> Json:
     """Return what our options say."""
     automatic = options.max_batch_size == "auto"
     return {
@@ -79,28 +81,32 @@ def _complete(args: EngineArgs, options: ModelOptions, device: str) -> None:
         args.kv_cache_memory_bytes = _kv_bytes(model_config, args)
 
 
-def _overrides(model: str, options: ModelOptions) -> dict[str, Any]:
+def _overrides(model: str, options: ModelOptions) -> Json:
     """Return the differences to the model's config.json; the operator's come last.
 
     vLLM reads `problem_type` in one place, to choose the activation of a classifier: none for
-    regression, so that scores are logits. Other models have no use for it. A folder with BGE-M3's
-    heads is one, whatever it is called.
+    regression, so that scores are logits. Other models have no use for it.
     """
-    has_heads = Path(model).is_dir() and bge_m3.head_files(model)
-    architecture = architectures.BGE_M3 if has_heads else ""
-    profile = profiles.find(model_name=options.model_name, architecture=architecture)
+    profile = _profile(model, options)
     own = profile.hf_overrides | options.engine_args.get("hf_overrides", {})
     if "architectures" not in own:
         own |= _replacement(model, options, profile)
     return {"problem_type": "regression"} | own
 
 
-def _replacement(model: str, options: ModelOptions, profile: Profile) -> dict[str, Any]:
+def _profile(model: str, options: ModelOptions) -> Profile:
+    """Return the model's family; a folder with BGE-M3's heads is one, whatever it is called."""
+    has_heads = Path(model).is_dir() and bge_m3.head_files(model)
+    architecture = architectures.BGE_M3 if has_heads else ""
+    return profiles.find(model_name=options.model_name, architecture=architecture)
+
+
+def _replacement(model: str, options: ModelOptions, profile: Profile) -> Json:
     """Name our architecture for this model, if there is one.
 
     Raises `ModelRefused` for a model that its profile serves with ours alone, and cannot.
     """
-    config = model_json(model, options.revision, "config.json")
+    config = model_json(model, options, "config.json")
     ours = architectures.replacement(config, profile.replaces)
     if profile.replaces and ours not in profile.replaces.values():
         has = ", ".join(config.get("architectures") or ["nothing"])
@@ -157,20 +163,24 @@ def _kv_bytes(model_config: Any, args: EngineArgs) -> int:
     return int(numbers * width_bytes * (tokens + padding))
 
 
-def model_json(model: str, revision: str | None, name: str) -> dict[str, Any]:
+def model_json(model: str, options: ModelOptions, name: str) -> Json:
     """Return a JSON file of the model, or {} where it has none."""
     from transformers.utils.hub import cached_file  # noqa: PLC0415 - heavy, and at start-up only
 
-    path = cached_file(model, name, revision=revision, **_NONE_IF_ABSENT)
+    path = cached_file(model, name, revision=options.revision, **_NONE_IF_ABSENT)
     return jiter.from_json(Path(path).read_bytes()) if path else {}
 
 
 def first_line(error: BaseException) -> str:
     """Return what an error says, shortly."""
     if isinstance(error, ValidationError):
-        # Its text begins with a count, and goes on with the whole input.
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        message = first["msg"].removeprefix("Value error, ")
-        return f"{first['loc'][0]}: {first['msg']}" if first["loc"] else message
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:500] if lines else type(error).__name__
+        return _first_fault(error)
+    text = str(error).strip()
+    return text.splitlines()[0].strip()[:500] if text else type(error).__name__
+
+
+def _first_fault(error: ValidationError) -> str:
+    """Return the first fault alone: the error's text has a count and the whole input too."""
+    first = error.errors()[0]
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{first['loc'][0]}: {first['msg']}" if first["loc"] else message

@@ -128,7 +128,7 @@ class VllmBackend:
         """Describe the model; `dimension` is what the first real vector had."""
         config = self._engine.vllm_config.model_config
         revision = getattr(config.hf_config, "_commit_hash", None)
-        prompts, default_prompt_name = _own_prompts(self.model, self.options.revision)
+        prompts, default_prompt_name = _own_prompts(self.model, self.options)
         return ModelFacts(
             architecture=config.architecture,
             model_type=config.hf_config.model_type,
@@ -171,9 +171,9 @@ def _engine(model: str, options: ModelOptions, device: str) -> EngineCore:
     return engine
 
 
-def _own_prompts(model: str, revision: str | None) -> tuple[dict[str, str], str | None]:
+def _own_prompts(model: str, options: ModelOptions) -> tuple[dict[str, str], str | None]:
     """Return the prompts in the model's files by name, and the name of the default one."""
-    file = model_json(model, revision, "config_sentence_transformers.json")
+    file = model_json(model, options, "config_sentence_transformers.json")
     prompts = (file.get("prompts") or {}).items()
     texts = {name: text for name, text in prompts if isinstance(text, str)}
     return texts, file.get("default_prompt_name")

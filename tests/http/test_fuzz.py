@@ -15,6 +15,9 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from embedding_service.dialects.dialect import Dialect
+from embedding_service.dialects.errors import OPENAI
+from embedding_service.http.app import DIALECTS
 from tests.calls import embed, error_of
 from tests.child import Child, memory_bytes, wait_until
 from tests.conftest import FAKE
@@ -49,7 +52,11 @@ SETTINGS: dict[str, Any] = {
     "rate_limit_requests": "1000000/second",
     "rate_limit_tokens": "100000000/second",
 }
-OTHER_ENVELOPES = ({"error", "error_type"}, {"message"})  # TEI's and Cohere's
+OTHER_ENVELOPES = [
+    dialect.errors.model.model_fields.keys()
+    for dialect in DIALECTS
+    if isinstance(dialect, Dialect) and dialect.errors is not OPENAI
+]
 
 
 def made_by(schema: dict[str, Any], schemas: dict[str, Any]) -> Strategy:

@@ -95,6 +95,7 @@ def test_the_other_dialect_stays(http: httpx.Client) -> None:
     ("body", "words"),
     [
         ({"sentences": 7}, "sentences: "),
+        ({"sentences": []}, "sentences: sentences must not be an empty list"),
         ({"sentences": ["w1"], "width": 7}, "width: "),
         ({"sentences": ["w1 " * 600]}, "sentences[0]: "),
         ({"sentences": ["w1"] * 4}, "sentences: sentences has 4 items"),

@@ -301,5 +301,6 @@ def test_an_optional_model_that_cannot_be_loaded_is_let_go(
             http.post("/v1/embeddings", json={"model": "sound", "input": "w1"}).status_code == 200
         )
     left = [worker for (name, _), worker in gateway.workers.items() if name == "wrong"]
-    assert not any(worker.thread.is_alive() for worker in left)
+    assert left
+    wait_until(lambda: not any(worker.thread.is_alive() for worker in left))
     assert gateway.stop() == 0

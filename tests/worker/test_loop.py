@@ -289,7 +289,7 @@ def test_a_rejected_input_fails_alone(bench: Bench, place: int) -> None:
     assert isinstance(failed, protocol.Failed)
     assert (failed.reason, failed.message) == (
         "rejected",
-        "the fake engine was told to refuse this",
+        "the fake engine refuses this, as asked",
     )
     assert len(bench.rows[2]) == 2
     assert len(bench.rows[3]) == 1

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
     from collections.abc import Set as AbstractSet
 
+    from torch import Tensor
     from vllm.config import PoolerConfig, VllmConfig
     from vllm.pooling_params import PoolingParams
     from vllm.tasks import PoolingTask
@@ -48,9 +49,7 @@ class BgeM3Pooler(Pooler):
         """Return the one task whose prompts reach this pooler."""
         return {TASK}
 
-    def forward(
-        self, hidden_states: torch.Tensor, pooling_metadata: PoolingMetadata
-    ) -> PoolerOutput:
+    def forward(self, hidden_states: Tensor, pooling_metadata: PoolingMetadata) -> PoolerOutput:
         """Return each prompt's vectors, from the hidden states (tokens, hidden) of the batch."""
         cursor = pooling_metadata.get_pooling_cursor()
         if cursor.is_partial_prefill():
@@ -60,7 +59,7 @@ class BgeM3Pooler(Pooler):
             # One tensor is one copy to the host, not one for each prompt.
             return hidden_states[cursor.first_token_indices_gpu].float()
         prompts = torch.split(hidden_states, cursor.num_scheduled_tokens_cpu.tolist())
-        flat: list[list[torch.Tensor]] = [[] for _ in prompts]
+        flat: list[list[Tensor]] = [[] for _ in prompts]
         for output in PARTS:
             asking = [row for row, outputs in enumerate(wanted) if output in outputs]
             vectors = self._vectors(output, [prompts[row] for row in asking])
@@ -73,7 +72,7 @@ class BgeM3Pooler(Pooler):
             (params.extra_kwargs or {}).get("outputs", self.available)
         )
 
-    def _vectors(self, output: Output, prompts: list[torch.Tensor]) -> Sequence[torch.Tensor]:
+    def _vectors(self, output: Output, prompts: list[Tensor]) -> Sequence[Tensor]:
         """Return one part of the prompts that want it; a head is one matrix product for all."""
         if not prompts:
             return ()
@@ -103,7 +102,7 @@ class BgeM3Model(PaddingAwareModel):
     def _build_pooler(self, pooler_config: PoolerConfig) -> Pooler:  # noqa: ARG002
         return BgeM3Pooler(hidden=self.hidden, heads=self.head_files, dtype=self.head_dtype)
 
-    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Load the encoder, in any of vLLM's formats, and the heads from their own files."""
         loaded: set[str] = super().load_weights(weights)
         for head, path in self.head_files.items():

@@ -16,6 +16,7 @@ from vllm.model_executor.models.roberta import (
 )
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from vllm.config import VllmConfig
 
 
@@ -30,17 +31,13 @@ class PaddingAwareEmbedding(RobertaEmbedding):
     padding_idx: int
 
     def forward(
-        self,
-        input_ids: torch.Tensor,
-        position_ids: torch.Tensor,
-        inputs_embeds: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+        self, input_ids: Tensor, position_ids: Tensor, inputs_embeds: Tensor | None = None
+    ) -> Tensor:
         """Return the input embeddings (tokens, hidden) of a batch of prompts laid end to end."""
         last = input_ids.shape[0] - 1
         rows = torch.arange(input_ids.shape[0], device=input_ids.device)
-        first = (rows - position_ids).clamp(
-            0, last
-        )  # row of each token's prompt; unused rows hold anything
+        # The first row of each token's prompt; unused rows hold anything.
+        first = (rows - position_ids).clamp(0, last)
         is_token = (input_ids != self.padding_idx).long()
         seen = is_token.cumsum(0)
         position_ids = (seen - seen[first] + is_token[first]) * is_token - 1

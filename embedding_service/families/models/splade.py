@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from collections.abc import Set as AbstractSet
 
+    from torch import Tensor
     from vllm.config import PoolerConfig
     from vllm.tasks import PoolingTask
     from vllm.v1.outputs import PoolerOutput
@@ -46,9 +47,7 @@ class SpladePooler(Pooler):
         """Return the one task whose prompts reach this pooler."""
         return {"embed"}
 
-    def forward(
-        self, hidden_states: torch.Tensor, pooling_metadata: PoolingMetadata
-    ) -> PoolerOutput:
+    def forward(self, hidden_states: Tensor, pooling_metadata: PoolingMetadata) -> PoolerOutput:
         """Return each prompt's weights, from the hidden states (tokens, hidden) of the batch."""
         cursor = pooling_metadata.get_pooling_cursor()
         if cursor.is_partial_prefill():
@@ -69,7 +68,7 @@ class SpladeModel(BertEmbeddingModel):
             BertMLMHead(config.hidden_size, config.vocab_size, config.layer_norm_eps)
         )
 
-    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Load encoder and head; a decoder that the checkpoint lacks is the word embeddings."""
         found = {name.removeprefix("bert."): weight for name, weight in weights}
         found.setdefault(f"{_HEAD}decoder.weight", found[_WORDS])
