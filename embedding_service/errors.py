@@ -37,7 +37,7 @@ _DEFAULT_NAMES = {
     Field.INPUT: "input",
     Field.DOCUMENTS: "documents",
     Field.DIMENSIONS: "dimensions",
-    Field.TRUNCATE: "left, right or chunk_mean",
+    Field.TRUNCATE: "truncate to left, right or chunk_mean",
 }
 _PLACEHOLDER = re.compile("|".join(map(re.escape, Field)))
 

@@ -101,7 +101,7 @@ class Field(StrEnum):
     INPUT = "{input}"
     DOCUMENTS = "{documents}"
     DIMENSIONS = "{dimensions}"
-    TRUNCATE = "{truncate}"  # the values that cut an input instead of refusing it
+    TRUNCATE = "{truncate}"  # the setting of a field that has over-long inputs cut
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +111,8 @@ class EmbedJob:
     `inputs` are all texts or all lists of token ids. `outputs` is never empty; HIDDEN_STATES is
     alone in it, and knows no `dimensions`, `normalize` and `embed_dtype`. `more_dtypes` are formats
     that the dialect itself will make of the float32 vectors. Errors about inputs name `field`. The
-    last `queries` of the inputs are no items of the list that the client sent, and do not count
-    where that is limited.
+    last `queries` of the inputs are not from the list that the client sent, so a limit on its
+    length does not count them.
     """
 
     model: str | None

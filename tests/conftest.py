@@ -1,4 +1,4 @@
-"""Fixtures: whole gateways on real sockets, with the fake core or with real vLLM."""
+"""Fixtures: whole gateways on real sockets, with the fake engine or with real vLLM."""
 
 from __future__ import annotations
 
@@ -229,7 +229,7 @@ def shared_gateway(start_gateway: Callable[..., RunningGateway]) -> Callable[...
 
 @pytest.fixture(scope="session")
 def fake(start_gateway: Callable[..., RunningGateway]) -> RunningGateway:
-    """Return a gateway whose model is the fake core; shared by all tests that leave it as it is."""
+    """Return a gateway whose model is the fake engine; shared by all tests that leave it as it is."""
     return start_gateway(**FAKE)
 
 

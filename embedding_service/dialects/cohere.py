@@ -139,7 +139,7 @@ DIALECT = Dialect(
             names={
                 Name.INPUT: "texts",
                 Name.DIMENSIONS: "output_dimension",
-                Name.TRUNCATE: "START or END",
+                Name.TRUNCATE: "truncate to START or END",
             },
         ),
     ),

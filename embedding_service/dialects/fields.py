@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 MOST_ECHOED_CHARACTERS = 100
 _MOST_MESSAGE_CHARACTERS = 1000
 
-# Enums are read from their names; everything else has to have its type.
+# Enums are read from their string values; everything else has to have its type.
 Lax = Field(strict=False)
 
 

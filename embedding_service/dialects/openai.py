@@ -90,7 +90,7 @@ class EmbeddingsRequest(Fields):
     @property
     def names_kinds(self) -> bool:
         """Whether the answer goes beyond OpenAI's shape."""
-        return not self.return_dense is self.return_sparse is self.return_colbert is None
+        return any(getattr(self, name) is not None for name in _KINDS)
 
     def outputs(self) -> frozenset[Output]:
         """Return the kinds of vector that were asked for."""

@@ -333,7 +333,7 @@ class _ComparesSentences:
         return isinstance(tree.get("inputs"), dict)
 
 
-_INPUTS = {Name.INPUT: "inputs", Name.TRUNCATE: "true"}
+_INPUTS = {Name.INPUT: "inputs", Name.TRUNCATE: "truncate to true"}
 _VECTORS: dict[str, Any] = {
     "request": TeiEmbedRequest,
     "example": {"inputs": ["Hello, world"]},

@@ -112,7 +112,7 @@ class ModelEngine:
         return self.loaded.shared_identity is not None
 
     def weights(self) -> asyncio.Future[str]:
-        """Return what brings the digest of the loaded weights; then its numbers are `portable`."""
+        """Begin to read the loaded weights; once their digest is there, this is `portable`."""
         return self.loaded.weights()
 
     @property

@@ -42,9 +42,10 @@ class Profile:
 
     `instruction_template` turns an instruction into the text put before the input (None: the
     model was not trained with instructions). `query` and `document` are the prompts for
-    `input_type` where the model's own files name none. `prompted` recognises a text that already
-    carries a prompt of this family. `replaces` names, by the checkpoint's architecture, one of ours
-    to load in its place.
+    `input_type`, and win over those in the model's own files. `prompted` recognises a text that
+    already carries a prompt of this family. `matryoshka` lists the sizes that vectors may be cut
+    to, empty for any from `smallest_dimension` on, None for no. `replaces` names, by the
+    checkpoint's architecture, one of ours to load in its place.
     """
 
     name: str

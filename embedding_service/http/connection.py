@@ -10,8 +10,7 @@ if TYPE_CHECKING:
     import asyncio
 
 
-# A body may end and the next request begin in one piece of data, so a piece that begins a request
-# is not counted.
+# The piece of data that begins a request is not counted: it may also hold the end of a body.
 LONGEST_HEADERS = 64 << 10
 _BODY = (
     b'{"error":{"message":"The headers of the request are too large.",'

@@ -67,8 +67,8 @@ def telling_fields(mounted: Iterable[Mounted]) -> list[str]:
 class RouteTable:
     """All paths of this gateway.
 
-    Where a preset has an operation, the dialects' operations for that path and method give way; its
-    errors, if it has any, are everybody's.
+    Where a preset has an operation, the dialects' operations for that path and method give way; if
+    it has errors of its own, all errors are written so.
     """
 
     def __init__(

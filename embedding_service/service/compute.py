@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import product, repeat
 from typing import TYPE_CHECKING
 
@@ -70,17 +69,19 @@ class Compute:
         Raises what the engine, the gate and the budget raise.
         """
         began = time.monotonic()
-        compute = partial(self._compute, call=call, more_coming=more_coming)
         if self.cache is None:
-            result, cached = await compute(batch), [False] * len(batch.ids)
+            result = await self._compute(batch, call, more_coming=more_coming)
+            cached = [False] * len(batch.ids)
         else:
             digests = _digests(batch, call.tenant.name if self.isolated else "")
-            search = _Search(self, self.cache, batch, digests, compute)
-            result = await search.run()
+            search = _Search(self, self.cache, batch, digests)
+            result = await search.run(
+                lambda rest: self._compute(rest, call, more_coming=more_coming)
+            )
             cached = [key in search.hits for key in digests]
         return Computed(result, cached, time.monotonic() - began)
 
-    async def _compute(self, batch: Batch, *, call: Call, more_coming: bool) -> BatchResult:
+    async def _compute(self, batch: Batch, call: Call, *, more_coming: bool) -> BatchResult:
         """Have the engine work, within what is admitted and what the caller may spend."""
         tokens = sum(map(len, batch.ids))
         with self.gate.admit(tokens, param=call.field):
@@ -92,10 +93,10 @@ class _Search:
     """One request's inputs by digest, and what has been found of them."""
 
     def __init__(
-        self, model: Compute, cache: MemoryCache, batch: Batch, digests: list[bytes], compute: Ask
+        self, model: Compute, cache: MemoryCache, batch: Batch, digests: list[bytes]
     ) -> None:
         self.model, self.engine, self.cache = model, model.engine, cache
-        self.batch, self.digests, self.compute = batch, digests, compute
+        self.batch, self.digests = batch, digests
         self.first: dict[bytes, int] = {}
         for index, key in enumerate(digests):
             self.first.setdefault(key, index)
@@ -103,15 +104,15 @@ class _Search:
         self.hits: set[bytes] = set()
         self.steps, self.queued_s = 0, 0.0
 
-    async def run(self) -> BatchResult:
-        """Find all inputs, and return their results in order; repeated ones share theirs."""
+    async def run(self, compute: Ask) -> BatchResult:
+        """Find or `compute` all inputs; return their results in order, where repeats share one."""
         self._add_hits(self._look_up())
         flights, found = self.model.flights[self.batch.outputs], self.found
         # Another round for what others gave up on while this request waited for it.
         while missing := [key for key in self.first if key not in found]:
             with flights.claim(missing) as claim:
                 if claim.mine:
-                    await self._find(claim)
+                    await self._find(claim, compute)
                 found |= await claim.others(deadline=self.batch.deadline)
         return BatchResult([found[key] for key in self.digests], self.steps, self.queued_s)
 
@@ -129,15 +130,16 @@ class _Search:
                 known[key] = rows
         return known
 
-    async def _find(self, claim: Claim[bytes, Rows]) -> None:
+    async def _find(self, claim: Claim[bytes, Rows], compute: Ask) -> None:
         """Look up or compute what nobody else does, hand it over, and keep it."""
         known = await self._look_up_shared(claim.mine)
         self.cache.put(_entries(self.engine.identity, known))
         claim.land(known)
         self._add_hits(known)
         if rest := [key for key in claim.mine if key not in known]:
-            computed = await self._compute(rest)
-            # A NaN reaches those who wait as well, and each refuses it; the caches have none.
+            part = self.batch.select([self.first[key] for key in rest])
+            computed = self._add(rest, await compute(part))
+            # A NaN reaches the requests that wait as well, and each refuses it; no cache keeps it.
             claim.land(computed)
             self._keep(computed)
 
@@ -159,8 +161,7 @@ class _Search:
             known.setdefault(entry.digest, {})[entry.output] = value
         return {key: rows for key, rows in known.items() if rows.keys() == outputs}
 
-    async def _compute(self, keys: list[bytes]) -> Found:
-        result = await self.compute(self.batch.select([self.first[key] for key in keys]))
+    def _add(self, keys: list[bytes], result: BatchResult) -> Found:
         computed = dict(zip(keys, result.results, strict=True))
         self.found |= computed
         self.steps = max(self.steps, result.steps)

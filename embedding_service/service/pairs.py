@@ -63,17 +63,14 @@ class PairEncoder:
             self._template = Template(self._ids(self.prompt.head), [], self._ids(self.prompt.tail))
         nothing, _ = self._template.around([], [])
         self._room_for_both = self.max_tokens - len(nothing)
+        self._cut_query_to = self.max_tokens * 3 // 4  # as FlagEmbedding does
 
     def prepare(self, job: RerankJob, *, max_total: int) -> Prepared:
         """Tokenise every pair.
 
         Raises `InvalidRequest`, and `ContextLengthExceeded` if a query alone is too long.
         """
-        if job.instruction is not None and self.prompt is None:
-            raise InvalidRequest(
-                f"{self.name} was not trained with instructions; leave instruction out",
-                param="instruction",
-            )
+        self._check_instruction(job.instruction)
         ids: list[TokenIds] = []
         boundaries: Ids = []
         truncated: Ids = []
@@ -91,6 +88,11 @@ class PairEncoder:
             check_total(total, max_total, param=Field.DOCUMENTS)
         numbered = boundaries if self._template.has_types else None
         return Prepared(ids, list(range(len(ids))), tuple(truncated), boundaries=numbered)
+
+    def _check_instruction(self, instruction: str | None) -> None:
+        if instruction is not None and self.prompt is None:
+            text = f"{self.name} was not trained with instructions; leave instruction out"
+            raise InvalidRequest(text, param="instruction")
 
     def _too_long(self, index: int, tokens: int, room: int) -> ContextLengthExceeded:
         where = f"{Field.DOCUMENTS}[{index}]"
@@ -135,7 +137,7 @@ class PairEncoder:
         """Tokenise a query; refuse one that cannot fit before each document gets a copy of it."""
         ids = self._ids(text)
         if cut and self.prompt is None:
-            ids = ids[: self.max_tokens * 3 // 4]  # as FlagEmbedding does
+            ids = ids[: self._cut_query_to]
         self._room(ids)
         return ids
 

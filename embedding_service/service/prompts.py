@@ -69,7 +69,7 @@ class Prepared:
 
 
 class Token(NamedTuple):
-    """One token, with the characters it stands for; a special token stands for none."""
+    """One token and the place of its characters in the text; a special token has none."""
 
     id: int
     text: str
@@ -174,8 +174,7 @@ class Encoder:
             contents = self._own_ids(inputs, prefix, job.field)
         else:
             if read_as is TokenIdPolicy.CL100K:
-                places = enumerate(inputs)
-                inputs = [cl100k.decode(ids, f"{job.field}[{i}]") for i, ids in places]
+                inputs = _decoded(inputs, job.field)
             contents = self._encode(inputs, prefix, job, max_total=max_total)
         prepared = self._fit(contents, job, read_as)
         check_total(prepared.total, max_total, param=job.field)
@@ -279,7 +278,7 @@ class Encoder:
             requested = len(content.ids) + self.max_tokens - self.room
             raise ContextLengthExceeded(
                 f"This model's {limit.format('is')}, however you requested {requested} "
-                f"tokens in {where}. Shorten it, or set truncate to {Field.TRUNCATE}.",
+                f"tokens in {where}. Shorten it, or set {Field.TRUNCATE}.",
                 param=where,
             )
         if content.prompt >= self.room:
@@ -302,6 +301,10 @@ class Encoder:
         """Return the text of each list of the model's own token ids. Raises `InvalidRequest`."""
         self._check_vocabulary(inputs, Field.INPUT)
         return list(self._tokenizer.decode_batch(inputs, skip_special_tokens=skip_special_tokens))
+
+
+def _decoded(inputs: Sequence[list[int]], field: Field) -> list[str]:
+    return [cl100k.decode(ids, f"{field}[{index}]") for index, ids in enumerate(inputs)]
 
 
 def bare_tokenizer(tokenizer_json: bytes) -> Tokenizer:

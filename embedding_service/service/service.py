@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from embedding_service.types import RerankJob
 
     Inputs = list[str] | list[list[int]]
+    Work = Callable[[], Prepared]
 
 _T = TypeVar("_T")
 INTERACTIVE_TEXTS = 8
@@ -93,11 +94,24 @@ class EmbeddingService:
         needed = checks.answer_bytes(encoder, job, prepared, limit=settings.max_response_bytes)
         call.leases.enter_context(self.answers.admit(needed, param=call.field))
         computed = await self._compute(model, prepared, call, job.outputs)
+        return await self._finish(model, encoder, job, prepared, computed)
+
+    async def _finish(
+        self,
+        model: ServedModel,
+        encoder: Encoder,
+        job: EmbedJob,
+        prepared: Prepared,
+        computed: Computed,
+    ) -> Embeddings:
+        """Check, join, cut and convert the engine's rows; large answers in a thread."""
         name, numbers = self._name(model, job.model), checks.numbers(encoder, job, prepared)
-        return await self._in_thread(
+        answer = await self._in_thread(
             lambda: finish(job, name, prepared, computed, ranges=model.ranges),
             unless=numbers <= INLINE_NUMBERS,
         )
+        self._count(model, len(job.inputs), prepared.total)
+        return answer
 
     async def rerank(self, job: RerankJob, call: Call) -> Scores:
         """Score every pair before the deadline, with a cross-encoder or by late interaction."""
@@ -128,6 +142,7 @@ class EmbeddingService:
         computed = await self._compute(model, prepared, call, _SCORE)
         rows = [found[Output.SCORE] for found in computed.result.results]
         check_finite(rows, prepared.owner, Field.DOCUMENTS)
+        self._count(model, len(job.pairs), prepared.total)
         name, values = self._name(model, job.model), np.concatenate(rows)[:, 0]
         return Scores(
             name, values, prepared.total, prepared.truncated, logits=True, engine_s=computed.seconds
@@ -201,13 +216,7 @@ class EmbeddingService:
         return asked or next(iter(model.options.aliases), model.name)
 
     async def _prepare(
-        self,
-        model: ServedModel,
-        call: Call,
-        work: Callable[[], Prepared],
-        *,
-        texts: int,
-        characters: int,
+        self, model: ServedModel, call: Call, work: Work, *, texts: int, characters: int
     ) -> Prepared:
         """Tokenise; short requests on the event loop, long ones in a thread."""
         limit = self.settings.max_request_tokens
@@ -239,9 +248,12 @@ class EmbeddingService:
             engine_s = max(0.0, computed.seconds - queued_s)
             self._note(model, call, "queue", began, queued_s)
             self._note(model, call, "engine", began + queued_s, engine_s)
-        self.metrics.inputs.labels(model.name).inc(len(ids))
-        self.metrics.tokens.labels(model.name).inc(prepared.total)
         return computed
+
+    def _count(self, model: ServedModel, inputs: int, tokens: int) -> None:
+        """Count the inputs of a request that is answered, and the tokens that were read for it."""
+        self.metrics.inputs.labels(model.name).inc(inputs)
+        self.metrics.tokens.labels(model.name).inc(tokens)
 
     def _note(
         self, model: ServedModel, call: Call, stage: str, began: float, seconds: float

@@ -33,7 +33,7 @@ class Claim(Generic[_Key, _Value]):
     """One caller's part: `mine` are the keys to compute and to `land`, others compute the rest.
 
     At the end of the block the flights that have not landed are cancelled: a failure is not
-    shared, and those who wait for them compute the keys themselves.
+    shared, and callers that wait for them compute the keys themselves.
     """
 
     def __init__(self, flights: dict[_Key, asyncio.Future[_Value]], keys: Iterable[_Key]) -> None:
@@ -58,7 +58,7 @@ class Claim(Generic[_Key, _Value]):
             flight.cancel()
 
     def land(self, values: Mapping[_Key, _Value]) -> None:
-        """Hand over what was computed to those who wait for it."""
+        """Hand computed values over to the callers that wait for them."""
         for key, value in values.items():
             del self._flights[key]
             self._mine.pop(key).set_result(value)

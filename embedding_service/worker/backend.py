@@ -20,7 +20,7 @@ class InputRejected(Exception):
 
 
 class ModelRefused(Exception):
-    """The model cannot be served; the message is one line for the person who configured it."""
+    """The model cannot be served; the message is one line for its operator."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Reranking over HTTP, in every shape, with the fake core's scores."""
+"""Reranking over HTTP, in every shape, with the fake engine's scores."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def http(start_gateway: Callable[..., RunningGateway]) -> Iterator[httpx.Client]
 
 
 def score(query: str, document: str) -> float:
-    """Return the raw score that the fake core means for a pair."""
+    """Return the raw score that the fake engine means for a pair."""
     return float(fake_vectors(fake_tokenizer().encode(query, document).ids, Output.SCORE)[0, 0])
 
 

@@ -1,4 +1,4 @@
-"""Gateways from the preset files as they are, but for the fake core and a free port of this
+"""Gateways from the preset files as they are, but for the fake engine and a free port of this
 machine.
 """
 

@@ -241,7 +241,7 @@ def send_many(http: httpx.Client, count: int, troubles: Callable[[], Any]) -> Co
         raw, more = written(body, slip, noise, where)
         assume(
             b"fault-" not in raw
-        )  # Hypothesis finds the fake core's words in the source, and they do as they say
+        )  # Hypothesis finds the fake engine's words in the source, and they do as they say
         answer = http.request(
             method,
             path.replace("{name}", "fake"),

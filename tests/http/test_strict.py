@@ -208,7 +208,7 @@ def test_a_strange_host_is_no_server_error(fake: RunningGateway, host: str) -> N
     assert status in (400, 404)
 
 
-# Hypothesis finds the fake core's words in the source, and they do as they say.
+# Hypothesis finds the fake engine's words in the source, and they do as they say.
 plain = st.text(max_size=20).filter(lambda text: "fault-" not in text)
 scalars = (
     st.none()
