@@ -28,7 +28,7 @@ async def model_checksum(settings: Settings, model: ServedModel, *, wait: bool =
 
     Names, not paths: a local folder counts by the digest of its weights, which are read when this
     is first asked for. All zeros until the model is loaded, and without `wait` until its weights
-    are read. `legacy` is the formula of matching-service, which knows the name and the size of the
+    are read. `legacy` is an older formula, of the name and the size of the
     vectors alone.
     """
     if model.encoder is None:
