@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
-import threading
 import time
 from functools import partial
 from itertools import chain
@@ -74,12 +73,10 @@ class FakeBackend:
             "fault-die": self.die,
         }
 
-    def _start(self, refuse: str = "", load_s: float = 0, die_after_s: float = 0, **_: Any) -> None:
+    def _start(self, refuse: str = "", load_s: float = 0, **_: Any) -> None:
         if refuse:
             raise ModelRefused(refuse)
         self.sleep(load_s)
-        if die_after_s:
-            threading.Timer(die_after_s, self.die).start()
 
     def sleep(self, seconds: float) -> None:
         """Do nothing for so long."""
