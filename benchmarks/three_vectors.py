@@ -30,7 +30,8 @@ def measure(core, prompts, outputs) -> float:
         core.add(str(number), ids, outputs=outputs, boundary=None)
     began = time.perf_counter()
     while core.unfinished:
-        core.step()
+        core.launch()
+        core.collect()
     return time.perf_counter() - began
 
 

@@ -52,7 +52,7 @@ _LAST_BYTES_S = 2.0  # for answers that are complete and still being sent when t
 def serve(settings: Settings, log: FilteringBoundLogger) -> int:
     """Run a gateway until it is stopped by a signal; return the exit status."""
     sockets = listen(settings)
-    _log_start(settings, sockets, log)
+    _log_start(sockets, log)
 
     import uvloop  # noqa: PLC0415 - 12 ms that the port need not wait for
 
@@ -237,9 +237,7 @@ async def _first_of(*tasks: asyncio.Task[Any]) -> None:
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
 
 
-def _log_start(settings: Settings, sockets: list[socket.socket], log: FilteringBoundLogger) -> None:
-    for device, share in settings.device_shares().items():
-        log.info("device_share", device=device, share=f"{share:.0%}")
+def _log_start(sockets: list[socket.socket], log: FilteringBoundLogger) -> None:
     for listener in sockets:
         address = listener.getsockname()
         if not isinstance(address, str):

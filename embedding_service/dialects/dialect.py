@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from embedding_service.dialects.fields import Fields
     from embedding_service.service.call import Call
     from embedding_service.service.lifecycle import Lifecycle
+    from embedding_service.service.models import ModelRegistry
     from embedding_service.service.service import EmbeddingService
     from embedding_service.settings.gateway import Settings
 
@@ -52,6 +53,11 @@ class Request(Generic[FieldsT]):
     def service(self) -> EmbeddingService:
         """The models, and what bounds them."""
         return self.lifecycle.service
+
+    @property
+    def models(self) -> ModelRegistry:
+        """The models by name."""
+        return self.lifecycle.service.models
 
     @property
     def settings(self) -> Settings:

@@ -252,7 +252,7 @@ async def retrieve_model(request: Request[None]) -> Answer:
 
 def _entries(request: Request[None]) -> Iterator[dict[str, Any]]:
     """Yield an entry for every name of every loaded model that the caller may use."""
-    for model in request.service.models:
+    for model in request.models:
         card = model.card()
         if card is not None and request.call.tenant.may_use(model.names):
             yield from (model_entry(card, name) for name in model.names)

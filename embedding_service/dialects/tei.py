@@ -290,7 +290,7 @@ async def decode(request: Request[DecodeRequest]) -> Answer:
 
 async def info(request: Request[None]) -> Answer:
     """Tell the default model, and the limits of requests."""
-    model, settings = request.service.models.default, request.settings
+    model, settings = request.models.default, request.settings
     facts = model.facts
     if facts is None:
         raise Unavailable(f"{model.name} is still loading", retry_after_s=5)
@@ -313,7 +313,7 @@ async def info(request: Request[None]) -> Answer:
 
 
 def _model(request: Request[Any], *, scores: bool) -> str:
-    return request.service.models.default_for(scores=scores).name
+    return request.models.default_for(scores=scores).name
 
 
 def _truncates(request: Request[Any], asked: bool | None) -> bool:  # noqa: FBT001

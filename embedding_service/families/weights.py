@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import math
+import struct
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,6 +39,33 @@ def weights_digest(folder: str, *, stamp: str) -> str:
         return total.hexdigest() if weights_stamp(folder) == stamp else stamp
     except OSError:
         return stamp
+
+
+def weights_bytes(folder: str, width: int) -> int:
+    """Return what the weights in a folder take once they are loaded, `width` bytes a number.
+
+    Quantised numbers keep their size. Without safetensors, the size of the other weight files.
+    """
+    paths = [path for _, path in _files(folder)]
+    if tensors := [path for path in paths if path.suffix == ".safetensors"]:
+        return sum(_loaded_bytes(path, width) for path in tensors)
+    return sum(path.stat().st_size for path in paths if path.suffix in (".bin", ".pt"))
+
+
+def _loaded_bytes(path: Path, width: int) -> int:
+    """Read the table of tensors before the numbers: https://huggingface.co/docs/safetensors."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        table: dict[str, Any] = json.loads(file.read(length))
+    table.pop("__metadata__", None)
+    return sum(_tensor_bytes(tensor, width) for tensor in table.values())
+
+
+def _tensor_bytes(tensor: dict[str, Any], width: int) -> int:
+    if tensor["dtype"] in ("F64", "F32", "BF16", "F16"):
+        return int(width * math.prod(tensor["shape"]))
+    start, end = tensor["data_offsets"]
+    return int(end - start)
 
 
 def _files(folder: str) -> Iterator[tuple[Path, Path]]:

@@ -82,7 +82,7 @@ async def info(request: Request[None]) -> Answer:
     body = {
         "service": request.settings.service_name,
         "version": __version__,
-        "model": request.service.models.default.name,
+        "model": request.models.default.name,
         "status": "running" if lifecycle.ready else lifecycle.phase,
     }
     return Answer.json(body)
@@ -95,7 +95,7 @@ async def livez(request: Request[None]) -> Answer:  # noqa: ARG001
 
 async def readyz(request: Request[None]) -> Answer:
     """Answer 200 only while all required models, or the one that is asked about, can work."""
-    models, phase = request.service.models, request.lifecycle.phase
+    models, phase = request.models, request.lifecycle.phase
     ready = _is_ready(request, request.query.get("model"))
     states = {model.name: model.engine.states for model in models}
     if not ready:
@@ -106,7 +106,7 @@ async def readyz(request: Request[None]) -> Answer:
 def _is_ready(request: Request[None], name: str | None) -> bool:
     if name is None:
         return request.lifecycle.ready
-    model = request.service.models.get(name)
+    model = request.models.get(name)
     if model is None:
         raise ModelNotFound("no model by that name is served here", param="model")
     return model.ready and request.lifecycle.phase == "ready"
@@ -114,7 +114,7 @@ def _is_ready(request: Request[None], name: str | None) -> bool:
 
 async def health(request: Request[None]) -> Answer:
     """Describe the default model; 503 until the gateway is ready."""
-    model, ready = request.service.models.default, request.lifecycle.ready
+    model, ready = request.models.default, request.lifecycle.ready
     card = model.card()
     body = {
         "status": "healthy" if ready else str(request.lifecycle.phase),
@@ -128,7 +128,7 @@ async def health(request: Request[None]) -> Answer:
 
 async def cache_stats(request: Request[None]) -> Answer:
     """Count what the cache holds."""
-    cache = request.service.models.cache
+    cache = request.models.cache
     state = cache or MemoryCache(0, 0)
     share_of_bytes = state.bytes / (state.max_bytes or 1)
     share_of_entries = state.entries / (state.max_entries or sys.maxsize)
@@ -152,7 +152,7 @@ async def cache_clear(request: Request[None]) -> Answer:
         raise PermissionDenied(
             "the cache belongs to all models; only a key for all of them may clear it"
         )
-    models = request.service.models
+    models = request.models
     cleared = models.cache.clear() if models.cache else 0
     if models.shared is not None:
         cleared += await models.shared.clear()

@@ -199,16 +199,6 @@ class Settings(ModelOptions, BaseSettings):
                 owners[name] = model.model_name
         return self
 
-    @model_validator(mode="after")
-    def _check_device_shares(self) -> Self:
-        for device, share in self.device_shares().items():
-            if share > 1 + 1e-9:  # a sum of decimal fractions
-                raise ValueError(
-                    f"gpu_memory_utilization: the models and replicas on {device} ask for "
-                    f"{share:.0%} of it; lower theirs or spread them with devices"
-                )
-        return self
-
     @property
     def keys_path(self) -> Path | None:
         """The file of keys: the one that is set, else systemd's credential if there is one."""
@@ -222,15 +212,6 @@ class Settings(ModelOptions, BaseSettings):
         """Whether anything names a key."""
         in_environment = any(os.environ.get(name, "").strip() for name in self.api_keys_env)
         return bool(self.api_keys or self.keys_path or in_environment)
-
-    def device_shares(self) -> dict[str, float]:
-        """Return the share of each device's memory that all replicas on it take together."""
-        shares: dict[str, float] = {}
-        for model in self.served_models:
-            for replica in range(model.replicas):
-                for device in model.devices_of(replica):
-                    shares[device] = shares.get(device, 0.0) + model.gpu_memory_utilization
-        return shares
 
     @property
     def served_models(self) -> tuple[ModelOptions, ...]:

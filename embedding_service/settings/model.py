@@ -59,7 +59,7 @@ class EngineOptions(Strict):
     )
     tensor_parallel_size: int = Field(1, ge=1, le=64, description="Devices under one replica.")
     gpu_memory_utilization: float = Field(
-        0.4, gt=0, le=1, description="Share of a device that one replica may take."
+        0.9, gt=0, le=1, description="Share of a device that one replica may take at most."
     )
     max_model_len: int | None = Field(
         None, ge=1, description="Longest input in tokens; default: the model's own."
@@ -79,17 +79,6 @@ class EngineOptions(Strict):
         {}, description="Passed on to vLLM's EngineArgs; its own statistics and traces stay off."
     )
     startup_timeout_s: float = Field(1800, gt=0, description="Download, load and warm-up together.")
-
-    def devices_of(self, replica: int) -> list[str]:
-        """Name the devices of one replica.
-
-        Replicas take those of `devices` in turn; without a list, each has the first ones there are.
-        """
-        count = self.tensor_parallel_size
-        if not self.devices:
-            return ["cpu"] if self.device == "cpu" else [f"device {rank}" for rank in range(count)]
-        turns = range(replica * count, (replica + 1) * count)
-        return [f"device {self.devices[turn % len(self.devices)]}" for turn in turns]
 
 
 class ModelOptions(EngineOptions):

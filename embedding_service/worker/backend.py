@@ -35,9 +35,14 @@ class StepLimits:
 
 
 class Backend(Protocol):
-    """One loaded model. Used from one thread."""
+    """One loaded model. Used from one thread.
+
+    A step is launched and later collected, so that a device can compute while Python prepares the
+    next step; `steps_ahead` of them may be launched and not yet collected.
+    """
 
     limits: StepLimits
+    steps_ahead: int
     tokenizer_json: bytes
 
     def add(
@@ -48,8 +53,11 @@ class Backend(Protocol):
     def abort(self, keys: Iterable[str]) -> None:
         """Forget inputs."""
 
-    def step(self) -> list[tuple[str, Rows]]:
-        """Compute; return the rows of each input that is finished."""
+    def launch(self) -> None:
+        """Start a step with the inputs that were added; a CPU has computed it on return."""
+
+    def collect(self) -> list[tuple[str, Rows]]:
+        """Wait for the oldest launched step; return the rows of each input that is finished."""
 
     @property
     def unfinished(self) -> int:

@@ -10,8 +10,9 @@ import hashlib
 import os
 import signal
 import time
+from collections import deque
 from functools import partial
-from itertools import chain
+from itertools import chain, product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,7 +54,7 @@ def _break() -> None:
 class FakeBackend:
     """Vectors that depend on the token ids alone; `engine_args` may set `step_s` and `outputs`.
 
-    Also `load_s`, and `refuse` with the reason why it should not be loaded.
+    Also `steps_ahead`, `load_s`, and `refuse` with the reason why it should not be loaded.
     """
 
     def __init__(self, options: ModelOptions) -> None:
@@ -64,8 +65,10 @@ class FakeBackend:
         self.step_s = float(knobs.get("step_s", 0))
         texts = 32 if options.max_batch_size == "auto" else options.max_batch_size
         self.limits = StepLimits(texts=texts, tokens=2048)
+        self.steps_ahead = int(knobs.get("steps_ahead", 1))
         self.tokenizer_json = fake_tokenizer().to_str().encode()
         self._queue: dict[str, tuple[list[int], Outputs]] = {}
+        self._launched: deque[dict[str, tuple[list[int], Outputs]]] = deque()
         self._failures: dict[str, Callable[[], None]] = {
             "fault-slow": partial(self.sleep, 0.5),
             "fault-hang": partial(self.sleep, 3600),
@@ -95,17 +98,23 @@ class FakeBackend:
 
     def abort(self, keys: Iterable[str]) -> None:
         """Forget inputs."""
-        for key in keys:
-            self._queue.pop(key, None)
+        batches = (self._queue, *self._launched)
+        for key, batch in product(keys, batches):
+            batch.pop(key, None)
 
     @property
     def unfinished(self) -> int:
-        """Inputs waiting for the next step."""
-        return len(self._queue)
+        """Inputs added that have not come back yet."""
+        return len(self._queue) + sum(map(len, self._launched))
 
-    def step(self) -> list[tuple[str, Rows]]:
-        """Answer everything that waits, unless a fault was asked for."""
-        batch, self._queue = self._queue, {}
+    def launch(self) -> None:
+        """Make a step of everything that waits."""
+        self._launched.append(self._queue)
+        self._queue = {}
+
+    def collect(self) -> list[tuple[str, Rows]]:
+        """Answer the oldest step, unless a fault was asked for."""
+        batch = self._launched.popleft()
         self.sleep(self.step_s)
         seen = set(chain.from_iterable(ids for ids, _ in batch.values()))
         for word, fail in self._failures.items():

@@ -66,7 +66,8 @@ def _compute(backend: Backend, inputs: list[TokenIds], output: Output) -> int:
     for index, ids in enumerate(inputs):
         backend.add(f"warm-up:{index}", ids, outputs=frozenset({output}), boundary=None)
     while backend.unfinished:
-        for _, rows in backend.step():
+        backend.launch()
+        for _, rows in backend.collect():
             if not np.isfinite(rows[output]).all():
                 raise ModelRefused(_NOT_FINITE)
             width = rows[output].shape[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import queue
 import time
@@ -13,6 +14,8 @@ from embedding_service.types import Priority
 from embedding_service.worker.backend import InputRejected, StepLimits
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import zmq
 
     from embedding_service.engine.step_record import StepRecord
@@ -47,35 +50,65 @@ class Worker:
         self.waiting: dict[Priority, deque[Job]] = {priority: deque() for priority in Priority}
         self.jobs: dict[int, Job] = {}
         self.in_backend: dict[str, tuple[Job, int]] = {}
+        self.added: set[str] = set()  # keys in the backend that no launched step holds
+        self.launched: deque[set[str]] = deque()  # keys of each step, the oldest first
+        self.busy_since = 0.0
 
     def run(self) -> None:
-        """Work until a `Stop` comes. An exception from the backend's `step` ends the process."""
+        """Work until a `Stop` comes. An exception from the backend's steps ends the process.
+
+        While the device computes a step, a second one is launched behind it only if it is full: a
+        half-empty one would keep texts that come a moment later waiting for two steps.
+        """
         while self._take():
             self._feed()
-            if self.backend.unfinished:
-                self._step()
+            full = any(self.waiting.values())
+            if self.added and (full or not self.launched):
+                self._launch()
+                if len(self.launched) < self.backend.steps_ahead:
+                    continue
+            if self.launched:
+                self._collect()
             else:  # everything was cancelled
-                self._count()
+                self._note()
 
-    def _step(self) -> None:
-        """Run one engine step, on record, and send what it finished."""
-        began = time.monotonic()
-        self.record.write([(job.number, index) for job, index in self.in_backend.values()])
-        self._count()
-        finished = self.backend.step()
-        self.record.write([])
-        self.progress.count_step(self.progress.running, time.monotonic() - began)
-        self._send(self._complete(finished))
+    def _launch(self) -> None:
+        """Launch a step with all that was added, on record."""
+        if not self.launched:
+            self.busy_since = time.monotonic()
+        self.launched.append(self.added)
+        self.added = set()
+        self._note()
+        self.backend.launch()
+
+    def _collect(self) -> None:
+        """Wait for the oldest step, and send what it finished."""
+        finished = self.backend.collect()
+        keys = self.launched.popleft()
+        now = time.monotonic()
+        self.progress.count_step(len(keys), now - self.busy_since)
+        self.busy_since = now
+        jobs = self._complete(finished)
+        self.added |= keys & self.in_backend.keys()  # of these vLLM has computed a part
+        self._note()
+        self._send(jobs)
+
+    def _note(self) -> None:
+        """Note the inputs that the device works on, in case this process dies; and the counts."""
+        keys = itertools.chain(*self.launched)
+        at_work = (self.in_backend[key] for key in keys if key in self.in_backend)
+        self.record.write([(job.number, index) for job, index in at_work])
         self._count()
 
     def _count(self) -> None:
         progress = self.progress
         progress.running = len(self.in_backend)
-        progress.running_tokens = self._tokens_in_backend()
+        progress.running_tokens = self._tokens(self.in_backend)
         progress.waiting = sum(job.left for job in self.jobs.values()) - progress.running
 
-    def _tokens_in_backend(self) -> int:
-        return sum(job.tokens_of(index) for job, index in self.in_backend.values())
+    def _tokens(self, keys: Iterable[str]) -> int:
+        places = (self.in_backend[key] for key in keys)
+        return sum(job.tokens_of(index) for job, index in places)
 
     def _take(self) -> bool:
         """Move messages from the inbox to the queues; return False after a `Stop`.
@@ -83,7 +116,7 @@ class Worker:
         An idle worker waits for a job, and then for a moment for those that are known to be on
         their way; while a step can run nothing is waited for.
         """
-        idle = not self.backend.unfinished and not any(self.waiting.values())
+        idle = not (self.launched or self.added or any(self.waiting.values()))
         until = math.inf if idle else 0.0
         while (message := self._next(until)) is not None:
             if isinstance(message, protocol.Stop):
@@ -110,13 +143,19 @@ class Worker:
         self.waiting[job.header.priority].append(job)
 
     def _feed(self) -> None:
-        """Give the backend what fits into its next step."""
+        """Give the backend what fits into its next step.
+
+        A job that runs alone has the backend to itself, also while its step is on its way.
+        """
         room = self.backend.limits
         if alone := self.waiting[Priority.ALONE]:
-            if not self.backend.unfinished:
+            if not self.in_backend:
                 self._fill(alone, room, one_job=True)
             return
-        room -= StepLimits(self.backend.unfinished, self._tokens_in_backend())
+        oldest, _ = next(iter(self.in_backend.values()), (None, 0))
+        if oldest and oldest.header.priority is Priority.ALONE:
+            return
+        room -= StepLimits(len(self.added), self._tokens(self.added))
         interactive, bulk = self.waiting[Priority.INTERACTIVE], self.waiting[Priority.BULK]
         if interactive and bulk:
             half = StepLimits(max(1, room.texts // 2), room.tokens // 2)
@@ -137,7 +176,7 @@ class Worker:
                 self._fail(job, "expired", "the deadline passed before the engine could start")
                 continue
             size = job.tokens_of(job.next)
-            if tokens + size > room.tokens and (texts or self.backend.unfinished):
+            if tokens + size > room.tokens and (texts or self.added):
                 break
             if self._add(job, job.next):
                 texts += 1
@@ -156,6 +195,7 @@ class Worker:
             self._fail(job, "rejected", str(error))
             return False
         self.in_backend[key] = (job, index)
+        self.added.add(key)
         if not index:
             job.started = time.monotonic()
         return True
@@ -208,4 +248,5 @@ class Worker:
         keys = [key for key, (owner, _) in self.in_backend.items() if owner is job]
         for key in keys:
             del self.in_backend[key]
+            self.added.discard(key)
         self.backend.abort(keys)

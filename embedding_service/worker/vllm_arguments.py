@@ -15,6 +15,7 @@ from vllm import EngineArgs
 
 from embedding_service.families import architectures, bge_m3, profiles
 from embedding_service.families.models import plugin
+from embedding_service.worker import cuda_memory
 from embedding_service.worker.backend import ModelRefused
 
 if TYPE_CHECKING:
@@ -29,6 +30,12 @@ _NONE_IF_ABSENT: Final = {
 }
 BATCH_TEXTS: Final = {"cpu": 32, "cuda": 256}
 BATCH_TOKENS: Final = {"cpu": 2048, "cuda": 16384}
+# Each text ends in a block of the cache of its own.
+_BLOCK_TOKENS: Final = {"cpu": 64, "cuda": 16}
+# On CUDA the next step is prepared while the device computes one; a CPU does both itself.
+STEPS_AHEAD: Final = {"cpu": 1, "cuda": 2}
+# On a CPU vLLM asks at the start whether so much of the memory is free, and takes what it needs.
+_MOST: Final = {"cpu": 0.4, "cuda": 1.0}
 
 
 def engine_arguments(model: str, options: ModelOptions, device: str) -> EngineArgs:
@@ -50,6 +57,7 @@ def engine_arguments(model: str, options: ModelOptions, device: str) -> EngineAr
 def _settings(model: str, options: ModelOptions, device: str) -> Json:
     """Return what our options say."""
     automatic = options.max_batch_size == "auto"
+    ahead = STEPS_AHEAD[device]
     return {
         "model": model,
         "served_model_name": options.model_name,
@@ -57,10 +65,11 @@ def _settings(model: str, options: ModelOptions, device: str) -> Json:
         "dtype": _dtype(options, device),
         "max_model_len": options.max_model_len,
         "tensor_parallel_size": options.tensor_parallel_size,
-        "gpu_memory_utilization": options.gpu_memory_utilization,
+        "gpu_memory_utilization": min(options.gpu_memory_utilization, _MOST[device]),
         "revision": options.revision,
         "trust_remote_code": options.trust_remote_code,
-        "max_num_seqs": BATCH_TEXTS[device] if automatic else options.max_batch_size,
+        "max_num_seqs": ahead * (BATCH_TEXTS[device] if automatic else options.max_batch_size),
+        "async_scheduling": ahead > 1,
         "skip_tokenizer_init": True,
         "enable_prefix_caching": False,
         "disable_log_stats": True,
@@ -76,9 +85,16 @@ def _complete(args: EngineArgs, options: ModelOptions, device: str) -> None:
         args.max_num_batched_tokens = max(BATCH_TOKENS[device], args.max_model_len)
     if "enforce_eager" not in options.engine_args:
         args.enforce_eager = _eager(options, device=device, decoder=decoder)
-    if device == "cpu" and decoder and args.kv_cache_memory_bytes is None:
-        # Pooling keeps no token after its step: room for one step, instead of a share of memory.
-        args.kv_cache_memory_bytes = _kv_bytes(model_config, args)
+    shape = _shape(args, model_config.dtype, device)
+    if decoder and args.kv_cache_memory_bytes is None:
+        # Pooling keeps no token after its step: room for the steps in flight, and no share.
+        block = _BLOCK_TOKENS[device]
+        args.kv_cache_memory_bytes = cuda_memory.cache_bytes(model_config, shape, block=block)
+    if device == "cuda" and Path(args.model).is_dir():
+        cache = args.kv_cache_memory_bytes or 0
+        taken = cuda_memory.need(args.model, model_config, shape, cache=cache)
+        free, total = torch.cuda.mem_get_info()
+        args.gpu_memory_utilization = cuda_memory.share(taken, options, free=free, total=total)
 
 
 def _overrides(model: str, options: ModelOptions) -> Json:
@@ -150,17 +166,13 @@ def _eager(options: ModelOptions, *, device: str, decoder: bool) -> bool:
     return not decoder or shutil.which("c++") is None
 
 
-def _kv_bytes(model_config: Any, args: EngineArgs) -> int:
-    numbers = (
-        2  # a key and a value
-        * model_config.get_total_num_hidden_layers()
-        * model_config.get_total_num_kv_heads()
-        * model_config.get_head_size()
-    )
-    width_bytes = 2 if model_config.dtype in (torch.bfloat16, torch.float16) else 4
+def _shape(args: EngineArgs, dtype: torch.dtype, device: str) -> cuda_memory.Shape:
+    """Return the largest step that the engine will be given."""
     tokens = max(args.max_model_len or 0, args.max_num_batched_tokens or 0)
-    padding = 64 * (args.max_num_seqs or 1)
-    return int(numbers * width_bytes * (tokens + padding))
+    texts = args.max_num_seqs or 1
+    # A CPU's ranks share its memory, and their parts count together.
+    ranks = args.tensor_parallel_size if device == "cuda" else 1
+    return cuda_memory.Shape(tokens, texts, STEPS_AHEAD[device], dtype.itemsize, ranks)
 
 
 def model_json(model: str, options: ModelOptions, name: str) -> Json:

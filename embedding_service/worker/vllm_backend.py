@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections import deque
 from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
@@ -32,9 +33,13 @@ from embedding_service.worker.vllm_arguments import engine_arguments, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from concurrent.futures import Future
 
     from vllm import PoolingParams
-    from vllm.config import ModelConfig
+    from vllm.config import ModelConfig, VllmConfig
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.engine import EngineCoreOutput
+    from vllm.v1.outputs import ModelRunnerOutput
 
     from embedding_service.settings.model import ModelOptions
     from embedding_service.types import Rows, TokenIds
@@ -63,21 +68,25 @@ class VllmBackend:
         self.tokenizer_json, special_ids = _tokenizer(self.model, options)
         self._engine = _engine(self.model, options, self.device)
         config = self._engine.vllm_config
-        batch = config.scheduler_config
-        self.limits = StepLimits(texts=batch.max_num_seqs, tokens=batch.max_num_batched_tokens)
+        self.steps_ahead = config.max_concurrent_batches
+        self.limits = _limits(config)
+        self._launched: deque[tuple[SchedulerOutput, Future[ModelRunnerOutput]]] = deque()
         self._max_tokens = config.model_config.max_model_len
         # 0 where config.json has another name for it.
         self._vocab_size = config.model_config.get_vocab_size() or sys.maxsize
-        self._pooling = pooling.find(
-            config.model_config,
-            options,
+        self._pooling = self._find_pooling(special_ids)
+        self._inputs: dict[str, tuple[TokenIds, frozenset[Output]]] = {}
+        # Texts of one kind share their parameters, of which making and checking takes time.
+        self._params = cache(partial(_params, self._pooling, config.model_config))
+
+    def _find_pooling(self, special_ids: tuple[int, ...]) -> Pooling:
+        return pooling.find(
+            self._engine.vllm_config.model_config,
+            self.options,
             model=self.model,
             tasks=self._engine.get_supported_tasks(),
             special_ids=special_ids,
         )
-        self._inputs: dict[str, tuple[TokenIds, frozenset[Output]]] = {}
-        # Texts of one kind share their parameters, of which making and checking takes time.
-        self._params = cache(partial(_params, self._pooling, config.model_config))
 
     def add(
         self, key: str, ids: TokenIds, *, outputs: frozenset[Output], boundary: int | None
@@ -102,22 +111,34 @@ class VllmBackend:
             raise InputRejected(f"an input has a token id outside 0 to {self._vocab_size - 1}")
 
     def abort(self, keys: Iterable[str]) -> None:
-        """Forget inputs that were added and have not come back from `step`."""
+        """Forget inputs that were added and have not come back from `collect`."""
         keys = [key for key in keys if self._inputs.pop(key, None)]
         self._engine.abort_requests(keys)
 
-    def step(self) -> list[tuple[str, Rows]]:
-        """Run one engine step; return what it finished. An exception ends this backend."""
-        outputs, executed = self._engine.step_fn()
-        self._engine.post_step(executed)
-        finished = []
-        for result in outputs[0].outputs if outputs else ():
-            asked = self._inputs.pop(result.request_id, None)
-            if asked is not None:
-                numbers = result.pooling_output.detach().to(device="cpu", dtype=torch.float32)
-                rows = self._pooling.read(numbers.numpy().reshape(-1), *asked)
-                finished.append((result.request_id, rows))
-        return finished
+    def launch(self) -> None:
+        """Schedule what was added, and start computing it. An exception ends this backend.
+
+        This and `collect` are the two halves of `EngineCore.step` for a pooling model.
+        """
+        scheduled = self._engine.scheduler.schedule()
+        future = self._engine.model_executor.execute_model(scheduled, non_block=True)
+        self._launched.append((scheduled, future))
+
+    def collect(self) -> list[tuple[str, Rows]]:
+        """Wait for the oldest launched step; return what it finished.
+
+        An exception ends this backend.
+        """
+        scheduled, future = self._launched.popleft()
+        outputs = self._engine.scheduler.update_from_output(scheduled, future.result())
+        results = outputs[0].outputs if outputs else ()
+        return [self._read(result) for result in results if result.request_id in self._inputs]
+
+    def _read(self, result: EngineCoreOutput) -> tuple[str, Rows]:
+        """Forget an input that is finished; return its key and rows."""
+        ids, outputs = self._inputs.pop(result.request_id)
+        numbers = result.pooling_output.detach().to(device="cpu", dtype=torch.float32)
+        return result.request_id, self._pooling.read(numbers.numpy().reshape(-1), ids, outputs)
 
     @property
     def unfinished(self) -> int:
@@ -147,6 +168,13 @@ class VllmBackend:
             matryoshka=_matryoshka(config, self.options),
             folder=self._folder,
         )
+
+
+def _limits(config: VllmConfig) -> StepLimits:
+    """Return one step's: vLLM counts the texts of all launched steps together, tokens by step."""
+    batch = config.scheduler_config
+    texts = max(1, batch.max_num_seqs // config.max_concurrent_batches)
+    return StepLimits(texts=texts, tokens=batch.max_num_batched_tokens)
 
 
 def _params(

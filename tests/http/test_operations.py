@@ -48,7 +48,7 @@ def test_health_describes_the_default_model(client: httpx.Client) -> None:
     assert response.json() == {
         "status": "healthy",
         "model": "fake",
-        "gpu_memory_utilization": 0.4,
+        "gpu_memory_utilization": 0.9,
         "max_model_len": 512,
         "device": "cpu",
     }

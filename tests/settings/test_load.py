@@ -294,19 +294,6 @@ def test_a_name_means_one_model(models: list[dict[str, Any]]) -> None:
     assert "aliases" in refusal(None, models=models, gpu_memory_utilization=0.1)
 
 
-def test_a_device_is_not_promised_twice() -> None:
-    """Models and replicas on one device may not ask for more than all of it, and spreading them
-    helps.
-    """
-    models = [{"model_name": "a", "replicas": 2}, {"model_name": "b"}]
-    message = refusal(None, models=models, gpu_memory_utilization=0.4)
-    assert "gpu_memory_utilization" in message
-    assert "120%" in message
-    load(None, {"models": models, "gpu_memory_utilization": 0.3})
-    spread = [{"model_name": "a", "devices": [0]}, {"model_name": "b", "devices": [1]}]
-    load(None, {"models": spread, "gpu_memory_utilization": 0.9})
-
-
 class Refusing:
     """Rules of a preset that is never content."""
 

@@ -39,7 +39,8 @@ for name, ids in texts.items():
         told[name] = str(error)
 backend.abort(["aborted", "empty"])
 while backend.unfinished:
-    for name, result in backend.step():
+    backend.launch()
+    for name, result in backend.collect():
         told[name] = result[Output.DENSE].shape[1]
 print(json.dumps(told))
 """
@@ -65,7 +66,8 @@ def vectors():
         backend.add(str(i), ids, outputs=frozenset({Output.DENSE}), boundary=None)
     found = {}
     while backend.unfinished:
-        found |= {name: result[Output.DENSE] for name, result in backend.step()}
+        backend.launch()
+        found |= {name: result[Output.DENSE] for name, result in backend.collect()}
     return np.stack([found[name] for name in sorted(found)])
 
 encoder = model(lambda model: next(m for m in model.modules() if isinstance(m, BertEncoder)))

@@ -42,13 +42,19 @@ class ScriptedBackend(FakeBackend):
     def __init__(self, **options: Any) -> None:
         super().__init__(ModelOptions(engine="fake", max_batch_size=BATCH, **options))
         self.steps: list[list[str]] = []
+        self.collected = 0
         self.during: dict[int, Callable[[], object]] = {}
 
-    def step(self) -> list[tuple[str, Rows]]:
-        """Note the inputs; then do as the script says, and as the fake backend does."""
+    def launch(self) -> None:
+        """Note the inputs."""
         self.steps.append(list(self._queue))
-        self.during.pop(len(self.steps), lambda: None)()
-        return super().step()
+        super().launch()
+
+    def collect(self) -> list[tuple[str, Rows]]:
+        """Do as the script says, and then as the fake backend does."""
+        self.collected += 1
+        self.during.pop(self.collected, lambda: None)()
+        return super().collect()
 
     def jobs_in(self, step: int) -> list[int]:
         """Return the job of every input of a step, counted from 1."""
@@ -409,11 +415,11 @@ def test_warm_up_computes_one_text_and_a_full_step() -> None:
 class OverflowingBackend(FakeBackend):
     """A fake backend whose numbers are all infinite."""
 
-    def step(self) -> list[tuple[str, Rows]]:
+    def collect(self) -> list[tuple[str, Rows]]:
         """Answer everything that waits with infinities."""
         return [
             (key, {output: vector * np.float32(np.inf) for output, vector in result.items()})
-            for key, result in super().step()
+            for key, result in super().collect()
         ]
 
 
@@ -423,3 +429,71 @@ def test_a_model_without_numbers_is_refused() -> None:
     """
     with pytest.raises(ModelRefused, match="not finite"):
         warm_up(OverflowingBackend(ModelOptions(engine="fake")))
+
+
+TWO = {"engine_args": {"steps_ahead": 2}}
+
+
+@pytest.fixture
+def ahead(tmp_path: Path) -> Iterator[Bench]:
+    """Return a worker that may launch a step of 8 texts behind the one that is computed."""
+    made = Bench(tmp_path, **TWO)
+    yield made
+    made.close()
+
+
+def test_a_full_step_is_launched_behind_the_running_one(ahead: Bench) -> None:
+    """With three steps' worth of texts two are launched before the first is waited for; results are
+    those of the inputs.
+    """
+    launched: list[int] = []
+    for step in (1, 2, 3, 4):
+        ahead.backend.during[step] = lambda: launched.append(len(ahead.backend.steps))
+    ahead.put(1, texts(3 * BATCH + 3))
+    ahead.run(1)
+    assert launched == [2, 3, 3, 4]
+    assert [len(step) for step in ahead.backend.steps] == [BATCH, BATCH, BATCH, 3]
+    for ids, rows in zip(texts(3 * BATCH + 3), ahead.rows[1], strict=True):
+        np.testing.assert_array_equal(rows[Output.DENSE], fake_vectors(ids, Output.DENSE))
+
+
+def test_no_half_empty_step_is_launched_behind_the_running_one(ahead: Bench) -> None:
+    """Texts that come during a step, and do not fill one, are gathered until it ends."""
+    ahead.backend.during[1] = lambda: ahead.put(2, texts(2))
+    ahead.backend.during[2] = lambda: ahead.put(3, texts(2))
+    ahead.put(1, texts(BATCH))
+    ahead.run(3)
+    assert [len(step) for step in ahead.backend.steps] == [BATCH, 2, 2]
+
+
+def test_the_record_names_the_inputs_of_both_steps(ahead: Bench) -> None:
+    """After a crash the gateway learns of all inputs that the device had, and of no others."""
+    seen: list[list[tuple[int, int]]] = []
+    for step in (1, 2, 3):
+        ahead.backend.during[step] = lambda: seen.append(StepRecord.read(ahead.record_path))
+    ahead.put(1, texts(3 * BATCH))
+    ahead.run(1)
+    steps = [range(2 * BATCH), range(BATCH, 2 * BATCH), range(2 * BATCH, 3 * BATCH)]
+    assert [sorted(names) for names in seen] == [[(1, i) for i in step] for step in steps]
+    assert StepRecord.read(ahead.record_path) == []
+
+
+def test_a_job_alone_has_both_steps(ahead: Bench) -> None:
+    """Nothing is launched beside a job that runs alone, before it or behind it."""
+    ahead.put(1, texts(2 * BATCH))
+    ahead.backend.during[1] = lambda: ahead.put(2, texts(1), ALONE)
+    ahead.backend.during[2] = lambda: ahead.put(3, texts(2 * BATCH))
+    at_work: list[list[tuple[int, int]]] = []
+    ahead.backend.during[3] = lambda: at_work.append(StepRecord.read(ahead.record_path))
+    ahead.run(3)
+    assert [set(ahead.backend.jobs_in(step)) for step in (1, 2, 3, 4)] == [{1}, {1}, {2}, {3}]
+    assert at_work == [[(2, 0)]]
+
+
+def test_a_cancelled_job_leaves_a_launched_step(ahead: Bench) -> None:
+    """What the device computes for a job that was cancelled is dropped; the others are answered."""
+    for job in (1, 2, 3):
+        ahead.put(job, texts(BATCH))
+    ahead.backend.during[1] = lambda: ahead.cancel(2)
+    assert set(ahead.run(2)) == {1, 3}
+    assert [set(ahead.backend.jobs_in(step)) for step in (1, 2, 3)] == [{1}, {2}, {3}]
