@@ -2,7 +2,8 @@
 two large ones.
 
 Those are made under .bench/models when first asked for. Their vocabulary and tokenizer are MiniLM's
-(30,522 entries): an embedding is a look-up, so its size changes no arithmetic.
+(30,522 entries): an embedding is a look-up, so its size changes no arithmetic. On a machine without
+MiniLM, its tokenizer alone may lie at .bench/tokenizer.json.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ NAMES = {
     "one-layer": "one-layer",
     "qwen3-0.6b": "Qwen/Qwen3-Embedding-0.6B",
     "bge-m3": "BAAI/bge-m3",
+    "arctic-m": "arctic-m",
+    "minilm-shape": "minilm-shape",
 }
+BERT_SHAPES = {"arctic-m": (768, 12), "minilm-shape": (384, 6)}  # width, layers
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,11 @@ def find(name: str) -> Model:
         unfinished = path.with_suffix(".part")
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
-        {"one-layer": _one_layer, "qwen3-0.6b": _qwen3, "bge-m3": _bge_m3}[name](unfinished)
-        shutil.copy(minilm() / "tokenizer.json", unfinished)
+        if name in BERT_SHAPES:
+            _bert(unfinished, *BERT_SHAPES[name])
+        else:
+            {"one-layer": _one_layer, "qwen3-0.6b": _qwen3, "bge-m3": _bge_m3}[name](unfinished)
+        shutil.copy(_tokenizer(), unfinished)
         (unfinished / "tokenizer_config.json").write_text(
             json.dumps(SPECIAL | {"tokenizer_class": "PreTrainedTokenizerFast"})
         )
@@ -79,8 +86,13 @@ def find(name: str) -> Model:
     else:
         products = ((hidden, 3 * hidden), (hidden, hidden), (hidden, inner), (inner, hidden))
     longest = 1024 if config["max_position_embeddings"] > 1024 else None
-    pooling = {"qwen3-0.6b": "last", "bge-m3": "cls"}.get(name, "mean")
+    pooling = {"qwen3-0.6b": "last", "bge-m3": "cls", "arctic-m": "cls"}.get(name, "mean")
     return Model(name, path, longest, config["num_hidden_layers"], products, pooling)
+
+
+def _tokenizer() -> Path:
+    alone = SCRATCH / "tokenizer.json"
+    return alone if alone.exists() else minilm() / "tokenizer.json"
 
 
 def minilm() -> Path:
@@ -129,6 +141,42 @@ def _qwen3(folder: Path) -> None:
     )
     torch.manual_seed(0)
     Qwen3ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+
+
+def _bert(folder: Path, width: int, layers: int) -> None:
+    import torch
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig(
+        vocab_size=30522,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=12,
+        intermediate_size=4 * width,
+        max_position_embeddings=512,
+    )
+    torch.manual_seed(0)
+    BertModel(config, add_pooling_layer=False).to(torch.bfloat16).save_pretrained(folder)
+    mode = "cls_token" if folder.stem == "arctic-m" else "mean_tokens"
+    pooling = {"word_embedding_dimension": width, f"pooling_mode_{mode}": True}
+    modules = [("0", "", "Transformer"), ("1", "1_Pooling", "Pooling")]
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    (folder / "modules.json").write_text(
+        json.dumps(
+            [
+                {
+                    "idx": int(name),
+                    "name": name,
+                    "path": path,
+                    "type": f"sentence_transformers.models.{kind}",
+                }
+                for name, path, kind in modules
+            ]
+        )
+    )
+    length = {"max_seq_length": 512, "do_lower_case": False}
+    (folder / "sentence_bert_config.json").write_text(json.dumps(length))
 
 
 def _bge_m3(folder: Path) -> None:

@@ -87,18 +87,19 @@ class Server:
         """Return the memory of all its processes; a page that several processes share counts in
         parts.
         """
-        return sum(process.memory_full_info().pss for process in self._tree()) / 1e6
+        return sum(process.memory_full_info().pss for process in self.processes()) / 1e6
 
     def stop(self) -> None:
         """End all its processes, by force after 20 s."""
-        tree = self._tree()
+        tree = self.processes()
         if tree:
             tree[0].terminate()
         for process in psutil.wait_procs(tree, timeout=20)[1]:
             process.kill()
         self.process = None
 
-    def _tree(self) -> list[psutil.Process]:
+    def processes(self) -> list[psutil.Process]:
+        """Return the process that was started, and its children's children."""
         if self.process is None or not self.process.is_running():
             return []
         return [self.process, *self.process.children(recursive=True)]

