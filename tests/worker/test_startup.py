@@ -128,7 +128,10 @@ def _wrong_settings(checkpoint: Checkpoint, folder: Path) -> dict[str, dict[str,
         "bad_dtype": {"model_path": str(encoder), "engine_args": {"dtype": "float77"}},
         "unknown_engine_args": {"model_path": str(encoder), "engine_args": {"no_such_option": 1}},
         "no_fast_tokenizer": {"model_path": str(slow)},
-        "share_of_memory": {"model_path": str(encoder), "gpu_memory_utilization": 1.0},
+        "share_of_memory": {
+            "model_path": str(encoder),
+            "engine_args": {"gpu_memory_utilization": 1.0},
+        },
         "too_little_memory": {
             "model_path": str(decoder),
             "engine_args": {"kv_cache_memory_bytes": 1 << 50},
