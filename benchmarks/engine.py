@@ -39,7 +39,7 @@ def arguments(config: Path, *, one_process: bool = False) -> dict[str, Any]:
 
     from embedding_service.worker.vllm_arguments import engine_arguments
 
-    model = resolve_model(options)
+    model = resolve_model(options).model
     found = engine_arguments(model, options, "cuda" if current_platform.is_cuda_alike() else "cpu")
     settings = {name: value for name in SHARED if (value := getattr(found, name)) is not None}
     return {"model": model, "runner": "pooling", "disable_log_stats": True, **settings}

@@ -99,7 +99,7 @@ def minilm() -> Path:
     from embedding_service.settings.load import load
     from embedding_service.worker.location import resolve_model
 
-    return Path(resolve_model(load(ROOT / "config" / "demo.yaml")[0].served_models[0]))
+    return Path(resolve_model(load(ROOT / "config" / "demo.yaml")[0].served_models[0]).model)
 
 
 def _one_layer(folder: Path) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import yaml
 
-from embedding_service import __version__
+from embedding_service import __version__, hub
 from embedding_service.errors import BadConfiguration, StartupError
 from embedding_service.settings import flags
 from embedding_service.settings.gateway import ENV_PREFIX, Settings
@@ -26,8 +26,6 @@ Config = Annotated[
     Path | None,
     typer.Option("--config", "-c", envvar=f"{ENV_PREFIX}CONFIG", help="YAML file of settings."),
 ]
-# Weights in other formats than those that vLLM reads.
-_NOT_FETCHED = ["onnx/*", "openvino/*", "*.msgpack", "*.h5"]
 
 app = typer.Typer(
     add_completion=False,
@@ -79,19 +77,16 @@ def check_config(context: typer.Context, config: Config = None) -> None:
 @app.command(context_settings=_FLAGS)
 def fetch(context: typer.Context, config: Config = None) -> None:
     """Download the configured models (HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE are obeyed)."""
-    from huggingface_hub import snapshot_download  # noqa: PLC0415 - only here
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError  # noqa: PLC0415
-
     settings, _ = _load(context, config)
     for model in settings.served_models:
         name, folder = model.model_name, model.model_path
-        try:
-            folder = folder or snapshot_download(
-                name, revision=model.revision, ignore_patterns=_NOT_FETCHED
-            )
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-            raise StartupError(f"{name}: {' '.join(str(error).split())[:300]}") from None
+        if folder is None:
+            folder = str(hub.fetch(name, model.revision, say=_say).folder)
         typer.echo(f"{name}: {folder}")
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)
 
 
 keys = typer.Typer(no_args_is_help=True, help="Make API keys, and their digests for a server.")

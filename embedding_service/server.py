@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 _BACKLOG = 2048
 # A Unix socket's path has at most 107 bytes; ours adds a name of up to 40.
 _LONGEST_RUNTIME_DIR_BYTES = 65
+_SHORT_FOLDERS = ("/tmp", "/run", "/dev/shm", "/var/tmp")  # noqa: S108 - for a fresh folder in it
 # No request leaves garbage that needs a collector (tests/test_garbage.py): with Python's 700,
 # looking for some cost 2 % of a request in one comparison and 14 % in another.
 _OBJECTS_BETWEEN_COLLECTIONS = 20_000
@@ -110,7 +111,8 @@ class Gateway:
         self._stop = asyncio.Event()
 
     def _engines(self) -> list[ModelEngine]:
-        environ = inherited(self.settings)
+        # vLLM's own sockets, of tensor parallelism, are in TMPDIR otherwise, which may be long.
+        environ = {"VLLM_RPC_BASE_PATH": str(self.folder), **inherited(self.settings)}
         one_at_a_time = asyncio.Lock()
         return [
             ModelEngine(
@@ -219,8 +221,7 @@ def _uvicorn_config(settings: Settings, app: ASGIApp) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
-        proxy_headers=bool(settings.trusted_proxies),
-        forwarded_allow_ips=list(settings.trusted_proxies),
+        proxy_headers=False,  # `http/paths.py` reads them
         timeout_keep_alive=int(settings.keep_alive_s),
         backlog=_BACKLOG,
     )
@@ -294,8 +295,27 @@ def make_runtime_dir(settings: Settings) -> Path:
     """Make a fresh folder (mode 0700) for the sockets of workers. Raises `BadConfiguration`."""
     parent = settings.runtime_dir
     if parent is not None:
+        return _fresh_folder(parent)
+    try:
+        given = tempfile.gettempdir()
+    except FileNotFoundError:
+        raise BadConfiguration(
+            "runtime_dir: there is no temporary directory that can be written to; set one"
+        ) from None
+    # A long TMPDIR is nobody's mistake: sockets go elsewhere then.
+    for folder in (given, *_SHORT_FOLDERS):
+        with contextlib.suppress(BadConfiguration):
+            return _fresh_folder(Path(folder))
+    return _fresh_folder(Path(given))
+
+
+def _fresh_folder(parent: Path) -> Path:
+    """Make a folder with a new name. Raises `BadConfiguration`."""
+    try:
         parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="embed-", dir=parent))
+        folder = Path(tempfile.mkdtemp(prefix="embed-", dir=parent))
+    except OSError as error:
+        raise BadConfiguration(f"runtime_dir: {parent}: {error.strerror}; set another") from None
     if len(os.fsencode(folder)) > _LONGEST_RUNTIME_DIR_BYTES:
         folder.rmdir()
         raise BadConfiguration(

@@ -112,7 +112,7 @@ class EmbedJob:
     alone in it, and knows no `dimensions`, `normalize` and `embed_dtype`. `more_dtypes` are formats
     that the dialect itself will make of the float32 vectors. Errors about inputs name `field`. The
     last `queries` of the inputs are not from the list that the client sent, so a limit on its
-    length does not count them.
+    length does not count them. Inputs of more than `max_tokens` are cut, also where they would fit.
     """
 
     model: str | None
@@ -129,6 +129,7 @@ class EmbedJob:
     encoding: Encoding = Encoding.FLOAT
     field: Field = Field.INPUT
     queries: int = 0
+    max_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +212,9 @@ class RerankJob:
 
     `weights` (dense, sparse, ColBERT) asks a BGE-M3 model for the weighted sum of its three
     similarities; without them it scores by MaxSim alone. Over-long queries and documents are cut on
-    the right, or refused.
+    the right, or refused. With `cut_longest` a token is taken from the longer of the two until they
+    fit, from the `left` or the right end: how tokenizers and TEI cut pairs. `max_tokens` bounds
+    a whole pair.
     """
 
     model: str | None
@@ -221,6 +224,9 @@ class RerankJob:
     weights: tuple[float, float, float] | None = None
     cut_queries: bool = False
     cut_documents: bool = True
+    cut_longest: bool = False
+    left: bool = False
+    max_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

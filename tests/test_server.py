@@ -111,3 +111,24 @@ def test_a_runtime_directory_that_is_too_long_is_told(tmp_path: Path) -> None:
     with pytest.raises(BadConfiguration, match=r"^runtime_dir: "):
         server.make_runtime_dir(Settings(runtime_dir=parent))
     assert list(parent.iterdir()) == []
+
+
+def test_a_long_tmpdir_is_left_for_a_shorter_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sockets of workers go elsewhere where TMPDIR is too long for them."""
+    long = tmp_path / ("x" * 80)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    folder = server.make_runtime_dir(Settings())
+    assert len(str(folder)) < 66
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert list(long.iterdir()) == []
+    folder.rmdir()
+
+
+def test_a_runtime_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    """A folder inside a file is refused under the setting's name, in one line."""
+    (tmp_path / "file").touch()
+    with pytest.raises(BadConfiguration, match=r"^runtime_dir: .*set another$"):
+        server.make_runtime_dir(Settings(runtime_dir=tmp_path / "file" / "run"))

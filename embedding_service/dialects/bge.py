@@ -102,7 +102,10 @@ async def _embed(request: Request[SparseRequest], outputs: frozenset[Output]) ->
     fields, truncate = request.fields, request.settings.default_truncate
     if "truncate" in fields.model_fields_set:
         truncate = fields.truncate
-    job = EmbedJob(fields.model, fields.input, outputs, truncate=truncate)
+    model = fields.model
+    if model is None and request.settings.echo_model:
+        model = request.service.models.default_for(scores=False).name  # and not its alias
+    job = EmbedJob(model, fields.input, outputs, truncate=truncate)
     return await embedding.respond(request, job, partial(_render, settings=request.settings))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import uuid
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import orjson
@@ -94,21 +94,46 @@ class CohereEmbedResponse(BaseModel):
     response_type: Literal["embeddings_by_type"] = "embeddings_by_type"
 
 
-def _render(answer: Embeddings, fields: CohereEmbedRequest) -> Iterator[bytes]:
+class CohereEmbedV1Request(CohereEmbedRequest):
+    """The first version: the model may be left out, and a bare list of floats is the default."""
+
+    model: str | None = None  # type: ignore[assignment]
+
+
+class CohereEmbedV1Response(BaseModel):
+    """The answer of the first version: `embeddings` is a list unless types were asked for."""
+
+    id: str
+    embeddings: list[list[float]] | EmbeddingsByType
+    texts: list[str]
+    meta: dict[str, dict[str, str | int]]
+    response_type: Literal["embeddings_floats", "embeddings_by_type"]
+
+
+def _render(answer: Embeddings, fields: CohereEmbedRequest, version: str) -> Iterator[bytes]:
     dense = np.asarray(answer.dense, np.float32)
-    yield b'{"id":"%s","embeddings":{' % str(uuid.uuid4()).encode()
-    for place, kind in enumerate(fields.kinds):
-        yield b'%s"%s":' % (b"," if place else b"", kind.encode())
-        yield from embedding.json_list(_vectors(dense, kind, answer.ranges))
+    bare = version == "1" and not fields.embedding_types
+    yield b'{"id":"%s","embeddings":' % str(uuid.uuid4()).encode()
+    if bare:
+        yield from embedding.json_list(_vectors(dense, "float", None))
+    else:
+        yield from _by_type(dense, fields.kinds, answer.ranges)
     rest = {
         "texts": fields.texts,
         "meta": {
-            "api_version": {"version": "2"},
+            "api_version": {"version": version},
             "billed_units": {"input_tokens": answer.total_tokens},
         },
-        "response_type": "embeddings_by_type",
+        "response_type": "embeddings_floats" if bare else "embeddings_by_type",
     }
-    yield b"}," + orjson.dumps(rest)[1:]
+    yield b"," + orjson.dumps(rest)[1:]
+
+
+def _by_type(dense: Floats, kinds: list[str], ranges: Floats | None) -> Iterator[bytes]:
+    for place, kind in enumerate(kinds):
+        yield b'%s"%s":' % (b"," if place else b"{", kind.encode())
+        yield from embedding.json_list(_vectors(dense, kind, ranges))
+    yield b"}"
 
 
 def _vectors(dense: Floats, kind: str, ranges: Floats | None) -> Iterator[bytes]:
@@ -122,9 +147,29 @@ def _vectors(dense: Floats, kind: str, ranges: Floats | None) -> Iterator[bytes]
 async def embed(request: Request[CohereEmbedRequest]) -> Answer:
     """Give each text one vector, in every format that is wanted."""
     fields = request.fields
-    return await embedding.respond(request, fields.job(), partial(_render, fields=fields))
+    write = partial(_render, fields=fields, version="2")
+    return await embedding.respond(request, fields.job(), write)
 
 
+async def embed_v1(request: Request[CohereEmbedV1Request]) -> Answer:
+    """Give each text one vector, as a bare list unless formats are named."""
+    fields = request.fields
+    if fields.model is None:
+        fields = fields.model_copy(update={"model": _default_name(request)})
+    write = partial(_render, fields=fields, version="1")
+    return await embedding.respond(request, fields.job(), write)
+
+
+def _default_name(request: Request[Any]) -> str:
+    """Return the name of the first model that embeds."""
+    return request.service.models.default_for(scores=False).name
+
+
+_NAMES = {
+    Name.INPUT: "texts",
+    Name.DIMENSIONS: "output_dimension",
+    Name.TRUNCATE: "truncate to START or END",
+}
 DIALECT = Dialect(
     "Cohere",
     MESSAGE,
@@ -136,11 +181,16 @@ DIALECT = Dialect(
             request=CohereEmbedRequest,
             example={"texts": ["Hello, world"], "embedding_types": ["float"]},
             response=CohereEmbedResponse,
-            names={
-                Name.INPUT: "texts",
-                Name.DIMENSIONS: "output_dimension",
-                Name.TRUNCATE: "truncate to START or END",
-            },
+            names=_NAMES,
+        ),
+        Operation(
+            path="/v1/embed",
+            handle=embed_v1,
+            summary="Embed texts, in Cohere's first version",
+            request=CohereEmbedV1Request,
+            example={"texts": ["Hello, world"]},
+            response=CohereEmbedV1Response,
+            names=_NAMES,
         ),
     ),
 )

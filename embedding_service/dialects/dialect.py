@@ -36,7 +36,8 @@ class Request(Generic[FieldsT]):
 
     `fields` are the validated body (None for GET), and `ignored` names the fields of the body that
     the operation does not know. `log` goes into the request's log line. `names` is what
-    errors call the fields; an operation may change it once it knows better.
+    errors call the fields; an operation may change it once it knows better. `prefix` is the path
+    under which a proxy serves this gateway.
     """
 
     fields: FieldsT
@@ -48,6 +49,7 @@ class Request(Generic[FieldsT]):
     path: Mapping[str, str] = field(default_factory=dict)
     query: Mapping[str, str] = field(default_factory=dict)
     accept: str = ""
+    prefix: str = ""
 
     @property
     def service(self) -> EmbeddingService:
@@ -63,6 +65,11 @@ class Request(Generic[FieldsT]):
     def settings(self) -> Settings:
         """All that can be set."""
         return self.lifecycle.service.settings
+
+
+def whole(number: float) -> float:
+    """Return a whole number as an integer: JSON's `3600.0` is none to clients with typed fields."""
+    return int(number) if float(number).is_integer() else number
 
 
 @dataclass(slots=True)

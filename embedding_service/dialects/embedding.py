@@ -119,9 +119,25 @@ def refuse_empty(field: str) -> Callable[[Tree], None]:
 
     def check(tree: Tree) -> None:
         if tree.get(field) == []:
-            raise InvalidRequest(f"`{field}` cannot be empty", param=field, code=EMPTY)
+            raise nothing_in(field)
 
     return check
+
+
+def refuse_nothing(field: str) -> Callable[[Tree], None]:
+    """Return a check that refuses an empty list, and an empty text on its own or in a list."""
+
+    def check(tree: Tree) -> None:
+        given = tree.get(field)
+        if given in ([], "") or (isinstance(given, list) and "" in given):
+            raise nothing_in(field)
+
+    return check
+
+
+def nothing_in(field: str) -> InvalidRequest:
+    """Return the error about a field in which there is nothing to compute."""
+    return InvalidRequest(f"`{field}` cannot be empty", param=field, code=EMPTY)
 
 
 async def compute(request: Request[Any], job: EmbedJob) -> Embeddings:

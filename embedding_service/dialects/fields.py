@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    ValidationError,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from embedding_service.errors import InvalidRequest
 
@@ -13,15 +23,80 @@ if TYPE_CHECKING:
 
 MOST_ECHOED_CHARACTERS = 100
 _MOST_MESSAGE_CHARACTERS = 1000
+_ABOUT = ("title", "description", "default")
+_FLAGS = {"true": True, "True": True, "false": False, "False": False}
 
 # Enums are read from their string values; everything else has to have its type.
 Lax = Field(strict=False)
 
 
 class Fields(BaseModel):
-    """Base of every request: no value is converted; unknown fields are ignored."""
+    """Base of every request: no value is converted; unknown fields are ignored.
+
+    Null in an optional field is the same as leaving it out, for every dialect: clients in typed
+    languages send all their fields.
+    """
 
     model_config = ConfigDict(strict=True, extra="ignore")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_nulls(cls, tree: object) -> object:
+        if not isinstance(tree, dict) or not any(value is None for value in tree.values()):
+            return tree
+        return {
+            name: value for name, value in tree.items() if value is not None or cls._needs(name)
+        }
+
+    @classmethod
+    def _needs(cls, name: str) -> bool:
+        field = cls.model_fields.get(name)
+        return field is not None and field.is_required()
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Document that every optional field takes null."""
+        reference = handler(core_schema)
+        schema = handler.resolve_ref_schema(reference)
+        required = schema.get("required", ())
+        properties = schema.get("properties", {})
+        for name in properties.keys() - set(required):
+            properties[name] = _nullable(properties[name])
+        return reference
+
+
+def _nullable(schema: JsonSchemaValue) -> JsonSchemaValue:
+    """Return a field's schema with null among what it takes."""
+    kinds = schema.get("anyOf")
+    if kinds is not None:
+        return (
+            schema if {"type": "null"} in kinds else {**schema, "anyOf": [*kinds, {"type": "null"}]}
+        )
+    about: JsonSchemaValue = {name: schema[name] for name in _ABOUT if name in schema}
+    own = {name: value for name, value in schema.items() if name not in about}
+    return {**about, "anyOf": [own, {"type": "null"}]}
+
+
+def _read_flag(value: object) -> object:
+    """Read the words that some clients send in place of booleans."""
+    return _FLAGS.get(value, value) if isinstance(value, str) else value
+
+
+def _no_empty(value: object) -> object:
+    return None if value == "" else value
+
+
+def _no_zero(value: object) -> object:
+    return None if value == 0 and type(value) is int else value
+
+
+# RAGFlow's client of Xinference sends "true".
+Flag = Annotated[bool, BeforeValidator(_read_flag)]
+# "" means the default (LiteLLM), as does 0 for a count (vLLM).
+EmptyIsNone = BeforeValidator(_no_empty)
+ZeroIsNone = BeforeValidator(_no_zero)
 
 
 FieldsT = TypeVar("FieldsT", bound=Fields)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,7 +13,7 @@ from embedding_service.dialects import embedding
 from embedding_service.dialects.dialect import Answer, Dialect, Operation, Request
 from embedding_service.dialects.embedding import vector_json
 from embedding_service.dialects.errors import OPENAI
-from embedding_service.dialects.fields import Fields, Lax
+from embedding_service.dialects.fields import EmptyIsNone, Fields, Lax
 from embedding_service.errors import InvalidRequest, ModelNotFound
 from embedding_service.types import EmbedDtype, EmbedJob, Encoding, InputType, Output, Truncate
 
@@ -34,7 +35,7 @@ class EmbeddingsRequest(Fields):
 
     input: embedding.Input
     model: str | None = Field(None, description="A served model or one of its aliases.")
-    encoding_format: Annotated[Encoding, Lax] | None = Field(
+    encoding_format: Annotated[Annotated[Encoding, Lax] | None, EmptyIsNone] = Field(
         None, description="float (default), or base64 of little-endian numbers."
     )
     dimensions: int | None = Field(
@@ -66,6 +67,16 @@ class EmbeddingsRequest(Fields):
         None, description="One vector for each token; default false."
     )
 
+    truncate_prompt_tokens: int | None = Field(
+        None,
+        ge=-1,
+        le=embedding.TOKEN_LIMIT,
+        description="vLLM's: cut inputs to so many tokens; -1 for the model's length.",
+    )
+    truncation_side: Literal["left", "right"] | None = Field(
+        None, description="vLLM's: which end that cuts off; default right."
+    )
+
     def job(self, default_truncate: Truncate) -> EmbedJob:
         """Return the request free of dialect. Raises `InvalidRequest` if it asks for nothing."""
         return EmbedJob(
@@ -76,11 +87,23 @@ class EmbeddingsRequest(Fields):
             instruction=self.instruction,
             prompt_name=self.prompt_name,
             input_type=self.input_type,
-            truncate=self.truncate if "truncate" in self.model_fields_set else default_truncate,
+            truncate=self._truncate(default_truncate),
+            max_tokens=self.truncate_prompt_tokens if self._cuts_to_tokens else None,
             normalize=self.normalize,
             embed_dtype=self.embed_dtype,
             encoding=self.encoding,
         )
+
+    def _truncate(self, default: Truncate) -> Truncate:
+        if "truncate" in self.model_fields_set:
+            return self.truncate
+        if self.truncate_prompt_tokens is None:
+            return default
+        return Truncate.LEFT if self.truncation_side == "left" else Truncate.RIGHT
+
+    @property
+    def _cuts_to_tokens(self) -> bool:
+        return self.truncate_prompt_tokens not in (None, -1)
 
     @property
     def encoding(self) -> Encoding:
@@ -171,15 +194,19 @@ class ModelList(BaseModel):
     data: list[ModelEntry]
 
 
-def render(answer: Embeddings, *, encoding: Encoding, names_kinds: bool) -> Iterator[bytes]:
-    """Write the answer item by item."""
+def render(
+    answer: Embeddings, *, encoding: Encoding, names_kinds: bool, lists: bool = False
+) -> Iterator[bytes]:
+    """Write the answer item by item; with `lists`, only `embedding` follows the encoding."""
+    of_kinds = Encoding.FLOAT if lists else encoding
     yield b'{"object":"list","data":['
     for index in range(len(answer.tokens)):
         yield b'%s{"object":"embedding","index":%d' % (b"," if index else b"", index)
-        yield from _render_dense(answer, index, encoding, names_kinds=names_kinds)
+        yield from _render_dense(answer, index, encoding)
         if names_kinds:
+            yield from _render_named_dense(answer, index, of_kinds)
             yield _sparse_json(answer, index)
-            yield from _render_colbert(answer, index, encoding)
+            yield from _render_colbert(answer, index, of_kinds)
         yield b"}"
     model, usage = orjson.dumps(answer.model), orjson.dumps(embedding.usage(answer))
     yield b'],"model":%s,"usage":%s' % (model, usage)
@@ -190,16 +217,16 @@ def render(answer: Embeddings, *, encoding: Encoding, names_kinds: bool) -> Iter
     yield b"}"
 
 
-def _render_dense(
-    answer: Embeddings, index: int, encoding: Encoding, *, names_kinds: bool
-) -> Iterator[bytes]:
-    if answer.dense is not None:
-        vector = vector_json(answer.dense[index], encoding)
-        yield b',"embedding":' + vector
-        if names_kinds:
-            yield b',"dense_embedding":' + vector
-    elif names_kinds:
-        yield b',"embedding":null,"dense_embedding":null'
+def _render_dense(answer: Embeddings, index: int, encoding: Encoding) -> Iterator[bytes]:
+    dense = answer.dense
+    yield b',"embedding":'
+    yield b"null" if dense is None else vector_json(dense[index], encoding)
+
+
+def _render_named_dense(answer: Embeddings, index: int, encoding: Encoding) -> Iterator[bytes]:
+    dense = answer.dense
+    yield b',"dense_embedding":'
+    yield b"null" if dense is None else vector_json(dense[index], encoding)
 
 
 def _sparse_json(answer: Embeddings, index: int) -> bytes:
@@ -229,9 +256,14 @@ async def create_embeddings(request: Request[EmbeddingsRequest]) -> Answer:
 
 
 async def create_all_embeddings(request: Request[EmbeddingsRequest]) -> Answer:
-    """Give every kind of vector that the request does not name."""
-    request.fields = request.fields.with_all_kinds()
-    return await create_embeddings(request)
+    """Give every kind of vector that the request does not name, as lists of numbers.
+
+    OpenAI's SDK asks for base64 unless it is told otherwise, and decodes `embedding` alone.
+    """
+    fields = request.fields = request.fields.with_all_kinds()
+    write = partial(render, encoding=fields.encoding, names_kinds=True, lists=True)
+    job = replace(fields.job(request.settings.default_truncate), encoding=Encoding.FLOAT)
+    return await embedding.respond(request, job, write)
 
 
 async def list_models(request: Request[None]) -> Answer:

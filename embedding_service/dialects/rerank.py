@@ -5,14 +5,15 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
 from embedding_service.dialects import scoring
 from embedding_service.dialects.dialect import Answer, Dialect, Operation, Request, Sends
+from embedding_service.dialects.embedding import TOKEN_LIMIT
 from embedding_service.dialects.errors import MESSAGE, OPENAI
-from embedding_service.dialects.fields import Fields
+from embedding_service.dialects.fields import Fields, Flag, ZeroIsNone
 from embedding_service.errors import InvalidRequest
 from embedding_service.types import Field as Name
 from embedding_service.types import RerankJob, Truncate
@@ -45,8 +46,10 @@ class RerankRequest(Fields):
     pairs: list[Pair] | None = Field(
         None, min_length=1, description="Instead of query and documents."
     )
-    top_n: int | None = Field(None, ge=1, description="How many results to return; all by default.")
-    return_documents: bool | None = Field(
+    top_n: Annotated[Annotated[int, Field(ge=1)] | None, ZeroIsNone] = Field(
+        None, description="How many results to return; all by default."
+    )
+    return_documents: Flag | None = Field(
         None, description="Send each document back with its score; default false."
     )
     instruction: str | None = Field(
@@ -55,8 +58,18 @@ class RerankRequest(Fields):
     raw_scores: bool | None = Field(
         None, description="The model's logit instead of its sigmoid; default false."
     )
-    max_tokens_per_doc: int | None = Field(
-        None, ge=1, description="Documents are cut to this many tokens."
+    max_tokens_per_doc: Annotated[Annotated[int, Field(ge=1)] | None, ZeroIsNone] = Field(
+        None, description="Documents are cut to this many tokens."
+    )
+    truncate_prompt_tokens: int | None = Field(
+        None,
+        ge=-1,
+        le=TOKEN_LIMIT,
+        description="vLLM's: cut pairs to so many tokens, the longer part first; "
+        "-1 for the model's length.",
+    )
+    truncation_side: Literal["left", "right"] | None = Field(
+        None, description="vLLM's: which end that cuts off; default right."
     )
     weights: Weights | None = Field(
         None,
@@ -80,6 +93,9 @@ class RerankRequest(Fields):
             max_tokens_per_document=self.max_tokens_per_doc,
             weights=(self.weights[0], self.weights[1], self.weights[2]) if self.weights else None,
             cut_queries=cut_queries,
+            cut_longest=self.truncate_prompt_tokens is not None,
+            left=self.truncation_side == "left",
+            max_tokens=None if self.truncate_prompt_tokens == -1 else self.truncate_prompt_tokens,
         )
 
     def _pairs_sent(self) -> list[tuple[str, str]]:
@@ -177,7 +193,13 @@ def _render_pairs(fields: RerankRequest, scores: Scores, *, seconds: float) -> d
     """Return the answer to `pairs`, in the order sent."""
     values = scoring.relevance(scores, raw=bool(fields.raw_scores))
     results = [
-        {"index": i, "relevance_score": values[i], "query": pair.query, "document": pair.document}
+        {
+            "index": i,
+            "relevance_score": values[i],
+            "score": values[i],  # as qwen3-embedding's document has it; its code had the other
+            "query": pair.query,
+            "document": pair.document,
+        }
         for i, pair in enumerate(fields.pairs or [])
     ]
     return {"results": results, "model": scores.model, "processing_time": round(seconds, 4)}

@@ -7,7 +7,9 @@ of https://huggingface.github.io/text-embeddings-inference/ but an absent `trunc
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -17,7 +19,12 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 from embedding_service import __version__
 from embedding_service.dialects import embedding, scoring
 from embedding_service.dialects.dialect import Answer, Dialect, Operation, Request, Sends
-from embedding_service.dialects.embedding import refuse_empty, vector_json
+from embedding_service.dialects.embedding import (
+    nothing_in,
+    refuse_empty,
+    refuse_nothing,
+    vector_json,
+)
 from embedding_service.dialects.errors import EMPTY, ErrorShape, Failure, Written
 from embedding_service.dialects.fields import Fields
 from embedding_service.errors import InvalidRequest, Overloaded, RateLimited, Unavailable
@@ -26,10 +33,10 @@ from embedding_service.types import EmbedJob, Output, RerankJob, Truncate
 from embedding_service.types import Field as Name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from embedding_service.dialects.dialect import Tree
-    from embedding_service.types import Embeddings
+    from embedding_service.types import Embeddings, Scores
 
 PRESET = "tei"
 
@@ -50,7 +57,7 @@ def _status(failure: Failure) -> tuple[int, str]:
     """Return status and type, as router/src/http/server.rs has them (`From<&ErrorType>`)."""
     error, status = failure.error, failure.status
     if isinstance(error, InvalidRequest):
-        return (400, "Empty") if error.code == EMPTY else (422, "Validation")
+        return _status_of_refusal(error)
     if isinstance(error, Overloaded | RateLimited):
         return status, "Overloaded"
     if isinstance(error, Unavailable):
@@ -58,7 +65,31 @@ def _status(failure: Failure) -> tuple[int, str]:
     return (424, "Backend") if status >= 500 else (status, "Validation")  # noqa: PLR2004
 
 
+def _status_of_refusal(error: InvalidRequest) -> tuple[int, str]:
+    if error.code == EMPTY:
+        return 400, "Empty"
+    return (424, "Backend") if error.param in _OF_THE_MODEL else (422, "Validation")
+
+
+# Requests name no model, so an error about it is one that cannot do what was asked.
+_OF_THE_MODEL = frozenset({"model", "return_sparse", "return_colbert"})
+
+
+class TeiOpenAIErrorResponse(BaseModel):
+    """The error envelope of its `/v1/embeddings`."""
+
+    message: str
+    code: int
+    type: Literal["Empty", "Validation", "Tokenizer", "Backend", "Overloaded", "Unhealthy"]
+
+
+def _write_openai(failure: Failure) -> Written:
+    status, kind = _status(failure)
+    return status, {"message": failure.message, "code": status, "type": kind}
+
+
 ERRORS = ErrorShape(TeiErrorResponse, _write)
+OPENAI_ERRORS = ErrorShape(TeiOpenAIErrorResponse, _write_openai)
 
 
 def _lower(value: object) -> object:
@@ -69,7 +100,6 @@ def _as_list(value: str | list[str]) -> list[str]:
     return [value] if isinstance(value, str) else value
 
 
-Text = Annotated[str, Field(min_length=1)]
 Texts = Annotated[str | list[str], AfterValidator(_as_list)]
 Direction = Annotated[Literal["left", "right"], BeforeValidator(_lower)]
 
@@ -109,26 +139,55 @@ class TeiEmbedRequest(TeiInputs):
 
 
 class TeiRerankRequest(Fields):
-    """A query and the texts to score; scores are sigmoids unless raw ones are asked for."""
+    """A query and the texts to score; scores are sigmoids unless raw ones are asked for.
 
-    query: Text
-    texts: list[Text]
+    An empty text is scored, as an empty query is; only both at once are nothing.
+    """
+
+    query: str
+    texts: list[str]
     raw_scores: bool = False
     return_text: bool = False
-    truncate: bool | None = Field(None, description="Cut over-long texts; default true.")
+    truncate: bool | None = Field(
+        None, description="Cut over-long pairs, the longer part first; default true."
+    )
+    truncation_direction: Direction | None = Field(
+        None, description="Which end is cut off; default right."
+    )
+
+    def job(self, model: str, *, truncates: bool) -> RerankJob:
+        """Return the request free of dialect."""
+        return RerankJob(
+            model,
+            [(self.query, text) for text in self.texts],
+            cut_documents=False,
+            cut_longest=truncates,
+            left=self.truncation_direction == "left",
+        )
 
 
 class Sentences(Fields):
     """A sentence, and those to compare it with."""
 
-    source_sentence: Text
-    sentences: list[Text]
+    source_sentence: str
+    sentences: list[str]
+
+
+class SimilarityParameters(Fields):
+    """How the sentences are read."""
+
+    truncate: bool | None = Field(
+        default=None, description="Cut over-long sentences; default true."
+    )
+    truncation_direction: Direction | None = None
+    prompt_name: str | None = None
 
 
 class TeiSimilarityRequest(Fields):
     """Sentences to compare."""
 
     inputs: Sentences
+    parameters: SimilarityParameters = SimilarityParameters()
 
 
 class TokenizeRequest(Fields):
@@ -175,6 +234,7 @@ class Info(BaseModel):
     """The default model and the limits, as TEI has them; limits that do not exist here are null."""
 
     model_id: str
+    served_model_name: str
     model_sha: str | None
     model_dtype: str
     model_type: dict[str, Any]
@@ -228,33 +288,83 @@ async def _embed(request: Request[Any], output: Output) -> Answer:
     fields: TeiInputs = request.fields
     truncates = _truncates(request, fields.truncate)
     job = fields.job(_model(request, scores=False), output, truncates=truncates)
-    return await embedding.respond(request, job, _render)
+    began = time.monotonic()
+    answer = await embedding.respond(request, job, _render)
+    return timed(request, answer, job.inputs, began)
+
+
+def timed(
+    request: Request[Any], answer: Answer, inputs: Iterable[str | list[int]], began: float
+) -> Answer:
+    """Tell in headers what an answer took, as TEI does; times are milliseconds."""
+    card = request.service.models.default.card()
+    characters = sum(len(text) for text in inputs if isinstance(text, str))
+    answer.headers = {
+        **answer.headers,
+        "x-compute-type": "gpu" if card and card.device == "cuda" else "cpu",
+        "x-compute-characters": str(characters),
+        "x-compute-tokens": str(request.log.get("tokens", 0)),
+        **_times(request, time.monotonic() - began),
+    }
+    return answer
+
+
+def _times(request: Request[Any], total_s: float) -> dict[str, str]:
+    stages = {name: seconds for name, (_, seconds) in request.call.stages.items()}
+    times = {name: _milliseconds(stages.get(stage, 0.0)) for name, stage in _STAGES.items()}
+    return times | dict.fromkeys(("x-compute-time", "x-total-time"), _milliseconds(total_s))
+
+
+_STAGES = {
+    "x-tokenization-time": "tokenize",
+    "x-queue-time": "queue",
+    "x-inference-time": "engine",
+}
+
+
+def _milliseconds(seconds: float) -> str:
+    return str(round(1000 * seconds))
 
 
 async def similarity(request: Request[TeiSimilarityRequest]) -> Answer:
     """Give the cosine of a sentence and each of the others."""
-    inputs = request.fields.inputs
-    refuse_empty("sentences")({"sentences": inputs.sentences})
-    texts = [*inputs.sentences, inputs.source_sentence]
-    model = _model(request, scores=False)
-    job = EmbedJob(model, texts, truncate=Truncate.RIGHT, queries=1)
-    return await embedding.respond(request, job, _render_scores)
+    inputs, parameters = request.fields.inputs, request.fields.parameters
+    refuse_nothing("sentences")({"sentences": inputs.sentences})
+    refuse_nothing("source_sentence")({"source_sentence": inputs.source_sentence})
+    cut = Truncate.LEFT if parameters.truncation_direction == "left" else Truncate.RIGHT
+    job = EmbedJob(
+        _model(request, scores=False),
+        [*inputs.sentences, inputs.source_sentence],
+        prompt_name=parameters.prompt_name,
+        truncate=cut if _truncates(request, parameters.truncate) else Truncate.ERROR,
+        queries=1,
+    )
+    began = time.monotonic()
+    answer = await embedding.respond(request, job, _render_scores)
+    return timed(request, answer, job.inputs, began)
 
 
 async def rerank(request: Request[TeiRerankRequest]) -> Answer:
     """Rank texts by how well they answer a query."""
     fields = request.fields
     refuse_empty("texts")({"texts": fields.texts})
-    pairs = [(fields.query, text) for text in fields.texts]
-    cuts = _truncates(request, fields.truncate)
-    job = RerankJob(_model(request, scores=True), pairs, cut_queries=cuts, cut_documents=cuts)
+    if not fields.query and "" in fields.texts:
+        raise nothing_in("texts")
+    truncates = _truncates(request, fields.truncate)
+    job = fields.job(_model(request, scores=True), truncates=truncates)
+    began = time.monotonic()
     scores = await scoring.score(request, job)
+    answer = scoring.respond(request, _ranks(fields, scores), scores)
+    return timed(request, answer, chain.from_iterable(job.pairs), began)
+
+
+def _ranks(fields: TeiRerankRequest, scores: Scores) -> list[dict[str, Any]]:
     values = scoring.relevance(scores, raw=fields.raw_scores)
     ranks: list[dict[str, Any]] = []
     for index in scoring.ranking(values):
         text = {"text": fields.texts[index]} if fields.return_text else {}
         ranks.append({"index": index, "score": values[index], **text})
-    return scoring.respond(request, ranks, scores)
+    return ranks
 
 
 async def tokenize(request: Request[TokenizeRequest]) -> Answer:
@@ -298,6 +408,7 @@ async def info(request: Request[None]) -> Answer:
     embeds = {"embedding": {"pooling": facts.pooling.lower()}}
     body = {
         "model_id": model.name,
+        "served_model_name": next(iter(model.options.aliases), model.name),
         "model_sha": facts.revision,
         "model_dtype": facts.dtype,
         "model_type": scores if model.pairs else embeds,
@@ -338,7 +449,7 @@ _VECTORS: dict[str, Any] = {
     "request": TeiEmbedRequest,
     "example": {"inputs": ["Hello, world"]},
     "response": list[list[float]],
-    "check": refuse_empty("inputs"),
+    "check": refuse_nothing("inputs"),
     "names": _INPUTS,
 }
 _SIMILARITY: dict[str, Any] = {
@@ -371,7 +482,7 @@ DIALECT = Dialect(
             request=TeiInputs,
             example={"inputs": ["Hello, world"]},
             response=list[list[list[float]]],
-            check=refuse_empty("inputs"),
+            check=refuse_nothing("inputs"),
             names=_INPUTS,
         ),
         Operation(
@@ -381,7 +492,7 @@ DIALECT = Dialect(
             request=TeiInputs,
             example={"inputs": ["Hello, world"]},
             response=list[list[Weight]],
-            check=refuse_empty("inputs"),
+            check=refuse_nothing("inputs"),
             names=_INPUTS,
         ),
         Operation(path="/similarity", **_SIMILARITY),

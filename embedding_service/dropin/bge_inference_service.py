@@ -5,6 +5,7 @@ from __future__ import annotations
 from embedding_service.dialects import rerank
 from embedding_service.dialects.dialect import Answer, Dialect, Request, probe
 from embedding_service.dialects.errors import DETAIL
+from embedding_service.dropin.blank import refuse_blank
 from embedding_service.dropin.preset import Preset
 
 
@@ -24,10 +25,18 @@ async def health(request: Request[None]) -> Answer:
     return Answer.json(body, status=200 if request.lifecycle.ready else 503)
 
 
+_MESSAGE = "{place}: Cannot process empty text"
+_INPUT = refuse_blank("input", message=_MESSAGE)
+_PAIRS = refuse_blank("query", "documents", "pairs", message=_MESSAGE)
 HEALTH = probe("/health", health, "Which models are loaded?")
 PRESET = Preset(
     name="bge-inference-service",
     errors=DETAIL,
     dialects=lambda _: (Dialect("bge-inference-service", DETAIL, (HEALTH,)),),
-    instead={"Rerank": rerank.dialect(raw_scores=True, return_documents=True)},
+    instead={"Rerank": rerank.dialect(raw_scores=True)},
+    checks={
+        **dict.fromkeys(("/v1/embeddings", "/embeddings"), _INPUT),
+        **dict.fromkeys(("/v1/sparse-embeddings", "/v1/hybrid-embeddings"), _INPUT),
+        **dict.fromkeys(("/v1/rerank", "/rerank"), _PAIRS),
+    },
 )

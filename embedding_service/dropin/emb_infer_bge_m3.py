@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+import os
+import time
 from typing import TYPE_CHECKING, Any
 
+from embedding_service import __version__
 from embedding_service.dialects import openai
-from embedding_service.dialects.dialect import Answer, Dialect, Handler, Operation, Request, probe
+from embedding_service.dialects.dialect import (
+    Access,
+    Answer,
+    Dialect,
+    Handler,
+    Operation,
+    Request,
+    probe,
+    whole,
+)
 from embedding_service.dialects.errors import DetailResponse, ErrorShape, Failure, Written
+from embedding_service.dropin.blank import refuse_blank
 from embedding_service.dropin.preset import KeyRules, Preset
 from embedding_service.errors import BadConfiguration, Overloaded
+from embedding_service.settings.keys import KeySettings
 
 if TYPE_CHECKING:
     from embedding_service.settings.gateway import Settings
+    from embedding_service.settings.model import ModelOptions
 
 _AUTO_BATCH_SIZE = 32
 
@@ -32,12 +46,16 @@ def _status(request: Request[None]) -> str:
 
 def _limits(request: Request[None]) -> dict[str, Any]:
     options = request.service.models.default.options
-    size = options.max_batch_size
     return {
-        "batch_size": _AUTO_BATCH_SIZE if size == "auto" else size,
-        "timeout_ms": options.batch_timeout_ms,
+        "batch_size": _batch_size(options),
+        "timeout_ms": whole(options.batch_timeout_ms),
         "max_queue_size": request.settings.max_concurrent_requests,
     }
+
+
+def _batch_size(options: ModelOptions) -> int:
+    size = options.max_batch_size
+    return _AUTO_BATCH_SIZE if size == "auto" else size
 
 
 def _statistics(request: Request[None]) -> dict[str, float]:
@@ -61,10 +79,6 @@ def _statistics(request: Request[None]) -> dict[str, float]:
     }
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat()
-
-
 async def health(request: Request[None]) -> Answer:
     """Answer 200 once the gateway is ready."""
     status = 200 if request.lifecycle.ready else 503
@@ -76,7 +90,7 @@ async def detailed_health(request: Request[None]) -> Answer:
     model = request.service.models.default
     body = {
         "status": _status(request),
-        "timestamp": _now(),
+        "timestamp": time.time(),
         "model": {"name": model.name, "status": "loaded" if model.ready else "loading"},
         "batching": {"enabled": True, **_limits(request), "stats": _statistics(request)},
     }
@@ -88,13 +102,45 @@ async def stats(request: Request[None]) -> Answer:
     body = {
         "batching": _statistics(request),
         "config": _limits(request),
-        "timestamp": _now(),
+        "timestamp": time.time(),
     }
     return Answer.json(body)
 
 
+async def info(request: Request[None]) -> Answer:
+    """Describe the service, its routes and its batching."""
+    body = {
+        "name": "emb-infer-bge-m3",
+        "description": "BGE-M3 embedding inference API with selective vector generation",
+        "version": __version__,
+        "model": request.service.models.default.name,
+        "status": "running" if request.lifecycle.ready else str(request.lifecycle.phase),
+        "docs_url": "/docs",
+        "endpoints": _ENDPOINTS,
+        "supported_vectors": ["dense", "sparse", "colbert"],
+        "batching": {"enabled": True, **_limits(request)},
+    }
+    return Answer.json(body)
+
+
+_ENDPOINTS = {
+    "embeddings": "/v1/embeddings",
+    "models": "/v1/models",
+    "health": "/health",
+    "health_detailed": "/health/detailed",
+    "stats": "/stats",
+}
+_PLACEHOLDER = "your_api_token_here"  # of the original's documents and compose files
+
+
 def check(settings: Settings) -> None:
-    """Refuse to start without a token, as the original did. Raises `BadConfiguration`."""
+    """Refuse to start without a token of one's own. Raises `BadConfiguration`."""
+    placeholder = KeySettings.model_validate(_PLACEHOLDER).digest
+    in_environment = any(os.environ.get(name) == _PLACEHOLDER for name in settings.api_keys_env)
+    if in_environment or placeholder in (key.digest for key in settings.api_keys):
+        raise BadConfiguration(
+            f"API_TOKEN: {_PLACEHOLDER} is in public documents, so anybody knows it; set another"
+        )
     if not (settings.has_keys or settings.allow_anonymous):
         raise BadConfiguration(
             "API_TOKEN: it has to be set; this preset does not start without a token"
@@ -105,10 +151,22 @@ def _get(path: str, handle: Handler, summary: str) -> Operation:
     return Operation(path=path, method="GET", handle=handle, summary=summary)
 
 
+_INPUT = refuse_blank(
+    "input",
+    message="Text at index {index} is too short (minimum 1 characters)",
+    empty="Input cannot be empty",
+)
 DIALECT = Dialect(
     "emb-infer-bge-m3",
     ERRORS,
     (
+        Operation(
+            path="/",
+            method="GET",
+            handle=info,
+            summary="Which service is this?",
+            access=Access.OPEN,
+        ),
         probe("/health", health, "Is the service up?"),
         _get("/health/detailed", detailed_health, "Health of model and batching"),
         _get("/stats", stats, "Texts and batches computed"),
@@ -119,7 +177,7 @@ PRESET = Preset(
     errors=ERRORS,
     dialects=lambda _: (DIALECT,),
     instead={"OpenAI": openai.dialect(create=openai.create_all_embeddings)},
-    open_paths=frozenset({"/"}),
+    checks=dict.fromkeys(("/v1/embeddings", "/embeddings"), _INPUT),
     keys=KeyRules(missing="Missing API token", wrong="Invalid API token", bare=True),
     check=check,
 )

@@ -24,8 +24,12 @@ if TYPE_CHECKING:
 class TextsRequest(Fields):
     """Texts to embed."""
 
-    texts: list[Annotated[str, Field(min_length=1)]] = Field(min_length=1)
-    normalize: bool = True
+    texts: list[str] = Field(min_length=1)
+    normalize: Annotated[bool, Field(strict=False)] = Field(
+        default=True,
+        description="As in sentence-transformers: false leaves the model's own last module, which "
+        "may scale vectors to length 1 too.",
+    )
 
 
 class TextsResponse(BaseModel):
@@ -47,8 +51,14 @@ def _render(answer: Embeddings) -> Iterator[bytes]:
 async def embed_texts(request: Request[TextsRequest]) -> Answer:
     """Give each text one vector of the default model."""
     fields = request.fields
-    model = request.service.models.default_for(scores=False).name
-    job = EmbedJob(model, list(fields.texts), truncate=Truncate.RIGHT, normalize=fields.normalize)
+    model = request.service.models.default_for(scores=False)
+    normalizes = model.facts is not None and model.facts.normalizes
+    job = EmbedJob(
+        model.name,
+        list(fields.texts),
+        truncate=Truncate.RIGHT,
+        normalize=fields.normalize or normalizes,
+    )
     return await embedding.respond(request, job, _render)
 
 

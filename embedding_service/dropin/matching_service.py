@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from embedding_service.dialects.dialect import Answer, Dialect, Request, probe
+from embedding_service import __version__
+from embedding_service.dialects.dialect import Answer, Dialect, Operation, Request, probe, whole
 from embedding_service.dialects.errors import DetailResponse, ErrorShape, Failure, Written
-from embedding_service.dropin import records
+from embedding_service.dropin import matching_metrics, records
 from embedding_service.dropin.model_identity import model_identity
 from embedding_service.dropin.preset import Preset
 from embedding_service.errors import RateLimited
@@ -37,7 +38,7 @@ async def health(request: Request[None]) -> Answer:
         "status": "healthy" if ready else status,
         "model": model.name,
         "dimensions": model.facts.dimension if model.facts else None,
-        "version": identity["model_version"],
+        "version": __version__,
         "model_checksum": identity["model_checksum"],
         "cache_enabled": cache is not None,
         "cache_size": cache.entries if cache else 0,
@@ -45,12 +46,61 @@ async def health(request: Request[None]) -> Answer:
     return Answer.json(body, status=200 if ready else 503)
 
 
+async def info(request: Request[None]) -> Answer:
+    """Describe the service, its limits and its routes."""
+    settings, models = request.settings, request.service.models
+    model = models.default_for(scores=False)
+    identity = await model_identity(settings, model, wait=False)
+    paths = settings.rate_limit_paths
+    body = {
+        "service": settings.service_name,
+        "version": __version__,
+        "type": "STATELESS",
+        "description": "Makes vectors of records and texts, and keeps none.",
+        "model": model.name,
+        "model_checksum": identity["model_checksum"],
+        "status": "running" if request.lifecycle.ready else str(request.lifecycle.phase),
+        "limits": {
+            "max_batch_size": settings.max_inputs,
+            "max_text_length": settings.max_text_characters,
+            "rate_limit": paths.get("/embed"),
+            "rate_limit_batch": paths.get("/batch"),
+        },
+        "cache": {
+            "enabled": models.cache is not None,
+            "ttl_seconds": whole(settings.cache_ttl_s),
+            "max_size": settings.cache_max_entries,
+        },
+        "endpoints": _ENDPOINTS,
+        "docs": "/docs",
+    }
+    return Answer.json(body)
+
+
+_ENDPOINTS = {
+    "POST /embed": "A text's vector",
+    "POST /prepare-and-embed": "A record's text and vector",
+    "POST /reindex": "A changed record's text and vector",
+    "POST /batch": "Several records",
+    "POST /reindex-batch": "Several changed records",
+    "GET /health": "Is the service up?",
+    "GET /model-info": "The model, for pgvector",
+    "GET /metrics": "For Prometheus",
+}
+INFO = Operation(
+    path="/", method="GET", handle=info, summary="Which service is this?", response=dict[str, Any]
+)
 HEALTH = probe("/health", health, "Health of the model")
 
 
 def dialects(settings: Settings) -> tuple[Dialect, ...]:
     """Return records without the other dialects at `/embed`, and this system's health."""
-    return records.dialect(settings), Dialect("matching-service", ERRORS, (HEALTH,))
+    return records.dialect(settings), Dialect("matching-service", ERRORS, (HEALTH, INFO))
 
 
-PRESET = Preset(name="matching-service", errors=ERRORS, dialects=dialects)
+PRESET = Preset(
+    name="matching-service",
+    errors=ERRORS,
+    dialects=dialects,
+    metrics=matching_metrics.register,
+)

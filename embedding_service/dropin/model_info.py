@@ -6,10 +6,12 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from embedding_service.dialects.dialect import Answer, Operation, Request
+from embedding_service.dialects.dialect import Answer, Operation, Request, whole
 from embedding_service.dropin.model_identity import model_identity
 
 SQL_EXAMPLES = {
+    "extension": "CREATE EXTENSION IF NOT EXISTS vector;",
+    "column": "ALTER TABLE items ADD COLUMN embedding vector({dimensions});",
     "create": "ALTER TABLE items ADD COLUMN embedding vector({dimensions});",
     "index": "CREATE INDEX ON items USING hnsw (embedding vector_cosine_ops);",
     "search": "SELECT id, 1 - (embedding <=> $1) AS similarity FROM items "
@@ -26,7 +28,7 @@ class ModelInfo(BaseModel):
     model_checksum: str
     dimensions: int | None
     model_load_time_seconds: float
-    limits: dict[str, float | None]
+    limits: dict[str, int | float | None]
     cache: dict[str, Any]
     sql_examples: dict[str, str]
 
@@ -45,8 +47,9 @@ async def model_info(request: Request[None]) -> Answer:
         "limits": _limits(request),
         "cache": {
             "enabled": models.cache is not None,
+            "current_size": models.cache.entries if models.cache else 0,
             "max_size": settings.cache_max_entries,
-            "ttl_seconds": settings.cache_ttl_s,
+            "ttl_seconds": whole(settings.cache_ttl_s),
         },
         "sql_examples": {
             name: sql.format(dimensions=dimensions) for name, sql in SQL_EXAMPLES.items()
@@ -55,11 +58,12 @@ async def model_info(request: Request[None]) -> Answer:
     return Answer.json(ModelInfo.model_validate(body))
 
 
-def _limits(request: Request[None]) -> dict[str, float | None]:
+def _limits(request: Request[None]) -> dict[str, int | float | None]:
     settings = request.settings
-    limits: dict[str, float | None] = {
+    limits: dict[str, int | float | None] = {
         "max_batch_size": settings.max_inputs,
         "max_text_length": settings.max_text_characters,
+        "encode_timeout_seconds": float(settings.request_timeout_s),
     }
     for name, field in settings.records.fields.items():
         if field.max_length:

@@ -10,8 +10,9 @@ from embedding_service.dialects.dialect import Access
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from embedding_service.dialects.dialect import Dialect, Operation
+    from embedding_service.dialects.dialect import Dialect, Operation, Tree
     from embedding_service.dialects.errors import ErrorShape
+    from embedding_service.service.lifecycle import Lifecycle
     from embedding_service.settings.gateway import Settings
 
 _HOW = "Send it as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'."
@@ -39,24 +40,31 @@ class Preset:
     """One replaced system.
 
     `dialects` are its own: at their paths nobody else answers. `instead` replaces dialects of these
-    names by variants. GET needs no key at `open_paths`. All errors are written as `errors`. `check`
-    raises `BadConfiguration` about settings that this system would not have started with.
+    names by variants. `checks` refuse bodies by path. GET needs no key at `open_paths`. All errors
+    are written as `errors`, but at the paths of `errors_at`. `check` raises `BadConfiguration` for
+    settings that this system would not have started with. `metrics` registers the names that its
+    metrics had.
     """
 
     name: str
     errors: ErrorShape | None = None
+    errors_at: Mapping[str, ErrorShape] = field(default_factory=dict)
     dialects: Callable[[Settings], tuple[Dialect, ...]] = _none
     instead: Mapping[str, Dialect] = field(default_factory=dict)
+    checks: Mapping[str, Callable[[Tree], None]] = field(default_factory=dict)
     open_paths: frozenset[str] = frozenset()
     keys: KeyRules = KeyRules()
     check: Callable[[Settings], None] = _accept
+    metrics: Callable[[Lifecycle], None] | None = None
 
     def adapt(self, dialect: Dialect) -> Dialect:
         """Return a dialect as this system spoke it."""
         dialect = self.instead.get(dialect.name, dialect)
-        return replace(dialect, operations=tuple(map(self._opened, dialect.operations)))
+        return replace(dialect, operations=tuple(map(self._changed, dialect.operations)))
 
-    def _opened(self, operation: Operation) -> Operation:
+    def _changed(self, operation: Operation) -> Operation:
+        if operation.method == "POST" and operation.path in self.checks:
+            return replace(operation, check=self.checks[operation.path])
         if operation.method == "GET" and operation.path in self.open_paths:
             return replace(operation, access=Access.OPEN)
         return operation

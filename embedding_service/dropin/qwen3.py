@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from embedding_service.dialects import openai
 from embedding_service.dialects.errors import DETAIL
+from embedding_service.dropin.blank import refuse_blank
 from embedding_service.dropin.preset import Preset
-from embedding_service.errors import InvalidRequest
 
-if TYPE_CHECKING:
-    from embedding_service.dialects.dialect import Tree
-
-
-def refuse_blank(tree: Tree) -> None:
-    """Refuse empty input in qwen3-embedding's words. Raises `InvalidRequest`."""
-    given = tree.get("input")
-    if given == []:
-        raise InvalidRequest("Input cannot be empty", param="input")
-    texts = given if isinstance(given, list) else [given]
-    for index, text in enumerate(texts):
-        if isinstance(text, str) and not text.strip():
-            raise InvalidRequest(f"Text at index {index} is empty", param=f"input[{index}]")
-
-
+_INPUT = refuse_blank(
+    "input", message="Text at index {index} is empty", empty="Input cannot be empty"
+)
+_TEXTS = refuse_blank("query", "documents", "pairs", message="{place} is empty")
 EMBEDDING = Preset(
     name="qwen3-embedding",
     errors=DETAIL,
-    instead={"OpenAI": openai.dialect(check=refuse_blank)},
+    checks={"/v1/embeddings": _INPUT, "/embeddings": _INPUT},
 )
-RERANKER = Preset(name="qwen3-reranker", errors=DETAIL)
+RERANKER = Preset(
+    name="qwen3-reranker",
+    errors=DETAIL,
+    checks={"/v1/rerank": _TEXTS, "/rerank": _TEXTS},
+)

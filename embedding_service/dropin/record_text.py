@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 def prepare(settings: RecordSettings, record: Mapping[str, Any]) -> str:
-    """Return the record as text, with zeros and without nulls and blank texts; perhaps empty."""
+    """Return the record as text, with zeros, and without nulls and empty texts; perhaps empty.
+
+    Nothing is stripped: a text that differs by a blank has another vector.
+    """
     values = {
         name: text
         for name in settings.fields
@@ -38,7 +41,7 @@ def _value(settings: RecordSettings, value: Any) -> Any:
         value = settings.group_separator.join(
             f"{k}: {v}" for k, v in value.items() if v is not None
         )
-    return value.strip() or None if isinstance(value, str) else value
+    return None if value == "" else value
 
 
 def _filled(texts: Iterable[str], values: Mapping[str, Any]) -> Iterator[str]:

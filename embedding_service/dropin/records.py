@@ -92,9 +92,13 @@ def _field(field: RecordField) -> tuple[Any, Any]:
     kind = _TYPES.get(field.type)
     if kind is None:
         return (Annotated[str, Field(max_length=field.max_length)] | None, None)
-    limits: dict[str, Any] = {"allow_inf_nan": False} if field.type == "number" else {}
-    strictly = Field(strict=field.type == "mapping", **limits)
-    return (Annotated[kind, strictly, BeforeValidator(_no_boolean)] | None, None)
+    if field.type == "mapping":
+        return (Annotated[kind, Field(strict=True)] | None, None)
+    limits: dict[str, Any] = {"ge": field.minimum, "le": field.maximum}
+    if field.type == "number":
+        limits["allow_inf_nan"] = False
+    bounds = Field(strict=False, **limits)
+    return (Annotated[kind, bounds, BeforeValidator(_no_boolean)] | None, None)
 
 
 def _no_boolean(value: object) -> object:
@@ -126,7 +130,7 @@ def _batch(settings: Settings) -> type[Fields]:
 async def embed(request: Request[TextRequest]) -> Answer:
     """Embed a text as it is."""
     text = request.fields.text
-    if not text.strip():
+    if not text:
         raise InvalidRequest("text is empty; send some", param="text")
     return await _embed_one(request, text)
 
@@ -246,7 +250,12 @@ def _fault(text: str, limit: int | None) -> str | None:
 def dialect(settings: Settings) -> Dialect:
     """Return the operations; the shapes of records are made from the settings."""
     record = _record("RecordRequest", settings)
-    stored = _record("ReindexRequest", settings, entity_id=(str, ...), entity_type=(str, "entity"))
+    stored = _record(
+        "ReindexRequest",
+        settings,
+        entity_id=(str, ...),
+        entity_type=(str, settings.records.entity_type),
+    )
     many = _batch(settings)
     texts = [name for name, field in settings.records.fields.items() if field.type == "text"]
     example = dict.fromkeys(texts[:1], "A bright flat")

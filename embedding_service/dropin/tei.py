@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from embedding_service.dialects import tei
+import time
+
+from embedding_service.dialects import openai, tei
 from embedding_service.dialects.dialect import Answer, Dialect, Request, probe
+from embedding_service.dialects.embedding import refuse_nothing
 from embedding_service.dropin.preset import Preset
 from embedding_service.errors import Unavailable
 
@@ -17,7 +20,21 @@ async def health(request: Request[None]) -> Answer:
     return Answer(media_type=None)
 
 
+async def create_embeddings(request: Request[openai.EmbeddingsRequest]) -> Answer:
+    """Answer OpenAI's request, with TEI's headers."""
+    began = time.monotonic()
+    answer = await openai.create_embeddings(request)
+    return tei.timed(request, answer, request.fields.input, began)
+
+
 _SUMMARY, _ERRORS = "Is the service up?", tei.ERRORS.responses()
 _PROBES = [probe(path, health, _SUMMARY, responses=_ERRORS) for path in ("/", "/health", "/ping")]
 PROBES = Dialect("TEI", tei.ERRORS, tuple(_PROBES))
-PRESET = Preset(name=tei.PRESET, errors=tei.ERRORS, dialects=lambda _: (PROBES, tei.DIALECT))
+OPENAI = openai.dialect(create=create_embeddings, check=refuse_nothing("input"))
+PRESET = Preset(
+    name=tei.PRESET,
+    errors=tei.ERRORS,
+    dialects=lambda _: (PROBES, tei.DIALECT),
+    instead={"OpenAI": OPENAI},
+    errors_at={operation.path: tei.OPENAI_ERRORS for operation in OPENAI.operations},
+)

@@ -8,6 +8,9 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from embedding_service.engine import caches
+from embedding_service.settings import service_links
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -44,6 +47,9 @@ def inherited(settings: Settings) -> dict[str, str]:
         for name, value in os.environ.items()
         if name not in private and not _PRIVATE.fullmatch(name.upper())  # read in either case
     }
+    for name in service_links.of_vllm(kept):
+        del kept[name]
+    kept |= caches.variables(os.environ, settings.runtime_dir)
     return {"OMP_WAIT_POLICY": "PASSIVE", **kept} if share_cores(settings) else kept
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from embedding_service.settings.model import ModelOptions
 
 # Prompts come before the token ids; the place of the weights says nothing of their content.
-_FACTS_WITHOUT_EFFECT = frozenset({"prompts", "default_prompt_name", "folder"})
+_FACTS_WITHOUT_EFFECT = frozenset({"prompts", "default_prompt_name", "folder", "normalizes"})
 
 # The worker's facts say what these came to, "auto" and names resolved.
 _OPTIONS_IN_FACTS = frozenset({

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 import msgspec
 
 from embedding_service.engine.environment import environment
+from embedding_service.engine.protocol import PROGRESS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -136,5 +137,8 @@ class WorkerProcess:
             if not line:
                 return
             text = line.decode(errors="replace").rstrip()
+            if text.startswith(PROGRESS):
+                self._log.info("engine_progress", detail=text.removeprefix(PROGRESS))
+                continue
             self._tail.append(text)
             self._log.debug("engine_output", line=text)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from embedding_service.types import Floats, Rows, TokenIds
 
 
+PROGRESS = "embedding-service: "  # begins lines of a worker's output that belong in the log
 SIZE_CLASSES = 13  # of `Pong.batch_sizes`: steps of up to 4,096 texts
 
 
@@ -117,6 +118,7 @@ class ModelFacts(msgspec.Struct, frozen=True):
     default_prompt_name: str | None
     matryoshka: tuple[int, ...] | None
     folder: str | None = None
+    normalizes: bool = False
 
 
 class Hello(Message, frozen=True):

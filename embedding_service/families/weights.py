@@ -19,7 +19,7 @@ _OTHER_RUNTIMES = frozenset({"onnx", "openvino"})
 def weights_stamp(folder: str) -> str:
     """Return a hash of the names, sizes and times of the files, which holds on this machine."""
     total = hashlib.sha256(str(Path(folder).resolve()).encode())
-    for place, path in _files(folder):
+    for place, path in files_of(folder):
         status = path.stat()
         total.update(f"\0{place}\0{status.st_size}\0{status.st_mtime_ns}".encode())
     return total.hexdigest()
@@ -33,7 +33,7 @@ def weights_digest(folder: str, *, stamp: str) -> str:
     """
     total = hashlib.sha256()
     try:
-        for place, path in _files(folder):
+        for place, path in files_of(folder):
             with path.open("rb") as file:
                 total.update(f"{place}\0".encode() + hashlib.file_digest(file, "sha256").digest())
         return total.hexdigest() if weights_stamp(folder) == stamp else stamp
@@ -46,7 +46,7 @@ def weights_bytes(folder: str, width: int) -> int:
 
     Quantised numbers keep their size. Without safetensors, the size of the other weight files.
     """
-    paths = [path for _, path in _files(folder)]
+    paths = [path for _, path in files_of(folder)]
     if tensors := [path for path in paths if path.suffix == ".safetensors"]:
         return sum(_loaded_bytes(path, width) for path in tensors)
     return sum(path.stat().st_size for path in paths if path.suffix in (".bin", ".pt"))
@@ -68,7 +68,7 @@ def _tensor_bytes(tensor: dict[str, Any], width: int) -> int:
     return int(end - start)
 
 
-def _files(folder: str) -> Iterator[tuple[Path, Path]]:
+def files_of(folder: str) -> Iterator[tuple[Path, Path]]:
     """Yield the place in the folder and the path of each file that can change numbers."""
     for path in sorted(Path(folder).rglob("*")):
         place = path.relative_to(folder)

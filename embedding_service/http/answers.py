@@ -33,6 +33,8 @@ class AnswerResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the answer; `send` waits while the client reads more slowly than we render."""
+        if self._second is not None and scope.get("http_version") == "1.0":
+            await self._join()
         if self._second is None:
             await super().__call__(scope, receive, send)
             return
@@ -46,6 +48,15 @@ class AnswerResponse(Response):
             await asyncio.sleep(0)
             piece = next(self._rest, None)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _join(self) -> None:
+        """Make one piece of all: HTTP/1.0 knows no chunks, and has to be told the length."""
+        parts = [self.body, self._second or b""]
+        for piece in self._rest:
+            parts.append(piece)
+            await asyncio.sleep(0)
+        self.body, self._second = b"".join(parts), None
+        self.headers["content-length"] = str(len(self.body))
 
 
 def pieces(parts: Iterable[bytes]) -> Iterator[bytes]:

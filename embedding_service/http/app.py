@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from embedding_service import __version__
-from embedding_service.dialects import bge, cohere, openai, rerank, tei
+from embedding_service.dialects import bge, cohere, openai, rerank, tei, vllm
 from embedding_service.dialects.dialect import Access
 from embedding_service.dialects.errors import OPENAI
 from embedding_service.dropin import embed, records
@@ -21,6 +21,7 @@ from embedding_service.http.auth import Auth
 from embedding_service.http.body import Body
 from embedding_service.http.dispatch import Dispatcher, Shortcut
 from embedding_service.http.openapi import document, route_options
+from embedding_service.http.paths import Paths
 from embedding_service.http.rate_limits import RateLimit
 from embedding_service.http.request_log import RequestLog
 from embedding_service.http.routes import RouteTable
@@ -49,6 +50,7 @@ DIALECTS: tuple[Dialect | Callable[[Settings], Dialect], ...] = (
     rerank.DIALECT,
     cohere.DIALECT,
     tei.DIALECT,
+    vllm.DIALECT,
     embed.DIALECT,
     records.dialect,
     operations.DIALECT,
@@ -82,6 +84,8 @@ def create_app(
     preset = PRESETS[settings.preset] if settings.preset else NO_PRESET
     app = _fastapi()
     table = create_table(settings, lifecycle, app, preset=preset, dialects=dialects)
+    if preset.metrics is not None:
+        preset.metrics(lifecycle)
     dispatcher = Dispatcher(lifecycle, table.errors)
     for resource in table:
         _add_routes(app, resource, dispatcher)
@@ -99,6 +103,7 @@ def create_app(
         log=log,
         tracer=tracer,
     )
+    onion = Paths(onion, table, root_path=settings.root_path, trusted=settings.trusted_proxies)
     return _with_cors(onion, settings.cors_origins) if settings.cors_origins else onion
 
 
@@ -151,6 +156,7 @@ def create_table(
         mounted(),
         preset=preset.dialects(settings),
         errors=preset.errors,
+        errors_at=preset.errors_at,
         default_errors=OPENAI,
     )
     return table

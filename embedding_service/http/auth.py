@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from embedding_service.dialects.dialect import Access
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
     from embedding_service.http.keys import KeyRing
 
 _LOOPBACK = frozenset({"127.0.0.1", "::1"})
-_FORWARDED = frozenset({b"x-forwarded-for", b"forwarded", b"x-real-ip"})
+_LOCAL_HOST = re.compile(rb"(localhost|127\.\d+\.\d+\.\d+|\[::1\])?(:\d+)?", re.IGNORECASE)
+_FORWARDED = frozenset(
+    {b"x-forwarded-for", b"forwarded", b"x-real-ip", b"x-forwarded-host", b"via"}
+)
 
 
 class Auth:
@@ -56,7 +60,14 @@ class Auth:
 
 
 def is_local(scope: Scope) -> bool:
-    """Tell a program on this machine from a proxy on this machine that asks for somebody else."""
-    client = scope.get("client")
-    forwarded = any(name in _FORWARDED for name, _ in scope["headers"])
-    return not forwarded and (client is None or client[0] in _LOOPBACK)
+    """Tell a program on this machine from a proxy on this machine that asks for somebody else.
+
+    A proxy adds a header, or leaves the name that its client asked for. One that does neither, as
+    nginx with nothing but `proxy_pass`, looks like a program here: docs/operations.md says so.
+    """
+    client, headers = scope.get("client"), scope["headers"]
+    if any(name in _FORWARDED for name, _ in headers):
+        return False
+    if client is None:  # a Unix socket
+        return True
+    return client[0] in _LOOPBACK and bool(_LOCAL_HOST.fullmatch(dict(headers).get(b"host", b"")))

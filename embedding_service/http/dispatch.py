@@ -52,6 +52,7 @@ class Dispatcher:
             path=scope.get("path_params", {}),
             query=QueryParams(scope["query_string"]) if scope["query_string"] else {},
             accept=headers.get("accept", ""),
+            prefix=scope["state"].get("prefix", ""),
         )
         return AnswerResponse(await operation.handle(request))
 

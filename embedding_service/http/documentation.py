@@ -28,18 +28,20 @@ def dialect(title: str, document: Callable[[], dict[str, Any]], access: Access) 
     """Return the operations that show `document`, which is made when it is first asked for."""
     cache: list[dict[str, Any]] = []
 
-    async def openapi(request: Request[None]) -> Answer:  # noqa: ARG001
+    async def openapi(request: Request[None]) -> Answer:
         if not cache:
             cache.append(document())
-        return Answer.json(cache[0])
+        servers = {"servers": [{"url": request.prefix}]} if request.prefix else {}
+        return Answer.json(cache[0] | servers)
 
-    async def page(request: Request[None]) -> Answer:  # noqa: ARG001
+    async def page(request: Request[None]) -> Answer:
+        folder = request.prefix + _FOLDER
         html = get_swagger_ui_html(
-            openapi_url="/openapi.json",
+            openapi_url=f"{request.prefix}/openapi.json",
             title=title,
-            swagger_js_url=f"{_FOLDER}/swagger-ui-bundle.js",
-            swagger_css_url=f"{_FOLDER}/swagger-ui.css",
-            swagger_favicon_url=f"{_FOLDER}/favicon.png",
+            swagger_js_url=f"{folder}/swagger-ui-bundle.js",
+            swagger_css_url=f"{folder}/swagger-ui.css",
+            swagger_favicon_url=f"{folder}/favicon.png",
         )
         return Answer(bytes(html.body), media_type="text/html; charset=utf-8")
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, Field
 
 from embedding_service import __version__
-from embedding_service.dialects.dialect import Answer, Dialect, Operation, Request, probe
+from embedding_service.dialects.dialect import Answer, Dialect, Operation, Request, probe, whole
 from embedding_service.dialects.errors import OPENAI
 from embedding_service.engine.states import State
 from embedding_service.errors import ModelNotFound, PermissionDenied, Unavailable
@@ -64,7 +64,7 @@ class CacheState(BaseModel):
     utilization_percent: float = Field(
         description="Of `max_size` or `max_bytes`, whichever is nearer."
     )
-    ttl_seconds: float
+    ttl_seconds: int | float
     hits: int
     misses: int
 
@@ -139,7 +139,7 @@ async def cache_stats(request: Request[None]) -> Answer:
         bytes=state.bytes,
         max_bytes=state.max_bytes,
         utilization_percent=round(100 * max(share_of_bytes, share_of_entries), 2),
-        ttl_seconds=state.ttl_s,
+        ttl_seconds=whole(state.ttl_s),
         hits=state.hits,
         misses=state.misses,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from starlette.routing import compile_path
@@ -77,10 +78,12 @@ class RouteTable:
         *,
         preset: Iterable[Dialect] = (),
         errors: ErrorShape | None = None,
+        errors_at: Mapping[str, ErrorShape] = MappingProxyType({}),
         default_errors: ErrorShape,
     ) -> None:
         self.errors = errors or default_errors
         self._everybodys = errors
+        self._errors_at = errors_at
         self._exact: dict[str, Resource] = {}
         self._templates: list[tuple[re.Pattern[str], Resource]] = []
         for dialect in preset:
@@ -93,6 +96,10 @@ class RouteTable:
         yield from self._exact.values()
         yield from (resource for _, resource in self._templates)
 
+    def is_served(self, path: str) -> bool:
+        """Tell whether exactly this path is served, and not by a template."""
+        return path in self._exact
+
     def find(self, path: str) -> Resource | None:
         """Return what is served at a path."""
         resource = self._exact.get(path)
@@ -104,7 +111,8 @@ class RouteTable:
 
     def _mount(self, dialect: Dialect, taken: Mapping[str, frozenset[str]]) -> None:
         for operation in dialect.operations:
-            errors = self._everybodys or operation.errors or dialect.errors
+            everybodys = self._errors_at.get(operation.path, self._everybodys)
+            errors = everybodys or operation.errors or dialect.errors
             resource = self._resource(operation.path, errors)
             for method in operation.methods:
                 if method in taken.get(operation.path, ()):

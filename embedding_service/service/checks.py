@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from embedding_service.errors import InvalidRequest
@@ -60,6 +61,32 @@ def check_characters(
                 f"{where} has {len(text)} characters; this server takes at most {limit}",
                 param=where,
             )
+
+
+def cut_texts(settings: Settings, job: EmbedJob) -> tuple[EmbedJob, tuple[int, ...]]:
+    """Cut texts to `max_text_characters` where they are not refused; return which were longer."""
+    limit = settings.max_text_characters
+    if limit is None or settings.over_long_texts == "refuse" or not isinstance(job.inputs[0], str):
+        return job, ()
+    long = tuple(index for index, text in enumerate(job.inputs) if len(text) > limit)
+    texts = [str(text)[:limit] for text in job.inputs]
+    return (replace(job, inputs=texts) if long else job), long
+
+
+def cut_pairs(settings: Settings, job: RerankJob) -> tuple[RerankJob, tuple[int, ...]]:
+    """Do the same with queries and documents; return in which pairs one was longer."""
+    limit = settings.max_text_characters
+    if limit is None or settings.over_long_texts == "refuse":
+        return job, ()
+    pairs = [(query[:limit], document[:limit]) for query, document in job.pairs]
+    both = enumerate(zip(pairs, job.pairs, strict=True))
+    long = tuple(index for index, (cut, whole) in both if cut != whole)
+    return (replace(job, pairs=pairs) if long else job), long
+
+
+def both(first: tuple[int, ...], second: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the indices in either, in their order."""
+    return tuple(sorted({*first, *second})) if first else second
 
 
 def check_embed(settings: Settings, model: ServedModel, encoder: Encoder, job: EmbedJob) -> None:

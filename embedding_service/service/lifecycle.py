@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 DRAIN_RETRY_S = 5.0
 PULSE_S = 0.25
+WAITING_EVERY_S = 30.0  # a compiled decoder takes one to two minutes, a download longer
 
 
 class Phase(StrEnum):
@@ -79,7 +80,11 @@ class Lifecycle:
     async def _load(self, model: ServedModel) -> None:
         began = time.monotonic()
         self._log.info("loading", model=model.name, replicas=model.options.replicas)
-        await model.engine.start()
+        telling = asyncio.create_task(self._tell_of_waiting(model.name, began))
+        try:
+            await model.engine.start()
+        finally:
+            telling.cancel()
         facts = await asyncio.to_thread(model.open)
         model.load_s = time.monotonic() - began
         # Objects made at the start live for ever: to look through them again took a full collection
@@ -97,6 +102,12 @@ class Lifecycle:
             device=facts.device,
             vllm=facts.engine_version,
         )
+
+    async def _tell_of_waiting(self, name: str, began: float) -> None:
+        """Log every now and then that a model is still being loaded."""
+        while True:
+            await asyncio.sleep(WAITING_EVERY_S)
+            self._log.info("still_loading", model=name, seconds=round(time.monotonic() - began))
 
     @contextmanager
     def request(self) -> Iterator[None]:

@@ -76,12 +76,16 @@ class PairEncoder:
         truncated: Ids = []
         total, most = 0, job.max_tokens_per_document or sys.maxsize
         for index, (query, document) in enumerate(self._encode(job)):
-            room = min(self._room(query), most)
-            if len(document) > room:
-                if not job.cut_documents:
+            if job.cut_longest:
+                kept = self._cut_longest(query, document, job)
+            else:
+                room = min(self._room(query), most)
+                if len(document) > room and not job.cut_documents:
                     raise self._too_long(index, len(document), room)
+                kept = query, document[:room]
+            if kept != (query, document):
                 truncated.append(index)
-            pair, boundary = self._template.around(query, document[:room])
+            pair, boundary = self._template.around(*kept)
             ids.append(pair)
             boundaries.append(boundary)
             total += len(pair)
@@ -123,7 +127,7 @@ class PairEncoder:
             portion = job.pairs[start : start + ENCODE_TEXTS]
             asked = [self._query_text(query, job.instruction) for query, _ in portion]
             for text in set(asked) - queries.keys():
-                queries[text] = self._query_ids(text, cut=job.cut_queries)
+                queries[text] = self._query_ids(text, job)
             texts = [document for _, document in portion]
             if (
                 self.prompt is not None
@@ -133,10 +137,39 @@ class PairEncoder:
             for query, encoding in zip(asked, encodings, strict=True):
                 yield self._parted(queries[query], encoding.ids)
 
-    def _query_ids(self, text: str, *, cut: bool) -> Ids:
+    def _cut_longest(self, query: Ids, document: Ids, job: RerankJob) -> tuple[Ids, Ids]:
+        """Cut a pair to its room, taking tokens from the longer part first; a prompt stays whole.
+
+        https://huggingface.co/docs/transformers/pad_truncation: `longest_first`.
+        """
+        room = self._limited_room(job.max_tokens)
+        if len(query) + len(document) <= room:
+            return query, document
+        shorter = min(len(query), len(document), room // 2)
+        keep = shorter if len(query) <= len(document) else room - shorter
+        if self.prompt is not None:
+            keep = len(query)
+            self._room(query)
+        return _kept(query, keep, left=job.left), _kept(document, room - keep, left=job.left)
+
+    def _limited_room(self, max_tokens: int | None) -> int:
+        """Return the room for both parts. Raises `InvalidRequest` for a limit that leaves none."""
+        if max_tokens is None:
+            return self._room_for_both
+        special = self.max_tokens - self._room_for_both
+        if not special < max_tokens <= self.max_tokens:
+            raise InvalidRequest(
+                f"truncate_prompt_tokens must be -1 or between {special + 1} and {self.max_tokens}",
+                param="truncate_prompt_tokens",
+            )
+        return max_tokens - special
+
+    def _query_ids(self, text: str, job: RerankJob) -> Ids:
         """Tokenise a query; refuse one that cannot fit before each document gets a copy of it."""
         ids = self._ids(text)
-        if cut and self.prompt is None:
+        if job.cut_longest and self.prompt is None:
+            return _kept(ids, self._room_for_both, left=job.left)
+        if job.cut_queries and self.prompt is None:
             ids = ids[: self._cut_query_to]
         self._room(ids)
         return ids
@@ -162,6 +195,12 @@ class PairEncoder:
     def _ids(self, text: str) -> Ids:
         ids: Ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
+
+
+def _kept(ids: Ids, count: int, *, left: bool) -> Ids:
+    """Return so many ids: the first ones, or the last ones if the left end is cut off."""
+    count = max(0, count)
+    return ids[len(ids) - count :] if left and count < len(ids) else ids[:count]
 
 
 def _pair_template(tokenizer: Tokenizer) -> Template:

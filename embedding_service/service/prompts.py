@@ -7,7 +7,7 @@ releases the interpreter lock).
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -176,9 +176,32 @@ class Encoder:
             if read_as is TokenIdPolicy.CL100K:
                 inputs = _decoded(inputs, job.field)
             contents = self._encode(inputs, prefix, job, max_total=max_total)
+        shortened = self._shorten(contents, job)
         prepared = self._fit(contents, job, read_as)
+        if shortened:
+            truncated = tuple(sorted({*shortened, *prepared.truncated}))
+            prepared = replace(prepared, truncated=truncated)
         check_total(prepared.total, max_total, param=job.field)
         return prepared
+
+    def _shorten(self, contents: list[Content], job: EmbedJob) -> list[int]:
+        """Cut inputs to `job.max_tokens`, special ones included, and return which were longer."""
+        if job.max_tokens is None:
+            return []
+        room = job.max_tokens - (self.max_tokens - self.room)
+        if not 0 < room <= self.room:
+            least = self.max_tokens - self.room + 1
+            raise InvalidRequest(
+                f"truncate_prompt_tokens must be -1 or between {least} and {self.max_tokens}",
+                param="truncate_prompt_tokens",
+            )
+        long = [i for i, content in enumerate(contents) if len(content.ids) > room]
+        for index in long:
+            ids, prompt = contents[index]
+            if job.truncate is Truncate.LEFT and prompt < room:
+                ids = ids[:prompt] + ids[len(ids) - room + prompt :]
+            contents[index] = Content(ids[:room], min(prompt, room))
+        return long
 
     def _own_ids(self, inputs: Sequence[list[int]], prefix: str, field: Field) -> list[Content]:
         if prefix:

@@ -81,6 +81,7 @@ class EmbeddingService:
         settings = self.settings
         model, alias = self.models.find(job.model)
         encoder, call.field = self._allowed(model, call).embedder(), job.field
+        job, cut = checks.cut_texts(settings, job)
         checks.check_embed(settings, model, encoder, job)
         call.leases.enter_context(self.requests.admit(1))
         prefix = encoder.prefix(job, alias)
@@ -93,6 +94,7 @@ class EmbeddingService:
         )
         needed = checks.answer_bytes(encoder, job, prepared, limit=settings.max_response_bytes)
         call.leases.enter_context(self.answers.admit(needed, param=call.field))
+        prepared = replace(prepared, truncated=checks.both(cut, prepared.truncated))
         computed = await self._compute(model, prepared, call, job.outputs)
         return await self._finish(model, encoder, job, prepared, computed)
 
@@ -117,10 +119,13 @@ class EmbeddingService:
         """Score every pair before the deadline, with a cross-encoder or by late interaction."""
         model, _ = self.models.find(job.model, scores=True)
         pairs, call.field = self._allowed(model, call).pairs, Field.DOCUMENTS
+        job, cut = checks.cut_pairs(self.settings, job)
         checks.check_rerank(self.settings, job)
         if pairs is None:
-            return await self._rerank_late(model, job, call)
-        return await self._rerank_pairs(model, pairs, job, call)
+            scores = await self._rerank_late(model, job, call)
+        else:
+            scores = await self._rerank_pairs(model, pairs, job, call)
+        return replace(scores, truncated=checks.both(cut, scores.truncated))
 
     async def _rerank_pairs(
         self, model: ServedModel, pairs: PairEncoder, job: RerankJob, call: Call

@@ -22,8 +22,17 @@ from embedding_service.types import Truncate
 ENV_PREFIX = "EMBEDDING_"
 
 
-def _lower(value: object) -> object:
-    return value.lower() if isinstance(value, str) else value
+def _log_level(value: object) -> object:
+    """Read a level in any case, and by the names that other programs have for it."""
+    if not isinstance(value, str):
+        return value
+    return _OTHER_LEVELS.get(value.lower(), value.lower())
+
+
+def _only_one(workers: int) -> int:
+    if workers != 1:
+        raise ValueError("one gateway process serves all engines; `replicas` says how many")
+    return workers
 
 
 def _check_proxy(value: str) -> str:
@@ -40,6 +49,8 @@ def _yaml_off(value: object) -> object:
     return "off" if value is False else value
 
 
+# Of Python's logging, uvicorn and TEI. Nothing here is logged above `error`.
+_OTHER_LEVELS = {"critical": "error", "fatal": "error", "warn": "warning", "trace": "debug"}
 MetricsAccess = Literal["open", "loopback", "key", "off"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 Proxy = Annotated[str, AfterValidator(_check_proxy)]
@@ -69,7 +80,7 @@ class Settings(ModelOptions, BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8890, ge=0, le=65535, description="TCP port; 0 takes a free one.")
     uds: Path | None = Field(None, description="Unix socket to listen on instead of host and port.")
-    workers: Literal[1] = Field(
+    workers: Annotated[int, AfterValidator(_only_one)] = Field(
         1, description="Gateway processes; scale with `replicas` or several instances."
     )
     api_keys: CommaSeparated[KeySettings] = Field(
@@ -93,6 +104,11 @@ class Settings(ModelOptions, BaseSettings):
     allow_anonymous: bool = Field(False, description="Serve other hosts without any key.")
     trusted_proxies: CommaSeparated[Proxy] = Field(
         (), description="Addresses or networks whose X-Forwarded-For is believed; `*` for all."
+    )
+    root_path: str = Field(
+        "",
+        pattern=r"^(/[\w.~-]+)*/?$",
+        description="Path under which a proxy serves this, if it sends no X-Forwarded-Prefix.",
     )
     cors_origins: CommaSeparated[str] = Field(
         (), description="Origins that browsers may call from."
@@ -127,6 +143,9 @@ class Settings(ModelOptions, BaseSettings):
 
     max_inputs: int = Field(2048, ge=1, description="Inputs in one request.")
     max_text_characters: int | None = Field(None, ge=1, description="Characters of one text.")
+    over_long_texts: Literal["refuse", "cut"] = Field(
+        "refuse", description="Those with more than max_text_characters."
+    )
     max_concurrent_requests: int | None = Field(
         None, ge=1, description="Requests computed or waiting at a time."
     )
@@ -170,7 +189,7 @@ class Settings(ModelOptions, BaseSettings):
         75, gt=0, description="Idle connections; above nginx's 60 s, or it sees 502s."
     )
 
-    log_level: Annotated[LogLevel, BeforeValidator(_lower)] = Field(
+    log_level: Annotated[LogLevel, BeforeValidator(_log_level)] = Field(
         "info", description="Least severity."
     )
     log_format: Literal["auto", "json", "text"] = Field(

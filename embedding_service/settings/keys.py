@@ -12,7 +12,7 @@ from embedding_service.settings.model import Strict
 
 
 def _check_rate(rate: str) -> str:
-    if not re.fullmatch(r"[1-9]\d* ?/ ?([1-9]\d* ?)?(second|minute|hour|day)s?", rate):
+    if not re.fullmatch(r"[1-9]\d* ?(/|per) ?([1-9]\d* ?)?(second|minute|hour|day)s?", rate):
         raise ValueError("a rate is written like 100/minute or 5000/2 hours")
     return rate
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import re
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,7 +15,7 @@ from pydantic import ValidationError
 from pydantic_settings import EnvSettingsSource, InitSettingsSource, SettingsError
 
 from embedding_service.errors import BadConfiguration
-from embedding_service.settings import old_variables, yaml_file
+from embedding_service.settings import old_variables, service_links, yaml_file
 from embedding_service.settings.gateway import ENV_PREFIX, Settings
 from embedding_service.settings.model import ModelOptions
 
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
-# Set by Kubernetes in every container, for each service that is called `embedding-…`.
-_SERVICE_LINK = re.compile(r"_(SERVICE_(HOST|PORT.*)|PORT_\d+_(TCP|UDP).*)$")
 
 
 class PresetRules(Protocol):
@@ -62,7 +59,7 @@ def load(
     if settings.preset is not None:
         _check_preset(settings, settings.preset, presets())
     _check_exposure(settings)
-    return settings, warnings + _unknown_variables(settings.environment)
+    return settings, [*warnings, *_unknown_variables(settings.environment), *_links_of_vllm()]
 
 
 def one_line(error: ValidationError, set_by: Mapping[str, str] = _NOTHING) -> str:
@@ -111,6 +108,13 @@ def _refuse_service_link() -> None:
         )
 
 
+def _links_of_vllm() -> list[str]:
+    return [
+        f"{name} is what Kubernetes sets for a service named 'vllm'; engines do not see it"
+        for name in service_links.of_vllm(os.environ)
+    ]
+
+
 def _check_preset(settings: Settings, name: str, presets: Mapping[str, PresetRules]) -> None:
     if name not in presets:
         *others, last = [repr(known) for known in presets] or ["nothing"]
@@ -143,7 +147,8 @@ def _unknown_variables(old: Iterable[str]) -> list[str]:
     known |= {f"{ENV_PREFIX}CONFIG", *old}
     warnings = []
     for name in sorted(os.environ):
-        ours = name.upper().startswith(ENV_PREFIX) and not _SERVICE_LINK.search(name)
+        ours = name.upper().startswith(ENV_PREFIX)
+        ours = ours and not service_links.is_service_link(name, os.environ[name])
         if ours and name.upper() not in known:
             setting = name.removeprefix(ENV_PREFIX).lower()
             hint = _did_you_mean(setting, Settings.model_fields)

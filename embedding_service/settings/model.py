@@ -54,8 +54,10 @@ class EngineOptions(Strict):
         (), description="CUDA device numbers; replicas take them in turn. Empty: all visible ones."
     )
     replicas: int = Field(1, ge=1, le=64, description="Engine processes for the model.")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="auto: bfloat16 where the hardware computes in it, else float32."
+    dtype: Literal["auto", "half", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="auto: bfloat16 where the hardware computes in it, else float32; "
+        "half: float16 on CUDA, else float32.",
     )
     tensor_parallel_size: int = Field(1, ge=1, le=64, description="Devices under one replica.")
     gpu_memory_utilization: float = Field(

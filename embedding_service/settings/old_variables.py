@@ -5,6 +5,7 @@ They are data, under the setting `environment`: nothing here knows such a system
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Field, TypeAdapter
@@ -30,11 +31,15 @@ def _long_form(value: object) -> object:
 class OldVariable(Strict):
     """The settings that a variable sets, such as `models.0.dtype`.
 
-    `values` translates the replaced system's words; without it the text is taken as it is.
+    `values` translates the replaced system's words; without it the text is taken as it is. With
+    `if_folder` a path counts only where there is such a folder, and `default` is the path of a
+    variable that is not set.
     """
 
     settings: tuple[str, ...] = ()
     values: dict[str | bool, Any] = Field(default_factory=dict)
+    if_folder: bool = False
+    default: str = ""
 
     def read(self, name: str, text: str) -> Any:
         """Return the setting's value. Raises `BadConfiguration` for a word not in `values`."""
@@ -60,8 +65,13 @@ def apply(tree: dict[str, Any], environ: Mapping[str, str]) -> tuple[dict[str, s
     set_by: dict[str, str] = {}
     warnings: list[str] = []
     for name, variable in _described(tree).items():
-        text = environ.get(name, "").strip()
+        given = environ.get(name, "").strip()
+        text = given or variable.default
         if not text:
+            continue
+        if variable.if_folder and not _is_folder(text):
+            if given:
+                warnings.append(f"{name} is {text}, and there is no such folder; it has no effect")
             continue
         if not variable.settings:
             warnings.append(f"{name} is set and has no effect any more")
@@ -71,6 +81,10 @@ def apply(tree: dict[str, Any], environ: Mapping[str, str]) -> tuple[dict[str, s
             _put(tree, setting, value, name=name)
             set_by[setting] = name
     return set_by, warnings
+
+
+def _is_folder(text: str) -> bool:
+    return Path(text).is_dir()
 
 
 def _described(tree: dict[str, Any]) -> OldVariables:

@@ -18,6 +18,8 @@ class RecordField(Strict):
 
     type: Literal["text", "integer", "number", "mapping"] = "text"
     max_length: int | None = Field(default=None, ge=1, description="Characters of a text.")
+    minimum: float | None = Field(default=None, description="Of a number.")
+    maximum: float | None = Field(default=None, description="Of a number.")
 
 
 class RecordSettings(Strict):
@@ -29,6 +31,7 @@ class RecordSettings(Strict):
 
     fields: dict[str, RecordField]
     template: tuple[str | dict[str, tuple[str, ...]], ...] = Field(min_length=1)
+    entity_type: str = Field(default="entity", description="Of requests that do not say.")
     separator: str = Field(default=". ", description="Between parts.")
     group_separator: str = Field(default=", ", description="Within a group or a mapping.")
 

@@ -142,6 +142,7 @@ class FakeBackend:
             default_prompt_name=None,
             matryoshka=() if self.options.matryoshka else None,
             folder=folder,
+            normalizes=self.options.engine_args.get("normalizes", False),
         )
 
 

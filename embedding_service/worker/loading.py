@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from embedding_service.errors import ModelNotLoaded
 from embedding_service.types import Output
 from embedding_service.worker.backend import ModelRefused
 from embedding_service.worker.location import resolve_model
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
     from embedding_service.worker.backend import Backend
 
 _NOT_FINITE = "the model answers a plain English sentence with numbers that are not finite"
+_ENGINE = frozenset({"vllm", "torch", "transformers"})
+_INSTALL = (
+    "engines need vLLM, which is `pip install 'embedding-service[cuda]'` on hosts with an NVIDIA "
+    "GPU, and `pip install --no-deps -r requirements-cpu.txt` on others (README.md says more)"
+)
 _WARM_UP_TEXT = "The quick brown fox jumps over the lazy dog."
 
 
@@ -38,8 +44,10 @@ def load(options: ModelOptions) -> Backend:
 
 def explain(error: BaseException, options: ModelOptions) -> str:
     """Say in one line why a model could not be loaded."""
-    if isinstance(error, ModelRefused):
+    if isinstance(error, ModelRefused | ModelNotLoaded):
         return str(error)
+    if isinstance(error, ModuleNotFoundError) and error.name in _ENGINE:
+        return f"{error.name} is not installed: {_INSTALL}"
     if vllm_backend := sys.modules.get("embedding_service.worker.vllm_backend"):
         return vllm_backend.explain(error, options)
     return " ".join(f"{type(error).__name__}: {error}".split())

@@ -3,20 +3,65 @@
 from __future__ import annotations
 
 import importlib.util
+import re
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from embedding_service import hub
+from embedding_service.engine.protocol import PROGRESS
+from embedding_service.families.weights import files_of
 from embedding_service.worker.backend import ModelRefused
 
 if TYPE_CHECKING:
     from embedding_service.settings.model import ModelOptions
 
 
-def resolve_model(options: ModelOptions) -> str:
-    """Return the folder or hub id to load: `model_path` (also `package:NAME/FOLDER`) wins."""
+_POINTER = b"version https://git-lfs"  # https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md
+_LONGEST_POINTER_BYTES = 1024
+_UNREAD = re.compile(r"pytorch_model.*\.bin")  # where the same weights are there as safetensors
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """What vLLM is given to load, and the hub's commit if it is a snapshot of the hub."""
+
+    model: str
+    commit: str | None = None
+
+    @property
+    def folder(self) -> str | None:
+        """The operator's own folder, whose files may change under the same name."""
+        return self.model if self.commit is None and Path(self.model).is_dir() else None
+
+
+def resolve_model(options: ModelOptions) -> Location:
+    """Return the place of a model: `model_path` (also `package:NAME/FOLDER`) wins over the hub.
+
+    Raises `ModelRefused`, and `ModelNotLoaded` about the hub.
+    """
     path = options.model_path
-    if path is None:
-        return options.model_name
+    if path is not None:
+        return Location(_in_folder(path))
+    if not hub.is_name(options.model_name):
+        return Location(options.model_name)
+    download_dir = options.engine_args.get("download_dir")
+    return _on_the_hub(options.model_name, options.revision, download_dir)
+
+
+@cache  # asked for before vLLM is imported, and again when it loads
+def _on_the_hub(name: str, revision: str | None, folder: str | None) -> Location:
+    snapshot = hub.find(name, revision, folder=folder, say=say)
+    return Location(str(snapshot.folder), snapshot.commit)
+
+
+def say(text: str) -> None:
+    """Print a line that the gateway puts into its log; see `engine/process.py`."""
+    print(f"{PROGRESS}{text}", flush=True)  # noqa: T201
+
+
+def _in_folder(path: str) -> str:
     if path.startswith("package:"):
         path = _in_package(*path.removeprefix("package:").split("/", 1))
     if not Path(path).is_dir():
@@ -25,7 +70,27 @@ def resolve_model(options: ModelOptions) -> str:
         )
     if not Path(path, "config.json").is_file():
         raise ModelRefused(f"model_path: {path} holds no config.json, so it is not a model")
+    _refuse_pointers(Path(path))
     return path
+
+
+def _refuse_pointers(folder: Path) -> None:
+    """Refuse a folder that was cloned without Git LFS: it has pointers in place of large files."""
+    pointers = [place for place, path in files_of(str(folder)) if _is_pointer(path)]
+    weights = {path.name for path in folder.glob("*.safetensors")} - set(map(str, pointers))
+    for place in pointers:
+        if weights and _UNREAD.fullmatch(str(place)):
+            continue
+        raise ModelRefused(
+            f"model_path: {folder / place} is a Git-LFS pointer, not the file itself; "
+            f"run `git lfs pull` in {folder}"
+        )
+
+
+def _is_pointer(path: Path) -> bool:
+    if path.stat().st_size > _LONGEST_POINTER_BYTES:
+        return False
+    return path.read_bytes().startswith(_POINTER)
 
 
 def _in_package(package: str, folder: str = "") -> str:

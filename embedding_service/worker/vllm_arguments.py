@@ -146,6 +146,8 @@ def _positions(hf_config: Any) -> int:
 
 def _dtype(options: ModelOptions, device: str) -> str:
     """Resolve `auto`: float16 can overflow and bfloat16 without hardware was 7 times slower."""
+    if options.dtype == "half":
+        return "float16" if device == "cuda" else "float32"
     if options.dtype != "auto":
         return options.dtype
     if device == "cuda":

@@ -6,13 +6,13 @@ and written for 0.26.0 and later (CUDA).
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections import deque
 from functools import cache, partial
 from importlib import metadata
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import ValidationError
@@ -22,6 +22,7 @@ from vllm.v1.engine.core import EngineCore
 from vllm.v1.executor import Executor
 from vllm.v1.request import Request
 
+from embedding_service.engine.caches import unusable_variables
 from embedding_service.engine.protocol import ModelFacts
 from embedding_service.families import profiles
 from embedding_service.families.weights import weights_stamp
@@ -51,6 +52,8 @@ _NO_MEMORY = re.compile(
     r"out of memory|allocate memory|(Available|Free) memory on|memory for the cache"
 )
 
+# EROFS, EACCES, and the dynamic linker on a mount with noexec.
+_NO_PLACE = re.compile(r"Read-only file system|Permission denied|not permitted|failed to map")
 _NO_HUB = re.compile(r"LocalEntryNotFound|OfflineMode|ConnectionError|ConnectError")
 _SPECIAL = ("cls_token_id", "eos_token_id", "pad_token_id", "unk_token_id")
 
@@ -61,8 +64,9 @@ class VllmBackend:
     def __init__(self, options: ModelOptions) -> None:
         self.options = options
         self.device = _device(options)
-        self.model = resolve_model(options)
-        self._folder = self.model if Path(self.model).is_dir() else None
+        location = resolve_model(options)
+        self.model, self._commit = location.model, location.commit
+        self._folder = location.folder
         # Of the files as they are before they are read.
         self._weights = weights_stamp(self._folder) if self._folder else self.model
         self.tokenizer_json, special_ids = _tokenizer(self.model, options)
@@ -148,7 +152,7 @@ class VllmBackend:
     def facts(self, dimension: int | None) -> ModelFacts:
         """Describe the model; `dimension` is what the first real vector had."""
         config = self._engine.vllm_config.model_config
-        revision = getattr(config.hf_config, "_commit_hash", None)
+        revision = self._commit or getattr(config.hf_config, "_commit_hash", None)
         prompts, default_prompt_name = _own_prompts(self.model, self.options)
         return ModelFacts(
             architecture=config.architecture,
@@ -167,6 +171,7 @@ class VllmBackend:
             default_prompt_name=default_prompt_name,
             matryoshka=_matryoshka(config, self.options),
             folder=self._folder,
+            normalizes=_normalizes(self.model, self.options),
         )
 
 
@@ -207,6 +212,12 @@ def _own_prompts(model: str, options: ModelOptions) -> tuple[dict[str, str], str
     return texts, file.get("default_prompt_name")
 
 
+def _normalizes(model: str, options: ModelOptions) -> bool:
+    """Tell whether the checkpoint's last module scales vectors to length 1."""
+    modules: Any = model_json(model, options, "modules.json") or []
+    return any(str(module.get("type", "")).endswith("Normalize") for module in modules)
+
+
 def _pooling_name(config: ModelConfig) -> str:
     pooler = config.pooler_config
     name = getattr(pooler, "seq_pooling_type", None) or getattr(pooler, "pooling_type", "")
@@ -237,6 +248,8 @@ def explain(error: BaseException, options: ModelOptions) -> str:
     text = first_line(error)
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or _NO_MEMORY.search(text):
         return f"not enough memory: {text}"
+    if _NO_PLACE.search(str(error)) and (names := unusable_variables(os.environ)):
+        return f"no writable folder that allows execution; set {' and '.join(names)} to one: {text}"
     if any(_NO_HUB.search(type(cause).__name__) for cause in _causes(error)):
         return f"the model is not in the local cache and the hub cannot be reached: {text}"
     kind = "" if isinstance(error, ValidationError) else f"{type(error).__name__}: "

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import gc
+import os
+import shutil
+import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
+
+from tests.dialects.test_rerank import MODELS
+from tests.dropin.conftest import preset_settings, start_preset  # noqa: F401 - for Go's client
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,6 +30,48 @@ class Address(NamedTuple):
 
     base_url: str
     api_key: str
+
+
+def requires(program: str) -> pytest.MarkDecorator:
+    """Skip where a toolchain is not installed; in CI its tests have to run (half a minute)."""
+    missing = shutil.which(program) is None and "CI" not in os.environ
+    return pytest.mark.skipif(missing, reason=f"{program} is not installed")
+
+
+NODE = Path(__file__).parent / "node"
+
+
+def run(*command: str, folder: Path, **environ: str) -> str:
+    """Run a command to its end; return its output."""
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env={**os.environ, **environ},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def node_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the SDKs that `package-lock.json` names, as npm installs them."""
+    folder = tmp_path_factory.mktemp("node")
+    for path in NODE.iterdir():
+        shutil.copy(path, folder)
+    run("npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts", folder=folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pair(start_gateway: Callable[..., RunningGateway]) -> Address:
+    """Return the address of an embedder `m3` and a reranker `cross`, with made-up numbers."""
+    gateway = start_gateway(**MODELS, api_keys=[KEY])
+    gateway.wait_loaded()
+    return Address(gateway.url, KEY)
 
 
 @pytest.fixture(scope="module")

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import base64
 import json
-import shutil
-import subprocess
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import numpy as np
 import pytest
 
-from tests.clients.conftest import MINILM_NAME
+from tests.clients.conftest import MINILM_NAME, requires, run
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.clients.conftest import Address
 
 pytestmark = [
     pytest.mark.engine,
     pytest.mark.server,
-    pytest.mark.skipif(shutil.which("npm") is None, reason="Node.js and npm are not installed"),
+    requires("npm"),
 ]
 
-SOURCE = Path(__file__).parent / "node"
 MODEL = "text-embedding-3-small"
 TEXTS = [
     "The capital of France is Paris.",
@@ -33,34 +31,17 @@ TEXTS = [
 ]
 
 
-def run(*command: str, folder: Path) -> str:
-    """Run a command to its end; return its output."""
-    done = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, timeout=240, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with the SDK that `package-lock.json` names, as npm installs it."""
-    folder = tmp_path_factory.mktemp("node")
-    for name in ("package.json", "package-lock.json", "check.mjs"):
-        shutil.copy(SOURCE / name, folder)
-    run("npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts", folder=folder)
-    return folder
-
-
 @pytest.fixture
-def report(project: Path, served: Address, keyed: Address, full: Address) -> dict[str, Any]:
+def report(node_project: Path, served: Address, keyed: Address, full: Address) -> dict[str, Any]:
     """Return what the SDK made of every kind of request."""
     import bpe_openai
 
     ids = [bpe_openai.get_encoding("cl100k_base").encode(text) for text in TEXTS]
     addresses = {"served": served._asdict(), "keyed": keyed._asdict(), "full": full._asdict()}
     task = {**addresses, "texts": TEXTS, "ids": ids, "model": MODEL}
-    answer: dict[str, Any] = json.loads(run("node", "check.mjs", json.dumps(task), folder=project))
+    answer: dict[str, Any] = json.loads(
+        run("node", "check.mjs", json.dumps(task), folder=node_project)
+    )
     return answer
 
 

@@ -56,6 +56,23 @@ def test_floats_by_default(http: httpx.Client) -> None:
     np.testing.assert_allclose(body["embeddings"]["float"], unit_vectors(*TEXTS), atol=1e-6)
 
 
+def test_the_first_version_has_a_bare_list(http: httpx.Client) -> None:
+    """`/v1/embed` gives lists of floats without a model's name or a word about types."""
+    answer = http.post("/v1/embed", json={"texts": TEXTS, "input_type": None})
+    assert answer.status_code == 200, answer.text
+    body = answer.json()
+    assert body.keys() == {"id", "embeddings", "texts", "meta", "response_type"}
+    assert body["response_type"] == "embeddings_floats"
+    assert body["meta"]["api_version"] == {"version": "1"}
+    np.testing.assert_allclose(body["embeddings"], unit_vectors(*TEXTS), atol=1e-6)
+    typed = http.post("/v1/embed", json={"texts": TEXTS, "embedding_types": ["int8"]}).json()
+    assert typed["response_type"] == "embeddings_by_type"
+    assert typed["embeddings"] == embed(http, embedding_types=["int8"])["embeddings"]
+    wrong = http.post("/v1/embed", json={"texts": []})
+    assert wrong.status_code == 400
+    assert wrong.json().keys() == {"message"}
+
+
 def test_all_six_types_of_the_same_vectors(http: httpx.Client) -> None:
     """Each type is made from the same unit vectors: rounded to 127 steps, or one sign a bit, most
     significant first.

@@ -82,6 +82,14 @@ def test_top_n(http: httpx.Client) -> None:
     best = post(http)["results"]
     assert post(http, top_n=2)["results"] == best[:2]
     assert post(http, top_n=99)["results"] == best
+    assert post(http, top_n=0)["results"] == best  # vLLM's default
+
+
+@pytest.mark.parametrize(("sent", "given"), [("true", True), ("false", False), (True, True)])
+def test_return_documents_may_be_a_word(http: httpx.Client, sent: object, given: bool) -> None:
+    """RAGFlow sends the word for true, and is understood."""
+    results = post(http, return_documents=sent)["results"]
+    assert all((result["document"] is not None) is given for result in results)
 
 
 def test_documents_come_back_as_sent(http: httpx.Client) -> None:
@@ -151,7 +159,8 @@ def test_long_documents_are_cut_and_told(http: httpx.Client) -> None:
         ({"documents": ["w1", {"body": "w2"}]}, "documents[1]"),
         ({"query": None}, "query"),
         ({"query": "w1 " * 100}, "query"),
-        ({"top_n": 0}, "top_n"),
+        ({"top_n": -1}, "top_n"),
+        ({"return_documents": "yes"}, "return_documents"),
         ({"instruction": "find"}, "instruction"),
         ({"pairs": [{"query": "a", "document": "b"}]}, "pairs"),
         ({"weights": [1, 0, 0]}, "weights"),

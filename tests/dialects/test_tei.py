@@ -175,6 +175,59 @@ def test_rerank(http: httpx.Client) -> None:
     assert [rank["text"] for rank in raw] == [texts[i] for i in order]
 
 
+@pytest.mark.parametrize(("query", "texts"), [("w1", ["", "w2"]), ("", ["w1", "w2"])])
+def test_an_empty_text_scores(http: httpx.Client, query: str, texts: list[str]) -> None:
+    """Only a pair of nothing and nothing is refused."""
+    ranks = answer(http, "/rerank", query=query, texts=texts, raw_scores=True)
+    got = {rank["index"]: rank["score"] for rank in ranks}
+    assert [got[0], got[1]] == pytest.approx([score(query, text) for text in texts], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("direction", "first", "last"),
+    [(None, "w1", "w3"), ("right", "w1", "w3"), ("Left", "w2", "w4")],
+)
+def test_long_pairs_are_cut_longest_first(
+    http: httpx.Client, direction: str | None, first: str, last: str
+) -> None:
+    """Both ends of a pair lose tokens until they fit, on the side that the request names."""
+    query, text = "w1 " * 30 + "w2 " * 30, "w3 " * 31 + "w4 " * 31
+    body = {"query": query, "texts": [text], "truncation_direction": direction}
+    response = http.post("/rerank", json={**body, "raw_scores": True})
+    (rank,) = response.json()
+    expected = score(f"{first} " * 30, f"{last} " * 31)
+    assert rank["score"] == pytest.approx(expected, rel=1e-5)
+    assert response.headers["x-truncated-inputs"] == "0"
+
+
+def test_answers_tell_what_they_took(http: httpx.Client) -> None:
+    """TEI's headers are there, as whole milliseconds and counts."""
+    bodies: dict[str, dict[str, Any]] = {
+        "/embed": {"inputs": ["w1 w2", "w3"]},
+        "/similarity": {"inputs": {"source_sentence": "w1 w2", "sentences": ["w3"]}},
+        "/rerank": {"query": "w1 w2", "texts": ["w3"]},
+    }
+    for path, body in bodies.items():
+        headers = http.post(path, json=body).headers
+        assert headers["x-compute-type"] == "cpu"
+        assert headers["x-compute-characters"] == "7"
+        assert int(headers["x-compute-tokens"]) > 3
+        for name in ("x-compute-time", "x-total-time", "x-tokenization-time"):
+            assert int(headers[name]) >= 0
+        assert int(headers["x-queue-time"]) + int(headers["x-inference-time"]) >= 0
+
+
+def test_similarity_has_parameters(http: httpx.Client) -> None:
+    """`parameters` say how sentences are read."""
+    inputs = {"source_sentence": "w2", "sentences": ["w1 " * 62 + "w2 " * 62]}
+    left = {"truncation_direction": "Left"}
+    cosine = answer(http, "/similarity", inputs=inputs, parameters=left)
+    expected = unit_vectors("w2")[0] @ unit_vectors("w2 " * 62)[0]
+    np.testing.assert_allclose(cosine, [expected], atol=1e-6)
+    strict = {"inputs": inputs, "parameters": {"truncate": False}}
+    assert http.post("/similarity", json=strict).status_code == 422
+
+
 def test_tokenize_and_decode(http: httpx.Client) -> None:
     """Tokens come with their place in the text, and lead back to it."""
     (tokens,) = answer(http, "/tokenize", inputs="w1  w22")
@@ -218,7 +271,16 @@ def test_info_and_probes(http: httpx.Client) -> None:
         ("/rerank", {"query": "w1", "texts": []}, 400, "Empty"),
         ("/similarity", {"inputs": {"source_sentence": "w1", "sentences": []}}, 400, "Empty"),
         ("/tokenize", {"inputs": []}, 400, "Empty"),
-        ("/embed", {"inputs": ""}, 422, "Validation"),
+        ("/embed", {"inputs": ""}, 400, "Empty"),
+        ("/embed_all", {"inputs": ["w1", ""]}, 400, "Empty"),
+        ("/similarity", {"inputs": {"source_sentence": "", "sentences": ["w1"]}}, 400, "Empty"),
+        ("/rerank", {"query": "", "texts": ["w1", ""]}, 400, "Empty"),
+        (
+            "/rerank",
+            {"query": "w1", "texts": ["w1"], "truncation_direction": "up"},
+            422,
+            "Validation",
+        ),
         ("/embed", {"inputs": 7}, 422, "Validation"),
         ("/embed", {"inputs": "w1", "truncate": 1}, 422, "Validation"),
         ("/embed", {"inputs": "w1", "prompt_name": "nobody"}, 422, "Validation"),

@@ -98,7 +98,13 @@ def test_from_ingest_to_reranked_answer(
             if p.payload
         ]
         body = http.post(
-            "/v1/rerank", json={"query": QUERY, "documents": documents, "top_n": 3}
+            "/v1/rerank",
+            json={
+                "query": QUERY,
+                "documents": documents,
+                "top_n": 3,
+                "return_documents": True,
+            },
         ).json()
     logits = np.array([score(QUERY, document["text"]) for document in documents])
     best = np.argsort(-logits)[:3].tolist()

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import base64
 import time
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
+from embedding_service.dropin.presets import PRESETS
 from embedding_service.errors import BadConfiguration
+from embedding_service.settings.load import load
 from tests.calls import unit_vectors
 from tests.dialects.test_bge import expected_colbert, expected_sparse
+from tests.dropin.conftest import FILES, variables
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     import httpx
 
@@ -80,6 +84,58 @@ def test_a_vector_that_is_not_asked_for_is_null(http: httpx.Client, left_out: st
         assert [kind for kind in KINDS if item[f"{kind}_embedding"] is None] == [left_out]
 
 
+def test_lists_stay_lists_for_openais_sdk(http: httpx.Client) -> None:
+    """The SDK asks for base64 and decodes `embedding` alone: the other vectors stay lists."""
+    plain, packed = embed(http).json(), embed(http, encoding_format="base64").json()
+    for item, expected in zip(packed["data"], plain["data"], strict=True):
+        decoded = np.frombuffer(base64.b64decode(item["embedding"]), "<f4")
+        np.testing.assert_allclose(decoded, expected["embedding"], atol=1e-7)
+        for name in ("dense_embedding", "sparse_embedding", "colbert_embedding"):
+            assert item[name] == expected[name]
+        assert "colbert_shape" not in item
+
+
+def test_the_service_describes_itself(http: httpx.Client) -> None:
+    """`GET /` has the documented fields."""
+    body = http.get("/").json()
+    assert body["name"] == "emb-infer-bge-m3"
+    assert body["model"] == "BAAI/bge-m3"
+    assert body["supported_vectors"] == KINDS
+    assert body["endpoints"]["embeddings"] == "/v1/embeddings"
+    assert body["batching"] == {
+        "enabled": True,
+        "batch_size": 8,
+        "timeout_ms": 100,
+        "max_queue_size": 50,
+    }
+
+
+def test_the_documents_token_is_refused(start_preset: Callable[..., RunningGateway]) -> None:
+    """The placeholder of the documents is known to everybody, so it protects nothing."""
+    with pytest.raises(BadConfiguration, match="your_api_token_here is in public documents"):
+        start_preset("emb-infer-bge-m3", environ={"API_TOKEN": "your_api_token_here"})
+
+
+def test_a_folder_that_is_not_there_leaves_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The image's MODEL_PATH counts where there is such a folder; else the model is MODEL_NAME."""
+    monkeypatch.chdir(tmp_path)
+
+    def path(**environ: str) -> tuple[str | None, list[str]]:
+        with variables({**KEYED, **environ}):
+            settings, warnings = load(FILES / "emb-infer-bge-m3.yaml", presets=lambda: PRESETS)
+        return settings.model_path, warnings
+
+    found, warnings = path(MODEL_PATH="/app/BGE-M3", MODEL_NAME="BAAI/bge-m3")
+    assert found is None
+    assert warnings == ["MODEL_PATH is /app/BGE-M3, and there is no such folder; it has no effect"]
+    assert path() == (None, [])
+    (tmp_path / "BGE-M3").mkdir()
+    assert path() == ("./BGE-M3", [])
+    assert path(MODEL_PATH=str(tmp_path)) == (str(tmp_path), [])
+
+
 def test_all_vectors_off(http: httpx.Client) -> None:
     """To ask for nothing is a 400 in the original's words."""
     answer = embed(http, return_dense=False, return_sparse=False, return_colbert=False)
@@ -87,9 +143,11 @@ def test_all_vectors_off(http: httpx.Client) -> None:
     assert answer.json()["detail"].startswith("At least one vector type must be requested")
 
 
-@pytest.mark.parametrize("given", [[], "", [""], ["w1"] * 101, "w" * 32_769, None, 7])
+@pytest.mark.parametrize(
+    "given", [[], "", [""], "  ", ["w1", "\n"], ["w1"] * 101, "w" * 32_769, None, 7]
+)
 def test_wrong_input(http: httpx.Client, given: Any) -> None:
-    """Empty input, 101 texts or a text of 32,769 characters are a 400."""
+    """Empty or blank input, 101 texts or a text of 32,769 characters are a 400."""
     answer = embed(http, input=given)
     assert (answer.status_code, list(answer.json())) == (400, ["detail"])
 
@@ -159,7 +217,8 @@ def test_detailed_health_and_statistics(http: httpx.Client) -> None:
     assert stats.keys() == {"batching", "config", "timestamp"}
     assert stats["batching"].keys() == STATISTICS
     assert stats["config"] == config
-    assert datetime.fromisoformat(stats["timestamp"]).tzinfo is not None
+    assert stats["timestamp"] == pytest.approx(time.time(), abs=60)
+    assert '"timeout_ms":100,' in http.get("/stats").text
 
 
 def test_models(http: httpx.Client) -> None:
@@ -199,12 +258,18 @@ def test_the_old_variables(start_preset: Callable[..., RunningGateway]) -> None:
         "MAX_BATCH_SIZE": "7",
         "MAX_QUEUE_SIZE": "9",
         "PROCESSING_CONCURRENCY": "2",
+        "LOG_LEVEL": "WARNING",
+        "LOG_FORMAT": "text",
+        "ALLOWED_ORIGINS": "https://a.example",
     }
     gateway = start_preset("emb-infer-bge-m3", environ=environ)
     settings = gateway.settings
     (model,) = settings.served_models
     assert (model.model_name, model.max_batch_size, model.batch_timeout_ms) == ("mine", 4, 20)
     assert (settings.max_inputs, settings.max_concurrent_requests) == (7, 9)
+    assert (settings.log_level, settings.log_format) == ("warning", "text")
+    assert settings.cors_origins == ("https://a.example",)
+    assert model.dtype == "half"
     gateway.stop()
     with pytest.raises(BadConfiguration, match=r"MAX_BATCH_SIZE \(which sets max_inputs\)"):
         start_preset("emb-infer-bge-m3", environ={**KEYED, "MAX_BATCH_SIZE": "many"})

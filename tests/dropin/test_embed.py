@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from tests.conftest import RunningGateway
 
-MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+MODEL = "BAAI/bge-m3"
 
 
 @pytest.fixture(scope="module")
@@ -50,13 +50,37 @@ def test_a_hundred_texts_and_no_more(http: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [{}, {"texts": []}, {"texts": "w1"}, {"texts": [""]}, {"texts": [1]}, {"text": "w1"}]
+    "body", [{}, {"texts": []}, {"texts": "w1"}, {"texts": [1]}, {"texts": [None]}, {"text": "w1"}]
 )
 def test_wrong_requests(http: httpx.Client, body: dict[str, Any]) -> None:
     """A wrong request is a 400 with a detail that names the field."""
     answer = http.post("/embed", json=body)
     assert (answer.status_code, list(answer.json())) == (400, ["detail"])
     assert "texts" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("flag", ["true", "True", 1, "1", "yes", True, None])
+def test_normalize_may_be_a_word(http: httpx.Client, flag: object) -> None:
+    """What pydantic took for true is taken."""
+    answer = http.post("/embed", json={"texts": ["w1"], "normalize": flag})
+    np.testing.assert_allclose(answer.json()["embeddings"], unit_vectors("w1"), atol=1e-6)
+    assert http.post("/embed", json={"texts": ["w1"], "normalize": "maybe"}).status_code == 400
+
+
+def test_an_empty_string_is_a_text(http: httpx.Client) -> None:
+    """It has the vector of its special tokens."""
+    answer = http.post("/embed", json={"texts": ["", "w1", " "]})
+    expected = unit_vectors("", "w1", "")
+    np.testing.assert_allclose(answer.json()["embeddings"], expected, atol=1e-6)
+
+
+def test_a_models_own_normalize_stays(start_preset: Callable[..., RunningGateway]) -> None:
+    """As in sentence-transformers, false leaves the model's last module in place."""
+    gateway = start_preset("embed", engine_args={"normalizes": True})
+    with gateway.client() as http:
+        answer = http.post("/embed", json={"texts": ["w1"], "normalize": False})
+        np.testing.assert_allclose(answer.json()["embeddings"], unit_vectors("w1"), atol=1e-6)
+    gateway.stop()
 
 
 def test_over_long_texts_are_cut(http: httpx.Client) -> None:

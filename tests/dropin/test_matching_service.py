@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
+from embedding_service import __version__
 from embedding_service.service.checksum import model_checksum
 from embedding_service.service.prompts import Encoder
 from embedding_service.worker.fake import FakeBackend
@@ -65,10 +68,10 @@ def test_embed(http: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [{}, {"text": ""}, {"text": "  "}, {"text": 7}, {"text": "w" * 10_001}]
+    "body", [{}, {"text": ""}, {"text": None}, {"text": 7}, {"text": "w" * 10_001}]
 )
 def test_wrong_texts(http: httpx.Client, body: dict[str, Any]) -> None:
-    """No text, a blank one or more than 10,000 characters are a 400 with a detail."""
+    """No text, an empty one or more than 10,000 characters are a 400 with a detail."""
     answer = http.post("/embed", json=body)
     assert (answer.status_code, list(answer.json())) == (400, ["detail"])
 
@@ -85,7 +88,16 @@ def test_prepare_and_embed(http: httpx.Client) -> None:
     ("record", "text"),
     [
         ({"title": "w1"}, "Название: w1"),
-        ({"title": " ", "description": "w1"}, "Описание: w1"),
+        ({"title": " ", "description": "w1"}, "Название:  . Описание: w1"),
+        ({"title": "a", "description": "\n"}, "Название: a. Описание: \n"),
+        ({"title": "", "district": " w1 "}, "Параметры: район  w1 "),
+        ({"requirement": {"a": "", "b": " c", "d": True}}, "Требования: a: , b:  c, d: True"),
+        (
+            {"requirement": {"a": [1, "b"], "c": {"d": 1.0}}},
+            "Требования: a: [1, 'b'], c: {'d': 1.0}",
+        ),
+        ({"price": 0.5, "rooms": 100}, "Параметры: цена 0₽, 100-комнатная"),
+        ({"price": 1.5, "rooms": "3"}, "Параметры: цена 2₽, 3-комнатная"),
         ({"price": 0, "rooms": 0, "area": 0}, "Параметры: цена 0₽, 0-комнатная, площадь 0.0м²"),
         ({"area": 45.25, "address": None}, "Параметры: площадь 45.25м²"),
         ({"requirement": {"a": None, "b": 0}}, "Требования: b: 0"),
@@ -117,6 +129,12 @@ def test_an_empty_record(http: httpx.Client, record: dict[str, Any]) -> None:
         ("requirement", "w1"),
         ("price", "much"),
         ("rooms", 1.5),
+        ("rooms", -1),
+        ("rooms", 101),
+        ("price", -0.01),
+        ("area", -1),
+        ("district", "w" * 201),
+        ("address", "w" * 501),
         ("rooms", True),
         ("area", []),
     ],
@@ -208,6 +226,7 @@ def test_reindex(http: httpx.Client) -> None:
     )
     assert body["message"] == "Reindex successful for flat '7'. Update embedding in your database."
     assert http.post("/reindex", json={"entity_id": "7", "entity_type": "flat"}).status_code == 400
+    assert http.post("/reindex", json={"entity_id": "7", **FLAT}).json()["entity_type"] == "lead"
 
 
 def test_health(http: httpx.Client) -> None:
@@ -216,6 +235,53 @@ def test_health(http: httpx.Client) -> None:
     expected = {"status": "healthy", "model": MODEL, "dimensions": 32, "cache_enabled": True}
     assert {name: body[name] for name in expected} == expected
     assert body.keys() == {*expected, "version", "model_checksum", "cache_size"}
+    assert body["version"] == __version__
+
+
+def test_the_service_describes_itself(http: httpx.Client) -> None:
+    """`GET /` has the documented fields."""
+    body = http.get("/").json()
+    assert {"service", "version", "type", "description", "model", "model_checksum"} <= body.keys()
+    assert body["limits"] == {
+        "max_batch_size": 128,
+        "max_text_length": 10_000,
+        "rate_limit": "100/minute",
+        "rate_limit_batch": "20/minute",
+    }
+    assert body["cache"] == {"enabled": True, "ttl_seconds": 3600, "max_size": 10_000}
+    assert "POST /prepare-and-embed" in body["endpoints"]
+
+
+@pytest.mark.parametrize("path", ["/", "/model-info", "/cache/stats"])
+def test_whole_numbers_are_integers(http: httpx.Client, path: str) -> None:
+    """A client with typed fields takes `3600` for an integer, and `3600.0` for none."""
+    text = http.get(path).text
+    for name in ("max_batch_size", "max_text_length", "ttl_seconds", "max_size", "current_size"):
+        assert not re.search(rf'"{name}":\d+\.', text), text
+    if path == "/model-info":
+        assert '"encode_timeout_seconds":30.0' in text  # a float in the original, too
+
+
+def test_metrics_have_the_originals_names(http: httpx.Client) -> None:
+    """Its dashboards find their series beside ours."""
+    http.post("/embed", json={"text": "w91"})
+    http.post("/embed", json={"text": ""})
+    text = http.get("/metrics").text
+    for series in (
+        'embedding_requests_total{endpoint="/embed",status="success"} ',
+        'embedding_requests_total{endpoint="/embed",status="error"} ',
+        'embedding_requests_total{route="/embed",status="200"} ',
+        'embedding_request_latency_seconds_bucket{endpoint="/embed",le="+Inf"} ',
+        'embedding_request_latency_seconds_count{endpoint="/embed"} ',
+        "embedding_model_loaded 1.0",
+        "embedding_active_requests ",
+        'embedding_encode_failures_total{reason="timeout"} 0.0',
+        "embedding_cache_hits_total ",
+    ):
+        assert series in text, series
+    for family in text_string_to_metric_families(text):
+        assert family.samples or family.name
+    assert text.count("# TYPE embedding_requests_total counter") == 1
 
 
 def test_model_info(http: httpx.Client) -> None:
@@ -232,11 +298,16 @@ def test_model_info(http: httpx.Client) -> None:
         ),
         *("limits", "cache", "sql_examples"),
     }
+    assert body["cache"].keys() == {"enabled", "current_size", "max_size", "ttl_seconds"}
+    assert body["sql_examples"].keys() >= {"extension", "column", "index", "search"}
     assert body["limits"] == {
         "max_batch_size": 128,
         "max_text_length": 10_000,
+        "encode_timeout_seconds": 30,
         "title": 500,
         "description": 5000,
+        "district": 200,
+        "address": 500,
     }
     assert body["model_load_time_seconds"] > 0
     assert "vector(32)" in str(body["sql_examples"])
@@ -356,7 +427,7 @@ def test_the_cache_has_as_many_entries_as_it_may(
 
 
 def test_rates(start_preset: Callable[..., RunningGateway]) -> None:
-    """RATE_LIMIT and RATE_LIMIT_BATCH are kept apart, and told in the original's words."""
+    """Each route has a counter of its own, and a used-up one is told in the original's words."""
     gateway = start_preset(
         "matching-service", environ={"RATE_LIMIT": "3/minute", "RATE_LIMIT_BATCH": "1/minute"}
     )
@@ -364,6 +435,8 @@ def test_rates(start_preset: Callable[..., RunningGateway]) -> None:
         items = {"items": [{"entity_id": "1", "title": "w1"}]}
         assert [http.post("/batch", json=items).status_code for _ in range(2)] == [200, 429]
         assert [http.post("/reindex-batch", json=items).status_code for _ in range(2)] == [200, 429]
+        flat = [http.post("/prepare-and-embed", json={"title": "w1"}) for _ in range(4)]
+        assert [answer.status_code for answer in flat] == [200, 200, 200, 429]
         answers = [http.post("/embed", json={"text": "w1"}) for _ in range(4)]
         assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
         assert list(answers[3].json()) == ["error"]

@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from embedding_service.worker.location import resolve_model
 from tests.calls import unit_vectors, vectors_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     import httpx
 
+    from embedding_service.settings.gateway import Settings
     from tests.conftest import RunningGateway
 
 MODEL = "Qwen/Qwen3-Embedding-0.6B"
@@ -42,6 +45,15 @@ def test_its_options_are_the_documented_defaults(gateway: RunningGateway) -> Non
         1,
     )
     assert (model.max_batch_size, model.batch_timeout_ms, gateway.settings.workers) == (32, 10, 1)
+    assert model.dtype == "half"
+
+
+def test_a_folder_wins(preset_settings: Callable[..., Settings], tmp_path: Path) -> None:
+    """`model_path` is loaded in place of the hub's."""
+    environ = {"EMBEDDING_MODEL_PATH": str(tmp_path)}
+    (model,) = preset_settings("qwen3-embedding", environ=environ).served_models
+    (tmp_path / "config.json").write_text("{}")
+    assert resolve_model(model).model == str(tmp_path)
 
 
 def test_every_option_is_an_environment_variable(

@@ -47,6 +47,7 @@ def test_pairs_in_the_order_sent(http: httpx.Client, path: str) -> None:
     assert [{name: r[name] for name in ("query", "document")} for r in body["results"]] == PAIRS
     assert [r["index"] for r in body["results"]] == [0, 1, 2, 3]
     assert all(0 < r["relevance_score"] < 1 for r in body["results"])
+    assert all(r["score"] == r["relevance_score"] for r in body["results"])
     assert body["results"][1]["relevance_score"] == body["results"][3]["relevance_score"]
     assert body["model"] == "Qwen/Qwen3-Reranker-0.6B"
 
@@ -65,7 +66,15 @@ def test_an_instruction_changes_the_scores(http: httpx.Client) -> None:
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(
-    "pairs", [[], [{"query": "w1"}], [{"query": "", "document": "w1"}], "w1", None]
+    "pairs",
+    [
+        [],
+        [{"query": "w1"}],
+        [{"query": "", "document": "w1"}],
+        [{"query": "w1", "document": " "}],
+        "w1",
+        None,
+    ],
 )
 def test_wrong_pairs(http: httpx.Client, path: str, pairs: object) -> None:
     """Wrong pairs are a 400 with a detail."""

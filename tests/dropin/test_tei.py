@@ -90,7 +90,34 @@ def test_rerank(start_preset: Callable[..., RunningGateway]) -> None:
         refused = http.post("/rerank", json={"query": "w1", "documents": ["w2"]})
         assert (refused.status_code, refused.json()["error_type"]) == (422, "Validation")
         assert "texts" in refused.json()["error"]
-        assert http.post("/embed", json={"inputs": "w1"}).status_code == 422
+        for path in ("/embed", "/embed_all", "/embed_sparse"):
+            cannot = http.post(path, json={"inputs": "w1"})
+            assert (cannot.status_code, cannot.json()["error_type"]) == (424, "Backend")
+        openai = http.post("/v1/embeddings", json={"input": "w1"})
+        assert openai.status_code == openai.json()["code"] == 424
+
+
+def test_a_model_that_cannot_is_424(start_preset: Callable[..., RunningGateway]) -> None:
+    """An embedding model neither reranks nor gives weights that it does not have."""
+    with start_preset("tei", engine_args={"outputs": ["dense"]}).client() as http:
+        for path, body in (
+            ("/rerank", {"query": "w1", "texts": ["w2"]}),
+            ("/embed_sparse", {"inputs": "w1"}),
+        ):
+            cannot = http.post(path, json=body)
+            assert (cannot.status_code, cannot.json()["error_type"]) == (424, "Backend")
+
+
+@pytest.mark.parametrize(("dimensions", "status"), [(1, 200), (7, 200), (32, 200), (33, 422)])
+def test_dimensions_cut_any_vector(http: httpx.Client, dimensions: int, status: int) -> None:
+    """Vectors are cut, then normalised; more than there are is refused, and 0."""
+    response = http.post("/embed", json={"inputs": "w1", "dimensions": dimensions})
+    assert response.status_code == status
+    if status == 200:
+        cut = unit_vectors("w1")[:, :dimensions]
+        expected = cut / np.linalg.norm(cut)
+        np.testing.assert_allclose(response.json(), expected, atol=1e-6)
+    assert http.post("/embed", json={"inputs": "w1", "dimensions": 0}).status_code == 422
 
 
 def test_openai(http: httpx.Client) -> None:
@@ -101,8 +128,14 @@ def test_openai(http: httpx.Client) -> None:
     np.testing.assert_allclose(
         [item["embedding"] for item in body["data"]], unit_vectors(*TEXTS), atol=1e-6
     )
-    refused = http.post("/v1/embeddings", json={"input": 7})
-    assert (refused.status_code, refused.json().keys()) == (422, {"error", "error_type"})
+    for given, status, kind in ((7, 422, "Validation"), ([], 400, "Empty"), ("", 400, "Empty")):
+        refused = http.post("/v1/embeddings", json={"input": given})
+        body = refused.json()
+        assert body.keys() == {"message", "code", "type"}
+        assert (refused.status_code, body["code"], body["type"]) == (status, status, kind)
+    assert http.get("/v1/embeddings").json().keys() == {"message", "code", "type"}
+    headers = http.post("/v1/embeddings", json={"input": ["w1", "w22"]}).headers
+    assert (headers["x-compute-characters"], headers["x-compute-tokens"]) == ("5", "6")
 
 
 def test_over_long_texts_are_cut(
@@ -152,6 +185,7 @@ def test_info(http: httpx.Client) -> None:
     info = http.get("/info").json()
     expected = {
         "model_id": MODEL,
+        "served_model_name": MODEL,
         "max_input_length": 64,
         "max_client_batch_size": 32,
         "max_concurrent_requests": 512,

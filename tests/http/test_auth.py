@@ -49,7 +49,7 @@ def closed(gateway: RunningGateway, open_paths: set[str]) -> list[tuple[str, str
     strange = [
         ("GET", "/nowhere"),
         ("DELETE", "/v1/models"),
-        ("GET", "/health/"),
+        ("GET", "/v1//models/"),
         ("GET", "/%2fhealth"),
         ("POST", "/"),
     ]

@@ -174,6 +174,10 @@ ANSWERS: list[tuple[str, str, Any]] = [
         {"model": "fake", "texts": TEXTS, "embedding_types": ["float", "int8", "base64"]},
     ),
     ("POST", "/v2/embed", {"model": "fake", "texts": []}),
+    ("POST", "/v1/embed", {"texts": TEXTS}),
+    ("POST", "/v1/embed", {"texts": TEXTS, "embedding_types": ["int8"]}),
+    ("POST", "/score", {"model": "fake", "text_1": "w1", "text_2": TEXTS}),
+    ("POST", "/v1/score", {"model": "fake", "queries": "w1", "documents": []}),
     ("POST", "/prepare-and-embed", {"title": "w1"}),
     ("POST", "/prepare-and-embed", {}),
     ("POST", "/batch", {"items": [{"entity_id": "1", "title": "w1"}, {"entity_id": "1"}]}),
@@ -216,6 +220,8 @@ OF_THE_MODEL = [
     ("model", None),
     ("prompt_name", ""),
     ("prompt_name", "query"),
+    ("truncate_prompt_tokens", 0),
+    ("truncate_prompt_tokens", 1),
 ]  # wrong for the fake model only
 
 

@@ -4,6 +4,7 @@ Unix sockets.
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 import threading
@@ -14,6 +15,7 @@ import httpx
 import pytest
 
 from embedding_service import __version__
+from embedding_service.http.answers import PIECE_BYTES
 from tests.calls import embed, error_of, log_line, vectors_of
 from tests.conftest import FAKE
 
@@ -141,6 +143,73 @@ def test_the_documentation_is_served_locally(client: httpx.Client) -> None:
     for asset in [*assets, "/openapi.json"]:
         assert asset.startswith("/")
         assert client.get(asset).status_code == 200, asset
+
+
+@pytest.mark.parametrize("path", ["/docs", "/docs/", "/team/embed/docs"])
+def test_the_documentation_works_behind_a_prefix(
+    shared_gateway: Callable[..., RunningGateway], path: str
+) -> None:
+    """With `root_path`, page and document name paths under it, whether the proxy takes it off or
+    not.
+    """
+    with shared_gateway(**FAKE, root_path="/team/embed").client() as client:
+        page = client.get(path).text
+        assets = re.findall(r'(?:src|href)="([^"]+)"', page)
+        assert "'/team/embed/openapi.json'" in page
+        for asset in [*assets, "/team/embed/openapi.json"]:
+            assert asset.startswith("/team/embed/")
+            assert client.get(asset).status_code == 200
+            assert client.get(asset.removeprefix("/team/embed")).status_code == 200
+        assert client.get("/openapi.json").json()["servers"] == [{"url": "/team/embed"}]
+        for name in ("fake", "text-embedding-3-small"):
+            assert client.get(f"/team/embed/v1/models/{name}").json()["id"] == name
+        missing = client.get("/team/embed/v1/models/some%2Fmodel")
+        assert missing.json()["error"]["code"] == "model_not_found"
+
+
+@pytest.mark.parametrize(
+    ("prefix", "root"), [("/team", "/team"), ("/team/", "/team"), ("//evil.example", ""), ("x", "")]
+)
+def test_a_trusted_proxy_names_its_prefix(
+    shared_gateway: Callable[..., RunningGateway], prefix: str, root: str
+) -> None:
+    """X-Forwarded-Prefix is believed where X-Forwarded-For is, if it is a plain path."""
+    headers = {"x-forwarded-prefix": prefix, "x-forwarded-for": "203.0.113.9"}
+    for trusted, expected in ((["127.0.0.1"], root), ([], "")):
+        gateway = shared_gateway(**FAKE, trusted_proxies=trusted)
+        with gateway.client(headers=headers) as client:
+            assert f"'{expected}/openapi.json'" in client.get("/docs").text
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/embeddings/", "//v1/embeddings", "/v1//embeddings", "//v1///embeddings//"]
+)
+def test_stray_slashes_change_nothing(client: httpx.Client, path: str) -> None:
+    """A client that joins its paths carelessly is served, and not redirected."""
+    body = {"model": "fake", "input": "w1"}
+    answer = client.post(str(client.base_url) + path, json=body)
+    assert answer.status_code == 200
+    assert answer.history == []
+    assert client.get(str(client.base_url) + "//v1/models/").status_code == 200
+
+
+def test_an_escaped_slash_stays_one(client: httpx.Client) -> None:
+    """A proxy that guards a path would not see it, so it leads nowhere."""
+    assert client.get("/%2fmetrics").status_code == 404
+
+
+def test_http_1_0_is_told_the_length(fake: RunningGateway) -> None:
+    """An answer of any size comes in one piece, with its length, and the connection ends."""
+    body = json.dumps({"model": "fake", "input": ["w1 w2"] * 2000}).encode()
+    head = b"POST /v1/embeddings HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: %d"
+    with socket.create_connection(fake.address, timeout=30) as connection:
+        connection.sendall(head % len(body) + b"\r\n\r\n" + body)
+        answer = connection.makefile("rb").read()
+    headers, _, content = answer.partition(b"\r\n\r\n")
+    assert b"chunked" not in headers.lower()
+    assert b"content-length: %d" % len(content) in headers.lower()
+    assert len(content) > 2 * PIECE_BYTES
+    assert len(json.loads(content)["data"]) == 2000
 
 
 @pytest.fixture(scope="module")

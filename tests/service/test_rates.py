@@ -68,7 +68,14 @@ async def test_all_or_nothing(clock: Clock) -> None:
 
 @pytest.mark.parametrize(
     ("rate", "seconds"),
-    [("4/second", 1), ("4/minute", 60), ("4 / 2 minutes", 120), ("4/hour", 3600), ("4/day", 86400)],
+    [
+        ("4/second", 1),
+        ("4/minute", 60),
+        ("4 / 2 minutes", 120),
+        ("4 per minute", 60),
+        ("4/hour", 3600),
+        ("4/day", 86400),
+    ],
 )
 async def test_it_comes_back(clock: Clock, rate: str, seconds: int) -> None:
     """A used rate slides back: nothing just before the window turns, half of it half a window

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
+from embedding_service.engine.environment import inherited
 from embedding_service.errors import BadConfiguration
+from embedding_service.settings import flags
 from embedding_service.settings.gateway import Settings
 from embedding_service.settings.load import load
 from embedding_service.settings.model import ModelOptions
@@ -251,6 +253,57 @@ def test_kubernetes_variables_are_left_alone(monkeypatch: pytest.MonkeyPatch) ->
     ):
         monkeypatch.setenv(name, "10.0.0.1")
     assert load()[1] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("VLLM_PORT", "tcp://10.0.0.1:80"),
+        ("VLLM_PORT_80_TCP", "tcp://10.0.0.1:80"),
+        ("VLLM_PORT_80_TCP_ADDR", "10.0.0.1"),
+        ("VLLM_SERVICE_HOST", "10.0.0.1"),
+        ("VLLM_SERVICE_PORT_HTTP", "80"),
+        ("VLLM_ROUTER_PORT", "udp://10.0.0.1:80"),
+    ],
+)
+def test_a_service_called_vllm_is_kept_from_engines(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    """vLLM would take them for its own settings; a warning names them."""
+    monkeypatch.setenv(name, value)
+    settings, warnings = load()
+    assert [line for line in warnings if line.startswith(f"{name} is what Kubernetes sets")]
+    assert name not in inherited(settings)
+
+
+def test_settings_of_vllm_reach_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable that the operator has set for vLLM is no service link."""
+    monkeypatch.setenv("VLLM_PORT", "29500")
+    monkeypatch.setenv("VLLM_HOST_IP", "10.0.0.1")
+    settings, warnings = load()
+    assert not [line for line in warnings if "VLLM" in line]
+    assert inherited(settings).items() >= {("VLLM_PORT", "29500"), ("VLLM_HOST_IP", "10.0.0.1")}
+
+
+@pytest.mark.parametrize(
+    ("text", "level"),
+    [("CRITICAL", "error"), ("fatal", "error"), ("WARN", "warning"), ("Info", "info")],
+)
+def test_levels_of_other_programs_are_read(
+    monkeypatch: pytest.MonkeyPatch, text: str, level: str
+) -> None:
+    """The level may be written as Python's logging, uvicorn and others have it."""
+    monkeypatch.setenv("EMBEDDING_LOG_LEVEL", text)
+    assert load()[0].log_level == level
+
+
+def test_one_worker_may_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`workers` is 1 in files, variables and flags; more are refused with what to set instead."""
+    monkeypatch.setenv("EMBEDDING_WORKERS", "1")
+    assert load()[0].workers == 1
+    assert load(None, flags.read(["--workers", "1"]))[0].workers == 1
+    monkeypatch.setenv("EMBEDDING_WORKERS", "2")
+    assert "`replicas` says how many" in refusal()
 
 
 def test_a_service_link_as_port_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
