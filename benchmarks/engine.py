@@ -30,7 +30,7 @@ def arguments(config: Path, *, one_process: bool = False) -> dict[str, Any]:
     """Return what vLLM's classes take; first set the variables that a worker of the gateway gets."""
     from embedding_service.engine.environment import environment
     from embedding_service.settings.load import load
-    from embedding_service.worker.location import resolve_model
+    from embedding_service.worker.planning import planned
 
     options = load(config)[0].served_models[0]
     os.environ.update(environment(options, replica=0))
@@ -39,10 +39,10 @@ def arguments(config: Path, *, one_process: bool = False) -> dict[str, Any]:
 
     from embedding_service.worker.vllm_arguments import engine_arguments
 
-    model = resolve_model(options).model
-    found = engine_arguments(model, options, "cuda" if current_platform.is_cuda_alike() else "cpu")
+    plan = planned(options)
+    found = engine_arguments(plan, options, "cuda" if current_platform.is_cuda_alike() else "cpu")
     settings = {name: value for name in SHARED if (value := getattr(found, name)) is not None}
-    return {"model": model, "runner": "pooling", "disable_log_stats": True, **settings}
+    return {"model": plan.model, "runner": "pooling", "disable_log_stats": True, **settings}
 
 
 if __name__ == "__main__":

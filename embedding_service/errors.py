@@ -209,9 +209,17 @@ class PortInUse(StartupError):
 
 
 class ModelNotLoaded(StartupError):
-    """A model could not be loaded or gave no vector."""
+    """A model could not be loaded or gave no vector.
+
+    `lacking`: the machine has no memory, process, descriptor or room for a worker, which says
+    nothing about the model.
+    """
 
     exit_code = 4
+
+    def __init__(self, message: str, *, lacking: bool = False) -> None:
+        super().__init__(message)
+        self.lacking = lacking
 
 
 class NoModelLeft(StartupError):

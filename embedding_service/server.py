@@ -62,10 +62,9 @@ def serve(settings: Settings, log: FilteringBoundLogger) -> int:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_run(settings, sockets, log))
     finally:
+        _remove_paths(sockets)
         for listener in sockets:
             listener.close()
-        if settings.uds is not None:
-            settings.uds.unlink(missing_ok=True)
 
 
 async def _run(settings: Settings, sockets: list[socket.socket], log: FilteringBoundLogger) -> int:
@@ -109,6 +108,7 @@ class Gateway:
         )
         self._server = _Server(_uvicorn_config(settings, app))
         self._stop = asyncio.Event()
+        self._reloading: asyncio.Future[None] | None = None
 
     def _engines(self) -> list[ModelEngine]:
         # vLLM's own sockets, of tensor parallelism, are in TMPDIR otherwise, which may be long.
@@ -166,12 +166,18 @@ class Gateway:
 
     def reload(self) -> None:
         """Read the keys again; running requests keep what they came with."""
+        self._reloading = asyncio.ensure_future(self._reload(self._reloading))
+
+    async def _reload(self, before: asyncio.Future[None] | None) -> None:
+        """Read the keys in a thread: 8,000 of them take half a second."""
+        if before is not None:
+            await asyncio.wait({before})
         # While it loads, READY=1 would tell systemd that the start is over.
         ready = self.lifecycle.phase is Phase.READY
         if ready:
             systemd.reloading()
         try:
-            self.keys.reload()
+            await asyncio.to_thread(self.keys.reload)
             self.log.info("reloaded", keys=len(self.keys))
         except BadConfiguration as error:
             self.log.error("reload_failed", reason=str(error))  # noqa: TRY400 - one line says it
@@ -184,6 +190,7 @@ class Gateway:
         draining = asyncio.create_task(self.lifecycle.drain(grace_s=grace_s, timeout_s=timeout_s))
         await _first_of(draining, serving)
         draining.cancel()
+        _remove_paths(self.sockets)
         self._server.should_exit = True
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(asyncio.shield(serving), _LAST_BYTES_S)
@@ -191,6 +198,7 @@ class Gateway:
     async def _shut_down(self, serving: asyncio.Task[None], *others: asyncio.Task[Any]) -> None:
         for task in others:
             task.cancel()
+        _remove_paths(self.sockets)
         self._server.should_exit = self._server.force_exit = True
         await asyncio.gather(*others, serving, return_exceptions=True)
         await self.lifecycle.stop()
@@ -215,7 +223,7 @@ class _Server(uvicorn.Server):
 def _uvicorn_config(settings: Settings, app: ASGIApp) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=connection_class(settings.header_timeout_s),
+        http=connection_class(settings.header_timeout_s, settings.send_timeout_s),
         ws="none",
         lifespan="off",
         log_config=None,
@@ -249,7 +257,8 @@ def _log_start(sockets: list[socket.socket], log: FilteringBoundLogger) -> None:
 def listen(settings: Settings) -> list[socket.socket]:
     """Bind before any model is loaded. Raises `PortInUse`, `BadConfiguration`."""
     family, address = _address(settings)
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    kind = _UnixListener if family == socket.AF_UNIX else socket.socket
+    listener = kind(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         if settings.uds is not None and _is_stale(settings.uds):
@@ -262,6 +271,42 @@ def listen(settings: Settings) -> list[socket.socket]:
         raise PortInUse(f"cannot listen on {where}: {error.strerror or error}") from None
     listener.set_inheritable(False)
     return [listener]
+
+
+class _UnixListener(socket.socket):
+    """A Unix socket that knows the file it has made.
+
+    While it is open that file's number is not used again, so that a path tells whether it is still
+    ours, or a successor's.
+    """
+
+    path: Path | None = None
+    _file: tuple[int, int] | None = None
+
+    def bind(self, address: Any) -> None:
+        """Make the file."""
+        super().bind(address)
+        self.path = Path(address)
+        self._file = _file_of(self.path)
+
+    def remove_path(self) -> None:
+        """Remove the file, as long as this is open and the path is ours."""
+        if self.path is not None and self.fileno() >= 0 and _file_of(self.path) == self._file:
+            self.path.unlink(missing_ok=True)
+
+
+def _file_of(path: Path) -> tuple[int, int] | None:
+    with contextlib.suppress(OSError):
+        found = path.stat()
+        return found.st_dev, found.st_ino
+    return None
+
+
+def _remove_paths(sockets: list[socket.socket]) -> None:
+    """Remove the paths of Unix sockets before these are closed; later they may be a successor's."""
+    for listener in sockets:
+        if isinstance(listener, _UnixListener):
+            listener.remove_path()
 
 
 def _address(settings: Settings) -> tuple[int, Any]:

@@ -113,6 +113,8 @@ class EmbedJob:
     that the dialect itself will make of the float32 vectors. Errors about inputs name `field`. The
     last `queries` of the inputs are not from the list that the client sent, so a limit on its
     length does not count them. Inputs of more than `max_tokens` are cut, also where they would fit.
+    `layer_norm` comes before a cut to `dimensions`; the service fills it in, from the model's
+    family.
     """
 
     model: str | None
@@ -130,6 +132,7 @@ class EmbedJob:
     field: Field = Field.INPUT
     queries: int = 0
     max_tokens: int | None = None
+    layer_norm: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +150,7 @@ class Embeddings:
     `by_output` holds what was asked for; the properties name it, and are None for the rest.
     `ranges` (2, dimensions) is what int8 and uint8 are scaled by, see `vectors.quantise`. `tokens`
     counts what the model read, prompt and special tokens included; `cached` tells which inputs it
-    had read before.
+    had read before. `ignored` names fields of the job that changed nothing for this model.
     """
 
     model: str
@@ -156,6 +159,7 @@ class Embeddings:
     ranges: Floats | None = None
     truncated: tuple[int, ...] = ()
     chunked: tuple[int, ...] = ()
+    ignored: tuple[str, ...] = ()
     token_ids_read_as: TokenIdPolicy | None = None
     cached: list[bool] = dataclasses.field(default_factory=list)
     engine_s: float = 0.0
@@ -247,7 +251,11 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """The public facts about a served model."""
+    """The public facts about a served model.
+
+    `normalizes`: its own last module scales vectors to length 1. `matryoshka` are the sizes that
+    vectors may be cut to: empty for any, None for no.
+    """
 
     name: str
     aliases: tuple[str, ...]
@@ -255,8 +263,10 @@ class ModelCard:
     dimension: int | None
     max_tokens: int
     outputs: tuple[Output, ...]
-    prompt_names: tuple[str, ...]
-    matryoshka: bool
+    prompts: Mapping[str, str]
+    pooling: str
+    normalizes: bool
+    matryoshka: tuple[int, ...] | None
     dtype: str
     device: str
 

@@ -144,5 +144,8 @@ def test_the_dialect_on_the_page_works(
     assert [len(row) for row in rows] == [32]
     assert (error.status_code, error.json()) == (
         400,
-        {"oops": "width must be 32: fake was not trained for shorter vectors"},
+        {
+            "oops": "width must be 32: fake is not known to be trained for shorter vectors "
+            "(matryoshka: true in the server's settings allows them)"
+        },
     )

@@ -113,6 +113,21 @@ def test_a_runtime_directory_that_is_too_long_is_told(tmp_path: Path) -> None:
     assert list(parent.iterdir()) == []
 
 
+def test_a_successors_socket_is_left_alone(path: Path) -> None:
+    """An instance that ends removes its own socket's file, and never the one of its successor."""
+    (old,) = server.listen(Settings(uds=path))
+    path.unlink()  # as a successor does that finds it stale
+    (new,) = server.listen(Settings(uds=path))
+    server._remove_paths([old])
+    old.close()
+    assert path.is_socket()
+    server._remove_paths([old])  # once it is closed, it has no path any more
+    assert path.is_socket()
+    server._remove_paths([new])
+    assert not path.exists()
+    new.close()
+
+
 def test_a_long_tmpdir_is_left_for_a_shorter_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 FieldsT = TypeVar("FieldsT", bound="Fields | None")
 Tree = Mapping[str, Any]
 Names = Mapping[Field, str]
+Work = Callable[[Callable[[], Any]], Awaitable[Any]]
 
 
 @dataclass(slots=True)
@@ -37,7 +38,8 @@ class Request(Generic[FieldsT]):
     `fields` are the validated body (None for GET), and `ignored` names the fields of the body that
     the operation does not know. `log` goes into the request's log line. `names` is what
     errors call the fields; an operation may change it once it knows better. `prefix` is the path
-    under which a proxy serves this gateway.
+    under which a proxy serves this gateway. `work` does what grows with the body: at once if that
+    is small, else in a thread.
     """
 
     fields: FieldsT
@@ -45,6 +47,7 @@ class Request(Generic[FieldsT]):
     call: Call
     log: dict[str, Any]
     names: dict[Field, str]
+    work: Work
     ignored: list[str] = field(default_factory=list)
     path: Mapping[str, str] = field(default_factory=dict)
     query: Mapping[str, str] = field(default_factory=dict)
@@ -131,7 +134,8 @@ class Operation:
     `example` is a body that works with any model; the document shows it, and tests send it. `when`
     tells operations apart that share a path; one without it takes what no other does.
     `check` may refuse a body before its fields are validated. `errors` is for an operation whose
-    errors are not written like those of its dialect. A `probe` is served while draining, logged
+    errors are not written like those of its dialect. `alias_of` is the path whose rate counts here,
+    too. A `probe` is served while draining, logged
     only when it fails, and answers HEAD too.
     """
 
@@ -149,6 +153,7 @@ class Operation:
     errors: ErrorShape | None = None
     access: Access = Access.KEY
     probe: bool = False
+    alias_of: str | None = None
     documented: bool = True
     parameters: tuple[dict[str, Any], ...] = ()
     responses: Mapping[int | str, dict[str, Any]] | None = None

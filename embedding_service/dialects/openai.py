@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 
 from embedding_service.dialects import embedding
 from embedding_service.dialects.dialect import Answer, Dialect, Operation, Request
-from embedding_service.dialects.embedding import vector_json
+from embedding_service.dialects.embedding import matrix_json, vector_json
 from embedding_service.dialects.errors import OPENAI
 from embedding_service.dialects.fields import EmptyIsNone, Fields, Lax
 from embedding_service.errors import InvalidRequest, ModelNotFound
@@ -184,7 +184,15 @@ class ModelEntry(BaseModel):
     max_model_len: int
     outputs: list[Output]
     prompt_names: list[str]
-    matryoshka: bool
+    prompts: dict[str, str] = Field(description="The texts that `prompt_name` puts before inputs.")
+    pooling: str = Field(description="How the vectors of tokens become the answer.")
+    normalizes: bool = Field(
+        description="Whether the model's own last module scales vectors to length 1."
+    )
+    matryoshka: bool = Field(description="Whether `dimensions` may ask for shorter vectors.")
+    matryoshka_dimensions: list[int] | None = Field(
+        None, description="The sizes that it may ask for; null for any, or none."
+    )
 
 
 class ModelList(BaseModel):
@@ -202,9 +210,8 @@ def render(
     yield b'{"object":"list","data":['
     for index in range(len(answer.tokens)):
         yield b'%s{"object":"embedding","index":%d' % (b"," if index else b"", index)
-        yield from _render_dense(answer, index, encoding)
+        yield from _render_dense(answer, index, encoding, named=of_kinds if names_kinds else None)
         if names_kinds:
-            yield from _render_named_dense(answer, index, of_kinds)
             yield _sparse_json(answer, index)
             yield from _render_colbert(answer, index, of_kinds)
         yield b"}"
@@ -217,16 +224,18 @@ def render(
     yield b"}"
 
 
-def _render_dense(answer: Embeddings, index: int, encoding: Encoding) -> Iterator[bytes]:
-    dense = answer.dense
-    yield b',"embedding":'
-    yield b"null" if dense is None else vector_json(dense[index], encoding)
+def _render_dense(
+    answer: Embeddings, index: int, encoding: Encoding, *, named: Encoding | None
+) -> Iterator[bytes]:
+    vector = _dense_json(answer, index, encoding)
+    yield b',"embedding":' + vector
+    if named is not None:
+        same = named is encoding
+        yield b',"dense_embedding":' + (vector if same else _dense_json(answer, index, named))
 
 
-def _render_named_dense(answer: Embeddings, index: int, encoding: Encoding) -> Iterator[bytes]:
-    dense = answer.dense
-    yield b',"dense_embedding":'
-    yield b"null" if dense is None else vector_json(dense[index], encoding)
+def _dense_json(answer: Embeddings, index: int, encoding: Encoding) -> bytes:
+    return b"null" if answer.dense is None else vector_json(answer.dense[index], encoding)
 
 
 def _sparse_json(answer: Embeddings, index: int) -> bytes:
@@ -242,7 +251,8 @@ def _render_colbert(answer: Embeddings, index: int, encoding: Encoding) -> Itera
         yield b',"colbert_embedding":null'
         return
     rows = answer.colbert[index]
-    yield b',"colbert_embedding":' + vector_json(rows, encoding)
+    yield b',"colbert_embedding":'
+    yield from matrix_json(rows, encoding)
     if encoding is Encoding.BASE64:
         yield b',"colbert_shape":%s' % orjson.dumps(rows.shape)
 
@@ -303,8 +313,12 @@ def model_entry(card: ModelCard, name: str) -> dict[str, Any]:
         "dimension": card.dimension,
         "max_model_len": card.max_tokens,
         "outputs": list(card.outputs),
-        "prompt_names": list(card.prompt_names),
-        "matryoshka": card.matryoshka,
+        "prompt_names": list(card.prompts),
+        "prompts": dict(card.prompts),
+        "pooling": card.pooling,
+        "normalizes": card.normalizes,
+        "matryoshka": card.matryoshka is not None,
+        "matryoshka_dimensions": list(card.matryoshka or ()) or None,
     }
 
 
@@ -315,10 +329,11 @@ def dialect(
 ) -> Dialect:
     """Return this dialect; `create` and `check` are for systems that embed in another way."""
 
-    def embeddings(path: str, name: str) -> Operation:
+    def embeddings(path: str, name: str, alias_of: str | None = None) -> Operation:
         return Operation(
             path=path,
             id=name,
+            alias_of=alias_of,
             handle=create,
             summary="Embed texts",
             request=EmbeddingsRequest,
@@ -332,7 +347,7 @@ def dialect(
         OPENAI,
         (
             embeddings("/v1/embeddings", "create_embeddings_v1"),
-            embeddings("/embeddings", "create_embeddings"),
+            embeddings("/embeddings", "create_embeddings", alias_of="/v1/embeddings"),
             _LIST,
             _RETRIEVE,
         ),

@@ -79,7 +79,7 @@ class RerankRequest(Fields):
 
     @model_validator(mode="after")
     def _check(self) -> RerankRequest:
-        if self.weights is not None and (min(self.weights) < 0 or sum(self.weights) <= 0):
+        if self.weights is not None and (min(self.weights) < 0 or max(self.weights) <= 0):
             raise ValueError("weights must not be negative, and not all zero")
         return self
 
@@ -152,7 +152,7 @@ async def _answer(
         body = _render_pairs(fields, scores, seconds=time.monotonic() - began)
     else:
         body = _render(fields, scores, version=version)
-    return scoring.respond(request, body, scores)
+    return await scoring.respond(request, body, scores)
 
 
 def _job(request: Request[RerankRequest]) -> RerankJob:
@@ -166,7 +166,7 @@ def _render(fields: RerankRequest, scores: Scores, *, version: str) -> dict[str,
     """Return the answer in Cohere's shape, with Jina's `usage`."""
     values = scoring.relevance(scores, raw=bool(fields.raw_scores))
     results: list[dict[str, Any]] = []
-    for index in scoring.ranking(values, fields.top_n):
+    for index in scoring.ranking(scores, fields.top_n):
         result = {"index": index, "relevance_score": values[index]}
         if version == "1":
             result["document"] = _document(fields, index) if fields.return_documents else None
@@ -227,14 +227,16 @@ def dialect(**defaults: bool) -> Dialect:
         "example": {"query": "Which is red?", "documents": ["An apple", "The sky"]},
         "response": RerankResponse,
     }
-    either = Sends("documents", "pairs")
+    either, first = Sends("documents", "pairs"), "/v1/rerank"
     return Dialect(
         "Rerank",
         OPENAI,
         (
-            Operation(path="/v1/rerank", handle=rerank, **shapes),
-            Operation(path="/rerank", handle=rerank, when=either, **shapes),
-            Operation(path="/v2/rerank", handle=rerank_v2, errors=MESSAGE, **shapes),
+            Operation(path=first, handle=rerank, **shapes),
+            Operation(path="/rerank", handle=rerank, when=either, alias_of=first, **shapes),
+            Operation(
+                path="/v2/rerank", handle=rerank_v2, errors=MESSAGE, alias_of=first, **shapes
+            ),
         ),
     )
 

@@ -33,17 +33,21 @@ def relevance(scores: Scores, *, raw: bool) -> Floats:
     return np.asarray(1 / (1 + np.exp(-values)), np.float32)
 
 
-def ranking(values: Floats, top_n: int | None = None) -> list[int]:
-    """Return indices, best first; equal scores keep the order sent."""
-    order: list[int] = np.argsort(-values, kind="stable").tolist()
+def ranking(scores: Scores, top_n: int | None = None) -> list[int]:
+    """Return indices, best first; equal scores keep the order sent.
+
+    By logits: from 17 on all sigmoids are 1 in float32.
+    """
+    order: list[int] = np.argsort(-scores.values, kind="stable").tolist()
     return order[:top_n]
 
 
-def respond(request: Request[Any], body: Any, scores: Scores) -> Answer:
-    """Answer with a body of plain values and numpy numbers."""
+async def respond(request: Request[Any], body: Any, scores: Scores) -> Answer:
+    """Answer with a body of plain values and numpy numbers, perhaps with all that was sent."""
     headers = {"openai-model": header_list([scores.model])}
     if scores.truncated:
         headers["x-truncated-inputs"] = header_list(map(str, scores.truncated))
     if request.ignored:
         headers["x-ignored-fields"] = header_list(request.ignored)
-    return Answer.json(body, headers=headers)
+    answer: Answer = await request.work(lambda: Answer.json(body, headers=headers))
+    return answer

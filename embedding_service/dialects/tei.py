@@ -6,9 +6,9 @@ of https://huggingface.github.io/text-embeddings-inference/ but an absent `trunc
 
 from __future__ import annotations
 
-import asyncio
 import time
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -160,7 +160,7 @@ class TeiRerankRequest(Fields):
         return RerankJob(
             model,
             [(self.query, text) for text in self.texts],
-            cut_documents=False,
+            cut_documents=truncates,
             cut_longest=truncates,
             left=self.truncation_direction == "left",
         )
@@ -249,11 +249,19 @@ class Info(BaseModel):
 
 def _render(answer: Embeddings) -> Iterator[bytes]:
     """Write a bare list with an item for each input: a vector, a matrix, or weights by index."""
-    return embedding.json_list(_items(answer))
+    if answer.hidden_states is None:
+        yield from embedding.json_list(_items(answer))
+        return
+    separator = b"["
+    for rows in answer.hidden_states:
+        yield separator
+        yield from embedding.matrix_json(rows)
+        separator = b","
+    yield b"]"
 
 
 def _items(answer: Embeddings) -> Iterator[bytes]:
-    rows = answer.dense if answer.dense is not None else answer.hidden_states
+    rows = answer.dense
     for index in range(len(answer.tokens)):
         if answer.sparse is not None:
             sparse = answer.sparse[index]
@@ -354,14 +362,14 @@ async def rerank(request: Request[TeiRerankRequest]) -> Answer:
     job = fields.job(_model(request, scores=True), truncates=truncates)
     began = time.monotonic()
     scores = await scoring.score(request, job)
-    answer = scoring.respond(request, _ranks(fields, scores), scores)
+    answer = await scoring.respond(request, _ranks(fields, scores), scores)
     return timed(request, answer, chain.from_iterable(job.pairs), began)
 
 
 def _ranks(fields: TeiRerankRequest, scores: Scores) -> list[dict[str, Any]]:
     values = scoring.relevance(scores, raw=fields.raw_scores)
     ranks: list[dict[str, Any]] = []
-    for index in scoring.ranking(values):
+    for index in scoring.ranking(scores):
         text = {"text": fields.texts[index]} if fields.return_text else {}
         ranks.append({"index": index, "score": values[index], **text})
     return ranks
@@ -378,7 +386,8 @@ async def tokenize(request: Request[TokenizeRequest]) -> Answer:
         prompt_name=fields.prompt_name,
     )
 
-    return Answer(await asyncio.to_thread(_tokens_json, tokens))
+    write, deadline = partial(_tokens_json, tokens), request.call.deadline
+    return Answer(await request.service.threads.run(write, deadline=deadline))
 
 
 def _tokens_json(texts: list[list[Token]]) -> bytes:
@@ -395,7 +404,8 @@ async def decode(request: Request[DecodeRequest]) -> Answer:
         )
     skip = fields.skip_special_tokens
     texts = await request.service.decode(fields.ids, request.call, skip_special_tokens=skip)
-    return Answer.json(texts)
+    answer: Answer = await request.work(lambda: Answer.json(texts))
+    return answer
 
 
 async def info(request: Request[None]) -> Answer:
@@ -467,11 +477,12 @@ DIALECT = Dialect(
         Operation(
             path="/",
             id="root",
+            alias_of="/embed",
             handle=embed,
             summary="Embed, or compare by the shape of `inputs`",
             **_VECTORS,
         ),
-        Operation(path="/", when=_ComparesSentences(), **_SIMILARITY),
+        Operation(path="/", when=_ComparesSentences(), alias_of="/similarity", **_SIMILARITY),
         Operation(
             path="/embed", handle=embed, summary="Embed texts", when=Sends("inputs"), **_VECTORS
         ),

@@ -118,7 +118,7 @@ async def score(request: Request[ScoreRequest]) -> Answer:
     else:
         scores = await scoring.score(request, _job(fields, pairs))
     values = scoring.relevance(scores, raw=fields.use_activation is False)
-    return scoring.respond(request, _body(scores, values), scores)
+    return await scoring.respond(request, _body(scores, values), scores)
 
 
 _SECOND = [second for _, second in _NAMES]

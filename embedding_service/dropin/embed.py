@@ -52,13 +52,11 @@ async def embed_texts(request: Request[TextsRequest]) -> Answer:
     """Give each text one vector of the default model."""
     fields = request.fields
     model = request.service.models.default_for(scores=False)
-    normalizes = model.facts is not None and model.facts.normalizes
-    job = EmbedJob(
-        model.name,
-        list(fields.texts),
-        truncate=Truncate.RIGHT,
-        normalize=fields.normalize or normalizes,
-    )
+    # The system that this replaces was built on sentence-transformers, where a model whose own last
+    # module scales its vectors does so whatever `normalize_embeddings` says.
+    scales = model.facts is not None and model.facts.normalizes
+    normalize = fields.normalize or scales
+    job = EmbedJob(model.name, list(fields.texts), truncate=Truncate.RIGHT, normalize=normalize)
     return await embedding.respond(request, job, _render)
 
 

@@ -6,6 +6,7 @@ fails alone.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -29,8 +30,13 @@ if TYPE_CHECKING:
     from embedding_service.types import Floats
 
 _NO_VECTOR: list[float] = []
+_NUMBERS_AT_ONCE = 1 << 14  # 2 ms as JSON; more are written in a thread
 _EMPTY = "All fields are empty"
 _TYPES: dict[str, Any] = {"integer": int, "number": float, "mapping": dict[str, Any]}
+
+
+# An id, which comes back several times in an answer.
+ShortText = Annotated[str, Field(max_length=1024)]
 
 
 class TextRequest(Fields):
@@ -118,7 +124,7 @@ def _record(name: str, settings: Settings, **more: Any) -> type[Fields]:
 
 
 def _batch(settings: Settings) -> type[Fields]:
-    item = _record("RecordItem", settings, entity_id=(str, ...))
+    item = _record("RecordItem", settings, entity_id=(ShortText, ...))
     many = Annotated[list[item], Field(min_length=1)]  # type: ignore[valid-type]
     items: Any = (many | None, None)
     model: type[Fields] = create_model(
@@ -137,14 +143,15 @@ async def embed(request: Request[TextRequest]) -> Answer:
 
 async def prepare_and_embed(request: Request[Fields]) -> Answer:
     """Embed the text that the template makes of a record."""
-    text = _prepare(request, request.fields.model_dump())
+    text = await request.work(lambda: _prepare(request, request.fields.model_dump()))
     return await _embed_one(request, text, prepared_text=text)
 
 
 async def reindex(request: Request[Fields]) -> Answer:
     """Embed a record, and say whose vector it is."""
-    record = request.fields.model_dump()
-    text, kind, name = _prepare(request, record), record["entity_type"], record["entity_id"]
+    record = await request.work(request.fields.model_dump)
+    text = await request.work(lambda: _prepare(request, record))
+    kind, name = record["entity_type"], record["entity_id"]
     return await _embed_one(
         request,
         text,
@@ -157,9 +164,8 @@ async def reindex(request: Request[Fields]) -> Answer:
 
 async def batch(request: Request[Fields]) -> Answer:
     """Embed records; one that cannot be embedded fails alone."""
-    given = _records_of(request)
     settings = request.settings
-    texts = [record_text.prepare(settings.records, record) for record in given]
+    given, texts = await request.work(lambda: _records_and_texts(request))
     errors = [_fault(text, settings.max_text_characters) for text in texts]
     good = [text for text, error in zip(texts, errors, strict=True) if error is None]
     model = _model(request)
@@ -170,8 +176,22 @@ async def batch(request: Request[Fields]) -> Answer:
     for record, error in zip(given, errors, strict=True):
         vector, known = next(rows) if error is None else (_NO_VECTOR, False)
         results.append(_result(record, vector, error, cached=known))
-    body = {"results": results, "dimensions": dimensions, **_counts(results)}
-    return Answer.json(body | await model_identity(settings, model))
+    body: dict[str, Any] = {"results": results, "dimensions": dimensions, **_counts(results)}
+    body |= await model_identity(settings, model)
+    return await _written(request, body, numbers=len(good) * (dimensions or 0))
+
+
+async def _written(request: Request[Any], body: dict[str, Any], *, numbers: int) -> Answer:
+    """Write an answer with so many numbers; in a thread if they are many."""
+    write = partial(Answer.json, body)
+    if numbers <= _NUMBERS_AT_ONCE:
+        return write()
+    return await request.service.threads.run(write, deadline=request.call.deadline)
+
+
+def _records_and_texts(request: Request[Fields]) -> tuple[list[dict[str, Any]], list[str]]:
+    given = _records_of(request)
+    return given, [record_text.prepare(request.settings.records, record) for record in given]
 
 
 def _result(
@@ -224,7 +244,9 @@ def _records_of(request: Request[Fields]) -> list[dict[str, Any]]:
 async def _embed_one(request: Request[Any], text: str, **more: Any) -> Answer:
     vectors, cached = await _embed_texts(request, [text])
     body = {"embedding": vectors[0], "dimensions": vectors.shape[1], "cached": cached[0]}
-    return Answer.json(body | await model_identity(request.settings, _model(request)) | more)
+    body |= await model_identity(request.settings, _model(request)) | more
+    answer: Answer = await request.work(lambda: Answer.json(body))
+    return answer
 
 
 async def _embed_texts(request: Request[Any], texts: list[str]) -> tuple[Floats, list[bool]]:
@@ -253,8 +275,8 @@ def dialect(settings: Settings) -> Dialect:
     stored = _record(
         "ReindexRequest",
         settings,
-        entity_id=(str, ...),
-        entity_type=(str, settings.records.entity_type),
+        entity_id=(ShortText, ...),
+        entity_type=(ShortText, settings.records.entity_type),
     )
     many = _batch(settings)
     texts = [name for name, field in settings.records.fields.items() if field.type == "text"]
@@ -308,6 +330,7 @@ def dialect(settings: Settings) -> Dialect:
                 "/reindex-batch",
                 batch,
                 "Embed stored records anew",
+                alias_of="/batch",
                 request=many,
                 response=BatchResponse,
                 example=items,

@@ -22,6 +22,7 @@ from embedding_service.engine.loaded import LoadedModel
 from embedding_service.engine.process import WorkerProcess
 from embedding_service.engine.step_record import StepRecord
 from embedding_service.errors import DeadlineExceeded, EngineFailed, ModelNotLoaded
+from embedding_service.settings.masking import without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -98,7 +99,7 @@ class Generation:
                 undo.pop_all()
         except (OSError, zmq.ZMQError) as error:  # no memory, process or descriptor is left for it
             reason = f"{options.model_name}: no process for the engine: {error}"
-            raise ModelNotLoaded(reason) from error
+            raise ModelNotLoaded(reason, lacking=True) from error
         return cls(number, line, process, model)
 
     @property
@@ -227,7 +228,8 @@ class _Greeting:
                 reason = line.broken.result()
             else:
                 reason = f"not ready after startup_timeout_s = {timeout_s:g}"
-            raise ModelNotLoaded(f"{options.model_name}: {reason}")
+            told = without_secrets(reason, options.engine_args)
+            raise ModelNotLoaded(f"{options.model_name}: {told}")
         finally:
             exited.cancel()
 

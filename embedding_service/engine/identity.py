@@ -15,8 +15,11 @@ if TYPE_CHECKING:
     from embedding_service.engine.protocol import ModelFacts
     from embedding_service.settings.model import ModelOptions
 
-# Prompts come before the token ids; the place of the weights says nothing of their content.
-_FACTS_WITHOUT_EFFECT = frozenset({"prompts", "default_prompt_name", "folder", "normalizes"})
+# Prompts come before the token ids, cutting and scaling after the vectors; the place of the weights
+# says nothing of their content.
+_FACTS_WITHOUT_EFFECT = frozenset({
+    "default_prompt_name", "family", "folder", "matryoshka", "normalizes", "prompts",
+})  # fmt: skip
 
 # The worker's facts say what these came to, "auto" and names resolved.
 _OPTIONS_IN_FACTS = frozenset({

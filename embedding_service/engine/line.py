@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import zmq
 
 from embedding_service.engine import protocol
+from embedding_service.engine.step_record import StepRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -37,6 +38,8 @@ class Line:
         self.step_path = folder / f"{name}.step"
         self._jobs_path = folder / f"{name}.jobs"
         self._results_path = folder / f"{name}.results"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # somebody may have cleared /tmp
+        StepRecord.reserve(self.step_path)
         self._generation = generation
         self._loop = asyncio.get_running_loop()
         self.broken: asyncio.Future[str] = self._loop.create_future()

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     StartWorker = Callable[..., Awaitable["RunningWorker"]]  # called as `WorkerProcess.start`
 
 _TAIL_LINES = 50
-_LINE_BYTES = 1 << 20  # longer lines of output are read in pieces
+_LINE_BYTES = 8 << 10  # of a longer line of output, the end is kept
+_BLOCK_BYTES = 64 << 10
 # After being killed; seen once to take longer, among several event loops of one process.
 ENDED_WITHIN_S = 5.0
 _OUTPUT_GRACE_S = 1.0  # for the last words of a worker that has ended
@@ -83,7 +84,7 @@ class WorkerProcess:
             stderr=asyncio.subprocess.STDOUT,
             env=environ | environment(options, replica=replica),
             start_new_session=True,
-            limit=_LINE_BYTES,
+            limit=_BLOCK_BYTES,
         )
         stdin = cast("asyncio.StreamWriter", process.stdin)  # a pipe was asked for
         stdin.write(msgspec.json.encode(launch) + b"\n")
@@ -128,15 +129,24 @@ class WorkerProcess:
         return (errors or lines or [""])[-1][:500]
 
     async def _read_output(self, output: asyncio.StreamReader) -> None:
-        """Keep the pipe empty; vLLM's own words go to the debug log."""
-        while True:
-            try:
-                line = await output.readline()
-            except ValueError:  # a line over the limit; the rest of it comes as the next one
-                continue
-            if not line:
-                return
-            text = line.decode(errors="replace").rstrip()
+        """Keep the pipe empty; vLLM's own words go to the debug log.
+
+        Block by block, and of each the last lines: a million short lines would stop the loop for
+        seconds.
+        """
+        begun = b""
+        while block := await output.read(_BLOCK_BYTES):
+            *lines, begun = (begun + block).split(b"\n")
+            self._keep(lines)
+            begun = begun[-_LINE_BYTES:]
+            await asyncio.sleep(0)  # a full pipe never waits
+        self._keep([begun] if begun else [])
+
+    def _keep(self, lines: list[bytes]) -> None:
+        if len(lines) > _TAIL_LINES:
+            self._log.debug("engine_output", line=f"... {len(lines) - _TAIL_LINES} more lines ...")
+        for line in lines[-_TAIL_LINES:]:
+            text = line[-_LINE_BYTES:].decode(errors="replace").rstrip()
             if text.startswith(PROGRESS):
                 self._log.info("engine_progress", detail=text.removeprefix(PROGRESS))
                 continue

@@ -99,6 +99,8 @@ class ModelFacts(msgspec.Struct, frozen=True):
 
     `dimension` is None for a model that only scores. `matryoshka` lists the allowed sizes, is
     empty for "any", and None for "no".
+    `family` names its profile. `normalizes`: the checkpoint's last module scales vectors to length
+    1, which the service does. Tokens of a prompt are left out of the vector unless `pools_prompts`.
     `weights` is the hub's commit, or the stamp of the files in `folder`, see `engine/identity.py`.
     """
 
@@ -118,7 +120,9 @@ class ModelFacts(msgspec.Struct, frozen=True):
     default_prompt_name: str | None
     matryoshka: tuple[int, ...] | None
     folder: str | None = None
+    family: str = "plain"
     normalizes: bool = False
+    pools_prompts: bool = True
 
 
 class Hello(Message, frozen=True):

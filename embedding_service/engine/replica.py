@@ -168,15 +168,32 @@ class Replica:
     async def _replace(self, reason: str) -> Generation | None:
         """Start the next worker after a pause; return None after too many deaths."""
         while (recent := self._count_death(reason)) <= DEATHS_ALLOWED:
-            await asyncio.sleep(BACKOFF_S[recent - 1])
-            self._move(Event.RESTART)
             try:
-                return await self._spawn()
+                return await self._start_again(BACKOFF_S[recent - 1])
             except ModelNotLoaded as error:
                 reason = str(error)
                 self._move(Event.EXITED)
         self._move(Event.GAVE_UP)
         return None
+
+    async def _start_again(self, pause_s: float) -> Generation:
+        """Start the next worker after a pause, again for as long as the machine lacks something.
+
+        Raises `ModelNotLoaded`.
+        """
+        while True:
+            await asyncio.sleep(pause_s)
+            self._move(Event.RESTART)
+            try:
+                return await self._spawn()
+            except ModelNotLoaded as error:
+                if not error.lacking:
+                    raise
+                # Not the model's doing, and no death of it.
+                deaths, reason = len(self._deaths), str(error)
+                self.log.error("engine_died", reason=reason, deaths=deaths)  # noqa: TRY400
+                self._move(Event.EXITED)
+                pause_s = BACKOFF_S[-1]
 
     def _count_death(self, reason: str) -> int:
         """Return how many workers have died recently, with this one."""

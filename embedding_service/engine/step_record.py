@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import struct
 from typing import TYPE_CHECKING
 
@@ -22,9 +23,18 @@ class StepRecord:
     _LENGTH = struct.Struct("<I")
 
     def __init__(self, path: str) -> None:
-        with open(path, "wb+") as file:  # noqa: PTH123 - a path from our own gateway
+        with open(path, "ab+") as file:  # noqa: PTH123 - a path from our own gateway
             file.truncate(self._SIZE)
             self._map = mmap.mmap(file.fileno(), self._SIZE)
+
+    @classmethod
+    def reserve(cls, path: Path) -> None:
+        """Make the file with all its blocks, or raise `OSError`.
+
+        Where a folder is full, writing to the map would end the worker by a signal.
+        """
+        with path.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, cls._SIZE)
 
     def write(self, keys: list[tuple[int, int]]) -> None:
         """Name the (job, input) pairs that the next step holds; none after a step."""

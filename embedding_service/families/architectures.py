@@ -1,34 +1,113 @@
-"""Our own architectures by name, and which checkpoints they serve; classes are in `models/`."""
+"""Which class serves a checkpoint of which architecture; our own classes are in `models/`.
+
+Plain data: what vLLM calls otherwise, what it computes otherwise than the authors, and what cannot
+be served, with the reason.
+"""
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+BERT: Final = "EmbeddingServiceBertModel"
 BGE_M3: Final = "EmbeddingServiceBgeM3Model"
 SPLADE: Final = "EmbeddingServiceSpladeModel"
+DISTIL_SPLADE: Final = "EmbeddingServiceDistilSpladeModel"
+DISTIL: Final = "EmbeddingServiceDistilBertModel"
+GTE_PAIRS: Final = "EmbeddingServiceGteForSequenceClassification"
+JINA: Final = "EmbeddingServiceJinaModel"
 ROBERTA: Final = "EmbeddingServiceRobertaModel"
 ROBERTA_PAIRS: Final = "EmbeddingServiceRobertaForSequenceClassification"
-# Loaded in place of vLLM's own class, whatever the model's name.
-_REPLACED: Final[Mapping[str, str]] = {
+# Dense models that are loaded with another class than config.json names, whatever their name. A
+# name without its end stands for the encoder in a model with a head (`HEADS`).
+DENSE: Final[Mapping[str, str]] = {
+    "Bert": BERT,
+    "CamembertModel": ROBERTA,
+    "Camembert": ROBERTA,
+    "DistilBertModel": DISTIL,
+    "DistilBert": DISTIL,
+    "ModernBert": "ModernBertModel",
     "RobertaModel": ROBERTA,
-    "RobertaForMaskedLM": ROBERTA,
+    "Roberta": ROBERTA,
     "XLMRobertaModel": ROBERTA,
+    "XLMRoberta": ROBERTA,
+    "JinaEmbeddingsV3Model": JINA,
+    # https://huggingface.co/Alibaba-NLP/new-impl
+    "NewModel": "GteNewModel",
+}
+PAIRS: Final[Mapping[str, str]] = {
     "RobertaForSequenceClassification": ROBERTA_PAIRS,
     "XLMRobertaForSequenceClassification": ROBERTA_PAIRS,
+    "CamembertForSequenceClassification": ROBERTA_PAIRS,
+    "GteForSequenceClassification": GTE_PAIRS,
+    "NewForSequenceClassification": "GteNewForSequenceClassification",
 }
+SPARSE: Final[dict[str, str]] = {
+    "BertForMaskedLM": SPLADE,
+    "DistilBertForMaskedLM": DISTIL_SPLADE,
+}
+# Learned positions begin behind the padding id, so `pad_token_id + 1` of them are not used.
+PADDED_POSITIONS: Final = frozenset({"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl"})
+_LATE: Final = (
+    "it gives a vector for each token (late interaction, ColBERT), of which only BGE-M3's are "
+    "served here"
+)
+_T5: Final = "vLLM has no T5 encoder"
+# Architectures that vLLM loads, or stumbles over, and that give no vector or score of a text.
+REFUSED: Final[Mapping[str, str]] = {
+    "HF_ColBERT": _LATE,
+    "ColBERTModernBertModel": _LATE,
+    "ColBERTJinaRobertaModel": _LATE,
+    "ColBERTLfm2Model": _LATE,
+    "ColPaliForRetrieval": _LATE,
+    "JinaForRanking": "it ranks a list of documents at once, which no request here says",
+    "T5EncoderModel": _T5,
+    "T5Model": _T5,
+    "T5ForConditionalGeneration": _T5,
+    "MT5EncoderModel": _T5,
+    "StaticModel": "it has no transformer but a table of token vectors (model2vec)",
+}
+# By model_type, encoders of transformers' own that vLLM runs in a wrapper, where they were compared
+# with themselves. The wrapper numbers positions from 0: RoBERTa's kin would be wrong in it.
+WRAPPED: Final = frozenset({"electra", "ernie", "eurobert"})
+# Architectures whose classes in vLLM can let every token see every other, if config.json says so.
+BIDIRECTIONAL: Final = (
+    r"(EmbeddingService|Llama|Mistral|Qwen2Model|Qwen2For|Qwen3Model|Qwen3For|Gemma3Text|Apertus"
+    r"|Jina|Voyage|Gte|New|Nomic|Electra|Ernie|EuroBert|\w*(Bert|Roberta|Camembert)).*"
+)
+# Heads that a checkpoint's architecture may name though its modules embed with the encoder alone.
+HEADS: Final = r"For(PreTraining|MaskedLM|NextSentence|Sequence|Token|Question|Multiple)\w*"
+# Classes in repositories' own Python code, by the end of their names in `auto_map`, that compute
+# what vLLM's class of the same architecture computes, with these differences to config.json.
+KNOWN_CODE: Final[Mapping[str, Mapping[str, Any]]] = {
+    # gte-Qwen2 and stella_en_1.5B: every token sees every other.
+    "modeling_qwen.Qwen2Model": {"is_causal": False},
+    # jina-reranker-v2: a faster RoBERTa.
+    "modeling_xlm_roberta.XLMRobertaForSequenceClassification": {},
+    "modeling_xlm_roberta.XLMRobertaModel": {},
+    # jina-embeddings-v3: `plan.py` looks at its adapters.
+    "modeling_lora.XLMRobertaLoRA": {},
+}
+# Architectures that transformers did not have, which vLLM wrote after the repositories' own code.
+WRITTEN_AFTER_CODE: Final = frozenset({
+    "GteModel", "GteNewForSequenceClassification", "GteNewModel", "JinaEmbeddingsV5Model",
+    "LlamaBidirectionalForSequenceClassification", "LlamaBidirectionalModel",
+    "NewForSequenceClassification", "NewModel", "NomicBertModel",
+    "VoyageQwen3BidirectionalEmbedModel",
+})  # fmt: skip
 
 
-def replacement(config: Mapping[str, Any], family: Mapping[str, str]) -> str | None:
-    """Return which of our architectures serves a checkpoint with this config.json, if any does.
+def replacement(config: Mapping[str, Any], classes: Mapping[str, str]) -> str | None:
+    """Return which of `classes` serves a checkpoint with this config.json, if any does.
 
-    `family` says what the model's profile replaces beyond what is replaced for all. Models with
-    rotary positions (jina-embeddings-v3 calls itself XLMRobertaModel) are left to vLLM.
+    Models with rotary positions (jina-embeddings-v3 calls itself XLMRobertaModel) are left to vLLM,
+    unless their architecture has no others.
     """
-    if config.get("position_embedding_type", "absolute") != "absolute":
+    architecture = next(iter(config.get("architectures") or ()), "")
+    rotary = config.get("position_embedding_type", "absolute") != "absolute"
+    if rotary and architecture not in WRITTEN_AFTER_CODE:
         return None
-    replaced = {**_REPLACED, **family}
-    ours = map(replaced.get, config.get("architectures") or ())
-    return next(filter(None, ours), None)
+    return classes.get(architecture) or classes.get(re.sub(f"{HEADS}$", "", architecture))

@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from embedding_service.families.checkpoint import Files
 from embedding_service.types import Output
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
+    from pathlib import Path
 
     from embedding_service.types import Floats, Rows
 
     Shape = tuple[int, int]
-    Find = Callable[[str, str], Path | None]
 
 # The only pooling task. Of vLLM's fixed names it is the one that every version and every model
 # runner takes: the V2 runner, which 0.32 prefers on a GPU, refuses "plugin".
@@ -64,31 +63,11 @@ def head_files(
 ) -> dict[Output, Path]:
     """Return where the checkpoint's heads lie on this machine; those that it lacks are left out.
 
-    `model` is a folder or a Hub repository; from there an absent file is fetched unless
-    `HF_HUB_OFFLINE` is set.
+    `model` is a folder or a Hub repository.
     """
-    find: Find = _in_folder
-    if not Path(model).is_dir():
-        find = partial(_fetched, revision=revision, cache_dir=cache_dir)
-    paths = {output: find(model, part.head) for output, part in PARTS.items() if part.head}
+    files = Files(model, revision=revision, cache_dir=cache_dir)
+    paths = {output: files.path(part.head) for output, part in PARTS.items() if part.head}
     return {output: path for output, path in paths.items() if path is not None}
-
-
-def _in_folder(folder: str, name: str) -> Path | None:
-    path = Path(folder, name)
-    return path if path.is_file() else None
-
-
-def _fetched(
-    repository: str, name: str, *, revision: str | None, cache_dir: str | None
-) -> Path | None:
-    from huggingface_hub import hf_hub_download  # noqa: PLC0415 - heavy, and at start-up only
-    from huggingface_hub.errors import EntryNotFoundError  # noqa: PLC0415
-
-    try:
-        return Path(hf_hub_download(repository, name, revision=revision, cache_dir=cache_dir))
-    except EntryNotFoundError:
-        return None
 
 
 def available_outputs(

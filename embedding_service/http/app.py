@@ -91,7 +91,12 @@ def create_app(
         _add_routes(app, resource, dispatcher)
 
     onion: ASGIApp = Shortcut(app, dispatcher)
-    onion = Body(onion, max_bytes=settings.max_body_bytes, pause_s=settings.body_timeout_s)
+    onion = Body(
+        onion,
+        max_bytes=settings.max_body_bytes,
+        pause_s=settings.body_timeout_s,
+        gate=lifecycle.service.bodies,
+    )
     onion = RateLimit(onion, rates=rates)
     onion = Auth(onion, keys=keys, rules=preset.keys)
     onion = RequestLog(

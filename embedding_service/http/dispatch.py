@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from starlette.datastructures import Headers, QueryParams
 
 from embedding_service.dialects.dialect import Request
-from embedding_service.dialects.fields import read_fields
-from embedding_service.http.answers import AnswerResponse
+from embedding_service.dialects.fields import Limits, read_fields
+from embedding_service.errors import RouteNotFound
+from embedding_service.http.answers import PIECE_BYTES, AnswerResponse
 from embedding_service.http.exchange import exchange_of
 from embedding_service.http.json_body import parse_object
+from embedding_service.http.json_values import has_more_values
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-    from embedding_service.dialects.dialect import Operation, Tree
+    from embedding_service.dialects.dialect import Operation, Tree, Work
     from embedding_service.dialects.errors import ErrorShape
     from embedding_service.http.exchange import Exchange
     from embedding_service.http.routes import Resource
     from embedding_service.service.lifecycle import Lifecycle
 
-# Larger bodies are read in a thread: 300,000 token ids, which are 2 MB, keep a core busy for 50 ms.
+# Larger bodies are read in a thread: 300,000 token ids, which are 2 MB, keep a core busy for 50 ms,
+# and so do 40,000 empty lists in 120 KB.
 INLINE_BYTES = 128 << 10
+INLINE_VALUES = 8192
+_SHOWN_PATH_CHARACTERS = 100
 
 
 class Dispatcher:
@@ -31,30 +38,68 @@ class Dispatcher:
 
     def __init__(self, lifecycle: Lifecycle, default_errors: ErrorShape) -> None:
         self.lifecycle = lifecycle
+        self.settings = lifecycle.service.settings
         self.default_errors = default_errors
 
     async def answer(self, scope: Scope, resource: Resource) -> AnswerResponse:
         """Return the answer of the operation that a request means. Raises `ServiceError`."""
         exchange = exchange_of(scope)
         headers = Headers(scope=scope)
-        tree: Tree = {}
-        if exchange.operation is None or exchange.operation.request is not None:
-            tree = await _read_tree(exchange.body, headers.get("content-type"))
+        sent_bytes, work = len(exchange.body), self._work(exchange)
+        tree = await self._read_tree(exchange, headers.get("content-type"), work)
         operation = self._choose(exchange, resource, scope["method"], tree)
-        fields, ignored = await _read_fields(operation, tree, len(exchange.body))
+        read = partial(self._read_fields, operation, tree)
+        fields, ignored = read() if work is _at_once else await work(read)
         request = Request(
             fields=fields,
             lifecycle=self.lifecycle,
             call=exchange.call,
             log=exchange.log,
             names=exchange.names,
+            work=work,
             ignored=ignored,
             path=scope.get("path_params", {}),
             query=QueryParams(scope["query_string"]) if scope["query_string"] else {},
             accept=headers.get("accept", ""),
             prefix=scope["state"].get("prefix", ""),
         )
-        return AnswerResponse(await operation.handle(request))
+        answer = await operation.handle(request)
+        amount = len(answer.body) if isinstance(answer.body, bytes) else sent_bytes
+        if amount > PIECE_BYTES and operation.request is not None:
+            # All that was made in one piece, or what a rendered answer may repeat. The service has
+            # reserved vectors.
+            self.lifecycle.service.reserve(amount, exchange.call)
+        return AnswerResponse(answer)
+
+    def _work(self, exchange: Exchange) -> Work:
+        """Return how work on this body is done: here if it is small, else in a thread."""
+        size = len(exchange.body)
+        if size <= INLINE_VALUES or (
+            size <= INLINE_BYTES and not has_more_values(exchange.body, INLINE_VALUES)
+        ):
+            return _at_once
+        threads, deadline = self.lifecycle.service.threads, exchange.call.deadline
+        return partial(threads.run, deadline=deadline)
+
+    async def _read_tree(self, exchange: Exchange, content_type: str | None, work: Work) -> Tree:
+        """Return the body's tree, which takes its place; an operation may have none."""
+        body, exchange.body = exchange.body, b""
+        if exchange.operation is not None and exchange.operation.request is None:
+            return {}
+        most = self.settings.body_values
+        parse = partial(parse_object, body, content_type, max_values=most)
+        del body
+        tree: Tree = parse() if work is _at_once else await work(parse)
+        return tree
+
+    def _read_fields(self, operation: Operation, tree: Tree) -> tuple[Any, list[str]]:
+        if operation.check is not None:
+            operation.check(tree)
+        if operation.request is None:
+            return None, []
+        settings = self.settings
+        limits = Limits(items=settings.max_inputs, tokens=settings.max_request_tokens)
+        return read_fields(operation.request, tree, limits)
 
     def _choose(self, exchange: Exchange, resource: Resource, method: str, tree: Tree) -> Operation:
         """Return the operation that is meant; from then on errors are in its dialect's words."""
@@ -81,6 +126,10 @@ class Shortcut:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request. Raises `ServiceError`, which `RequestLog` answers."""
         resource = exchange_of(scope).resource if scope["type"] == "http" else None
+        if resource is None and scope["type"] == "http":
+            # FastAPI would take `/metrics` and a line end for `/metrics`, past the rules of both.
+            path = scope["path"][:_SHOWN_PATH_CHARACTERS]
+            raise RouteNotFound(f"there is nothing at {scope['method']} {path}")
         if resource is None or scope["method"] != "POST" or "POST" not in resource.methods:
             await self.app(scope, receive, send)
             return
@@ -88,17 +137,5 @@ class Shortcut:
         await response(scope, receive, send)
 
 
-async def _read_tree(body: bytes, content_type: str | None) -> Tree:
-    if len(body) <= INLINE_BYTES:
-        return parse_object(body, content_type)
-    return await asyncio.to_thread(parse_object, body, content_type)
-
-
-async def _read_fields(operation: Operation, tree: Tree, body_bytes: int) -> tuple[Any, list[str]]:
-    if operation.check is not None:
-        operation.check(tree)
-    if operation.request is None:
-        return None, []
-    if body_bytes <= INLINE_BYTES:
-        return read_fields(operation.request, tree)
-    return await asyncio.to_thread(read_fields, operation.request, tree)
+async def _at_once(work: Callable[[], Any]) -> Any:
+    return work()

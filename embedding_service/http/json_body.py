@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from typing import TYPE_CHECKING, Any
 
 import jiter
@@ -12,6 +13,7 @@ import orjson
 
 from embedding_service.dialects.fields import MOST_ECHOED_CHARACTERS, field_name, printable
 from embedding_service.errors import InvalidRequest
+from embedding_service.http.json_values import has_more_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -24,12 +26,19 @@ _MOST_DIGITS = 4300  # jiter and Python refuse longer integers
 _DUPLICATE_KEY = re.compile(r'Detected duplicate key "(.*)" at line', re.DOTALL)
 
 
-def parse_object(body: bytes, content_type: str | None) -> dict[str, Any]:
+def parse_object(
+    body: bytes, content_type: str | None, *, max_values: int = sys.maxsize
+) -> dict[str, Any]:
     """Read a JSON object. Raises `InvalidRequest`, which quotes only a little of the body."""
     kind = (content_type or "application/json").partition(";")[0].strip().lower()
     if kind != "application/json" and not re.fullmatch(r"application/[\w.-]+\+json", kind):
         shown = kind[:MOST_ECHOED_CHARACTERS]
         raise InvalidRequest(f"content-type must be application/json, not {shown}")
+    if has_more_values(body, max_values):
+        raise InvalidRequest(
+            f"the request body has more than {max_values} JSON values; send fewer at a time",
+            code="too_many_values",
+        )
     try:
         tree = jiter.from_json(
             body, allow_inf_nan=True, catch_duplicate_keys=True, cache_mode="none"

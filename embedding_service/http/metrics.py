@@ -43,6 +43,9 @@ class StateCollector(Collector):
         lifecycle, cache = self.lifecycle, self.lifecycle.service.models.cache
         yield _gauge("ready", "1 while a balancer should send requests here.", lifecycle.ready)
         yield _gauge("requests_in_flight", "Requests being served.", lifecycle.in_flight)
+        service = lifecycle.service
+        yield _gauge("answer_bytes", "Reserved for answers until sent.", service.answers.held)
+        yield _gauge("body_bytes", "Bodies being read or served.", service.bodies.held)
         yield _gauge("asyncio_tasks", "Tasks of the event loop.", len(asyncio.all_tasks()))
         if cache is not None:
             yield _counter("cache_hits", "Results that the cache in memory knew.", cache.hits)
@@ -128,6 +131,7 @@ class Stats(BaseModel):
     uptime_s: float
     requests_in_flight: int
     answer_bytes_held: int
+    body_bytes_held: int
     models: dict[str, ModelStats]
 
 
@@ -139,6 +143,7 @@ def stats(lifecycle: Lifecycle) -> Stats:
         uptime_s=round(time.monotonic() - lifecycle.started, 1),
         requests_in_flight=lifecycle.in_flight,
         answer_bytes_held=service.answers.held,
+        body_bytes_held=service.bodies.held,
         models={model.name: _model_stats(model) for model in service.models},
     )
 

@@ -13,7 +13,6 @@ from embedding_service.errors import (
     BodyTooLarge,
     InvalidApiKey,
     MethodNotAllowed,
-    RouteNotFound,
     ServiceError,
     Unavailable,
 )
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
     from embedding_service.http.exchange import Exchange
 
-_SHOWN_PATH_CHARACTERS = 100
 _SHOWN_DETAIL_CHARACTERS = 200
 
 
@@ -65,14 +63,11 @@ async def service_error(request: Request, error: Exception) -> Response:
 
 
 async def http_error(request: Request, error: Exception) -> Response:
-    """Handle an error of Starlette's router: no such path, or not with this method."""
+    """Handle an error of Starlette's router: a path that has not this method."""
     exchange, status = exchange_of(request.scope), getattr(error, "status_code", 500)
     if status == MethodNotAllowed.status:
         headers = getattr(error, "headers", None) or {}
         return _method_not_allowed(request.method, exchange, headers.get("Allow", ""))
-    if status == RouteNotFound.status:
-        path = request.url.path[:_SHOWN_PATH_CHARACTERS]
-        return respond(RouteNotFound(f"there is nothing at {request.method} {path}"), exchange)
     detail = str(getattr(error, "detail", ""))[:_SHOWN_DETAIL_CHARACTERS]
     return respond(ServiceError(detail), exchange)
 

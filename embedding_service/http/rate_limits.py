@@ -41,7 +41,10 @@ class RateLimit:
         await self._serve_with_budget(scope, receive, send, budget)
 
     async def _take_request(self, scope: Scope, exchange: Exchange) -> None:
-        tenant, path = exchange.call.tenant, scope["path"]
+        tenant, resource = exchange.call.tenant, exchange.resource
+        path = scope["path"]
+        if resource is not None and self.rates.paths:
+            path = resource.rated_as(self.rates.paths)
         rate = self.rates.requests(tenant, path)
         if rate is None:
             return

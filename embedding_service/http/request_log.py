@@ -9,6 +9,7 @@ from starlette.datastructures import Headers
 
 from embedding_service.errors import ServiceError
 from embedding_service.http import problems
+from embedding_service.http.connection import connection_of
 from embedding_service.http.exchange import ClientGone, begin
 from embedding_service.http.within import within
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
     from structlog.typing import FilteringBoundLogger
 
+    from embedding_service.http.connection import Connection
     from embedding_service.http.exchange import Exchange
     from embedding_service.http.routes import RouteTable
     from embedding_service.http.tracing import Tracer
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 _LOGGED_CHARACTERS = 200
 CLIENT_GONE = 499
 _FIRST_ERROR_STATUS = 400
+# Small answers are on their way at the end of this turn of the event loop, and not waited for.
+_UNSENT_BYTES = 16 << 10
 
 
 class RequestLog:
@@ -54,7 +58,7 @@ class RequestLog:
             await self.app(scope, receive, send)
             return
         exchange = self._begin(scope)
-        send_with_headers = self._finishing(exchange, send)
+        send_with_headers = self._finishing(exchange, scope, send)
         try:
             with exchange.call.leases:
                 await self._serve(exchange, scope, receive, send_with_headers)
@@ -88,8 +92,11 @@ class RequestLog:
             return
         with self.lifecycle.request():
             await self.app(scope, receive, send)
+            connection = connection_of(scope)
+            if connection is not None and connection.unsent() > _UNSENT_BYTES:
+                await _until_sent(connection)
 
-    def _finishing(self, exchange: Exchange, send: Send) -> Send:
+    def _finishing(self, exchange: Exchange, scope: Scope, send: Send) -> Send:
         """Return `send` with our headers, and a limit on how long the client may take to read."""
 
         async def send_with_headers(message: Message) -> None:
@@ -101,6 +108,8 @@ class RequestLog:
             try:
                 await within(self.send_timeout_s, send(message))
             except TimeoutError:
+                if (connection := connection_of(scope)) is not None:
+                    connection.cut_off()
                 raise ClientGone from None
 
         return send_with_headers
@@ -151,6 +160,15 @@ class RequestLog:
             client=client[0] if client else None,
             **{name: _shortened(value) for name, value in exchange.log.items()},
         )
+
+
+async def _until_sent(connection: Connection) -> None:
+    """Return once the kernel has the answer. Raises `ClientGone`.
+
+    Until then it is in flight: a drain waits for it, and what is reserved for it stays reserved.
+    """
+    if not await connection.sent():
+        raise ClientGone
 
 
 def _own_headers(exchange: Exchange) -> list[tuple[bytes, bytes]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import chain
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from embedding_service.errors import InvalidRequest
 
 if TYPE_CHECKING:
     import re
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Container, Iterable, Iterator, Mapping
 
     from embedding_service.dialects.dialect import Dialect, Operation, Tree
     from embedding_service.dialects.errors import ErrorShape
@@ -37,6 +38,12 @@ class Resource:
     path: str
     errors: ErrorShape
     methods: dict[str, list[Mounted]] = field(default_factory=dict)
+
+    def rated_as(self, rates: Container[str]) -> str:
+        """Return the first of this path and of those it is an alias of that has a rate."""
+        operations = (each.operation for each in chain.from_iterable(self.methods.values()))
+        aliases = (operation.alias_of for operation in operations if operation.alias_of)
+        return next((path for path in (self.path, *aliases) if path in rates), self.path)
 
     def choose(self, method: str, tree: Tree) -> Mounted:
         """Return the operation that a body means. Raises `InvalidRequest` for none, or several."""

@@ -1,7 +1,7 @@
 """Back-pressure: a request is admitted whole or not at all, by the tokens that wait already.
 
-One `Gate` per model for tokens, one for the bytes of all answers. No request ever waits here: it
-is let in, or refused with the time after which to try again.
+One `Gate` per model for tokens, one for the bytes of all answers, one for those of all bodies. No
+request ever waits here: it is let in, or refused with the time after which to try again.
 """
 
 from __future__ import annotations
@@ -51,9 +51,12 @@ class Gate:
             self.held -= amount
             self._count(amount)
 
-    def check(self, amount: int) -> None:
-        """Raise `Overloaded` if there is no room for `amount` at the moment."""
-        if self.held and self.held + amount > self.limit:
+    def check(self, amount: int, *, own: int = 0) -> None:
+        """Raise `Overloaded` if there is no room for `amount` at the moment.
+
+        `own` is the part of what is held that belongs to the request that asks.
+        """
+        if self.held > own and self.held + amount > self.limit:
             raise Overloaded(
                 f"the server is busy: {self.held} {self.unit} are waiting; try again shortly",
                 retry_after_s=self._retry_after_s(),
@@ -73,3 +76,26 @@ class Gate:
         per_second = self._released * fading / remembered_s if remembered_s else 0
         wait = self.held / 2 / per_second if per_second > 0 else _RETRY_AT_LEAST_S
         return min(max(wait, _RETRY_AT_LEAST_S), _RETRY_AT_MOST_S)
+
+
+class Lease:
+    """A share of a `Gate` that grows while a request is read, since nobody knows its size before.
+
+    A request that is alone gets all that it asks for; what it may have is limited elsewhere.
+    """
+
+    def __init__(self, gate: Gate) -> None:
+        self.gate = gate
+        self.held = 0
+
+    def add(self, amount: int) -> None:
+        """Hold more. Raises `Overloaded` if others hold too much for that."""
+        self.gate.check(amount, own=self.held)
+        self.gate.held += amount
+        self.held += amount
+
+    def release(self) -> None:
+        """Let go of everything."""
+        self.gate.held -= self.held
+        self.gate._count(self.held)  # noqa: SLF001 - a part of it
+        self.held = 0

@@ -127,7 +127,8 @@ def _check_dimensions(model: ServedModel, encoder: Encoder, dimensions: int) -> 
         reason = f"{model.name} has no dense vectors to shorten"
     elif sizes is None:
         reason = (
-            f"{Field.DIMENSIONS} must be {full}: {model.name} was not trained for shorter vectors"
+            f"{Field.DIMENSIONS} must be {full}: {model.name} is not known to be trained for "
+            "shorter vectors (matryoshka: true in the server's settings allows them)"
         )
     elif sizes and dimensions not in sizes:
         allowed = ", ".join(map(str, sizes))
@@ -170,6 +171,7 @@ def check_late_interaction(model: ServedModel, job: RerankJob) -> None:
     for name, value in (
         ("instruction", job.instruction),
         ("max_tokens_per_doc", job.max_tokens_per_document),
+        ("truncate_prompt_tokens", job.max_tokens),
     ):
         if value is not None:
             raise InvalidRequest(
@@ -183,8 +185,8 @@ def numbers(encoder: Encoder, job: EmbedJob, prepared: Prepared) -> int:
     return rows * (encoder.facts.dimension or 1)
 
 
-def answer_bytes(encoder: Encoder, job: EmbedJob, prepared: Prepared, *, limit: int) -> int:
-    """Return about how large the answer will be. Raises `InvalidRequest` above `limit`."""
+def answer_bytes(encoder: Encoder, job: EmbedJob, prepared: Prepared) -> int:
+    """Return about how large the answer will be."""
     full, inputs = encoder.facts.dimension or 0, len(job.inputs)
     written = len(job.outputs & PER_TOKEN) * prepared.total * full
     if Output.DENSE in job.outputs:
@@ -195,10 +197,14 @@ def answer_bytes(encoder: Encoder, job: EmbedJob, prepared: Prepared, *, limit: 
         needed += vectors.written_bytes(written, dtype, Encoding.FLOAT)
     if Output.SPARSE in job.outputs:
         needed += _BYTES_A_WEIGHT * (prepared.total if full else VOCABULARY_WEIGHTS * inputs)
+    return needed
+
+
+def check_answer(needed: int, limit: int, field: Field) -> None:
+    """Raise `InvalidRequest` for an answer of more than `limit` bytes."""
     if needed > limit:
         raise InvalidRequest(
             f"the answer would have about {needed} bytes, and this server sends at most {limit}; "
             "ask for encoding_format base64, embed_dtype float16 or fewer texts",
-            param=job.field,
+            param=field,
         )
-    return needed

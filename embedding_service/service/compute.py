@@ -13,6 +13,7 @@ from itertools import product, repeat
 from typing import TYPE_CHECKING
 
 from embedding_service.service.cache import Key, MemoryCache, digest
+from embedding_service.service.outputs import KINDS
 from embedding_service.service.single_flight import SingleFlight
 from embedding_service.service.vectors import is_finite
 from embedding_service.types import Batch, BatchResult
@@ -158,8 +159,15 @@ class _Search:
         wanted = [Key(model, key, output) for key, output in product(keys, outputs)]
         known: Found = {}
         for entry, value in (await self.model.shared.get(wanted)).items():
-            known.setdefault(entry.digest, {})[entry.output] = value
+            if self._fits(entry, value):
+                known.setdefault(entry.digest, {})[entry.output] = value
         return {key: rows for key, rows in known.items() if rows.keys() == outputs}
+
+    def _fits(self, entry: Key, value: Floats) -> bool:
+        """Tell whether a value from elsewhere has the shape of this model's results."""
+        tokens = len(self.batch.ids[self.first[entry.digest]])
+        facts = self.engine.loaded.facts
+        return KINDS[entry.output].fits(value, facts, tokens)
 
     def _add(self, keys: list[bytes], result: BatchResult) -> Found:
         computed = dict(zip(keys, result.results, strict=True))

@@ -40,8 +40,10 @@ def lexical(query: Sparse, document: Sparse) -> float:
 
 
 def weighted(scores: Three, weights: Three) -> float:
-    """Return the weighted mean of (dense, sparse, ColBERT) scores."""
-    return sum(score * weight for score, weight in zip(scores, weights, strict=True)) / sum(weights)
+    """Return the weighted mean of (dense, sparse, ColBERT) scores, however large weights are."""
+    largest = max(weights)
+    shares = [weight / largest for weight in weights]
+    return sum(score * share for score, share in zip(scores, shares, strict=True)) / sum(shares)
 
 
 def embed_job(model: str, job: RerankJob) -> tuple[EmbedJob, list[str]]:
@@ -55,7 +57,7 @@ def embed_job(model: str, job: RerankJob) -> tuple[EmbedJob, list[str]]:
         model,
         [*documents, *queries],
         _MAX_SIM if job.weights is None else _ALL_THREE,
-        truncate=Truncate.RIGHT,
+        truncate=Truncate.LEFT if job.left else Truncate.RIGHT,
         encoding=Encoding.BASE64,
         field=Field.DOCUMENTS,
         queries=len(queries),

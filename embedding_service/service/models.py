@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     Named = tuple["ServedModel", AliasSettings | None]  # and the prompt that its alias implies
 
 STARTING_RETRY_S = 5.0
+_LONGEST_NAME = 1000
 # Share of the tokens expected from a request's length that it is taken to have at least.
 SURELY = 0.8
 # The mean of characters per token follows the last sixteen bulk requests or so.
@@ -148,8 +149,10 @@ class ServedModel:
             dimension=facts.dimension,
             max_tokens=facts.max_tokens,
             outputs=facts.outputs,
-            prompt_names=self.encoder.prompt_names if self.encoder else (),
-            matryoshka=self.matryoshka is not None,
+            prompts=facts.prompts if self.encoder else {},
+            pooling=facts.pooling,
+            normalizes=facts.normalizes,
+            matryoshka=self.matryoshka,
             dtype=facts.dtype,
             device=facts.device,
         )
@@ -209,7 +212,7 @@ class ModelRegistry:
         """
         if name is not None and name in self._by_name:
             return self._by_name[name]
-        if self._serve_default:
+        if self._serve_default and len(name or "") <= _LONGEST_NAME:  # it may come back in answers
             return self.default_for(scores=scores), None
         if name is None:
             raise InvalidRequest("you must provide a model parameter", param="model")

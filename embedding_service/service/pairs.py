@@ -6,15 +6,19 @@ last position answers yes or no (Qwen3-Reranker). The query is never cut.
 
 from __future__ import annotations
 
+import re
 import sys
+from dataclasses import dataclass, field
+from itertools import chain, product
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from embedding_service.errors import ContextLengthExceeded, InvalidRequest
 from embedding_service.families import profiles
+from embedding_service.service import slices
 from embedding_service.service.checks import check_total
-from embedding_service.service.prompts import ENCODE_TEXTS, Prepared, bare_tokenizer
+from embedding_service.service.prompts import Prepared, bare_tokenizer
 from embedding_service.types import Field
 
 if TYPE_CHECKING:
@@ -23,11 +27,19 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from embedding_service.engine.protocol import ModelFacts
+    from embedding_service.families.profiles import PairPrompt
+    from embedding_service.service.slices import Steps
     from embedding_service.settings.model import ModelOptions
     from embedding_service.types import RerankJob, TokenIds
 
     Ids = list[int]
-    Pairs = Iterator[tuple[Ids, Ids]]  # query and document, without special tokens
+    Portion = list[tuple[str, str]]  # query and document
+
+
+# Pairs that are put together between two rests: each may be as long as the model's context.
+_PAIRS_AT_ONCE = 64
+_PLACES = re.compile(r"\{instruction\}|\{query\}")
+_ENDS = ("a", ".", " ", "\n", "\t ", "!?", "狐", "é", "0", "<", ">", "'s")
 
 
 class Template(NamedTuple):
@@ -44,6 +56,31 @@ class Template(NamedTuple):
         return np.array(start + document + self.tail, np.int32), len(start)
 
 
+class Query(NamedTuple):
+    """A query's ids, and the end of its text that is tokenised together with each document."""
+
+    head: Ids
+    joined: str
+    joined_ids: Ids
+
+
+@dataclass(slots=True)
+class _Rows:
+    """The pairs that are put together so far. `add` raises `InvalidRequest` for too many tokens."""
+
+    most: int
+    ids: list[TokenIds] = field(default_factory=list)
+    boundaries: Ids = field(default_factory=list)
+    truncated: Ids = field(default_factory=list)
+    total: int = 0
+
+    def add(self, pair: TokenIds, boundary: int) -> None:
+        self.ids.append(pair)
+        self.boundaries.append(boundary)
+        self.total += len(pair)
+        check_total(self.total, self.most, param=Field.DOCUMENTS)
+
+
 class PairEncoder:
     """The tokenizer and the pair template of one reranker."""
 
@@ -51,50 +88,88 @@ class PairEncoder:
         self.facts = facts
         self.max_tokens = facts.max_tokens
         self.name = options.model_name
-        self.prompt = profiles.find(
-            model_name=self.name, architecture=facts.architecture
-        ).pair_prompt
+        self.prompt = profiles.named(facts.family).pair_prompt
+        self._joint = self.prompt is not None and self.prompt.separator is None
         self._tokenizer = bare_tokenizer(tokenizer_json)
-        own = self.prompt.instruction if self.prompt else ""
+        self._slices = slices.SlicedTokenizer(self._tokenizer)
+        own = self.prompt.instruction if self.prompt else None
         self.default_instruction = options.default_instruction or own
-        if self.prompt is None:
-            self._template = _pair_template(self._tokenizer)
-        else:
-            self._template = Template(self._ids(self.prompt.head), [], self._ids(self.prompt.tail))
+        self._template = (
+            _pair_template(self._tokenizer) if self.prompt is None else self._worded(self.prompt)
+        )
+        self._last_line = self._find_last_line() if self._joint else ""
         nothing, _ = self._template.around([], [])
         self._room_for_both = self.max_tokens - len(nothing)
         self._cut_query_to = self.max_tokens * 3 // 4  # as FlagEmbedding does
 
     def prepare(self, job: RerankJob, *, max_total: int) -> Prepared:
+        """Take all `steps` at once."""
+        return slices.finish(self.steps(job, max_total=max_total))
+
+    def steps(self, job: RerankJob, *, max_total: int) -> Steps[Prepared]:
         """Tokenise every pair.
 
         Raises `InvalidRequest`, and `ContextLengthExceeded` if a query alone is too long.
         """
         self._check_instruction(job.instruction)
-        ids: list[TokenIds] = []
-        boundaries: Ids = []
-        truncated: Ids = []
-        total, most = 0, job.max_tokens_per_document or sys.maxsize
-        for index, (query, document) in enumerate(self._encode(job)):
-            if job.cut_longest:
-                kept = self._cut_longest(query, document, job)
-            else:
-                room = min(self._room(query), most)
-                if len(document) > room and not job.cut_documents:
-                    raise self._too_long(index, len(document), room)
-                kept = query, document[:room]
-            if kept != (query, document):
-                truncated.append(index)
-            pair, boundary = self._template.around(*kept)
-            ids.append(pair)
-            boundaries.append(boundary)
-            total += len(pair)
-            check_total(total, max_total, param=Field.DOCUMENTS)
-        numbered = boundaries if self._template.has_types else None
-        return Prepared(ids, list(range(len(ids))), tuple(truncated), boundaries=numbered)
+        queries: dict[str, Query] = {}
+        rows, count = _Rows(max_total), slices.Count(self._limits(job, max_total))
+        for portion in _portions(job.pairs):
+            for text in {query for query, _ in portion} - queries.keys():
+                queries[text] = yield from self._read_query(text, job, max_total)
+            asked = [queries[query] for query, _ in portion]
+            # Each with what of its query it might join.
+            before = "" if self.prompt is None else self.prompt.document
+            pairs = zip(asked, portion, strict=True)
+            texts = [query.joined + before + text for query, (_, text) in pairs]
+            documents = yield from self._slices.read(texts, count)
+            for query, document in zip(asked, documents, strict=False):
+                self._add(rows, query, document, job)
+            yield False
+        numbered = rows.boundaries if self._template.has_types else None
+        owner = list(range(len(rows.ids)))
+        return Prepared(rows.ids, owner, tuple(rows.truncated), boundaries=numbered)
+
+    def _add(self, rows: _Rows, query: Query, document: Ids, job: RerankJob) -> None:
+        """Put a pair together, with as much of it as fits."""
+        own, document = self._parted(query, document)
+        if job.cut_longest:
+            kept = self._cut_longest(own, document[: job.max_tokens_per_document], job)
+        else:
+            kept = own, self._cut_document(len(rows.ids), own, document, job)
+        if kept != (own, document):
+            rows.truncated.append(len(rows.ids))
+        rows.add(*self._template.around(*kept))
+
+    def _cut_document(self, index: int, query: Ids, document: Ids, job: RerankJob) -> Ids:
+        room = min(self._room(query), job.max_tokens_per_document or sys.maxsize)
+        if len(document) > room and not job.cut_documents:
+            raise self._too_long(index, len(document), room)
+        return document[:room]
+
+    def _find_last_line(self) -> str:
+        """Return the last line of the prompt if no token reaches across its beginning, or nothing.
+
+        The reference tokenises query and document together. What comes before that line is then
+        the same for all documents of a query, and is tokenised once.
+        """
+        prompt = self._query_text("{query}", None)
+        last = prompt[prompt.rfind("\n") + 1 :]
+        heads, tails = [f"a{end}\n" for end in _ENDS], [last + start for start in _ENDS]
+        certain = "{" not in last and all(
+            self._ids(head) + self._ids(tail) == self._ids(head + tail)
+            for head, tail in product(heads, tails)
+        )
+        return last if certain else ""
+
+    def _worded(self, prompt: PairPrompt) -> Template:
+        """Return the template of a question in words, its pieces tokenised one by one."""
+        tail = list(chain.from_iterable(map(self._ids, prompt.tail)))
+        return Template(self._ids(prompt.head), self._ids(prompt.separator or ""), tail)
 
     def _check_instruction(self, instruction: str | None) -> None:
-        if instruction is not None and self.prompt is None:
+        takes = self.prompt is not None and self.prompt.instructed is not None
+        if instruction is not None and not takes:
             text = f"{self.name} was not trained with instructions; leave instruction out"
             raise InvalidRequest(text, param="instruction")
 
@@ -119,23 +194,6 @@ class PairEncoder:
                 param="query",
             )
         return room
-
-    def _encode(self, job: RerankJob) -> Pairs:
-        """Tokenise a portion of the pairs at a time, and each query once."""
-        queries: dict[str, Ids] = {}
-        for start in range(0, len(job.pairs), ENCODE_TEXTS):
-            portion = job.pairs[start : start + ENCODE_TEXTS]
-            asked = [self._query_text(query, job.instruction) for query, _ in portion]
-            for text in set(asked) - queries.keys():
-                queries[text] = self._query_ids(text, job)
-            texts = [document for _, document in portion]
-            if (
-                self.prompt is not None
-            ):  # which is tokenised with the document, as the reference does
-                texts = [query + text for query, text in zip(asked, texts, strict=True)]
-            encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-            for query, encoding in zip(asked, encodings, strict=True):
-                yield self._parted(queries[query], encoding.ids)
 
     def _cut_longest(self, query: Ids, document: Ids, job: RerankJob) -> tuple[Ids, Ids]:
         """Cut a pair to its room, taking tokens from the longer part first; a prompt stays whole.
@@ -164,33 +222,53 @@ class PairEncoder:
             )
         return max_tokens - special
 
-    def _query_ids(self, text: str, job: RerankJob) -> Ids:
-        """Tokenise a query; refuse one that cannot fit before each document gets a copy of it."""
-        ids = self._ids(text)
-        if job.cut_longest and self.prompt is None:
-            return _kept(ids, self._room_for_both, left=job.left)
-        if job.cut_queries and self.prompt is None:
-            ids = ids[: self._cut_query_to]
-        self._room(ids)
-        return ids
+    def _limits(self, job: RerankJob, max_total: int) -> slices.Limits:
+        return slices.Limits(
+            max_total,
+            Field.DOCUMENTS,
+            most=None if job.left else self.max_tokens,
+            cut=job.cut_documents or job.cut_longest,
+        )
 
-    def _parted(self, query: Ids, ids: Ids) -> tuple[Ids, Ids]:
-        """Return the ids of query and document; with a prompt, `ids` begin with the query.
+    def _read_query(self, query: str, job: RerankJob, max_total: int) -> Steps[Query]:
+        """Tokenise a query; refuse one that cannot fit before each document gets a copy of it."""
+        cut_longest = job.cut_longest and self.prompt is None
+        cut = cut_longest or (job.cut_queries and not self._joint)
+        most = None if job.left else self.max_tokens
+        limits = slices.Limits(max_total, "query", most=most, cut=cut)
+        text = self._query_text(query, job.instruction)
+        head = text.removesuffix(self._last_line)
+        (ids,) = yield from self._slices.read([head or text], slices.Count(limits))
+        if cut_longest:
+            return Query(_kept(ids, self._room_for_both, left=job.left), "", [])
+        if cut:
+            ids = ids[: self._cut_query_to]
+        asked = Query(ids, self._last_line, self._ids(self._last_line))
+        if self._joint and not self._last_line:
+            asked = Query([], text, ids)
+        self._room(asked.head + asked.joined_ids)
+        return asked
+
+    def _parted(self, query: Query, ids: Ids) -> tuple[Ids, Ids]:
+        """Return the ids of query and document; `ids` begin with those of the joined part.
 
         A document may join the query's last piece, so the two part where their ids differ first.
         """
-        if self.prompt is None:
-            return query, ids
-        pieces = enumerate(zip(query, ids, strict=False))
-        shorter = min(len(query), len(ids))
-        cut = next((place for place, (own, both) in pieces if own != both), shorter)
-        return ids[:cut], ids[cut:]
+        own = query.joined_ids
+        pieces = enumerate(zip(own, ids, strict=False))
+        shorter = min(len(own), len(ids))
+        cut = next((place for place, (before, both) in pieces if before != both), shorter)
+        return query.head + ids[:cut], ids[cut:]
 
     def _query_text(self, query: str, instruction: str | None) -> str:
         if self.prompt is None:
             return query
         wanted = self.default_instruction if instruction is None else instruction
-        return self.prompt.query.replace("{instruction}", wanted).replace("{query}", query)
+        if wanted is None or self.prompt.instructed is None:
+            return (self.prompt.query or "{query}").replace("{query}", query)
+        values = {"{instruction}": wanted, "{query}": query}
+        # In one pass: an instruction full of `{query}` would be as many copies of the query.
+        return _PLACES.sub(lambda place: values[place[0]], self.prompt.instructed)
 
     def _ids(self, text: str) -> Ids:
         ids: Ids = self._tokenizer.encode(text, add_special_tokens=False).ids
@@ -214,3 +292,8 @@ def _pair_template(tokenizer: Tokenizer) -> Template:
         tail=ids[second + parts.count(1) :],
         has_types=any(pair.type_ids),
     )
+
+
+def _portions(pairs: Portion) -> Iterator[Portion]:
+    for start in range(0, len(pairs), _PAIRS_AT_ONCE):
+        yield pairs[start : start + _PAIRS_AT_ONCE]

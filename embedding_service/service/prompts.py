@@ -1,7 +1,7 @@
 """From the inputs of a request to the token ids that the engine reads: prompt, tokenise, fit.
 
-Pure functions of a model's facts; slow ones are meant for a worker thread (the tokenizer
-releases the interpreter lock).
+Pure functions of a model's facts; slow ones go in steps, each of them meant for a worker thread
+(the tokenizer releases the interpreter lock).
 """
 
 from __future__ import annotations
@@ -15,24 +15,34 @@ from tokenizers import Tokenizer
 
 from embedding_service.errors import ContextLengthExceeded, InvalidRequest
 from embedding_service.families import profiles
-from embedding_service.service import cl100k
+from embedding_service.service import cl100k, slices
 from embedding_service.service.checks import check_total
 from embedding_service.types import Field, InputType, TokenIdPolicy, Truncate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from embedding_service.engine.protocol import ModelFacts
+    from embedding_service.service.slices import Steps
     from embedding_service.settings.model import AliasSettings, ModelOptions
     from embedding_service.types import EmbedJob, TokenIds
 
-# Texts tokenised in one call: enough for the tokenizer's own threads, small enough that a cancelled
-# request stops soon.
-ENCODE_TEXTS = 256
-# A prompt is put before every input, so up to ENCODE_TEXTS copies of it are in memory at a time.
-MAX_PROMPT_CHARACTERS = 16_384
+MAX_PROMPT_CHARACTERS = 16_384  # it is put before every input
 _Value = TypeVar("_Value")
-_PROMPT_NAMES = {InputType.QUERY: ("query",), InputType.DOCUMENT: ("document", "passage")}
+# Of the model's own prompts, the first of these is for the input type; those of
+# sentence-transformers' `encode_query` and `encode_document` come first. Case and punctuation do
+# not count.
+_PROMPT_NAMES = {
+    InputType.QUERY: (
+        "query", "search_query", "retrieval_query", "s2p_query", "web_search_query",
+    ),
+    InputType.DOCUMENT: (
+        "document", "passage", "corpus", "search_document", "retrieval_document",
+        "retrieval_passage",
+    ),
+}  # fmt: skip
+# The forms that instructions have in prompts of model cards.
+_INSTRUCTED = re.compile(r"(Instruct: )[^\n]+(\nQuery: ?)|(<instruct>)[^\n]+(\n<query>)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +51,7 @@ class Prepared:
 
     `ids` holds one array per chunk and `owner` the input that each chunk belongs to; unless an
     input was chunked, the two run in parallel with the inputs. `boundaries` are those of pairs, if
-    the model numbers its segments; see `Batch`.
+    the model numbers its segments, or of prompts that are not pooled; see `Batch`.
     """
 
     ids: list[TokenIds]
@@ -92,13 +102,14 @@ class Encoder:
         self.facts = facts
         self.options = options
         self.max_tokens = facts.max_tokens
-        self.profile = profile = profiles.find(
-            model_name=options.model_name, architecture=facts.architecture
-        )
-        self.template = options.instruction_template or profile.instruction_template
+        self.profile = profile = profiles.named(facts.family)
+        self._own = own_prompts(facts.prompts) if profile.typed else {}
+        own = _template(self._own.get(InputType.QUERY, ""))
+        self.template = options.instruction_template or own or profile.instruction_template
         self.default_instruction = options.default_instruction or profile.default_instruction
         self._prompted = re.compile(profile.prompted or r"(?!)")
         self._tokenizer = bare_tokenizer(tokenizer_json)
+        self._slices = slices.SlicedTokenizer(self._tokenizer)
         self._head, self._tail = _special_tokens(self._tokenizer)
         self.room = self.max_tokens - len(self._head) - len(self._tail)
         if options.token_ids is TokenIdPolicy.CL100K:
@@ -110,11 +121,24 @@ class Encoder:
         return tuple(self.facts.prompts)
 
     def prefix(self, job: EmbedJob, alias: AliasSettings | None) -> str:
-        """Return the text to put before every input of `job`.
+        """Return the text to put before every input of `job`. Raises `InvalidRequest`.
 
         The request's own `instruction` wins, then its `prompt_name`, then its `input_type`, then
         those of the alias, in the same order, then the model's own default prompt.
         """
+        return self._chosen(job, alias) or ""
+
+    def completed(self, job: EmbedJob) -> EmbedJob:
+        """Return the job with what the family's recipe asks for."""
+        wanted = self.profile.layer_norm_before_cut and job.dimensions is not None
+        return replace(job, layer_norm=True) if wanted else job
+
+    def ignored(self, job: EmbedJob) -> tuple[str, ...]:
+        """Name the fields of a job that change nothing: this model has no prompt for its type."""
+        by_type = job.input_type is not None and job.instruction is job.prompt_name is None
+        return ("input_type",) if by_type and self._chosen(job, None) is None else ()
+
+    def _chosen(self, job: EmbedJob, alias: AliasSettings | None) -> str | None:
         for source in (job, alias):
             if source is None:
                 continue
@@ -124,8 +148,11 @@ class Encoder:
                 return self._named(source.prompt_name)
             if source.input_type is not None:
                 return self._typed(source.input_type)
-        default = self.facts.default_prompt_name
-        return self.facts.prompts.get(default, "") if default else ""
+        return self._default()
+
+    def _default(self) -> str | None:
+        name = self.facts.default_prompt_name
+        return self.facts.prompts.get(name) if name else None
 
     def _instructed(self, instruction: str) -> str:
         if self.template is None:
@@ -133,6 +160,10 @@ class Encoder:
                 f"{self.options.model_name} was not trained with instructions; leave instruction "
                 "out (or set instruction_template in the server's configuration)",
                 param="instruction",
+            )
+        if len(instruction) > MAX_PROMPT_CHARACTERS:
+            raise InvalidRequest(
+                f"the prompt has more than {MAX_PROMPT_CHARACTERS} characters", param="instruction"
             )
         return self.template.replace("{instruction}", instruction) if instruction else ""
 
@@ -145,25 +176,39 @@ class Encoder:
             )
         return prompts[name]
 
-    def _typed(self, input_type: InputType) -> str:
-        if input_type is InputType.QUERY and self.template and self.default_instruction:
+    def _typed(self, input_type: InputType) -> str | None:
+        """Return the prompt for queries or documents, None if nobody knows one.
+
+        The operator's instruction wins, then the model's own files, where a prompt for the other
+        side means that this one has none, then the family. A default prompt is for neither side, as
+        in sentence-transformers.
+        """
+        is_query = input_type is InputType.QUERY
+        set_by_hand = self.options.instruction_template or self.options.default_instruction
+        if is_query and set_by_hand and self.template and self.default_instruction:
             return self._instructed(self.default_instruction)
-        own = self.profile.query if input_type is InputType.QUERY else self.profile.document
-        if own is not None:
-            return own
-        prompts = self.facts.prompts
-        return next((prompts[name] for name in _PROMPT_NAMES[input_type] if name in prompts), "")
+        if input_type in self._own:
+            return self._own[input_type]
+        if self._own:
+            return ""
+        family = self._typed_by_family(is_query=is_query)
+        return "" if family is None and self._default() is not None else family
+
+    def _typed_by_family(self, *, is_query: bool) -> str | None:
+        if is_query and self.template and self.default_instruction:
+            return self._instructed(self.default_instruction)
+        return self.profile.query if is_query else self.profile.document
 
     def prepare(self, job: EmbedJob, prefix: str, *, max_total: int) -> Prepared:
+        """Take all `steps` at once."""
+        return slices.finish(self.steps(job, prefix, max_total=max_total))
+
+    def steps(self, job: EmbedJob, prefix: str, *, max_total: int) -> Steps[Prepared]:
         """Tokenise, and fit every input into the model's context as `job.truncate` says.
 
         Raises `InvalidRequest` (`param` names the input) and `ContextLengthExceeded`; stops as soon
         as the request holds more than `max_total` tokens.
         """
-        if len(prefix) > MAX_PROMPT_CHARACTERS:
-            raise InvalidRequest(
-                f"the prompt has more than {MAX_PROMPT_CHARACTERS} characters", param="instruction"
-            )
         inputs: Sequence[Any] = job.inputs
         read_as = None if isinstance(inputs[0], str) else self.options.token_ids
         if read_as is TokenIdPolicy.REJECT:
@@ -175,7 +220,7 @@ class Encoder:
         else:
             if read_as is TokenIdPolicy.CL100K:
                 inputs = _decoded(inputs, job.field)
-            contents = self._encode(inputs, prefix, job, max_total=max_total)
+            contents = yield from self._encode(inputs, prefix, job, max_total=max_total)
         shortened = self._shorten(contents, job)
         prepared = self._fit(contents, job, read_as)
         if shortened:
@@ -230,33 +275,37 @@ class Encoder:
 
     def _encode(
         self, texts: Sequence[str], prefix: str, job: EmbedJob, *, max_total: int
-    ) -> list[Content]:
-        """Tokenise without special tokens, a portion at a time.
-
-        Inputs that are not cut count whole, so that a request with too many tokens ends early.
-        """
-        counts_whole = job.truncate in (Truncate.ERROR, Truncate.CHUNK_MEAN)
-        prompt = 0 if job.truncate is Truncate.ERROR else self._prompt_tokens(prefix)
-        contents: list[Content] = []
-        total = 0
-        for start in range(0, len(texts), ENCODE_TEXTS):
-            portion = [self._prompt(text, prefix) for text in texts[start : start + ENCODE_TEXTS]]
-            encodings = self._tokenizer.encode_batch_fast(portion, add_special_tokens=False)
-            for text, encoding in zip(portion, encodings, strict=True):
-                contents.append(Content(encoding.ids, prompt if text.startswith(prefix) else 0))
-                total += len(encoding.ids)
-            if counts_whole:
-                check_total(total, max_total, param=job.field)
-        return contents
+    ) -> Steps[list[Content]]:
+        """Tokenise without special tokens, and no more of a text than its treatment asks for."""
+        whole = job.truncate is Truncate.ERROR and self.facts.pools_prompts
+        prompt = 0 if whole else self._prompt_tokens(prefix)
+        fits = job.truncate in (Truncate.ERROR, Truncate.RIGHT)
+        limits = slices.Limits(
+            max_total,
+            job.field,
+            most=self.room if fits else None,
+            cut=job.truncate in (Truncate.LEFT, Truncate.RIGHT),
+        )
+        prompted = (self._prompt(text, prefix) for text in texts) if prefix else texts
+        read = yield from self._slices.read(prompted, slices.Count(limits))
+        if not prompt:
+            return list(map(Content, read))
+        return [
+            Content(ids, 0 if self._has_another(text, prefix) else prompt)
+            for text, ids in zip(texts, read, strict=False)
+        ]
 
     def _prompt_tokens(self, prefix: str) -> int:
         return len(self._tokenizer.encode(prefix, add_special_tokens=False).ids) if prefix else 0
 
     def _prompt(self, text: str, prefix: str) -> str:
         """Put the prompt before a text that has none."""
-        if not prefix or text.startswith(prefix) or self._prompted.match(text):
-            return text
-        return prefix + text
+        has_one = text.startswith(prefix) or self._has_another(text, prefix)
+        return text if has_one else prefix + text
+
+    def _has_another(self, text: str, prefix: str) -> bool:
+        """Tell whether a text came with a prompt of its own."""
+        return not text.startswith(prefix) and self._prompted.match(text) is not None
 
     def _fit(
         self, contents: list[Content], job: EmbedJob, read_as: TokenIdPolicy | None
@@ -264,11 +313,13 @@ class Encoder:
         """Cut or chunk the inputs that are too long, and add the special tokens."""
         arrays: list[TokenIds] = []
         owner: list[int] = []
+        skipped: list[int] = []
         long = [i for i, content in enumerate(contents) if len(content.ids) > self.room]
         for index, content in enumerate(contents):
             for chunk in self._chunks(content, f"{job.field}[{index}]", job.truncate):
                 arrays.append(np.array([*self._head, *chunk, *self._tail], np.int32))
                 owner.append(index)
+                skipped.append(self._skipped(content))
         chunks = job.truncate is Truncate.CHUNK_MEAN
         return Prepared(
             arrays,
@@ -276,7 +327,15 @@ class Encoder:
             truncated=() if chunks else tuple(long),
             chunked=tuple(long) if chunks else (),
             read_as=read_as,
+            boundaries=None if self.facts.pools_prompts else skipped,
         )
+
+    def _skipped(self, content: Content) -> int:
+        """Return how many tokens a prompt takes that the model's pooling leaves out, its head too.
+
+        As sentence-transformers counts them (`Transformer._get_prompt_length`).
+        """
+        return len(self._head) + content.prompt if content.prompt else 0
 
     def _chunks(self, content: Content, where: str, truncate: Truncate) -> Iterator[list[int]]:
         ids, prompt = content
@@ -298,7 +357,9 @@ class Encoder:
     def _check_can_be_cut(self, content: Content, where: str, truncate: Truncate) -> None:
         limit = f"maximum context length {{}} {self.max_tokens} tokens"
         if truncate is Truncate.ERROR:
-            requested = len(content.ids) + self.max_tokens - self.room
+            requested = str(len(content.ids) + self.max_tokens - self.room)
+            if isinstance(content.ids, slices.Beginning):
+                requested = f"more than {self.max_tokens}"
             raise ContextLengthExceeded(
                 f"This model's {limit.format('is')}, however you requested {requested} "
                 f"tokens in {where}. Shorten it, or set {Field.TRUNCATE}.",
@@ -312,18 +373,46 @@ class Encoder:
             )
 
     def tokenize(
-        self, texts: list[str], *, add_special_tokens: bool, max_total: int
-    ) -> list[list[Token]]:
+        self, texts: Iterable[str], *, add_special_tokens: bool, max_total: int
+    ) -> Steps[list[list[Token]]]:
         """Return the tokens of each text, uncut; raise `InvalidRequest` beyond `max_total`."""
-        encodings = self._tokenizer.encode_batch(texts, add_special_tokens=add_special_tokens)
-        check_total(sum(map(len, encodings)), max_total, param=Field.INPUT)
-        pairs = zip(texts, encodings, strict=True)
-        return [list(_tokens(text, encoding)) for text, encoding in pairs]
+        count = slices.Count(slices.Limits(max_total, Field.INPUT))
+        found: list[list[Token]] = []
+        total = 0
+        for portion in slices.portions(texts, slices.SLICE_CHARACTERS):
+            if len(portion[0]) > slices.SLICE_CHARACTERS:  # count, before all is held at once
+                yield from self._slices.read(portion, count)
+                yield True
+            encodings = self._tokenizer.encode_batch(portion, add_special_tokens=add_special_tokens)
+            total += sum(map(len, encodings))
+            check_total(total, max_total, param=Field.INPUT)
+            pairs = zip(portion, encodings, strict=True)
+            found += [list(_tokens(text, encoding)) for text, encoding in pairs]
+            yield False
+        return found
 
     def decode(self, inputs: list[list[int]], *, skip_special_tokens: bool) -> list[str]:
         """Return the text of each list of the model's own token ids. Raises `InvalidRequest`."""
         self._check_vocabulary(inputs, Field.INPUT)
         return list(self._tokenizer.decode_batch(inputs, skip_special_tokens=skip_special_tokens))
+
+
+def own_prompts(prompts: Mapping[str, str]) -> dict[InputType, str]:
+    """Return those of a model's named prompts that are for queries and for documents."""
+    plain = {re.sub(r"[\W_]+", "_", name).lower(): text for name, text in prompts.items()}
+    known: dict[InputType, str] = {}
+    for input_type, names in _PROMPT_NAMES.items():
+        found = next(filter(plain.__contains__, names), None)
+        # "corpus" is for documents beside a prompt for queries; alone it says nothing.
+        if found is not None and (found != "corpus" or InputType.QUERY in known):
+            known[input_type] = plain[found]
+    return known
+
+
+def _template(prompt: str) -> str | None:
+    """Return the form of a prompt's instruction, if it has one that is known."""
+    match = _INSTRUCTED.fullmatch(prompt)
+    return "{instruction}".join(filter(None, match.groups())) if match else None
 
 
 def _decoded(inputs: Sequence[list[int]], field: Field) -> list[str]:

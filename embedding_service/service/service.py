@@ -5,21 +5,21 @@ Between the dialects above and the engine below; knows neither HTTP nor ZeroMQ.
 
 from __future__ import annotations
 
-import asyncio
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar
+from itertools import chain
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from embedding_service.errors import ContextLengthExceeded, InvalidRequest, PermissionDenied
-from embedding_service.service import checks, late_interaction
+from embedding_service.service import checks, late_interaction, slices
 from embedding_service.service.admission import Gate
 from embedding_service.service.finish import check_finite, finish
 from embedding_service.service.models import ModelRegistry
+from embedding_service.service.threads import Threads
 from embedding_service.types import Batch, Embeddings, EmbedJob, Field, Output, Priority, Scores
 
 if TYPE_CHECKING:
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
     from embedding_service.service.pairs import PairEncoder
     from embedding_service.service.prompts import Encoder, Prepared, Token
     from embedding_service.service.shared_cache import SharedCache
+    from embedding_service.service.slices import Steps
     from embedding_service.settings.gateway import Settings
     from embedding_service.telemetry import Metrics
     from embedding_service.types import RerankJob
 
     Inputs = list[str] | list[list[int]]
-    Work = Callable[[], Prepared]
 
 _T = TypeVar("_T")
 INTERACTIVE_TEXTS = 8
@@ -66,12 +66,13 @@ class EmbeddingService:
         self.metrics = metrics
         self.models = ModelRegistry(settings, engines, shared)
         self.answers = Gate(settings.max_inflight_response_bytes, "bytes of answers")
+        self.bodies = Gate(settings.max_inflight_body_bytes, "bytes of request bodies")
         self.requests = Gate(settings.max_concurrent_requests or sys.maxsize, "requests")
-        self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="service")
+        self.threads = Threads()
 
     def close(self) -> None:
         """Let go of the threads."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self.threads.close()
 
     async def embed(self, job: EmbedJob, call: Call) -> Embeddings:
         """Answer a request before its deadline or raise a `ServiceError`.
@@ -84,19 +85,17 @@ class EmbeddingService:
         job, cut = checks.cut_texts(settings, job)
         checks.check_embed(settings, model, encoder, job)
         call.leases.enter_context(self.requests.admit(1))
-        prefix = encoder.prefix(job, alias)
+        prefix, job = encoder.prefix(job, alias), encoder.completed(job)
         prepared = await self._prepare(
             model,
             call,
-            lambda: encoder.prepare(job, prefix, max_total=settings.max_request_tokens),
-            texts=len(job.inputs),
-            characters=_characters(job.inputs, prefix),
+            encoder.steps(job, prefix, max_total=settings.max_request_tokens),
+            _size_of_inputs(job.inputs, prefix),
         )
-        needed = checks.answer_bytes(encoder, job, prepared, limit=settings.max_response_bytes)
-        call.leases.enter_context(self.answers.admit(needed, param=call.field))
+        self.reserve(checks.answer_bytes(encoder, job, prepared), call)
         prepared = replace(prepared, truncated=checks.both(cut, prepared.truncated))
         computed = await self._compute(model, prepared, call, job.outputs)
-        return await self._finish(model, encoder, job, prepared, computed)
+        return await self._finish(model, encoder, job, prepared, computed, call)
 
     async def _finish(
         self,
@@ -105,15 +104,17 @@ class EmbeddingService:
         job: EmbedJob,
         prepared: Prepared,
         computed: Computed,
+        call: Call,
     ) -> Embeddings:
         """Check, join, cut and convert the engine's rows; large answers in a thread."""
         name, numbers = self._name(model, job.model), checks.numbers(encoder, job, prepared)
         answer = await self._in_thread(
             lambda: finish(job, name, prepared, computed, ranges=model.ranges),
+            call,
             unless=numbers <= INLINE_NUMBERS,
         )
         self._count(model, len(job.inputs), prepared.total)
-        return answer
+        return replace(answer, ignored=encoder.ignored(job))
 
     async def rerank(self, job: RerankJob, call: Call) -> Scores:
         """Score every pair before the deadline, with a cross-encoder or by late interaction."""
@@ -140,9 +141,8 @@ class EmbeddingService:
         prepared = await self._prepare(
             model,
             call,
-            lambda: pairs.prepare(job, max_total=self.settings.max_request_tokens),
-            texts=len(job.pairs),
-            characters=sum(len(query) + len(document) for query, document in job.pairs),
+            pairs.steps(job, max_total=self.settings.max_request_tokens),
+            _size_of_pairs(job),
         )
         computed = await self._compute(model, prepared, call, _SCORE)
         rows = [found[Output.SCORE] for found in computed.result.results]
@@ -163,8 +163,13 @@ class EmbeddingService:
                 raise ContextLengthExceeded(
                     "the query is longer than the model's context; shorten it", param="query"
                 )
+            if found.truncated and not job.cut_documents:
+                where = f"{Field.DOCUMENTS}[{found.truncated[0]}]"
+                raise ContextLengthExceeded(
+                    f"{where} is longer than the model's context; shorten it", param=where
+                )
             values = await self._in_thread(
-                lambda: late_interaction.score_pairs(job, queries, found)
+                lambda: late_interaction.score_pairs(job, queries, found), call
             )
         name, tokens = self._name(model, job.model), found.total_tokens
         return Scores(name, values, tokens, found.truncated, logits=False, engine_s=found.engine_s)
@@ -173,19 +178,21 @@ class EmbeddingService:
         self, texts: list[str], call: Call, *, add_special_tokens: bool, prompt_name: str | None
     ) -> list[list[Token]]:
         """Return the tokens of each text as the default embedding model reads them."""
-        encoder = self._default_encoder(call)
-        characters, limit = sum(map(len, texts)), self.settings.max_request_tokens
+        encoder, limit = self._default_encoder(call), self.settings.max_request_tokens
         checks.check_count(len(texts), self.settings.max_inputs, Field.INPUT)
         checks.check_characters(texts, self.settings.max_text_characters, Field.INPUT)
         call.leases.enter_context(self.requests.admit(1))
-        checks.check_total(characters // CHARACTERS_PER_TOKEN, limit, param=Field.INPUT)
+        prefix = ""
         if prompt_name:
             prefix = encoder.prefix(EmbedJob(None, texts, prompt_name=prompt_name), None)
-            texts = [prefix + text for text in texts]
-        return await self._in_thread(
-            lambda: encoder.tokenize(texts, add_special_tokens=add_special_tokens, max_total=limit),
-            unless=characters <= INLINE_CHARACTERS,
+        size = _size_of_inputs(texts, prefix)
+        checks.check_total(size.characters // CHARACTERS_PER_TOKEN, limit, param=Field.INPUT)
+        steps = encoder.tokenize(
+            (prefix + text for text in texts),
+            add_special_tokens=add_special_tokens,
+            max_total=limit,
         )
+        return slices.finish(steps) if size.small else await self._take(steps, call)
 
     async def decode(
         self, inputs: list[list[int]], call: Call, *, skip_special_tokens: bool
@@ -197,8 +204,17 @@ class EmbeddingService:
         call.leases.enter_context(self.requests.admit(1))
         return await self._in_thread(
             lambda: encoder.decode(inputs, skip_special_tokens=skip_special_tokens),
+            call,
             unless=tokens <= INLINE_CHARACTERS,
         )
+
+    def reserve(self, amount: int, call: Call) -> None:
+        """Hold the bytes of an answer until it has been sent.
+
+        Raises `Overloaded`, or `InvalidRequest` for more than one answer may have.
+        """
+        checks.check_answer(amount, self.settings.max_response_bytes, call.field)
+        call.leases.enter_context(self.answers.admit(amount, param=call.field))
 
     def _allowed(self, model: ServedModel, call: Call) -> ServedModel:
         """Return the model. Raises `PermissionDenied` if the caller's key is for others."""
@@ -221,24 +237,36 @@ class EmbeddingService:
         return asked or next(iter(model.options.aliases), model.name)
 
     async def _prepare(
-        self, model: ServedModel, call: Call, work: Work, *, texts: int, characters: int
+        self, model: ServedModel, call: Call, steps: Steps[Prepared], size: _Size
     ) -> Prepared:
-        """Tokenise; short requests on the event loop, long ones in a thread."""
+        """Tokenise; short requests on the event loop, long ones step by step in threads."""
         limit = self.settings.max_request_tokens
-        checks.check_total(characters // CHARACTERS_PER_TOKEN, limit, param=call.field)
-        bulk = texts > INTERACTIVE_TEXTS
-        if bulk:  # a short request may be in the cache and need no room
-            model.check_room(characters, limit)
+        checks.check_total(size.characters // CHARACTERS_PER_TOKEN, limit, param=call.field)
+        bulk = size.texts > INTERACTIVE_TEXTS
+        if bulk or not size.small:  # a short request may be in the cache and need no room
+            model.check_room(size.characters, limit)
         began = time.monotonic()
         model.preparing += 1
         try:
-            prepared = await self._in_thread(work, unless=characters <= INLINE_CHARACTERS)
+            small = size.small
+            prepared = slices.finish(steps) if small else await self._take(steps, call)
         finally:
             model.preparing -= 1
             self._note(model, call, "tokenize", began, time.monotonic() - began)
         if bulk:
-            model.note_length(characters, prepared.total)
+            model.note_length(size.characters, prepared.total)
         return prepared
+
+    async def _take(self, steps: Steps[_T], call: Call) -> _T:
+        """Take steps in a thread each; between them others have theirs.
+
+        Here a client that leaves ends the work. Raises `DeadlineExceeded`, and what they raise.
+        """
+        advance: Callable[[], bool | _T] = slices.stepper(steps)
+        step: bool | _T = False
+        while isinstance(step, bool):
+            step = await self.threads.run(advance, deadline=call.deadline, whole=step)
+        return step
 
     async def _compute(
         self, model: ServedModel, prepared: Prepared, call: Call, outputs: frozenset[Output]
@@ -266,14 +294,43 @@ class EmbeddingService:
         call.stages[stage] = (began, seconds)
         self.metrics.stage.labels(model.name, stage).observe(seconds)
 
-    async def _in_thread(self, work: Callable[[], _T], *, unless: bool = False) -> _T:
+    async def _in_thread(self, work: Callable[[], _T], call: Call, *, unless: bool = False) -> _T:
         """Work in a thread, or here at once where that takes less than a thread."""
         if unless:
             return work()
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        return await self.threads.run(work, deadline=call.deadline)
 
 
-def _characters(inputs: Inputs, prefix: str) -> int:
-    """Return about how many characters are to be tokenised; a token id counts as four."""
+class _Size(NamedTuple):
+    """How much is to be tokenised: texts, and about how many characters they have.
+
+    `small`: so little that it is done at once. A character beyond ASCII may be many tokens.
+    """
+
+    texts: int
+    characters: int
+    small: bool
+
+
+def _size_of_inputs(inputs: Inputs, prefix: str) -> _Size:
+    """Measure texts with their prompt, or token ids, of which each counts as four characters."""
     per_piece = _CHARACTERS_A_PIECE[type(inputs[0])]
-    return per_piece * sum(map(len, inputs)) + len(prefix) * len(inputs)
+    characters = per_piece * sum(map(len, inputs)) + len(prefix) * len(inputs)
+    texts: Iterable[Any] = inputs if per_piece == 1 else ()
+    return _Size(len(inputs), characters, _is_small(characters, prefix, texts))
+
+
+def _size_of_pairs(job: RerankJob) -> _Size:
+    """Measure pairs, each with the instruction."""
+    instruction = job.instruction or ""
+    characters = sum(len(query) + len(document) for query, document in job.pairs)
+    characters += len(instruction) * len(job.pairs)
+    texts = chain.from_iterable(job.pairs)
+    return _Size(len(job.pairs), characters, _is_small(characters, instruction, texts))
+
+
+def _is_small(characters: int, prefix: str, texts: Iterable[str]) -> bool:
+    if characters <= INLINE_CHARACTERS // 4:
+        return True
+    is_ascii = str.isascii
+    return characters <= INLINE_CHARACTERS and prefix.isascii() and all(map(is_ascii, texts))

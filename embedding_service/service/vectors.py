@@ -44,13 +44,17 @@ def is_finite(numbers: Floats) -> bool:
     return bool(np.isfinite(numbers).all())
 
 
-def shape_dense(vectors: Floats, *, dimensions: int | None, normalize: bool) -> Floats:
+def shape_dense(
+    vectors: Floats, *, dimensions: int | None, normalize: bool, layer_norm: bool = False
+) -> Floats:
     """Cut (n, d) to its first `dimensions` columns (Matryoshka), then scale rows to length 1.
 
     Cutting comes first, so that a cut vector has length 1 too. A row of zeros stays as it is.
+    With `layer_norm` whole vectors go through one before they are cut, as nomic-embed-text-v1.5
+    was trained.
     """
     if dimensions is not None and dimensions < vectors.shape[1]:
-        vectors = vectors[:, :dimensions]
+        vectors = (_layer_norm(vectors) if layer_norm else vectors)[:, :dimensions]
     if normalize:
         exact = vectors.astype(np.float64)
         lengths = np.sqrt(np.vecdot(exact, exact))
@@ -58,6 +62,14 @@ def shape_dense(vectors: Floats, *, dimensions: int | None, normalize: bool) -> 
         exact /= lengths[:, None]
         vectors = exact.astype(np.float32)
     return np.ascontiguousarray(vectors)
+
+
+def _layer_norm(vectors: Floats) -> Floats:
+    """Return rows of mean 0 and variance 1, as `torch.nn.functional.layer_norm` does."""
+    exact = vectors.astype(np.float64)
+    centred = exact - exact.mean(axis=1, keepdims=True)
+    variance = (centred**2).mean(axis=1, keepdims=True)
+    return np.asarray(centred / np.sqrt(variance + 1e-5), np.float32)
 
 
 def quantise(

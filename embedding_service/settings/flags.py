@@ -23,7 +23,7 @@ def read(arguments: Iterable[str]) -> dict[str, Any]:
     for argument in rest:
         if not argument.startswith("--"):
             raise BadConfiguration(
-                f"{argument!r} is not a flag; settings are given as --name value"
+                f"{_shown(argument)} is not a flag; settings are given as --name value"
             )
         name, equals, text = argument.removeprefix("--").partition("=")
         field = name.replace("-", "_")
@@ -37,6 +37,12 @@ def read(arguments: Iterable[str]) -> dict[str, Any]:
                 raise BadConfiguration(f"--{name}: a value is missing")
         flags[field] = _value(name, text)
     return flags
+
+
+def _shown(argument: str) -> str:
+    """Return an argument in quotes if it is the name of a setting: it may be half of a password."""
+    name = argument.lstrip("-").replace("-", "_")
+    return repr(argument) if name in Settings.model_fields or len(name) == 1 else "an argument"
 
 
 def _value(name: str, text: str) -> object:

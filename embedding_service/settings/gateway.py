@@ -9,17 +9,20 @@ import ipaddress
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from embedding_service.settings.keys import KeySettings, Rate
+from embedding_service.settings.masking import masked
 from embedding_service.settings.model import CommaSeparated, EngineOptions, ModelOptions
 from embedding_service.settings.old_variables import OldVariables
 from embedding_service.settings.records import PLAIN_RECORDS, RecordSettings
 from embedding_service.types import Truncate
 
 ENV_PREFIX = "EMBEDDING_"
+_VALUES_AN_INPUT = 64
 
 
 def _log_level(value: object) -> object:
@@ -51,6 +54,16 @@ def _yaml_off(value: object) -> object:
 
 # Of Python's logging, uvicorn and TEI. Nothing here is logged above `error`.
 _OTHER_LEVELS = {"critical": "error", "fatal": "error", "warn": "warning", "trace": "debug"}
+
+
+def _check_endpoint(value: str) -> str:
+    try:
+        _ = urlsplit(value).port
+    except ValueError:
+        raise ValueError("it is not a URL; percent-encode a password in it") from None
+    return value
+
+
 MetricsAccess = Literal["open", "loopback", "key", "off"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 Proxy = Annotated[str, AfterValidator(_check_proxy)]
@@ -119,7 +132,7 @@ class Settings(ModelOptions, BaseSettings):
     metrics: Annotated[MetricsAccess, BeforeValidator(_yaml_off)] = Field(
         "loopback", description="Access to /metrics; loopback: others than this host need a key."
     )
-    otlp_endpoint: str | None = Field(
+    otlp_endpoint: Annotated[str, AfterValidator(_check_endpoint)] | None = Field(
         None, pattern="^https?://", description="For traces (OTLP), as http://localhost:4318."
     )
     unknown_model: Literal["reject", "serve_default"] = Field(
@@ -151,6 +164,14 @@ class Settings(ModelOptions, BaseSettings):
     )
     max_request_tokens: int = Field(300_000, ge=1, description="Tokens in one request.")
     max_body_bytes: int = Field(32 << 20, ge=1024, description="Request body, after inflation.")
+    max_body_values: int | None = Field(
+        None,
+        ge=1,
+        description="JSON values in a body; default: max_request_tokens, and 64 for each input.",
+    )
+    max_inflight_body_bytes: int = Field(
+        64 << 20, ge=1024, description="Request bodies being read or served, after inflation."
+    )
     max_response_bytes: int = Field(256 << 20, ge=1024, description="Answer to one request.")
     max_inflight_response_bytes: int = Field(
         1 << 30, ge=1024, description="Answers being computed or sent."
@@ -233,6 +254,11 @@ class Settings(ModelOptions, BaseSettings):
         return bool(self.api_keys or self.keys_path or in_environment)
 
     @property
+    def body_values(self) -> int:
+        """JSON values that a body may have: room for token ids, and for records of many fields."""
+        return self.max_body_values or self.max_request_tokens + _VALUES_AN_INPUT * self.max_inputs
+
+    @property
     def served_models(self) -> tuple[ModelOptions, ...]:
         """The models to serve, the default one first."""
         if self.models:
@@ -241,7 +267,21 @@ class Settings(ModelOptions, BaseSettings):
         return (ModelOptions.model_construct(**options),)
 
     def effective(self) -> dict[str, Any]:
-        """Return the whole tree as plain values, secrets masked."""
+        """Return the whole tree as plain values, secrets masked.
+
+        Names of our own settings hide nothing (`max_request_tokens`), but values may: a URL's
+        password, and what `engine_args` hands on to vLLM.
+        """
         own = type(self).model_fields.keys() - ModelOptions.model_fields.keys() - {"models"}
         tree = self.model_dump(mode="json", include=own)
-        return {**tree, "models": [model.model_dump(mode="json") for model in self.served_models]}
+        models = [model.model_dump(mode="json") for model in self.served_models]
+        return {name: masked([value])[0] for name, value in tree.items()} | {
+            "models": list(map(_masked_options, models))
+        }
+
+
+def _masked_options(options: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: masked(value) if name == "engine_args" else masked([value])[0]
+        for name, value in options.items()
+    }

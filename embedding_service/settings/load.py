@@ -110,7 +110,7 @@ def _refuse_service_link() -> None:
 
 def _links_of_vllm() -> list[str]:
     return [
-        f"{name} is what Kubernetes sets for a service named 'vllm'; engines do not see it"
+        f"{name} is what Kubernetes sets for a service called 'vllm…'; engines do not see it"
         for name in service_links.of_vllm(os.environ)
     ]
 

@@ -95,7 +95,10 @@ class ModelOptions(EngineOptions):
     aliases: Annotated[dict[str, AliasSettings], BeforeValidator(_alias_mapping), NoDecode] = Field(
         {}, description="Further public names: a list, or name → default prompt."
     )
-    task: Literal["auto", "embed", "rerank"] = Field("auto", description="auto: by architecture.")
+    task: Literal["auto", "embed", "rerank"] = Field("auto", description="auto: by its files.")
+    score_label: str | None = Field(
+        None, description="Of a classifier with several labels, the one whose logit is the score."
+    )
     required: bool | None = Field(
         None, description="Does readiness depend on it? Default: the first model only."
     )

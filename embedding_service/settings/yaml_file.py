@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from embedding_service.errors import BadConfiguration
+from embedding_service.settings.gateway import Settings
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+_SHORTEST_SECRET = 4
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -25,14 +28,14 @@ def read(path: Path) -> dict[str, Any]:
         raise BadConfiguration(f"{path}: expected a mapping of settings, found {found}")
     for key in tree:
         if not isinstance(key, str):
-            raise BadConfiguration(f"{path}: {key!r} is not the name of a setting")
+            raise BadConfiguration(f"{path}: {_shown(key)} is not the name of a setting")
     return tree
 
 
 def _parse(path: Path) -> Any:
     try:
         text = path.read_text(encoding="utf-8")
-        return yaml.load(text, Loader=_UniqueKeys)  # noqa: S506 - a SafeLoader
+        return _ending(yaml.load(text, Loader=_UniqueKeys))  # noqa: S506 - a SafeLoader
     except OSError as error:
         raise BadConfiguration(f"{path}: {error.strerror or type(error).__name__}") from None
     except yaml.MarkedYAMLError as error:  # its own text shows the line, and any secret there
@@ -45,6 +48,29 @@ def _parse(path: Path) -> Any:
         raise BadConfiguration(f"{path}: {' '.join(str(error).split())}") from None
 
 
+def _shown(key: object) -> str:
+    """Return a key in quotes if it is the name of a setting, or too short for a secret."""
+    short = not isinstance(key, str) and len(repr(key)) < _SHORTEST_SECRET
+    return repr(key) if short or key in Settings.model_fields else "a name"
+
+
+def _ending(tree: Any) -> Any:
+    """Return a tree. Raises `ValueError` if a value is a part of itself by way of an anchor."""
+    seen: set[int] = set()
+
+    def visit(value: Any, above: tuple[int, ...]) -> None:
+        if id(value) in above:
+            raise ValueError("an anchor's value holds itself")
+        if id(value) in seen or not isinstance(value, dict | list):
+            return
+        seen.add(id(value))
+        for part in value.values() if isinstance(value, dict) else value:
+            visit(part, (*above, id(value)))
+
+    visit(tree, ())
+    return tree
+
+
 class _UniqueKeys(yaml.SafeLoader):
     """YAML in which a key given twice is an error instead of a silent loss."""
 
@@ -54,5 +80,5 @@ class _UniqueKeys(yaml.SafeLoader):
         for key in keys:
             if keys.count(key) > 1:
                 line = node.start_mark.line + 1
-                raise yaml.YAMLError(f"{key!r} is given twice, line {line} ff.")
+                raise yaml.YAMLError(f"{_shown(key)} is given twice, line {line} ff.")
         return super().construct_mapping(node, deep)

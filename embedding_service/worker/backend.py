@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from embedding_service.families.checkpoint import ModelRefused
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -15,12 +17,11 @@ if TYPE_CHECKING:
     from embedding_service.types import Output, Rows, TokenIds
 
 
+__all__ = ["Backend", "InputRejected", "ModelRefused", "StepLimits"]
+
+
 class InputRejected(Exception):
     """The backend will not take this input; others are not affected."""
-
-
-class ModelRefused(Exception):
-    """The model cannot be served; the message is one line for its operator."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,13 +13,14 @@ import time
 from collections import deque
 from functools import partial
 from itertools import chain, product
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from embedding_service.engine.protocol import ModelFacts
-from embedding_service.families import bge_m3, lexical
+from embedding_service.families import bge_m3, lexical, profiles
 from embedding_service.families.weights import weights_stamp
 from embedding_service.types import Output
 from embedding_service.worker.backend import InputRejected, ModelRefused, StepLimits
@@ -54,7 +55,8 @@ def _break() -> None:
 class FakeBackend:
     """Vectors that depend on the token ids alone; `engine_args` may set `step_s` and `outputs`.
 
-    Also `steps_ahead`, `load_s`, and `refuse` with the reason why it should not be loaded.
+    Also `steps_ahead`, `load_s`, `normalizes` of its facts, `refuse` with the reason why it should
+    not be loaded, and `tokenizer` with the file of another one.
     """
 
     def __init__(self, options: ModelOptions) -> None:
@@ -66,7 +68,7 @@ class FakeBackend:
         texts = 32 if options.max_batch_size == "auto" else options.max_batch_size
         self.limits = StepLimits(texts=texts, tokens=2048)
         self.steps_ahead = int(knobs.get("steps_ahead", 1))
-        self.tokenizer_json = fake_tokenizer().to_str().encode()
+        self.tokenizer_json = _tokenizer_json(knobs.get("tokenizer"))
         self._queue: dict[str, tuple[list[int], Outputs]] = {}
         self._launched: deque[dict[str, tuple[list[int], Outputs]]] = deque()
         self._failures: dict[str, Callable[[], None]] = {
@@ -143,7 +145,12 @@ class FakeBackend:
             matryoshka=() if self.options.matryoshka else None,
             folder=folder,
             normalizes=self.options.engine_args.get("normalizes", False),
+            family=profiles.find(model_name=self.options.model_name).name,
         )
+
+
+def _tokenizer_json(path: str | None) -> bytes:
+    return Path(path).read_bytes() if path else fake_tokenizer().to_str().encode()
 
 
 def _rows(ids: list[int], outputs: Outputs) -> Rows:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import gc
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from embedding_service.errors import ModelNotLoaded
 from embedding_service.types import Output
 from embedding_service.worker.backend import ModelRefused
-from embedding_service.worker.location import resolve_model
+from embedding_service.worker.planning import planned
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
     from embedding_service.settings.model import ModelOptions
     from embedding_service.types import TokenIds
     from embedding_service.worker.backend import Backend
@@ -27,13 +29,20 @@ _INSTALL = (
 _WARM_UP_TEXT = "The quick brown fox jumps over the lazy dog."
 
 
+class _Input(NamedTuple):
+    """Token ids; for a pair, how many of them are its first text."""
+
+    ids: TokenIds
+    boundary: int | None = None
+
+
 def load(options: ModelOptions) -> Backend:
     """Return a loaded model. Raises `ModelRefused`, and whatever vLLM raises."""
     if options.engine == "fake":
         from embedding_service.worker.fake import FakeBackend  # noqa: PLC0415
 
         return FakeBackend(options)
-    resolve_model(options)  # what can be refused at once need not wait for vLLM
+    planned(options)  # what can be refused at once need not wait for vLLM
     gc.disable()  # all that an import makes stays: looking for garbage takes a tenth of it
     from embedding_service.worker.vllm_backend import VllmBackend  # noqa: PLC0415 - takes seconds
 
@@ -61,18 +70,30 @@ def warm_up(backend: Backend) -> int | None:
     from tokenizers import Tokenizer  # noqa: PLC0415 - the worker alone needs it only here
 
     tokenizer = Tokenizer.from_str(backend.tokenizer_json.decode())
-    ids = np.array(tokenizer.encode(_WARM_UP_TEXT).ids, np.int32)
     output = backend.facts(None).outputs[0]
-    width = _compute(backend, [ids], output)
-    _compute(backend, [ids] * min(backend.limits.texts, backend.limits.tokens // len(ids)), output)
+    asked = _pair(tokenizer) if output is Output.SCORE else _text(tokenizer)
+    width = _compute(backend, [asked], output)
+    texts = min(backend.limits.texts, backend.limits.tokens // len(asked.ids))
+    _compute(backend, [asked] * texts, output)
     return width if output is Output.DENSE else None
 
 
-def _compute(backend: Backend, inputs: list[TokenIds], output: Output) -> int:
+def _text(tokenizer: Tokenizer) -> _Input:
+    return _Input(np.array(tokenizer.encode(_WARM_UP_TEXT).ids, np.int32))
+
+
+def _pair(tokenizer: Tokenizer) -> _Input:
+    """Return a pair as the tokenizer makes it, its segments numbered as requests have them."""
+    pair = tokenizer.encode(_WARM_UP_TEXT, _WARM_UP_TEXT)
+    first = pair.type_ids.index(1) if any(pair.type_ids) else None
+    return _Input(np.array(pair.ids, np.int32), first)
+
+
+def _compute(backend: Backend, inputs: list[_Input], output: Output) -> int:
     """Compute inputs, and return the width of their rows. Raises `ModelRefused`."""
     width = 0
-    for index, ids in enumerate(inputs):
-        backend.add(f"warm-up:{index}", ids, outputs=frozenset({output}), boundary=None)
+    for index, (ids, boundary) in enumerate(inputs):
+        backend.add(f"warm-up:{index}", ids, outputs=frozenset({output}), boundary=boundary)
     while backend.unfinished:
         backend.launch()
         for _, rows in backend.collect():

@@ -68,7 +68,8 @@ def _in_folder(path: str) -> str:
         raise ModelRefused(
             f"model_path: there is no folder {path}; a name on the hub goes into model_name"
         )
-    if not Path(path, "config.json").is_file():
+    # In old layouts the transformer has a folder of its own, which modules.json names.
+    if not any(Path(path, name).is_file() for name in ("config.json", "modules.json")):
         raise ModelRefused(f"model_path: {path} holds no config.json, so it is not a model")
     _refuse_pointers(Path(path))
     return path

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from vllm import PoolingParams
-from vllm.transformers_utils.config import try_get_dense_modules
 
 from embedding_service.families import architectures, bge_m3, lexical
+from embedding_service.families.models.sentence_pooler import SKIPPED, describe_recipe
 from embedding_service.types import Output
 from embedding_service.worker.backend import ModelRefused
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Iterable
 
     from vllm.config import ModelConfig
 
+    from embedding_service.families.plan import Plan
     from embedding_service.settings.model import ModelOptions
     from embedding_service.types import Floats, Rows, TokenIds
 
@@ -72,20 +74,28 @@ _DENSE_AND_WHOLE = _DENSE | {Output.HIDDEN_STATES}
 
 @dataclass(frozen=True, slots=True)
 class OneTask:
-    """A model that vLLM asks for one output at a time."""
+    """A model that vLLM asks for one output at a time.
+
+    `boundary` is the key under which it reads the boundary of an input, None if it reads none. Of
+    the columns of a score, one for each label, `label` counts.
+    """
 
     outputs: Outputs
+    boundary: str | None = None
+    label: int = 0
 
     def ask(self, outputs: Outputs, boundary: int | None) -> PoolingParams:
         """Ask for the one output."""
         (output,) = outputs
-        types = None if boundary is None else {"compressed_token_type_ids": boundary}
-        return PoolingParams(**_TASKS[output].arguments, extra_kwargs=types)
+        given = self.boundary is not None and boundary is not None
+        more = {self.boundary: boundary} if given else None
+        return PoolingParams(**_TASKS[output].arguments, extra_kwargs=more)
 
     def read(self, flat: Floats, ids: TokenIds, outputs: Outputs) -> Rows:
         """Read the one output."""
         (output,) = outputs
-        return {output: _TASKS[output].read(flat, len(ids))}
+        rows = _TASKS[output].read(flat, len(ids))
+        return {output: rows[:, self.label, None] if output is Output.SCORE else rows}
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,26 +122,78 @@ class BgeM3:
 def find(
     config: ModelConfig,
     options: ModelOptions,
+    plan: Plan,
     *,
-    model: str,
     tasks: Collection[str],
     special_ids: tuple[int, ...],
 ) -> Pooling:
-    """Return the kind of the `model` at this place, for which vLLM offers `tasks`.
+    """Return the kind of a model that was loaded as planned, for which vLLM offers `tasks`.
 
     Raises `ModelRefused` if none of them is of use.
     """
     if config.architecture == architectures.BGE_M3:
-        outputs = bge_m3.available_outputs(model, revision=options.revision)
+        outputs = bge_m3.available_outputs(plan.model, revision=options.revision)
         return BgeM3(outputs, config.get_hidden_size(), special_ids)
-    if config.architecture == architectures.SPLADE:
+    if plan.recipe is not None and plan.recipe.splade is not None:
         return OneTask(frozenset({Output.SPARSE}))
-    if "embed" in tasks:
-        # Hidden states would go through the Dense modules that sentence-transformers has behind
-        # its pooling, and be none any more.
-        whole = "token_embed" in tasks and not try_get_dense_modules(model, options.revision)
-        return OneTask(_DENSE_AND_WHOLE if whole else _DENSE)
-    if "classify" in tasks:
-        return OneTask(frozenset({Output.SCORE}))
-    offers = ", ".join(tasks)
-    raise ModelRefused(f"{options.model_name} neither embeds nor scores (vLLM offers: {offers})")
+    if plan.scores and "classify" in tasks:
+        return _scoring(config, plan)
+    if not plan.scores and "embed" in tasks:
+        _check_pooling(config, plan)
+        return _embedding(plan, tasks)
+    offers, wants = ", ".join(tasks), "scores" if plan.scores else "vectors"
+    raise ModelRefused(
+        f"config.json says {config.architecture}, which gives no {wants} in vLLM, but {offers}"
+    )
+
+
+def _scoring(config: ModelConfig, plan: Plan) -> Pooling:
+    types = "compressed_token_type_ids" if _takes_types(config) else None
+    return OneTask(frozenset({Output.SCORE}), types, plan.label)
+
+
+def _check_pooling(config: ModelConfig, plan: Plan) -> None:
+    """Raise `ModelRefused` if vLLM's class has decided on another pooling than the files say."""
+    taken = config.pooler_config.seq_pooling_type
+    if plan.pooling not in (None, taken) and not plan.pools:
+        raise ModelRefused(
+            f"the model's files say {plan.pooling} pooling, and vLLM's {config.architecture} takes "
+            f"{taken} from config.json; set engine_args: {{pooler_config: …}} to the right one"
+        )
+
+
+def _embedding(plan: Plan, tasks: Collection[str]) -> Pooling:
+    if plan.pools:
+        # vLLM sends hidden states through the Dense modules behind a pooling, too.
+        return OneTask(_DENSE, SKIPPED)
+    return OneTask(_DENSE_AND_WHOLE if "token_embed" in tasks else _DENSE)
+
+
+def _takes_types(config: ModelConfig) -> bool:
+    """Whether the model numbers the segments of a pair; to give others a number ends the engine.
+
+    Tokenizers of ModernBERT and of Llama's kind number them for models that have no use for it.
+    """
+    several = getattr(config.hf_config, "type_vocab_size", 0) > 1
+    return several and any(map(_can_be_types, _forward_parameters(config)))
+
+
+def _can_be_types(parameter: inspect.Parameter) -> bool:
+    # vLLM's wrapper around transformers' classes hands on what it does not know.
+    return parameter.name == "token_type_ids" or parameter.kind is parameter.VAR_KEYWORD
+
+
+def _forward_parameters(config: ModelConfig) -> Iterable[inspect.Parameter]:
+    model_class, _ = config.registry.resolve_model_cls([config.architecture], config)
+    return inspect.signature(model_class.forward).parameters.values()
+
+
+def describe(plan: Plan, config: ModelConfig) -> str:
+    """Name how tokens become the answer."""
+    if plan.recipe is None or config.architecture == architectures.BGE_M3:
+        return str(config.pooler_config.seq_pooling_type)
+    if plan.recipe.splade is not None:
+        return f"SPLADE {plan.recipe.splade.pooling}"
+    if plan.pools:
+        return describe_recipe(plan.recipe)
+    return str(config.pooler_config.seq_pooling_type)

@@ -8,26 +8,24 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import jiter
 import torch
 from pydantic import ValidationError
 from vllm import EngineArgs
 
-from embedding_service.families import architectures, bge_m3, profiles
+from embedding_service.families.architectures import PADDED_POSITIONS
 from embedding_service.families.models import plugin
+from embedding_service.families.plan import check_class
 from embedding_service.worker import cuda_memory
 from embedding_service.worker.backend import ModelRefused
 
 if TYPE_CHECKING:
-    from embedding_service.families.profiles import Profile
+    from embedding_service.families.plan import Plan
     from embedding_service.settings.model import ModelOptions
 
     Json = dict[str, Any]
 
-_NONE_IF_ABSENT: Final = {
-    "_raise_exceptions_for_missing_entries": False,
-    "_raise_exceptions_for_connection_errors": False,
-}
+# In the configurations of models that compute positions, and learn none.
+_COMPUTED_POSITIONS: Final = ("rope_parameters", "rope_theta", "rotary_emb_base", "alibi")
 BATCH_TEXTS: Final = {"cpu": 32, "cuda": 256}
 BATCH_TOKENS: Final = {"cpu": 2048, "cuda": 16384}
 # Each text ends in a block of the cache of its own.
@@ -38,20 +36,24 @@ STEPS_AHEAD: Final = {"cpu": 1, "cuda": 2}
 _MOST: Final = {"cpu": 0.4, "cuda": 1.0}
 
 
-def engine_arguments(model: str, options: ModelOptions, device: str) -> EngineArgs:
-    """Return what vLLM is started with.
+def engine_arguments(plan: Plan, options: ModelOptions, device: str) -> EngineArgs:
+    """Return what vLLM is started with, to serve a model as planned.
 
     Raises `ModelRefused` about a wrong entry of `engine_args`.
     """
     plugin.register()
-    own = options.engine_args | {"hf_overrides": _overrides(model, options)}
+    own = _pooling(plan) | options.engine_args | {"hf_overrides": plan.overrides}
     try:
-        args = EngineArgs(**_settings(model, options, device) | own)
+        args = EngineArgs(**_settings(plan.model, options, device) | own)
     except TypeError as error:
         wrong = first_line(error).replace("EngineArgs.__init__() ", "")
         raise ModelRefused(f"engine_args: {wrong}") from error
     _complete(args, options, device)
     return args
+
+
+def _pooling(plan: Plan) -> Json:
+    return {} if plan.pooling is None else {"pooler_config": {"seq_pooling_type": plan.pooling}}
 
 
 def _settings(model: str, options: ModelOptions, device: str) -> Json:
@@ -79,6 +81,7 @@ def _settings(model: str, options: ModelOptions, device: str) -> Json:
 def _complete(args: EngineArgs, options: ModelOptions, device: str) -> None:
     """Fill in what depends on the model's own configuration."""
     model_config = args.create_model_config()
+    check_class(model_config.architecture, model_config.hf_config.model_type)
     decoder = model_config.attn_type == "decoder"
     args.max_model_len = min(model_config.max_model_len, _positions(model_config.hf_config))
     if "max_num_batched_tokens" not in options.engine_args:
@@ -97,51 +100,20 @@ def _complete(args: EngineArgs, options: ModelOptions, device: str) -> None:
         args.gpu_memory_utilization = cuda_memory.share(taken, options, free=free, total=total)
 
 
-def _overrides(model: str, options: ModelOptions) -> Json:
-    """Return the differences to the model's config.json; the operator's come last.
-
-    vLLM reads `problem_type` in one place, to choose the activation of a classifier: none for
-    regression, so that scores are logits. Other models have no use for it.
-    """
-    profile = _profile(model, options)
-    own = profile.hf_overrides | options.engine_args.get("hf_overrides", {})
-    if "architectures" not in own:
-        own |= _replacement(model, options, profile)
-    return {"problem_type": "regression"} | own
-
-
-def _profile(model: str, options: ModelOptions) -> Profile:
-    """Return the model's family; a folder with BGE-M3's heads is one, whatever it is called."""
-    has_heads = Path(model).is_dir() and bge_m3.head_files(model)
-    architecture = architectures.BGE_M3 if has_heads else ""
-    return profiles.find(model_name=options.model_name, architecture=architecture)
-
-
-def _replacement(model: str, options: ModelOptions, profile: Profile) -> Json:
-    """Name our architecture for this model, if there is one.
-
-    Raises `ModelRefused` for a model that its profile serves with ours alone, and cannot.
-    """
-    config = model_json(model, options, "config.json")
-    ours = architectures.replacement(config, profile.replaces)
-    if profile.replaces and ours not in profile.replaces.values():
-        has = ", ".join(config.get("architectures") or ["nothing"])
-        can = " or ".join(profile.replaces)
-        raise ModelRefused(
-            f"{options.model_name}: {profile.name} is served as {can}; config.json says {has}"
-        )
-    return {} if ours is None else {"architectures": [ours]}
-
-
 def _positions(hf_config: Any) -> int:
-    """Return how many tokens learned position embeddings reach, where vLLM counts too many.
+    """Return how many tokens learned position embeddings reach; without any, no end.
 
-    RoBERTa's begin at pad + 1, and vLLM does not subtract that: an input in between would end the
-    engine with an index error.
+    A model's `max_seq_length` may promise more, and an input in between would end the engine with
+    an index error. RoBERTa's begin behind the padding id, which vLLM does not subtract.
     """
-    if "roberta" in hf_config.model_type or hf_config.model_type == "camembert":
-        return int(hf_config.max_position_embeddings - hf_config.pad_token_id - 1)
-    return sys.maxsize
+    kind = getattr(hf_config, "position_embedding_type", None) or "absolute"
+    learned = getattr(hf_config, "max_position_embeddings", None)
+    computed = any(getattr(hf_config, name, None) for name in _COMPUTED_POSITIONS)
+    if kind != "absolute" or computed or learned is None:
+        return sys.maxsize
+    if hf_config.model_type in PADDED_POSITIONS:
+        learned -= hf_config.pad_token_id + 1
+    return int(learned)
 
 
 def _dtype(options: ModelOptions, device: str) -> str:
@@ -175,14 +147,6 @@ def _shape(args: EngineArgs, dtype: torch.dtype, device: str) -> cuda_memory.Sha
     # A CPU's ranks share its memory, and their parts count together.
     ranks = args.tensor_parallel_size if device == "cuda" else 1
     return cuda_memory.Shape(tokens, texts, STEPS_AHEAD[device], dtype.itemsize, ranks)
-
-
-def model_json(model: str, options: ModelOptions, name: str) -> Json:
-    """Return a JSON file of the model, or {} where it has none."""
-    from transformers.utils.hub import cached_file  # noqa: PLC0415 - heavy, and at start-up only
-
-    path = cached_file(model, name, revision=options.revision, **_NONE_IF_ABSENT)
-    return jiter.from_json(Path(path).read_bytes()) if path else {}
 
 
 def first_line(error: BaseException) -> str:

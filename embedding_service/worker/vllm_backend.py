@@ -10,9 +10,10 @@ import os
 import re
 import sys
 from collections import deque
+from dataclasses import replace
 from functools import cache, partial
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from pydantic import ValidationError
@@ -24,24 +25,29 @@ from vllm.v1.request import Request
 
 from embedding_service.engine.caches import unusable_variables
 from embedding_service.engine.protocol import ModelFacts
-from embedding_service.families import profiles
+from embedding_service.families.models.sentence_pooler import install
 from embedding_service.families.weights import weights_stamp
 from embedding_service.types import Output
 from embedding_service.worker import pooling
 from embedding_service.worker.backend import InputRejected, ModelRefused, StepLimits
+from embedding_service.worker.explanations import in_words_of_use
 from embedding_service.worker.location import resolve_model
-from embedding_service.worker.vllm_arguments import engine_arguments, first_line, model_json
+from embedding_service.worker.planning import planned
+from embedding_service.worker.tokens import lower_case, special_ids, with_answers
+from embedding_service.worker.vllm_arguments import engine_arguments, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from concurrent.futures import Future
 
+    from transformers import PreTrainedTokenizerBase
     from vllm import PoolingParams
     from vllm.config import ModelConfig, VllmConfig
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.engine import EngineCoreOutput
     from vllm.v1.outputs import ModelRunnerOutput
 
+    from embedding_service.families.plan import Plan
     from embedding_service.settings.model import ModelOptions
     from embedding_service.types import Rows, TokenIds
     from embedding_service.worker.pooling import Pooling
@@ -55,7 +61,6 @@ _NO_MEMORY = re.compile(
 # EROFS, EACCES, and the dynamic linker on a mount with noexec.
 _NO_PLACE = re.compile(r"Read-only file system|Permission denied|not permitted|failed to map")
 _NO_HUB = re.compile(r"LocalEntryNotFound|OfflineMode|ConnectionError|ConnectError")
-_SPECIAL = ("cls_token_id", "eos_token_id", "pad_token_id", "unk_token_id")
 
 
 class VllmBackend:
@@ -65,12 +70,13 @@ class VllmBackend:
         self.options = options
         self.device = _device(options)
         location = resolve_model(options)
-        self.model, self._commit = location.model, location.commit
-        self._folder = location.folder
+        self._commit, self._folder = location.commit, location.folder
+        self.plan = planned(options)
         # Of the files as they are before they are read.
-        self._weights = weights_stamp(self._folder) if self._folder else self.model
-        self.tokenizer_json, special_ids = _tokenizer(self.model, options)
-        self._engine = _engine(self.model, options, self.device)
+        self._weights = weights_stamp(self._folder) if self._folder else location.model
+        tokenizer = _tokenizer(self.plan, options)
+        self.tokenizer_json = str(tokenizer.backend_tokenizer.to_str()).encode()
+        self._engine = _engine(self.plan, tokenizer, options, self.device)
         config = self._engine.vllm_config
         self.steps_ahead = config.max_concurrent_batches
         self.limits = _limits(config)
@@ -78,19 +84,14 @@ class VllmBackend:
         self._max_tokens = config.model_config.max_model_len
         # 0 where config.json has another name for it.
         self._vocab_size = config.model_config.get_vocab_size() or sys.maxsize
-        self._pooling = self._find_pooling(special_ids)
+        self._pooling = self._find_pooling(special_ids(tokenizer))
         self._inputs: dict[str, tuple[TokenIds, frozenset[Output]]] = {}
         # Texts of one kind share their parameters, of which making and checking takes time.
         self._params = cache(partial(_params, self._pooling, config.model_config))
 
-    def _find_pooling(self, special_ids: tuple[int, ...]) -> Pooling:
-        return pooling.find(
-            self._engine.vllm_config.model_config,
-            self.options,
-            model=self.model,
-            tasks=self._engine.get_supported_tasks(),
-            special_ids=special_ids,
-        )
+    def _find_pooling(self, ids: tuple[int, ...]) -> Pooling:
+        config, tasks = self._engine.vllm_config.model_config, self._engine.get_supported_tasks()
+        return pooling.find(config, self.options, self.plan, tasks=tasks, special_ids=ids)
 
     def add(
         self, key: str, ids: TokenIds, *, outputs: frozenset[Output], boundary: int | None
@@ -153,7 +154,7 @@ class VllmBackend:
         """Describe the model; `dimension` is what the first real vector had."""
         config = self._engine.vllm_config.model_config
         revision = self._commit or getattr(config.hf_config, "_commit_hash", None)
-        prompts, default_prompt_name = _own_prompts(self.model, self.options)
+        plan, recipe = self.plan, self.plan.recipe
         return ModelFacts(
             architecture=config.architecture,
             model_type=config.hf_config.model_type,
@@ -161,17 +162,19 @@ class VllmBackend:
             dimension=dimension,
             max_tokens=config.max_model_len,
             vocab_size=config.get_vocab_size(),
-            pooling=_pooling_name(config),
+            pooling=pooling.describe(self.plan, config),
             dtype=str(config.dtype).removeprefix("torch."),
             device=self.device,
             revision=revision,
             weights=revision or self._weights,
             engine_version=engine_version(),
-            prompts=prompts,
-            default_prompt_name=default_prompt_name,
-            matryoshka=_matryoshka(config, self.options),
+            prompts=plan.prompts,
+            default_prompt_name=plan.default_prompt_name,
+            matryoshka=_matryoshka(config, plan, dimension),
             folder=self._folder,
-            normalizes=_normalizes(self.model, self.options),
+            family=plan.profile.name,
+            normalizes=recipe is not None and recipe.normalizes,
+            pools_prompts=recipe is None or recipe.include_prompt,
         )
 
 
@@ -190,11 +193,16 @@ def _params(
     return params
 
 
-def _engine(model: str, options: ModelOptions, device: str) -> EngineCore:
+def _engine(
+    plan: Plan, tokenizer: PreTrainedTokenizerBase, options: ModelOptions, device: str
+) -> EngineCore:
     """Load the model, and change what is to be changed in it."""
-    config = engine_arguments(model, options, device).create_engine_config()
+    plan = replace(plan, overrides=with_answers(plan.overrides, tokenizer))
+    config = engine_arguments(plan, options, device).create_engine_config()
     engine = EngineCore(config, Executor.get_class(config), log_stats=False)
     engine.reset_mm_cache()  # pictures that a multimodal model was tried with
+    if plan.pools and plan.recipe is not None:
+        engine.collective_rpc("apply_model", args=(partial(install, recipe=plan.recipe),))
     eager = config.model_config.enforce_eager
     if device == "cpu" and eager and options.tensor_parallel_size == 1:
         # Imported here because it imports kernels for CPUs.
@@ -204,33 +212,16 @@ def _engine(model: str, options: ModelOptions, device: str) -> EngineCore:
     return engine
 
 
-def _own_prompts(model: str, options: ModelOptions) -> tuple[dict[str, str], str | None]:
-    """Return the prompts in the model's files by name, and the name of the default one."""
-    file = model_json(model, options, "config_sentence_transformers.json")
-    prompts = (file.get("prompts") or {}).items()
-    texts = {name: text for name, text in prompts if isinstance(text, str)}
-    return texts, file.get("default_prompt_name")
+def _matryoshka(config: ModelConfig, plan: Plan, dimension: int | None) -> tuple[int, ...] | None:
+    """Return the sizes that vectors may be cut to: empty for any, None for no.
 
-
-def _normalizes(model: str, options: ModelOptions) -> bool:
-    """Tell whether the checkpoint's last module scales vectors to length 1."""
-    modules: Any = model_json(model, options, "modules.json") or []
-    return any(str(module.get("type", "")).endswith("Normalize") for module in modules)
-
-
-def _pooling_name(config: ModelConfig) -> str:
-    pooler = config.pooler_config
-    name = getattr(pooler, "seq_pooling_type", None) or getattr(pooler, "pooling_type", "")
-    return str(name)
-
-
-def _matryoshka(config: ModelConfig, options: ModelOptions) -> tuple[int, ...] | None:
-    """Return the sizes that vectors may be cut to: empty for any, None for no."""
+    A family's sizes are those of its published width; of another one of the family, any will do.
+    """
     sizes = getattr(config.hf_config, "matryoshka_dimensions", None)
     if sizes or getattr(config.hf_config, "is_matryoshka", False):
         return tuple(sizes or ())
-    name, architecture = options.model_name, config.architecture
-    return profiles.find(model_name=name, architecture=architecture).matryoshka
+    known = plan.profile.matryoshka
+    return () if known and dimension != max(known) else known
 
 
 def engine_version() -> str:
@@ -252,8 +243,14 @@ def explain(error: BaseException, options: ModelOptions) -> str:
         return f"no writable folder that allows execution; set {' and '.join(names)} to one: {text}"
     if any(_NO_HUB.search(type(cause).__name__) for cause in _causes(error)):
         return f"the model is not in the local cache and the hub cannot be reached: {text}"
+    if words := in_words_of_use(error, text, _architecture(options)):
+        return words
     kind = "" if isinstance(error, ValidationError) else f"{type(error).__name__}: "
     return f"cannot load {options.model_path or options.model_name}: {kind}{text}"
+
+
+def _architecture(options: ModelOptions) -> str:
+    return ", ".join(planned(options).config.get("architectures") or ["no architecture"])
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -273,21 +270,27 @@ def _device(options: ModelOptions) -> str:
     return found
 
 
-def _tokenizer(model: str, options: ModelOptions) -> tuple[bytes, tuple[int, ...]]:
-    """Return the fast tokenizer as JSON, and its cls, eos, pad and unk ids."""
-    missing = (
-        f"{options.model_name} has no fast tokenizer (tokenizer.json); convert it once with "
-        "transformers' convert_slow_tokenizer and save it next to the model"
-    )
+def _tokenizer(plan: Plan, options: ModelOptions) -> PreTrainedTokenizerBase:
+    """Return the fast tokenizer, as the checkpoint's files ask for it. Raises `ModelRefused`."""
+    tokenizer = _fast_tokenizer(plan.model, options)
+    if tokenizer is None:
+        raise ModelRefused(
+            f"{options.model_name} has no fast tokenizer (tokenizer.json); convert it once with "
+            "transformers' convert_slow_tokenizer and save it next to the model"
+        )
+    if plan.lower_case:
+        lower_case(tokenizer.backend_tokenizer)
+    return tokenizer
+
+
+def _fast_tokenizer(model: str, options: ModelOptions) -> PreTrainedTokenizerBase | None:
     trust = options.trust_remote_code
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             model, revision=options.revision, trust_remote_code=trust, use_fast=True
         )
-    except ValueError as error:  # transformers found nothing that it could make a tokenizer from
-        raise ModelRefused(missing) from error
-    if not getattr(tokenizer, "is_fast", False):
-        raise ModelRefused(missing)
-    ids = (getattr(tokenizer, name) for name in _SPECIAL)
-    special_ids = tuple(token for token in ids if token is not None)
-    return str(tokenizer.backend_tokenizer.to_str()).encode(), special_ids
+    except ValueError as error:
+        if "custom code" in str(error):  # which nobody has allowed to run
+            raise
+        return None  # transformers found nothing that it could make a tokenizer from
+    return tokenizer if getattr(tokenizer, "is_fast", False) else None

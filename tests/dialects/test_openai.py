@@ -128,10 +128,22 @@ def test_the_full_dimension_is_always_fine(client: httpx.Client) -> None:
 
 @pytest.mark.parametrize("dimensions", [1, DIMENSION - 1, DIMENSION + 1])
 def test_other_dimensions_need_matryoshka(client: httpx.Client, dimensions: int) -> None:
-    """A model that was not trained for shorter vectors refuses them, naming the size it has."""
+    """A model that is not known to be trained for shorter vectors refuses them, naming the size it
+    has and the setting that allows others.
+    """
     error = error_of(embed(client, input="w1", dimensions=dimensions), 400)
     assert error["param"] == "dimensions"
     assert str(DIMENSION) in error["message"]
+    assert "matryoshka: true" in error["message"]
+
+
+def test_an_input_type_without_a_prompt_is_named(client: httpx.Client) -> None:
+    """Where neither the model's files nor its family have a prompt, the answer says so."""
+    plain = embed(client, input="w1")
+    asked = embed(client, input="w1", input_type="query", unknown_field=1)
+    assert asked.json() == plain.json()
+    assert asked.headers["x-ignored-fields"] == "unknown_field, input_type"
+    assert "x-ignored-fields" not in plain.headers
 
 
 @pytest.mark.parametrize("dimensions", [1, 8, DIMENSION])
@@ -409,6 +421,33 @@ def test_models_are_listed_with_their_aliases(other: httpx.Client) -> None:
         assert isinstance(entry["created"], int)
         assert isinstance(entry["owned_by"], str)
         assert entry["dimension"] == DIMENSION
+
+
+def test_a_model_shows_what_becomes_of_a_text(
+    start_gateway: Callable[..., RunningGateway],
+) -> None:
+    """Pooling, prompts with their texts, own scaling, length and sizes can be looked up."""
+    knobs = {"prompts": {"query": "Q: "}, "normalizes": True}
+    gateway = start_gateway(**FAKE, matryoshka=True, max_model_len=64, engine_args=knobs)
+    with gateway.client() as http:
+        entry = http.get("/v1/models/fake").json()
+    gateway.stop()
+    shown = {
+        "pooling",
+        "prompts",
+        "normalizes",
+        "max_model_len",
+        "matryoshka",
+        "matryoshka_dimensions",
+    }
+    assert {name: entry[name] for name in shown} == {
+        "pooling": "CLS",
+        "prompts": {"query": "Q: "},
+        "normalizes": True,
+        "max_model_len": 64,
+        "matryoshka": True,
+        "matryoshka_dimensions": None,
+    }
 
 
 @pytest.mark.parametrize(

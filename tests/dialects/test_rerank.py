@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from embedding_service.service.late_interaction import lexical, max_sim
+from embedding_service.service.late_interaction import lexical, max_sim, weighted
 from embedding_service.types import Output
 from embedding_service.worker.fake import fake_tokenizer, fake_vectors
 from tests.dialects.test_bge import expected_colbert, expected_sparse
@@ -246,3 +246,9 @@ def test_a_reranker_does_not_embed(http: httpx.Client) -> None:
     answer = http.post("/v1/embeddings", json={"model": "cross", "input": "w1"})
     assert answer.status_code == 400
     assert "/v1/rerank" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("size", [1.0, 1e308, 5e-324])
+def test_weights_of_any_size_weigh(size: float) -> None:
+    """However large or small weights are, it is their shares that count."""
+    assert weighted((1.0, 0.0, 0.5), (size, size, 0.0)) == pytest.approx(0.5)

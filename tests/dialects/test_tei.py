@@ -200,6 +200,21 @@ def test_long_pairs_are_cut_longest_first(
     assert response.headers["x-truncated-inputs"] == "0"
 
 
+def test_late_interaction_cuts_documents(
+    shared_gateway: Callable[..., RunningGateway],
+) -> None:
+    """Where an embedding model scores, over-long texts are cut as well."""
+    knobs = {"outputs": ["dense", "sparse", "colbert"]}
+    gateway = shared_gateway(
+        engine="fake", model_name="fake", port=0, max_model_len=64, engine_args=knobs
+    )
+    with gateway.client() as client:
+        body = {"query": "w1", "texts": ["w2 " * 100]}
+        response = client.post("/rerank", json=body)
+        assert response.headers["x-truncated-inputs"] == "0"
+        assert client.post("/rerank", json={**body, "truncate": False}).status_code == 422
+
+
 def test_answers_tell_what_they_took(http: httpx.Client) -> None:
     """TEI's headers are there, as whole milliseconds and counts."""
     bodies: dict[str, dict[str, Any]] = {

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedding_service.dialects.embedding import vector_json
+from embedding_service.dialects import embedding
+from embedding_service.dialects.embedding import matrix_json, vector_json
 from embedding_service.types import Encoding
 
 
@@ -35,3 +36,21 @@ def test_floats_survive_json(values: list[float]) -> None:
     np.testing.assert_array_equal(
         np.array(json.loads(vector_json(vector, Encoding.FLOAT)), np.float32), vector
     )
+
+
+@given(
+    st.integers(0, 40),
+    st.integers(1, 9),
+    st.integers(1, 60),
+    st.sampled_from(list(Encoding)),
+    st.sampled_from([np.float32, np.float16, np.int8]),
+)
+def test_a_matrix_in_parts_is_the_matrix(
+    rows: int, columns: int, at_once: int, encoding: Encoding, dtype: type[np.generic]
+) -> None:
+    """Rows that are written some at a time join to what they are in one go."""
+    matrix = np.arange(rows * columns).reshape(rows, columns).astype(dtype)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(embedding, "_NUMBERS_AT_ONCE", at_once)
+        written = b"".join(matrix_json(matrix, encoding))
+    assert written == vector_json(matrix, encoding)

@@ -136,6 +136,22 @@ def test_rerank_takes_it_too(http: httpx.Client) -> None:
     assert got["results"][0]["relevance_score"] == pytest.approx(expected, abs=1e-6)
 
 
+def test_a_limit_on_documents_holds_too(http: httpx.Client) -> None:
+    """`max_tokens_per_doc` cuts a document before the pair is cut."""
+    body = {"model": "cross", "query": "w1", "documents": ["w2 " * 30], "raw_scores": True}
+    got = post(http, "/v1/rerank", truncate_prompt_tokens=20, max_tokens_per_doc=5, **body)
+    expected = score("w1", "w2 " * 5)
+    assert got["results"][0]["relevance_score"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_late_interaction_has_no_pairs_to_cut(http: httpx.Client) -> None:
+    """BGE-M3 reads queries and documents one by one, so a limit on pairs is refused."""
+    body = {"model": "m3", "query": "w1", "documents": ["w2"], "truncate_prompt_tokens": 20}
+    error = error_of(http.post("/v1/rerank", json=body), 400)
+    assert error["param"] == "truncate_prompt_tokens"
+    assert http.post("/v1/rerank", json={**body, "truncate_prompt_tokens": -1}).status_code == 200
+
+
 def embedded(http: httpx.Client, **more: Any) -> Any:
     answer = http.post("/v1/embeddings", json={"model": "m3", "input": "w1 " * 5 + "w2", **more})
     assert answer.status_code == 200, answer.text

@@ -40,6 +40,17 @@ def test_embed(http: httpx.Client, normalize: bool | None) -> None:
     np.testing.assert_allclose(body["embeddings"], expected, atol=1e-6)
 
 
+def test_a_models_own_scaling_stays(start_preset: Callable[..., RunningGateway]) -> None:
+    """`normalize: false` is sentence-transformers' argument, beside which a Normalize works on."""
+    body = {"texts": ["w1"], "normalize": False}
+    with start_preset("embed", engine_args={"normalizes": True}).client() as http:
+        (vector,) = http.post("/embed", json=body).json()["embeddings"]
+        openai = {"model": MODEL, "input": "w1", "normalize": False}
+        (item,) = http.post("/v1/embeddings", json=openai).json()["data"]
+    np.testing.assert_allclose([vector], unit_vectors("w1"), atol=1e-6)
+    np.testing.assert_allclose(item["embedding"], raw_vector("w1"), atol=1e-6)
+
+
 def test_a_hundred_texts_and_no_more(http: httpx.Client) -> None:
     """100 texts are served, 101 are a 400 that says so."""
     assert len(http.post("/embed", json={"texts": ["w1"] * 100}).json()["embeddings"]) == 100

@@ -39,6 +39,7 @@ OTHER: dict[str, Any] = {
     "model_path": "/models/other",
     "aliases": {"alias": {}},
     "task": "embed",
+    "score_label": "relevant",
     "required": True,
     "instruction_template": "{instruction}: ",
     "default_instruction": "find",
@@ -51,6 +52,7 @@ COUNTED = {
     "enforce_eager",
     "engine_args",
     "max_batch_size",
+    "score_label",
     "tensor_parallel_size",
     "trust_remote_code",
 }
@@ -120,7 +122,16 @@ def test_facts_count(change: dict[str, Any]) -> None:
     assert identity(PLAIN, structs.replace(FACTS, **change)) != identity(PLAIN, FACTS)
 
 
-@pytest.mark.parametrize("change", [{"prompts": {"query": "q: "}}, {"folder": "/elsewhere"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"prompts": {"query": "q: "}},
+        {"folder": "/elsewhere"},
+        {"family": "e5"},
+        {"matryoshka": (8,)},
+        {"normalizes": True},
+    ],
+)
 def test_prompts_and_places_do_not_count(change: dict[str, Any]) -> None:
     """Prompts are in the token ids already; a model is the same in another folder."""
     assert identity(PLAIN, structs.replace(FACTS, **change)) == identity(PLAIN, FACTS)

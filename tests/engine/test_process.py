@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import os
 import signal
+import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -76,3 +78,31 @@ def test_an_end_that_was_missed_is_looked_for(monkeypatch: pytest.MonkeyPatch) -
 
     assert asyncio.run(main()) == ["engine_does_not_end"]
     assert signs == [(os.getpid(), signal.SIGCHLD)]
+
+
+@pytest.mark.process
+def test_many_short_lines_do_not_stop_the_loop() -> None:
+    """A worker that prints a million lines keeps nobody waiting, and its last words are known."""
+    program = (
+        "import sys; sys.stdout.write('x\\n' * 3_000_000 + 'ValueError: the end'); sys.exit(3)"
+    )
+
+    async def main() -> float:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", program, stdout=asyncio.subprocess.PIPE, start_new_session=True
+        )
+        worker = WorkerProcess(process, structlog.wrap_logger(None, processors=[dropped]))
+        ended, longest_s = asyncio.ensure_future(worker.wait()), 0.0
+        while not ended.done():
+            began = time.thread_time()
+            await asyncio.sleep(0)
+            longest_s = max(longest_s, time.thread_time() - began)
+        assert await ended == 3
+        assert worker.last_words() == "ValueError: the end"
+        return longest_s
+
+    assert asyncio.run(main()) < 0.05
+
+
+def dropped(*_: object) -> Any:
+    raise structlog.DropEvent

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,6 +16,7 @@ from embedding_service.engine import replica as replica_module
 from embedding_service.engine.generation import WorkerDied
 from embedding_service.engine.replica import DEATHS_ALLOWED, Replica
 from embedding_service.engine.states import State
+from embedding_service.engine.step_record import StepRecord
 from embedding_service.errors import ModelNotLoaded
 from tests.engine.scripted import FACTS, ScriptedWorker, Workers, left_in, until
 from tests.engine.test_generation import batch
@@ -207,3 +210,37 @@ async def test_a_supervisor_that_fails_is_found(
     with contextlib.suppress(ZeroDivisionError):
         await watched.die()
         await until(lambda: not replica.supervised)
+
+
+async def test_what_the_machine_lacks_is_no_death(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While there is no room or descriptor for a worker, it is tried again, however often."""
+    replica, reserve = watched.replica, StepRecord.reserve
+    await replica.start()
+    lacking = [OSError(errno.ENOSPC, "No space left"), OSError(errno.EMFILE, "Too many files")]
+    lacking *= DEATHS_ALLOWED + 1
+
+    def failing(path: Path) -> None:
+        if lacking:
+            raise lacking.pop()
+        reserve(path)
+
+    monkeypatch.setattr(StepRecord, "reserve", failing)
+    await watched.die()
+    await until(lambda: replica.state is READY)
+    assert lacking == []
+    assert DEAD not in watched.states
+    for _ in range(DEATHS_ALLOWED - 1):  # the first one alone has counted
+        await watched.die()
+        await until(lambda: replica.state is READY)
+
+
+async def test_a_folder_that_was_removed_is_made_again(watched: Watched, tmp_path: Path) -> None:
+    """Somebody who clears a folder of temporary files does not end the gateway."""
+    replica = watched.replica
+    await replica.start()
+    shutil.rmtree(tmp_path)
+    await watched.die()
+    await until(lambda: replica.state is READY)
+    assert tmp_path.stat().st_mode & 0o777 == 0o700  # noqa: ASYNC240

@@ -9,46 +9,37 @@ from pathlib import Path
 
 import pytest
 
-from embedding_service.families import architectures, profiles
+from embedding_service.families import architectures
 
 ROOT = Path(__file__).parents[2]
 
 
-def replacement(name: str, **config: object) -> str | None:
-    return architectures.replacement(config, profiles.find(model_name=name).replaces)
-
-
 @pytest.mark.parametrize(
-    ("name", "architecture", "expected"),
+    ("classes", "architecture", "expected"),
     [
-        (
-            "bge-reranker-v2-m3",
-            "XLMRobertaForSequenceClassification",
-            "EmbeddingServiceRobertaForSequenceClassification",
-        ),
-        ("intfloat/multilingual-e5-large", "XLMRobertaModel", architectures.ROBERTA),
-        ("naver/splade-v3", "BertForMaskedLM", architectures.SPLADE),
-        ("google-bert/bert-base-uncased", "BertForMaskedLM", None),
-        ("naver/splade-v3-distilbert", "DistilBertForMaskedLM", None),
-        ("BAAI/bge-large-en-v1.5", "BertModel", None),
+        (architectures.PAIRS, "XLMRobertaForSequenceClassification", architectures.ROBERTA_PAIRS),
+        (architectures.PAIRS, "CamembertForSequenceClassification", architectures.ROBERTA_PAIRS),
+        (architectures.DENSE, "XLMRobertaModel", architectures.ROBERTA),
+        (architectures.DENSE, "DistilBertModel", architectures.DISTIL),
+        (architectures.DENSE, "BertModel", None),
+        (architectures.SPARSE, "BertForMaskedLM", architectures.SPLADE),
+        (architectures.SPARSE, "DistilBertForMaskedLM", architectures.DISTIL_SPLADE),
     ],
 )
-def test_the_checkpoint_decides(name: str, architecture: str, expected: str | None) -> None:
-    """The architecture in config.json chooses ours; a plain masked language model is no SPLADE."""
-    assert replacement(name, architectures=[architecture]) == expected
+def test_the_architecture_decides(
+    classes: dict[str, str], architecture: str, expected: str | None
+) -> None:
+    """The architecture in config.json chooses ours, by what the model gives."""
+    assert architectures.replacement({"architectures": [architecture]}, classes) == expected
 
 
 def test_rotary_positions_are_left_alone() -> None:
     """jina-embeddings-v3 calls itself XLMRobertaModel and has no position embeddings to number."""
-    assert (
-        replacement("jina", architectures=["XLMRobertaModel"], position_embedding_type="rotary")
-        is None
-    )
-    assert (
-        replacement("jina", architectures=["XLMRobertaModel"], position_embedding_type="absolute")
-        is not None
-    )
-    assert replacement("nameless") is None
+    config = {"architectures": ["XLMRobertaModel"], "position_embedding_type": "rotary"}
+    assert architectures.replacement(config, architectures.DENSE) is None
+    config["position_embedding_type"] = "absolute"
+    assert architectures.replacement(config, architectures.DENSE) == architectures.ROBERTA
+    assert architectures.replacement({}, architectures.DENSE) is None
 
 
 @pytest.mark.engine

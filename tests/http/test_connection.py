@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
+import json
 import socket
 import time
 from typing import TYPE_CHECKING
@@ -180,3 +182,251 @@ def test_an_answer_that_nobody_reads_is_let_go(
     for client in ends:
         client.close()
     gateway.stop()
+
+
+def sent_in_pieces(gateway: RunningGateway, *pieces: bytes) -> bytes:
+    """Send pieces that arrive one by one; return all that comes until there is nothing for a while."""
+    received = b""
+    with connect(gateway) as client, contextlib.suppress(TimeoutError):
+        for piece in pieces:
+            client.sendall(piece)
+            time.sleep(0.05)
+        client.settimeout(1)
+        while part := client.recv(65536):
+            received += part
+    return received
+
+
+UPGRADE = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAAA\r\n"
+CHUNKED = b"POST /v1/embeddings HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n"
+CHUNKS = b"%x\r\n%s\r\n0\r\n" % (len(BODY), BODY)
+GET = b"GET /livez HTTP/1.1\r\nhost: a\r\n"
+OFFERS = {
+    "a body": HEAD + UPGRADE + b"\r\n" + BODY,
+    "chunks": CHUNKED + UPGRADE + b"\r\n" + CHUNKS + b"\r\n",
+    "chunks and a trailer": CHUNKED + UPGRADE + b"\r\n" + CHUNKS + b"x-trailer: 1\r\n\r\n",
+    "no body": GET + UPGRADE + b"\r\n",
+    "a web socket": GET + b"connection: keep-alive, upgrade\r\nupgrade: websocket\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 7])
+@pytest.mark.parametrize("request_", OFFERS.values(), ids=OFFERS)
+def test_an_upgrade_is_ignored(fake: RunningGateway, request_: bytes, pieces: int) -> None:
+    """A client that offers another protocol is answered in this one, its body read, and its next
+    request as well.
+    """
+    twice = request_ * 2
+    size = len(twice) // pieces + 1
+    parts = [twice[start : start + size] for start in range(0, len(twice), size)]
+    received = sent_in_pieces(fake, *parts)
+    assert received.count(b"HTTP/1.1 200") == received.count(b"HTTP/1.1 ") == 2, received
+
+
+def test_many_upgrades_in_one_piece_are_read_in_turn(fake: RunningGateway) -> None:
+    """However many offers one piece of data holds, each of them is a request."""
+    received = sent_in_pieces(fake, OFFERS["a body"] * 50)
+    assert received.count(b"HTTP/1.1 200") == 50
+
+
+def test_connect_is_refused(fake: RunningGateway) -> None:
+    """Nobody gets a tunnel, and what follows is not read as a request."""
+    received = sent_in_pieces(fake, b"CONNECT a:80 HTTP/1.1\r\nhost: a\r\n\r\n" + GET + b"\r\n")
+    assert received.startswith(b"HTTP/1.1 400")
+    assert received.count(b"HTTP/1.1 ") == 1
+
+
+def test_trailers_are_no_headers(start_gateway: Callable[..., RunningGateway]) -> None:
+    """A trailer authorises nobody, and names no request."""
+    gateway = start_gateway(**FAKE, api_keys=["secret"])
+    trailers = b"authorization: Bearer secret\r\nx-request-id: from-a-trailer\r\n\r\n"
+    received = sent_in_pieces(gateway, CHUNKED + b"\r\n", CHUNKS + trailers)
+    assert received.startswith(b"HTTP/1.1 401")
+    assert b"from-a-trailer" not in received
+    gateway.stop()
+
+
+ENDLESS = {
+    "a trailer": CHUNKED + b"\r\n" + CHUNKS + b"x-endless: ",
+    "trailers": CHUNKED + b"\r\n" + CHUNKS,
+    "a chunk's extension": CHUNKED + b"\r\n1;x=",
+    "a header": HEAD + b"x-endless: ",
+}
+
+
+@pytest.mark.parametrize("beginning", ENDLESS.values(), ids=ENDLESS)
+def test_what_is_no_body_is_bounded(fake: RunningGateway, beginning: bytes) -> None:
+    """More than 64 KiB that are neither headers nor body end the connection, before they cost
+    anything.
+    """
+    more = b"x-more: a\r\n" * 6000 if beginning == ENDLESS["trailers"] else b"a" * 66_000
+    sent, until = 0, time.monotonic() + 20
+    with connect(fake) as client, contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        client.sendall(beginning)
+        time.sleep(0.1)
+        while sent < 50_000_000:
+            client.sendall(more)
+            sent += len(more)
+            assert time.monotonic() < until
+            time.sleep(0.002)
+    assert sent < 50_000_000
+
+
+def test_too_many_headers_are_refused(fake: RunningGateway) -> None:
+    """The number of headers is bounded as well, also where all of them come at once."""
+    received = sent_in_pieces(fake, HEAD + b"a: b\r\n" * 5000 + b"\r\n" + BODY)
+    assert received.startswith(b"HTTP/1.1 431")
+    assert received.count(b"HTTP/1.1 ") == 1
+
+
+def test_requests_ahead_of_time_are_bounded(fake: RunningGateway) -> None:
+    """A client cannot queue thousands of requests on one connection."""
+    with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+        assert sent_in_pieces(fake, (GET + b"\r\n") * 5000).count(b"HTTP/1.1 200") < 100
+
+
+@pytest.mark.parametrize("keys", [["secret"], []], ids=["no key", "too large"])
+def test_a_refusal_reaches_a_client_that_sends_everything_first(
+    start_gateway: Callable[..., RunningGateway], keys: list[str]
+) -> None:
+    """A client that reads only once all of its 20 MB are sent finds the answer, and not a reset."""
+    gateway = start_gateway(**FAKE, api_keys=keys, max_body_bytes=1 << 20)
+    body = bytes(20 << 20)
+    with connect(gateway) as client:
+        head = HEAD.replace(b"content-length: %d" % len(BODY), b"content-length: %d" % len(body))
+        client.sendall(head + b"\r\n")
+        client.sendall(body)
+        received = client.recv(65536)
+    assert received.startswith(b"HTTP/1.1 401" if keys else b"HTTP/1.1 413")
+    gateway.stop()
+
+
+def test_a_refused_body_is_not_read_for_ever(strict: RunningGateway) -> None:
+    """What follows a refusal is dropped for a while, and then the connection is closed."""
+    until = time.monotonic() + 20
+    with connect(strict) as client, contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        client.sendall(CHUNKED + b"x-request-timeout-ms: 300\r\n\r\n")
+        while time.monotonic() < until:
+            client.sendall(b"4\r\nabcd\r\n")
+            time.sleep(0.02)
+    assert time.monotonic() < until
+
+
+def test_a_long_number_as_length_is_a_413(fake: RunningGateway) -> None:
+    """A `content-length` with thousands of digits is a large body, and no error of ours."""
+    for digits in (b"9" * 18, b"1" + b"0" * 15):
+        head = HEAD.replace(b"content-length: %d" % len(BODY), b"content-length: " + digits)
+        assert sent_in_pieces(fake, head + b"\r\n").startswith(b"HTTP/1.1 413")
+
+
+SCORES = {"model_name": "fake", "engine": "fake", "port": 0, "engine_args": {"outputs": ["score"]}}
+
+
+def ask_for_documents(gateway: RunningGateway, size: int) -> socket.socket:
+    """Ask for the scores of documents that come back with all that was sent in them."""
+    document = {"text": "w1", "more": "x" * size}
+    body = {"model": "fake", "query": "w1", "documents": [document], "return_documents": True}
+    raw = json.dumps(body).encode()
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.connect(gateway.address)
+    client.settimeout(30)
+    head = b"POST /v1/rerank HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % len(raw)
+    client.sendall(head + raw)
+    return client
+
+
+def test_an_answer_in_one_piece_is_reserved_and_let_go(
+    start_gateway: Callable[..., RunningGateway],
+) -> None:
+    """An answer that no vectors are in is counted while nobody reads it, and cut off in time."""
+    gateway = start_gateway(**SCORES, send_timeout_s=1, keep_alive_s=60)
+    clients = [ask_for_documents(gateway, 10 << 20) for _ in range(3)]
+    service = gateway.gateway.service
+    until = time.monotonic() + 30
+    most = 0
+    while len(gateway.requests_logged()) < len(clients):
+        most = max(most, service.answers.held)
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert most > 10 << 20
+    assert (service.answers.held, service.bodies.held) == (0, 0)
+    assert {line["status"] for line in gateway.requests_logged()} == {499}
+    for client in clients:
+        client.close()
+    gateway.stop()
+
+
+def test_a_drain_waits_until_an_answer_has_been_sent(
+    start_gateway: Callable[..., RunningGateway],
+) -> None:
+    """A client that reads slowly gets the whole of an answer that was made before the stop."""
+    gateway = start_gateway(**SCORES, drain_timeout_s=30)
+    with ask_for_documents(gateway, 10 << 20) as client:
+        received = client.recv(100)
+        gateway.begin_to_stop()
+        time.sleep(3)  # longer than a server waits that has nothing in flight
+        while not received.endswith(b"}}") and (part := client.recv(1 << 20)):
+            received += part
+    assert len(received) > 10 << 20
+    assert received.endswith(b"}}")
+    gateway.wait_ended()
+    assert gateway.status == 0
+
+
+def test_bodies_are_bounded_together(start_gateway: Callable[..., RunningGateway]) -> None:
+    """While others hold what all bodies may have, a new one is told when to come back; these end."""
+    gateway = start_gateway(**FAKE, max_inflight_body_bytes=1 << 20)
+    padding = b" " * (700 << 10)
+    head = HEAD.replace(b"%d" % len(BODY), b"%d" % (len(BODY) + len(padding)))
+    with connect(gateway) as first, connect(gateway) as second:
+        first.sendall(head + b"\r\n" + padding)
+        bodies = gateway.gateway.service.bodies
+        until = time.monotonic() + 10
+        while bodies.held < len(padding):
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        second.sendall(head + b"\r\n" + padding)
+        refusal = answer(second)
+        first.sendall(BODY)
+        assert answer(first).startswith(b"HTTP/1.1 200")
+    assert refusal.startswith(b"HTTP/1.1 429")
+    assert b"retry-after: " in refusal
+    assert b"engine_overloaded" in refusal
+    while bodies.held:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    gateway.stop()
+
+
+def test_many_inflating_bodies_stay_within_their_bound(
+    start_gateway: Callable[..., RunningGateway],
+) -> None:
+    """Forty bodies of 32 MB each, which are 32 KB on the wire, never hold more than all may have."""
+    gateway = start_gateway(**FAKE, keep_alive_s=60)
+    body = gzip.compress(BODY + b" " * (30 << 20), 1)
+    head = b"POST /v1/embeddings HTTP/1.1\r\nhost: a\r\ncontent-encoding: gzip\r\n"
+    head += b"content-length: %d\r\n\r\n" % len(body)
+    clients = [connect(gateway) for _ in range(40)]
+    most = 0
+    for client in clients:
+        client.sendall(head + body[:-10])
+        most = max(most, gateway.gateway.service.bodies.held)
+    until = time.monotonic() + 30
+    while len(gateway.requests_logged()) < len(clients) - 2:
+        most = max(most, gateway.gateway.service.bodies.held)
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert 30 << 20 < most <= gateway.settings.max_inflight_body_bytes
+    assert {line["status"] for line in gateway.requests_logged()} == {429}
+    for client in clients:
+        client.close()
+    gateway.stop()
+
+
+def test_a_long_target_is_refused(fake: RunningGateway) -> None:
+    """A query of a hundred thousand pairs is not taken apart."""
+    received = sent_in_pieces(
+        fake, b"GET /readyz?" + b"&a=" * 60_000 + b" HTTP/1.1\r\nhost: a\r\n\r\n"
+    )
+    assert received.startswith(b"HTTP/1.1 431")

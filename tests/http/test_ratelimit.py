@@ -235,6 +235,36 @@ def test_a_path_alone_may_be_limited(start: Start) -> None:
         assert not [name for name in answer.headers if name.startswith("x-ratelimit")]
 
 
+@pytest.mark.parametrize(
+    ("path", "aliases", "body"),
+    [
+        ("/v1/embeddings", ["/embeddings"], {"input": "w1"}),
+        ("/v1/rerank", ["/rerank", "/v2/rerank"], {"query": "w1", "documents": ["w2"]}),
+    ],
+)
+def test_a_path_is_limited_under_all_its_names(
+    start: Start, path: str, aliases: list[str], body: dict[str, Any]
+) -> None:
+    """A path's rate counts what other paths do in its place, all of them together."""
+    gateway = start(engine_args={"outputs": ["dense", "colbert"]}, rate_limit_paths={path: "3/day"})
+    with gateway.client() as http:
+        for name in [path, *aliases, path][:3]:
+            http.post(name, json={"model": "fake", **body}).raise_for_status()
+        for name in [path, *aliases]:
+            assert http.post(name, json={"model": "fake", **body}).status_code == 429
+
+
+@pytest.mark.parametrize("sign", ["%0a", "%0d%0a", "%00", "%7f", "%09", "%e2%80%a8", "%c2%85"])
+def test_a_control_character_is_in_no_path(start: Start, sign: str) -> None:
+    """A path that a router would take for another one is served to nobody, and passes no rule."""
+    gateway = start(rate_limit_paths={"/v1/embeddings": "100/day"}, metrics="loopback")
+    with gateway.client(headers={"x-forwarded-for": "203.0.113.9"}) as http:
+        for path in ("/metrics", "/v1/embeddings", "/livez"):
+            answer = http.post(path + sign, json={"model": "fake", "input": "w1"})
+            assert answer.status_code == 404
+            assert http.get(path + sign).status_code == 404
+
+
 def test_tokens_are_counted_as_they_are_computed(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from embedding_service.errors import InvalidRequest, Overloaded
 from embedding_service.service import admission
-from embedding_service.service.admission import Gate
+from embedding_service.service.admission import Gate, Lease
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -122,3 +122,30 @@ def test_a_gate_without_history_says_a_second(clock: Callable[[float], None]) ->
     clock(1e6)
     with gate.admit(1000):
         assert 1 <= retry_after(gate) <= 60
+
+
+def test_a_lease_grows_while_others_leave_room() -> None:
+    """A share grows piece by piece, is refused where others hold the rest, and comes back whole."""
+    gate = Gate(10, "bytes")
+    one, other = Lease(gate), Lease(gate)
+    one.add(4)
+    other.add(4)
+    one.add(2)
+    with pytest.raises(Overloaded):
+        other.add(1)
+    assert (gate.held, one.held, other.held) == (10, 6, 4)
+    one.release()
+    other.add(6)
+    other.release()
+    assert gate.held == 0
+
+
+def test_a_lease_that_is_alone_may_have_more_than_the_limit() -> None:
+    """One body may be as large as bodies may be, however little there is for all of them."""
+    gate = Gate(10, "bytes")
+    lease = Lease(gate)
+    lease.add(8)
+    lease.add(8)
+    assert gate.held == 16
+    lease.release()
+    assert gate.held == 0

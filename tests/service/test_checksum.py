@@ -33,6 +33,7 @@ COUNTED = {
     "max_model_len",
     "model_name",
     "revision",
+    "score_label",
     "trust_remote_code",
 }
 

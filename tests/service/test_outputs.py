@@ -12,7 +12,9 @@ import pytest
 
 from embedding_service.service.outputs import KINDS, PER_TOKEN
 from embedding_service.service.prompts import Prepared
+from embedding_service.settings.model import ModelOptions
 from embedding_service.types import EmbedJob, Output
+from embedding_service.worker.fake import DIMENSION, FakeBackend, fake_vectors
 
 if TYPE_CHECKING:
     from embedding_service.types import Floats
@@ -94,3 +96,48 @@ def test_lexical_weights_of_chunks_are_the_largest() -> None:
     ]
     assert whole == [([], []), ([7, 9], [0.5, 2]), ([3, 7], [1, 1.5])]
     assert all(each.indices.dtype == np.int64 for each in joined(Output.SPARSE, rows, WHOLE))
+
+
+FACTS = FakeBackend(ModelOptions(engine="fake")).facts(DIMENSION)
+IDS = [0, 107, 105, 107, 1]
+ROWS = {output: fake_vectors(IDS, output) for output in Output}
+STRANGE = {
+    "one more column": lambda rows: np.hstack([rows, rows[:, :1]]),
+    "half of the columns": lambda rows: rows[:, : max(1, rows.shape[1] // 2)],
+    "rows as columns": lambda rows: rows.reshape(-1, 1) if rows.size > 1 else rows[:0],
+    "twenty times": lambda rows: np.tile(rows, (20, 1)),
+}
+
+
+@pytest.mark.parametrize("output", list(Output))
+def test_a_models_own_rows_fit(output: Output) -> None:
+    """The rows that a model gives are known as such, whatever the text."""
+    assert KINDS[output].fits(ROWS[output], FACTS, len(IDS))
+
+
+@pytest.mark.parametrize("output", list(Output))
+@pytest.mark.parametrize("change", STRANGE.values(), ids=STRANGE)
+def test_rows_of_another_shape_do_not_fit(output: Output, change: Any) -> None:
+    """A value from elsewhere that has another shape is nobody's result."""
+    strange = change(ROWS[output])
+    if strange.shape == ROWS[output].shape:
+        pytest.skip("there is nothing to halve")
+    assert not KINDS[output].fits(strange, FACTS, len(IDS))
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [[1.5, 1]],
+        [[-1, 1]],
+        [[FACTS.vocab_size, 1]],
+        [[7, 0]],
+        [[7, -1]],
+        [[8, 1], [7, 1]],
+        [[7, 1]] * 2,
+    ],
+)
+def test_weights_are_of_known_tokens(rows: list[list[float]]) -> None:
+    """Weights stand beside ascending token ids of the model, and are above 0."""
+    assert KINDS[Output.SPARSE].fits(np.array([[7, 0.5], [9, 2]], np.float32), FACTS, 5)
+    assert not KINDS[Output.SPARSE].fits(np.array(rows, np.float32), FACTS, 5)

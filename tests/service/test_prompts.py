@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from embedding_service.errors import ContextLengthExceeded, InvalidRequest
 from embedding_service.service import cl100k
-from embedding_service.service.prompts import ENCODE_TEXTS, Encoder, Prepared
+from embedding_service.service.prompts import Encoder, Prepared
 from embedding_service.settings.model import AliasSettings, ModelOptions
 from embedding_service.types import EmbedJob, InputType, TokenIdPolicy, Truncate
 from embedding_service.worker.fake import CLS, SEP, VOCABULARY, FakeBackend
@@ -126,6 +126,14 @@ OWN = {"prompts": {"query": "Q: ", "passage": "P: ", "other": "O: "}}
         ({**OWN, "default_prompt_name": "other"}, {}, "O: "),
         ({**OWN, "default_prompt_name": "other"}, {"input_type": "query"}, "Q: "),
         ({**OWN, "default_prompt_name": "absent"}, {}, ""),
+        ({"prompts": {"search_query": "S: "}}, {"input_type": "query"}, "S: "),
+        ({"prompts": {"search_query": "S: "}}, {"input_type": "document"}, ""),
+        ({"prompts": {"retrieval.passage": "R: "}}, {"input_type": "document"}, "R: "),
+        ({"prompts": {"Retrieval-query": "R: "}}, {"input_type": "query"}, "R: "),
+        ({"prompts": {"s2p_query": "S: ", "s2s_query": "T: "}}, {"input_type": "query"}, "S: "),
+        ({"prompts": {"web_search_query": "W: "}}, {"input_type": "query"}, "W: "),
+        ({"prompts": {"query": "Q: ", "corpus": "C: "}}, {"input_type": "document"}, "C: "),
+        ({"prompts": {"corpus": "C: "}}, {"input_type": "document"}, ""),
     ],
 )
 def test_models_bring_their_own_prompts(
@@ -135,6 +143,63 @@ def test_models_bring_their_own_prompts(
     request.
     """
     assert encoder(facts=facts).prefix(job("a", **fields), None) == prefix
+
+
+def test_files_win_over_the_family_and_the_family_over_nothing() -> None:
+    """An E5 whose files have prompts uses those; one whose files have none uses E5's."""
+    query = job("a", input_type=InputType.QUERY)
+    own = {"prompts": {"search_query": "ask: "}}
+    name = "intfloat/e5-base-v2"
+    assert encoder(model_name=name, facts={"family": "e5"} | own).prefix(query, None) == "ask: "
+    others = {"prompts": {"clustering": "cluster: "}}
+    assert (
+        encoder(model_name=name, facts={"family": "e5"} | others).prefix(query, None) == "query: "
+    )
+    assert encoder(model_name="mine", facts={"family": "e5"}).prefix(query, None) == "query: "
+
+
+@pytest.mark.parametrize(
+    ("facts", "fields", "ignored"),
+    [
+        ({}, {"input_type": "query"}, ("input_type",)),
+        ({}, {"input_type": "document"}, ("input_type",)),
+        ({}, {}, ()),
+        ({"family": "e5"}, {"input_type": "query"}, ()),
+        ({"family": "bge"}, {"input_type": "document"}, ()),
+        ({"prompts": {"query": "Q: "}}, {"input_type": "document"}, ()),
+        ({"prompts": {"clustering": "C: "}}, {"input_type": "query"}, ("input_type",)),
+        ({"prompts": {"clustering": "C: "}}, {"prompt_name": "clustering"}, ()),
+    ],
+)
+def test_an_input_type_that_changes_nothing_is_told(
+    facts: dict[str, Any], fields: dict[str, Any], ignored: tuple[str, ...]
+) -> None:
+    """A type without a prompt is ignored by name; a side that needs none is not."""
+    assert encoder(facts=facts).ignored(job("a", **fields)) == ignored
+
+
+@pytest.mark.parametrize(
+    ("prompt", "asked"),
+    [
+        ("Instruct: Find answers\nQuery:", "Instruct: do\nQuery:"),
+        ("Instruct: Find answers\nQuery: ", "Instruct: do\nQuery: "),
+        ("<instruct>Find answers.\n<query>", "<instruct>do\n<query>"),
+    ],
+)
+def test_a_models_own_prompt_shows_how_it_is_instructed(prompt: str, asked: str) -> None:
+    """A model under any name takes instructions in the form of its own query prompt."""
+    reader = encoder(facts={"prompts": {"query": prompt}})
+    assert reader.prefix(job("a", instruction="do"), None) == asked
+    assert reader.prefix(job("a", input_type=InputType.QUERY), None) == prompt
+
+
+def test_prompts_that_are_not_pooled_have_their_length() -> None:
+    """The engine is told how many tokens at the beginning are the prompt's, the first one too."""
+    reader = encoder(facts={"prompts": {"query": "w1 w2 "}, "pools_prompts": False})
+    asked = job("w3", input_type=InputType.QUERY)
+    assert reader.prepare(asked, "w1 w2 ", max_total=PLENTY).boundaries == [3]
+    assert reader.prepare(job("w3"), "", max_total=PLENTY).boundaries == [0]
+    assert encoder().prepare(asked, "w1 w2 ", max_total=PLENTY).boundaries is None
 
 
 def test_the_alias_comes_after_the_request_and_before_the_default() -> None:
@@ -158,6 +223,21 @@ def test_settings_win_over_the_family() -> None:
     )
     assert reader.prefix(job("a", input_type=InputType.QUERY), None) == "T do: "
     assert reader.prefix(job("a", instruction="other"), None) == "T other: "
+
+
+@pytest.mark.parametrize(
+    ("setting", "prompt"),
+    [
+        ({"instruction_template": "T {instruction}: "}, f"T {QWEN_TASK}: "),
+        ({"default_instruction": "do"}, "Instruct: do\nQuery:"),
+        ({}, "own: "),
+    ],
+)
+def test_settings_win_over_the_files(setting: dict[str, str], prompt: str) -> None:
+    """Either of them, so that a preset's prompt is the same with files that have one."""
+    facts = {"prompts": {"query": "own: "}}
+    reader = encoder(model_name="Qwen/Qwen3-Embedding-0.6B", facts=facts, **setting)
+    assert reader.prefix(job("a", input_type=InputType.QUERY), None) == prompt
 
 
 @pytest.mark.parametrize(
@@ -270,9 +350,9 @@ def test_the_prompt_survives_truncation(
 
 def test_order_is_kept_over_many_parts() -> None:
     """Texts are tokenised in parts and stay in order."""
-    count = 2 * ENCODE_TEXTS + 7
-    prepared = encoder().prepare(job(*(f"w{i}" for i in range(count))), "", max_total=PLENTY)
-    assert contents(prepared) == [[100 + i] for i in range(count)]
+    count = 5000
+    prepared = encoder().prepare(job(*(f"w{i % 4000}" for i in range(count))), "", max_total=PLENTY)
+    assert contents(prepared) == [[100 + i % 4000] for i in range(count)]
     assert prepared.owner == list(range(count))
 
 

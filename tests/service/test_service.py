@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
     from concurrent.futures import Future
 
+    from embedding_service.service.prompts import Prepared
+    from embedding_service.service.slices import Steps
     from tests.conftest import RunningGateway
 
 JOB = EmbedJob(model="fake", inputs=["w1", "w2 w3"])
@@ -256,10 +258,13 @@ def test_a_bulk_request_is_refused_unread_while_the_queue_is_full(
         time.sleep(0.01)
     prepared: list[EmbedJob] = []
     encoder = full.model.embedder()
-    prepare = encoder.prepare
-    monkeypatch.setattr(
-        encoder, "prepare", lambda job, *a, **k: (prepared.append(job), prepare(job, *a, **k))[1]
-    )
+    steps = encoder.steps
+
+    def noted(job: EmbedJob, *given: Any, **named: Any) -> Steps[Prepared]:
+        prepared.append(job)  # at the first step
+        return (yield from steps(job, *given, **named))
+
+    monkeypatch.setattr(encoder, "steps", noted)
     bulk = replace(JOB, inputs=["w3 " * 20] * (INTERACTIVE_TEXTS + 1))
     assert isinstance(full.refusal(bulk), Overloaded)
     assert prepared == []

@@ -160,3 +160,12 @@ def test_vectors_are_written_without_loss() -> None:
         np.array(orjson.loads(vector_json(vector, Encoding.FLOAT)), np.float32).tolist()
         == vector.tolist()
     )
+
+
+def test_layer_norm_comes_before_a_cut_alone() -> None:
+    """nomic-embed-text-v1.5: whole vectors of mean 0 and variance 1, then cut; else as they are."""
+    rows = np.array([[3.0, -1.0, 4.0, -2.0]], np.float32)
+    cut = shape_dense(rows, dimensions=2, normalize=False, layer_norm=True)
+    np.testing.assert_allclose(cut, [[2 / np.sqrt(6.5), -2 / np.sqrt(6.5)]], rtol=1e-5)
+    whole = shape_dense(rows, dimensions=4, normalize=False, layer_norm=True)
+    np.testing.assert_array_equal(whole, rows)

@@ -423,6 +423,26 @@ def test_a_file_that_is_no_yaml_is_not_printed(write: Callable[[str], Path], lin
     assert "config.yaml: line 2, " in message or "config.yaml: line 3, " in message
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a-secret-password: 1\na-secret-password: 2",
+        "api_keys:\n- {a-secret-password: 1, a-secret-password: 2}",
+        "20304050: 1",
+        "otlp_endpoint: http://u:a-secret-password@[host",
+        "otlp_endpoint: http://u:a-secret-password/x@host:port",
+        "engine_args: &a {a-secret-password: *a}",
+        "models: &a [*a]",
+        "api_keys: &a [a-secret-password, *a]",
+    ],
+)
+def test_no_error_about_a_file_shows_a_secret(write: Callable[[str], Path], text: str) -> None:
+    """Whatever is wrong, also a value that holds itself, is told in one line without values."""
+    message = refusal(write(text))
+    assert "a-secret-password" not in message
+    assert "20304050" not in message
+
+
 def test_the_effective_tree_is_a_configuration(write: Callable[[str], Path]) -> None:
     """The output of `check-config` can be used as a file again, and means the same."""
     settings, _ = load(

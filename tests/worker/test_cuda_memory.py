@@ -150,12 +150,14 @@ import torch
 torch.cuda.mem_get_info = lambda *_: (free, total)
 torch.cuda.get_device_capability = lambda *_: (9, 0)
 from embedding_service.settings.model import ModelOptions
+from embedding_service.worker.planning import planned
 from embedding_service.worker.vllm_arguments import engine_arguments
 from vllm.v1.worker.utils import request_memory
 
 free, total, found = 20 << 30, 80 << 30, []
 for folder in sys.argv[1:]:
-    args = engine_arguments(folder, ModelOptions(model_name="m", model_path=folder), "cuda")
+    options = ModelOptions(model_name="m", model_path=folder)
+    args = engine_arguments(planned(options), options, "cuda")
     snapshot = SimpleNamespace(free_memory=free, total_memory=total, device_="cuda:0")
     taken = request_memory(snapshot, SimpleNamespace(gpu_memory_utilization=args.gpu_memory_utilization))
     found.append([taken, args.kv_cache_memory_bytes, args.max_num_seqs, args.async_scheduling, args.dtype])

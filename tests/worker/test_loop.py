@@ -21,7 +21,7 @@ from embedding_service.types import Output, Priority
 from embedding_service.worker.backend import ModelRefused
 from embedding_service.worker.fake import FAULTS, FakeBackend, fake_vectors
 from embedding_service.worker.inbox import Job, Progress, Receiver
-from embedding_service.worker.loading import warm_up
+from embedding_service.worker.loading import _WARM_UP_TEXT, warm_up
 from embedding_service.worker.loop import Worker
 
 if TYPE_CHECKING:
@@ -410,6 +410,27 @@ def test_warm_up_computes_one_text_and_a_full_step() -> None:
     assert warm_up(backend) == 32
     assert [len(step) for step in backend.steps] == [1, BATCH]
     assert backend.unfinished == 0
+
+
+class PairBackend(FakeBackend):
+    """A fake backend that keeps the boundaries of its inputs."""
+
+    def __init__(self) -> None:
+        super().__init__(ModelOptions(engine="fake", engine_args={"outputs": ["score"]}))
+        self.boundaries: list[tuple[int, int | None]] = []
+
+    def add(self, key: str, ids: Any, *, outputs: Any, boundary: int | None) -> None:
+        """Keep how long an input is, and where its first text ends."""
+        self.boundaries.append((len(ids), boundary))
+        super().add(key, ids, outputs=outputs, boundary=boundary)
+
+
+def test_warm_up_scores_a_pair_with_its_segments() -> None:
+    """A classifier that cannot take the segments that its tokenizer numbers never becomes ready."""
+    backend = PairBackend()
+    assert warm_up(backend) is None
+    words = len(_WARM_UP_TEXT.split())
+    assert set(backend.boundaries) == {(2 * words + 3, words + 2)}
 
 
 class OverflowingBackend(FakeBackend):

@@ -44,7 +44,7 @@ CAUSES = {
     "too_little_memory": ["not enough memory", "kv-cache-memory-bytes"],
     "long_context": ["max_model_len", "99999"],
 }
-AT_DEBUG = "broken_checkpoint"
+AT_DEBUG = "share_of_memory"
 # For these a whole gateway is started; what the others are called is asked of one worker's process.
 WHOLE = ("missing_folder", "no_checkpoint", "broken_checkpoint", "share_of_memory")
 

@@ -245,16 +245,28 @@ def test_cross_encoder_equals_flagreranker(http: Served, checkpoint: Checkpoint)
         )
         np.testing.assert_allclose(scores, expected, atol=1e-4)
         assert np.argsort(-scores).tolist() == np.argsort(-expected).tolist()
-    long = " ".join(
-        words * 12
-    )  # cut to three quarters of 512 tokens, whatever the document's length
-    body = http.post(
-        "/rerank", json={"query": long, "texts": [documents[0], long], "raw_scores": True}
-    ).json()
-    expected = reference.compute_score([(long, documents[0]), (long, long)], max_length=512)
-    np.testing.assert_allclose(
-        [rank["score"] for rank in sorted(body, key=itemgetter("index"))], expected, atol=1e-4
-    )
+
+
+def test_long_pairs_are_cut_as_tei_cuts_them(http: Served, checkpoint: Checkpoint) -> None:
+    """TEI takes tokens from the longer part first, as transformers' `longest_first` does."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from tests.checkpoints import CORPUS
+
+    folder = checkpoint("tiny_xlmr_reranker")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    words = CORPUS.split()[:60]
+    long, short = " ".join(words * 12), " ".join(words[:4])
+    cut: dict[str, Any] = {"truncation": "longest_first", "max_length": 512}
+    for query, texts in ((long, [short, long]), (short, [long])):
+        answer = http.post("/rerank", json={"query": query, "texts": texts, "raw_scores": True})
+        scores = [rank["score"] for rank in sorted(answer.json(), key=itemgetter("index"))]
+        with torch.no_grad():
+            inputs = (tokenizer(query, text, return_tensors="pt", **cut) for text in texts)
+            expected = [model(**each).logits.item() for each in inputs]
+        np.testing.assert_allclose(scores, expected, atol=1e-4)
 
 
 def test_bert_cross_encoder_uses_token_types(http: Served, checkpoint: Checkpoint) -> None:

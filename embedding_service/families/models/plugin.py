@@ -4,21 +4,36 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from transformers import AutoConfig, PreTrainedConfig
 from vllm import ModelRegistry
 from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
-from embedding_service.families.architectures import BGE_M3, ROBERTA, ROBERTA_PAIRS, SPLADE
+from embedding_service.families import architectures as ours
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _CLASSES: Final[Mapping[str, str]] = {
-    BGE_M3: "embedding_service.families.models.bge_m3:BgeM3Model",
-    SPLADE: "embedding_service.families.models.splade:SpladeModel",
-    ROBERTA: "embedding_service.families.models.roberta:PaddingAwareModel",
-    ROBERTA_PAIRS: "embedding_service.families.models.roberta:PaddingAwareReranker",
+    ours.BERT: "embedding_service.families.models.bert:HeadlessBertModel",
+    ours.BGE_M3: "embedding_service.families.models.bge_m3:BgeM3Model",
+    ours.DISTIL: "embedding_service.families.models.bert:DistilBertModel",
+    ours.DISTIL_SPLADE: "embedding_service.families.models.bert:DistilSpladeModel",
+    ours.JINA: "embedding_service.families.models.rotary:JinaModel",
+    ours.GTE_PAIRS: "embedding_service.families.models.rotary:GteReranker",
+    ours.SPLADE: "embedding_service.families.models.splade:SpladeModel",
+    ours.ROBERTA: "embedding_service.families.models.roberta:PaddingAwareModel",
+    ours.ROBERTA_PAIRS: "embedding_service.families.models.roberta:PaddingAwareReranker",
 }
 _CPU_ATTENTION: Final = "embedding_service.worker.cpu_attention.Backend"
+
+
+class NewConfig(PreTrainedConfig):
+    """The configuration of GTE's "new" models, in place of their repositories' code.
+
+    It keeps the keys of config.json as they are; vLLM asks for a class of this name.
+    """
+
+    model_type = "new"
 
 
 def register() -> None:
@@ -27,6 +42,7 @@ def register() -> None:
     vLLM calls it in every process, the tensor-parallel workers included, and more than once.
     """
     register_backend(AttentionBackendEnum.CPU_ATTN, _CPU_ATTENTION)
+    AutoConfig.register(NewConfig.model_type, NewConfig, exist_ok=True)
     known = ModelRegistry.get_supported_archs()
     for architecture, path in _CLASSES.items():
         if architecture not in known:

