@@ -104,7 +104,7 @@ async def _embed(request: Request[SparseRequest], outputs: frozenset[Output]) ->
         truncate = fields.truncate
     model = fields.model
     if model is None and request.settings.echo_model:
-        model = request.service.models.default_for(scores=False).name  # and not its alias
+        model = request.models.default_for(scores=False).name  # and not its alias
     job = EmbedJob(model, fields.input, outputs, truncate=truncate)
     return await embedding.respond(request, job, partial(_render, settings=request.settings))
 

@@ -162,7 +162,7 @@ async def embed_v1(request: Request[CohereEmbedV1Request]) -> Answer:
 
 def _default_name(request: Request[Any]) -> str:
     """Return the name of the first model that embeds."""
-    return request.service.models.default_for(scores=False).name
+    return request.models.default_for(scores=False).name
 
 
 _NAMES = {

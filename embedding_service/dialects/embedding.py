@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from embedding_service.dialects.dialect import Tree
     from embedding_service.types import Embeddings, EmbedJob
 
+    Render = Callable[[Embeddings], Iterator[bytes]]
+
 TOKEN_LIMIT = 2**31
 _NUMBERS_AT_ONCE = 1 << 14  # 2 ms
 _KINDS = "must be a string, a list of strings, a list of token ids, or a list of lists of token ids"
@@ -153,9 +155,7 @@ async def compute(request: Request[Any], job: EmbedJob) -> Embeddings:
     return answer
 
 
-async def respond(
-    request: Request[Any], job: EmbedJob, render: Callable[[Embeddings], Iterator[bytes]]
-) -> Answer:
+async def respond(request: Request[Any], job: EmbedJob, render: Render) -> Answer:
     """Have a job computed, and answer it as `render` writes it."""
     answer = await compute(request, job)
     return Answer(render(answer), _headers(answer, request.ignored))

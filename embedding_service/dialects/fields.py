@@ -220,9 +220,11 @@ def field_name(name: str) -> str:
 def printable(text: str) -> str:
     """Return the beginning of a client's text with nothing in it but printable ASCII."""
     text = text[:MOST_ECHOED_CHARACTERS]
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(c if c.isascii() and c.isprintable() else "?" for c in text)
+    return text if _is_plain(text) else "".join(c if _is_plain(c) else "?" for c in text)
+
+
+def _is_plain(text: str) -> bool:
+    return text.isascii() and text.isprintable()
 
 
 def header_list(names: Iterable[str]) -> str:

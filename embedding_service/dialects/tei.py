@@ -305,7 +305,7 @@ def timed(
     request: Request[Any], answer: Answer, inputs: Iterable[str | list[int]], began: float
 ) -> Answer:
     """Tell in headers what an answer took, as TEI does; times are milliseconds."""
-    card = request.service.models.default.card()
+    card = request.models.default.card()
     characters = sum(len(text) for text in inputs if isinstance(text, str))
     answer.headers = {
         **answer.headers,

@@ -11,10 +11,10 @@ from embedding_service.dropin.preset import Preset
 
 async def health(request: Request[None]) -> Answer:
     """Tell which models are loaded; 503 until the gateway is ready."""
-    models = list(request.service.models)
+    models = list(request.models)
     embedder = any(model.encoder is not None and model.ready for model in models)
     reranker = any(model.pairs is not None and model.ready for model in models)
-    card = request.service.models.default.card()
+    card = request.models.default.card()
     body = {
         "status": "ok" if embedder and reranker else "degraded",
         "service": request.settings.service_name,

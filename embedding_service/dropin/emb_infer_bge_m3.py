@@ -45,7 +45,7 @@ def _status(request: Request[None]) -> str:
 
 
 def _limits(request: Request[None]) -> dict[str, Any]:
-    options = request.service.models.default.options
+    options = request.models.default.options
     return {
         "batch_size": _batch_size(options),
         "timeout_ms": whole(options.batch_timeout_ms),
@@ -60,7 +60,7 @@ def _batch_size(options: ModelOptions) -> int:
 
 def _statistics(request: Request[None]) -> dict[str, float]:
     """Return the same figures under both sets of names that the original had."""
-    replicas = request.service.models.default.engine.replicas
+    replicas = request.models.default.engine.replicas
     totals = [replica.totals for replica in replicas]  # restarts included
     batches = sum(each.steps for each in totals)
     texts = sum(each.texts for each in totals)
@@ -87,7 +87,7 @@ async def health(request: Request[None]) -> Answer:
 
 async def detailed_health(request: Request[None]) -> Answer:
     """Describe the model and the batching."""
-    model = request.service.models.default
+    model = request.models.default
     body = {
         "status": _status(request),
         "timestamp": time.time(),
@@ -113,7 +113,7 @@ async def info(request: Request[None]) -> Answer:
         "name": "emb-infer-bge-m3",
         "description": "BGE-M3 embedding inference API with selective vector generation",
         "version": __version__,
-        "model": request.service.models.default.name,
+        "model": request.models.default.name,
         "status": "running" if request.lifecycle.ready else str(request.lifecycle.phase),
         "docs_url": "/docs",
         "endpoints": _ENDPOINTS,

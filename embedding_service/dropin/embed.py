@@ -51,7 +51,7 @@ def _render(answer: Embeddings) -> Iterator[bytes]:
 async def embed_texts(request: Request[TextsRequest]) -> Answer:
     """Give each text one vector of the default model."""
     fields = request.fields
-    model = request.service.models.default_for(scores=False)
+    model = request.models.default_for(scores=False)
     # The system that this replaces was built on sentence-transformers, where a model whose own last
     # module scales its vectors does so whatever `normalize_embeddings` says.
     scales = model.facts is not None and model.facts.normalizes
@@ -62,7 +62,7 @@ async def embed_texts(request: Request[TextsRequest]) -> Answer:
 
 async def health(request: Request[None]) -> Answer:
     """Describe the default model; 503 until the gateway is ready."""
-    model, ready = request.service.models.default, request.lifecycle.ready
+    model, ready = request.models.default, request.lifecycle.ready
     card = model.card()
     body = {
         "status": "healthy" if ready else str(request.lifecycle.phase),

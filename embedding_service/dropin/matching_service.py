@@ -29,7 +29,7 @@ ERRORS = ErrorShape(DetailResponse, _write)
 
 async def health(request: Request[None]) -> Answer:
     """Describe model and cache; 503 until the model is loaded and its checksum known."""
-    lifecycle, models = request.lifecycle, request.service.models
+    lifecycle, models = request.lifecycle, request.models
     model, cache = models.default_for(scores=False), models.cache
     identity = await model_identity(request.settings, model, wait=False)
     ready = lifecycle.ready and identity["model_checksum"] != UNKNOWN
@@ -48,7 +48,7 @@ async def health(request: Request[None]) -> Answer:
 
 async def info(request: Request[None]) -> Answer:
     """Describe the service, its limits and its routes."""
-    settings, models = request.settings, request.service.models
+    settings, models = request.settings, request.models
     model = models.default_for(scores=False)
     identity = await model_identity(settings, model, wait=False)
     paths = settings.rate_limit_paths

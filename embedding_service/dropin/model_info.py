@@ -35,7 +35,7 @@ class ModelInfo(BaseModel):
 
 async def model_info(request: Request[None]) -> Answer:
     """Tell what vectors are made with, within which limits."""
-    models, settings = request.service.models, request.settings
+    models, settings = request.models, request.settings
     model = models.default_for(scores=False)
     dimensions = model.facts.dimension if model.facts else None
     body = {

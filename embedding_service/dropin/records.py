@@ -218,7 +218,7 @@ def _counts(results: list[dict[str, Any]]) -> dict[str, int]:
 
 
 def _model(request: Request[Any]) -> ServedModel:
-    return request.service.models.default_for(scores=False)
+    return request.models.default_for(scores=False)
 
 
 def _prepare(request: Request[Fields], record: dict[str, Any]) -> str:

@@ -28,10 +28,9 @@ class Heartbeat:
 
     def note(self, pong: protocol.Pong) -> None:
         """Take a pong of the worker."""
-        now = time.monotonic()
+        self._last_pong = time.monotonic()
         if pong.steps != self.progress.steps or not pong.running:  # idle is not stuck
-            self._last_step = now
-        self._last_pong = now
+            self._last_step = self._last_pong
         self.progress = pong
 
     async def until_hang(self, ping: Callable[[], None]) -> str:

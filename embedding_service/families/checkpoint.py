@@ -23,7 +23,7 @@ class Files:
         self, model: str, *, revision: str | None = None, cache_dir: str | None = None
     ) -> None:
         self.model = model
-        self._options: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir}
+        self._options: Json = {"revision": revision, "cache_dir": cache_dir}
         self._fresh = False  # whether the Hub has been asked which commit it has
         self._reachable = True
 

@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-    from embedding_service.dialects.dialect import Operation, Tree, Work
+    from embedding_service.dialects.dialect import Answer, Operation, Tree, Work
     from embedding_service.dialects.errors import ErrorShape
     from embedding_service.http.exchange import Exchange
     from embedding_service.http.routes import Resource
+    from embedding_service.service.call import Call
     from embedding_service.service.lifecycle import Lifecycle
 
 # Larger bodies are read in a thread: 300,000 token ids, which are 2 MB, keep a core busy for 50 ms,
@@ -64,12 +65,18 @@ class Dispatcher:
             prefix=scope["state"].get("prefix", ""),
         )
         answer = await operation.handle(request)
-        amount = len(answer.body) if isinstance(answer.body, bytes) else sent_bytes
-        if amount > PIECE_BYTES and operation.request is not None:
-            # All that was made in one piece, or what a rendered answer may repeat. The service has
-            # reserved vectors.
-            self.lifecycle.service.reserve(amount, exchange.call)
+        if operation.request is not None:
+            self._reserve(answer, sent_bytes, exchange.call)
         return AnswerResponse(answer)
+
+    def _reserve(self, answer: Answer, sent_bytes: int, call: Call) -> None:
+        """Reserve what was made in one piece, or what a rendered answer may repeat.
+
+        The service has reserved vectors.
+        """
+        amount = len(answer.body) if isinstance(answer.body, bytes) else sent_bytes
+        if amount > PIECE_BYTES:
+            self.lifecycle.service.reserve(amount, call)
 
     def _work(self, exchange: Exchange) -> Work:
         """Return how work on this body is done: here if it is small, else in a thread."""

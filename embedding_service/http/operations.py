@@ -78,12 +78,12 @@ class Cleared(BaseModel):
 
 async def info(request: Request[None]) -> Answer:
     """Tell which service this is."""
-    lifecycle = request.lifecycle
+    ready, phase = request.lifecycle.ready, request.lifecycle.phase
     body = {
         "service": request.settings.service_name,
         "version": __version__,
         "model": request.models.default.name,
-        "status": "running" if lifecycle.ready else lifecycle.phase,
+        "status": "running" if ready else phase,
     }
     return Answer.json(body)
 

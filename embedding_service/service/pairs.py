@@ -118,14 +118,19 @@ class PairEncoder:
             for text in {query for query, _ in portion} - queries.keys():
                 queries[text] = yield from self._read_query(text, job, max_total)
             asked = [queries[query] for query, _ in portion]
-            # Each with what of its query it might join.
-            before = "" if self.prompt is None else self.prompt.document
-            pairs = zip(asked, portion, strict=True)
-            texts = [query.joined + before + text for query, (_, text) in pairs]
-            documents = yield from self._slices.read(texts, count)
+            documents = yield from self._slices.read(self._joined(asked, portion), count)
             for query, document in zip(asked, documents, strict=False):
                 self._add(rows, query, document, job)
             yield False
+        return self._prepared(rows)
+
+    def _joined(self, asked: list[Query], portion: Portion) -> list[str]:
+        """Return each document with what of its query it might join."""
+        before = "" if self.prompt is None else self.prompt.document
+        pairs = zip(asked, portion, strict=True)
+        return [query.joined + before + text for query, (_, text) in pairs]
+
+    def _prepared(self, rows: _Rows) -> Prepared:
         numbered = rows.boundaries if self._template.has_types else None
         owner = list(range(len(rows.ids)))
         return Prepared(rows.ids, owner, tuple(rows.truncated), boundaries=numbered)
@@ -170,8 +175,10 @@ class PairEncoder:
     def _check_instruction(self, instruction: str | None) -> None:
         takes = self.prompt is not None and self.prompt.instructed is not None
         if instruction is not None and not takes:
-            text = f"{self.name} was not trained with instructions; leave instruction out"
-            raise InvalidRequest(text, param="instruction")
+            raise InvalidRequest(
+                f"{self.name} was not trained with instructions; leave instruction out",
+                param="instruction",
+            )
 
     def _too_long(self, index: int, tokens: int, room: int) -> ContextLengthExceeded:
         where = f"{Field.DOCUMENTS}[{index}]"

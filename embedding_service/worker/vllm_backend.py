@@ -90,7 +90,8 @@ class VllmBackend:
         self._params = cache(partial(_params, self._pooling, config.model_config))
 
     def _find_pooling(self, ids: tuple[int, ...]) -> Pooling:
-        config, tasks = self._engine.vllm_config.model_config, self._engine.get_supported_tasks()
+        config = self._engine.vllm_config.model_config
+        tasks = self._engine.get_supported_tasks()
         return pooling.find(config, self.options, self.plan, tasks=tasks, special_ids=ids)
 
     def add(

@@ -72,7 +72,7 @@ class Texts:
     def weighted_sum(self, weights: Tensor) -> Tensor:
         """Return (texts, hidden) for weights (tokens,)."""
         sums = self.rows.new_zeros(len(self.lengths), self.rows.shape[1])
-        return sums.index_add_(0, self.owner, self.rows * weights[:, None])
+        return sums.index_add_(0, self.owner, self.rows * weights.unsqueeze(1))
 
 
 def _first(texts: Texts) -> Tensor:
