@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import httpx
+import hypothesis
 import pytest
 import structlog
 import uvloop
@@ -32,6 +33,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault(
     "OMP_WAIT_POLICY", "PASSIVE"
 )  # several engines share the cores: see `engine/process.py`
+# Other tests use the same cores: a slow example says nothing.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 NewLoop = Callable[[], asyncio.AbstractEventLoop]
 MINILM: dict[str, Any] = {
     "model_name": "sentence-transformers/all-MiniLM-L6-v2",
