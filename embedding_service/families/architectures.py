@@ -49,20 +49,22 @@ SPARSE: Final[dict[str, str]] = {
     "BertForMaskedLM": SPLADE,
     "DistilBertForMaskedLM": DISTIL_SPLADE,
 }
+# Encoders in which every token sees every other.
+ENCODER: Final = r"(EmbeddingService|Electra|Ernie|Gte|New|\w*(Bert|Roberta|Camembert))"
 # Learned positions begin behind the padding id, so `pad_token_id + 1` of them are not used.
 PADDED_POSITIONS: Final = frozenset({"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl"})
-_LATE: Final = (
+LATE: Final = (
     "it gives a vector for each token (late interaction, ColBERT), of which only BGE-M3's are "
     "served here"
 )
 _T5: Final = "vLLM has no T5 encoder"
 # Architectures that vLLM loads, or stumbles over, and that give no vector or score of a text.
 REFUSED: Final[Mapping[str, str]] = {
-    "HF_ColBERT": _LATE,
-    "ColBERTModernBertModel": _LATE,
-    "ColBERTJinaRobertaModel": _LATE,
-    "ColBERTLfm2Model": _LATE,
-    "ColPaliForRetrieval": _LATE,
+    "HF_ColBERT": LATE,
+    "ColBERTModernBertModel": LATE,
+    "ColBERTJinaRobertaModel": LATE,
+    "ColBERTLfm2Model": LATE,
+    "ColPaliForRetrieval": LATE,
     "JinaForRanking": "it ranks a list of documents at once, which no request here says",
     "T5EncoderModel": _T5,
     "T5Model": _T5,
@@ -73,6 +75,18 @@ REFUSED: Final[Mapping[str, str]] = {
 # By model_type, encoders of transformers' own that vLLM runs in a wrapper, where they were compared
 # with themselves. The wrapper numbers positions from 0: RoBERTa's kin would be wrong in it.
 WRAPPED: Final = frozenset({"electra", "ernie", "eurobert"})
+# Those whose classifier was compared, too.
+WRAPPED_PAIRS: Final = frozenset({"electra"})
+# Classifiers that vLLM loads and computes otherwise than their authors.
+REFUSED_PAIRS: Final[Mapping[str, str]] = {
+    "ErnieForSequenceClassification": (
+        "vLLM runs it in a wrapper, which leaves out the layer between the first token and the "
+        "classifier (pooler)"
+    ),
+    "EuroBertForSequenceClassification": (
+        "vLLM runs it in a wrapper, whose scores nobody has compared with transformers'"
+    ),
+}
 # Architectures whose classes in vLLM can let every token see every other, if config.json says so.
 BIDIRECTIONAL: Final = (
     r"(EmbeddingService|Llama|Mistral|Qwen2Model|Qwen2For|Qwen3Model|Qwen3For|Gemma3Text|Apertus"

@@ -4,9 +4,59 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 Json = dict[str, Any]
+
+# By the end of a file's name, the types of those of its values that are looked into. Null is taken
+# for an absent one.
+_TYPES: Final[Mapping[str, Mapping[str, tuple[type, ...]]]] = {
+    "config.json": {
+        "architectures": (list,),
+        "auto_map": (dict,),
+        "eos_token_id": (int, list),
+        "id2label": (dict,),
+        "num_labels": (int,),
+        "pad_token_id": (int,),
+        "pooling_mode": (str, list),
+        "position_embedding_type": (str,),
+        "sentence_transformers": (dict,),
+    },
+    "config_sentence_transformers.json": {
+        "default_prompt_name": (str,),
+        "prompts": (dict,),
+        "truncate_dim": (int,),
+    },
+    "_config.json": {
+        "config_args": (dict,),
+        "config_kwargs": (dict,),
+        "max_seq_length": (int,),
+        "modality_config": (dict,),
+        "model_args": (dict,),
+        "model_kwargs": (dict,),
+        "processing_kwargs": (dict,),
+        "processor_kwargs": (dict,),
+        "tokenizer_args": (dict,),
+    },
+    "tokenizer.json": {
+        "added_tokens": (list,),
+        "model": (dict,),
+        "post_processor": (dict,),
+    },
+    "tokenizer_config.json": {"model_max_length": (int, float)},
+}
+_NAMES: Final[Mapping[type, str]] = {
+    bool: "true or false",
+    dict: "an object",
+    float: "a number",
+    int: "a whole number",
+    list: "a list",
+    str: "a text",
+}
+_MODULE: Final = {"path": (str,), "type": (str,)}
 
 
 class ModelRefused(Exception):
@@ -63,11 +113,47 @@ class Files:
             self._fresh = True
 
     def json(self, place: str) -> Any:
-        """Return what a JSON file says, {} where there is none. Raises `ModelRefused`."""
+        """Return what a JSON file says, {} where there is none.
+
+        modules.json is a list of objects, any other an object. Raises `ModelRefused` where it is
+        neither JSON nor of these types.
+        """
         path = self.path(place)
         if path is None:
             return {}
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            found = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ModelRefused(f"{place} is not JSON: {error}") from error
+        _check_types(place, found)
+        return found
+
+
+def _check_types(place: str, found: Any) -> None:
+    """Raise `ModelRefused` about a value whose type is not that of its key."""
+    if place.endswith("modules.json"):
+        _check_modules(place, found)
+        return
+    _check_type(place, found, (dict,))
+    for name, types in _TYPES.items():
+        if place.endswith(name):
+            _check_object(place, found, types)
+
+
+def _check_modules(place: str, found: Any) -> None:
+    _check_type(place, found, (list,))
+    for module in found:
+        _check_object(place, module, _MODULE)
+
+
+def _check_object(place: str, found: Any, types: Mapping[str, tuple[type, ...]]) -> None:
+    _check_type(place, found, (dict,))
+    for key, kinds in types.items():
+        if found.get(key) is not None:
+            _check_type(f"{place}, {key}", found[key], kinds)
+
+
+def _check_type(place: str, found: Any, kinds: tuple[type, ...]) -> None:
+    if not isinstance(found, kinds):
+        wanted = " or ".join(_NAMES[kind] for kind in kinds)
+        raise ModelRefused(f"{place} is {_NAMES.get(type(found), 'null')}, and has to be {wanted}")

@@ -11,7 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from embedding_service.families import architectures, keys, profiles, recipe
+from embedding_service.families import (
+    architectures,
+    keys,
+    logit_score,
+    profiles,
+    recipe,
+    refusals,
+    tokenizer_files,
+)
 from embedding_service.families.checkpoint import Files, ModelRefused
 
 if TYPE_CHECKING:
@@ -48,7 +56,8 @@ class Plan:
     vLLM loads `model`, a folder or a name on the Hub, with `overrides` of its config.json and the
     `pooling` of its own that comes nearest, in whose place comes ours if `pools` is true; `recipe`
     is None for models that score pairs, of whose labels `label` counts. With `lower_case` the
-    tokenizer is to lower-case a text first.
+    tokenizer is to lower-case a text first. `max_tokens` is the tokenizer's limit, where the files
+    say no other.
     """
 
     model: str
@@ -63,6 +72,7 @@ class Plan:
     default_prompt_name: str | None = None
     label: int = 0
     lower_case: bool = False
+    max_tokens: int | None = None
 
     @property
     def scores(self) -> bool:
@@ -90,6 +100,7 @@ class _Planner:
         """Return config.json with the operator's differences to it."""
         place = f"{self.folder}/config.json" if self.folder else "config.json"
         config: Json = self.files.json(place)
+        refusals.check_adapter(self.files, self.folder, alone=not config)
         if not config:
             _read_recipe_only(self.files)
             if Path(self.files.model).is_dir():
@@ -117,6 +128,7 @@ class _Planner:
         self._check_adapters()
         self._check_code()
         self._check_direction()
+        refusals.check_config(self.config, self.architecture)
         if self.architecture.endswith("ForSequenceClassification") and not self._pools():
             return self._pairs(self.profile)
         if (reranker := self._causal_reranker()) is not None:
@@ -186,10 +198,12 @@ class _Planner:
         """
         if not self.architecture.endswith(_GENERATES) or self.wishes.task == "embed":
             return None
+        if self._pools():
+            return None  # whatever its name and its chat template say
         if self.profile.pair_prompt is not None:
             return self.profile
         modules = self.files.json("modules.json")
-        scores = _has_logit_score(modules)
+        scores = logit_score.is_in(modules)
         if modules and not scores and self.wishes.task == "auto":
             return None
         if self.architecture == "Qwen3ForCausalLM" and not scores and self._appends_nothing():
@@ -208,15 +222,14 @@ class _Planner:
 
     def _appends_nothing(self) -> bool:
         """Whether the tokenizer ends a text with no token of its own, unlike Qwen3-Embedding's."""
-        tokenizer = self.files.json("tokenizer.json")
-        processor = (tokenizer or {}).get("post_processor") or {}
-        steps = processor.get("processors", [processor])
+        steps = tokenizer_files.steps(self.files.json("tokenizer.json"))
         return all(step.get("type") != "TemplateProcessing" for step in steps)
 
     def _pairs(self, profile: Profile) -> Plan:
         """Serve a model that scores pairs."""
         if self.wishes.task == "embed":
             raise ModelRefused(f"config.json says {self.architecture}: it scores, and embeds not")
+        self._check_pairs(profile)
         overrides = profile.hf_overrides | self._known_code() | self._missing_keys()
         if ours := architectures.replacement(self.config, architectures.PAIRS):
             overrides |= {"architectures": [ours]}
@@ -224,6 +237,20 @@ class _Planner:
         # A question in words is known to the family, whatever the files say of it.
         lower = profile.pair_prompt is None and recipe.pairs_are_lower_case(self.files)
         return self._planned(profile, overrides, label=label, lower_case=lower)
+
+    def _check_pairs(self, profile: Profile) -> None:
+        """Raise `ModelRefused` about what vLLM or we would score otherwise than the files say."""
+        refusals.check_pairs(self.config, self.architecture)
+        recipe.check_activation("config.json", self._activation())
+        if profile.pair_prompt is None:
+            refusals.check_last_token(self.files, self.folder, self.config, self.architecture)
+        logit_score.check(self.files, profile, _chat_template(self.files))
+
+    def _activation(self) -> str | None:
+        """Return the class under which scores are to come; the second key is that of old files."""
+        old = self.config.get("sbert_ce_default_activation_function")
+        named: str | None = (self.config.get("sentence_transformers") or {}).get("activation_fn")
+        return named or old
 
     def _label(self) -> int:
         """Return which label's logit is the score. Raises `ModelRefused` if that is not known."""
@@ -319,15 +346,23 @@ class _Planner:
             default_prompt_name=default,
             label=label,
             lower_case=lower_case,
+            max_tokens=self._max_tokens(),
         )
 
+    def _max_tokens(self) -> int | None:
+        """Return the tokenizer's limit, which counts where there is no max_seq_length."""
+        if recipe.max_seq_length(self.files, self.folder) is not None:
+            return None
+        return tokenizer_files.limit(self.files, self.folder)
 
-def check_class(architecture: str, model_type: str) -> None:
+
+def check_class(architecture: str, model_type: str, *, scores: bool = False) -> None:
     """Raise `ModelRefused` if vLLM's class of this name wraps one that nobody has compared.
 
-    `model_type` is that of config.json.
+    `model_type` is that of config.json; `scores` tells that it is to score pairs.
     """
-    if architecture.startswith("Transformers") and model_type not in architectures.WRAPPED:
+    compared = architectures.WRAPPED_PAIRS if scores else architectures.WRAPPED
+    if architecture.startswith("Transformers") and model_type not in compared:
         raise ModelRefused(
             f"config.json says model_type: {model_type}, which vLLM has no class for; it would run "
             "transformers' own in a wrapper, which is wrong for some, and nobody has compared this "
@@ -342,7 +377,12 @@ def _read_recipe_only(files: Files) -> None:
 
 
 def _suits(profile: Profile, found: Recipe) -> bool:
-    """Whether a family's class pools as the files say; BGE-M3's takes the first token."""
+    """Whether a family's class pools as the files say; BGE-M3's takes the first token.
+
+    That of a reranker makes no vectors, whatever a checkpoint is called.
+    """
+    if profile.pair_prompt is not None:
+        return False
     own_pooling = architectures.BGE_M3 in profile.architectures and found.described
     return not own_pooling or (found.plain and found.modes == ("cls",))
 
@@ -384,11 +424,6 @@ def _own_class(config: Json) -> str | None:
     wanted = "AutoModelForSequenceClassification" if pairs else "AutoModel"
     name = names.get(wanted)
     return None if name is None else re.sub(r"^.*--", "", str(name))
-
-
-def _has_logit_score(modules: list[Json]) -> bool:
-    """Whether sentence-transformers' files say that a language model's logits are the score."""
-    return any(str(module.get("type")).endswith(".LogitScore") for module in modules)
 
 
 def _chat_template(files: Files) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from embedding_service.families import architectures, tokenizer_files
 from embedding_service.families.checkpoint import ModelRefused
 
 if TYPE_CHECKING:
@@ -41,7 +42,9 @@ ACTIVATIONS: Final = frozenset({
     "SiLU", "Sigmoid", "Softmax", "Softmin", "Softplus", "Softshrink", "Softsign", "Tanh",
     "Tanhshrink",
 })  # fmt: skip
-_ACTIVATION: Final = re.compile(r"torch\.nn(\.modules\.\w+)?\.(?P<name>\w+)")
+_ACTIVATION: Final = re.compile(r"torch\.nn(\.modules(\.\w+)?)?\.(?P<name>\w+)")
+# Of scores: those under which they keep their order, and which a request chooses between.
+_SCORES: Final = re.compile(r"torch\.nn(\.modules(\.\w+)?)?\.(Identity|Sigmoid)")
 _TRANSFORMER_FILES: Final = tuple(
     f"sentence_{kind}_config.json"
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
@@ -57,6 +60,14 @@ _ARGUMENTS: Final = (
     "model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "config_args",
     "config_kwargs",
 )  # fmt: skip
+
+
+# Of one that scores pairs by its answer.
+_LANGUAGE_MODEL: Final = {
+    "transformer_task": {"text-generation"},
+    "module_output_name": {"causal_logits"},
+    "do_lower_case": {False},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,18 +147,37 @@ def read(files: Files, config: Json) -> Recipe:
     """
     main = _main(files)
     modules = files.json("modules.json")
+    if main.get("model_type") == "CrossEncoder":
+        raise _unknown_scoring(modules, config)
     if modules:
         return _Reader(files, main).read(modules)
     causal = config.get("is_causal", True) and _architecture(config).endswith("ForCausalLM")
     return Recipe(modes=("lasttoken",) if causal else ("mean",), described=False)
 
 
+def _unknown_scoring(modules: list[Json], config: Json) -> ModelRefused:
+    return ModelRefused(
+        f"{_MAIN} says model_type: CrossEncoder: it scores pairs and makes no vectors, and "
+        f"{kinds(modules) or 'no modules.json'} with {_architecture(config) or 'no architecture'} "
+        "is no kind of scoring that is known here"
+    )
+
+
+def kinds(modules: list[Json]) -> str:
+    """Return the modules' types as one text."""
+    return ", ".join(str(module.get("type")) for module in modules)
+
+
+def folder_of(module: Json) -> str:
+    """Return the folder of a module, "" where it is the root."""
+    folder = (module.get("path") or "").strip("/")
+    return "" if folder == "." else folder
+
+
 def transformer_folder(files: Files) -> str:
     """Return the folder of the transformer, "" where it is the root."""
     modules = files.json("modules.json")
-    first = modules[0] if isinstance(modules, list) and modules else {}
-    folder = first.get("path") or ""
-    return "" if folder == "." else folder.strip("/")
+    return folder_of(modules[0]) if modules else ""
 
 
 def prompts(files: Files) -> tuple[dict[str, str], str | None]:
@@ -160,6 +190,43 @@ def prompts(files: Files) -> tuple[dict[str, str], str | None]:
     if default is not None and default not in texts:
         raise _unknown(_MAIN, "default_prompt_name", default)
     return texts, default
+
+
+def max_seq_length(files: Files, folder: str) -> int | None:
+    """Return the most tokens of a text, None where the file of the transformer has no such key."""
+    length: int | None = feeding(files, folder)[1].get("max_seq_length")
+    return length
+
+
+def feeding(files: Files, folder: str) -> tuple[str, Json]:
+    """Return the file that says how a transformer is fed, and what it says."""
+    for name in _TRANSFORMER_FILES:
+        place = tokenizer_files.at(folder, name)
+        if found := files.json(place):
+            return place, found
+    return _TRANSFORMER_FILES[0], {}
+
+
+def check_language_model(files: Files, folder: str) -> None:
+    """Raise `ModelRefused` if one that scores pairs is fed otherwise than it is here."""
+    place, found = feeding(files, folder)
+    _main(files)
+    told = found.get("processing_kwargs") or {}
+    _check(f"{place}, processing_kwargs", told, {"chat_template": None})
+    own = {key: found[key] for key in _LANGUAGE_MODEL if key in found}
+    _check(place, own, _LANGUAGE_MODEL)
+    rest = found.keys() - {*own, "processing_kwargs"}
+    _check_transformer(place, {key: found[key] for key in rest})
+
+
+def check_activation(place: str, name: str | None) -> None:
+    """Raise `ModelRefused` if scores are to be what no request can ask for."""
+    if name is not None and not _SCORES.fullmatch(str(name)):
+        raise ModelRefused(
+            f"{place} says activation_fn: {name!r}, and scores are served as they are (Identity) "
+            "or under Sigmoid; if you want these, take it out in a folder of your own and set "
+            "model_path"
+        )
 
 
 def pairs_are_lower_case(files: Files) -> bool:
@@ -175,11 +242,12 @@ def pairs_are_lower_case(files: Files) -> bool:
         raise _unknown(_MAIN, "default_prompt_name", main["default_prompt_name"])
     modules = files.json("modules.json")
     if set(_module_names(modules)) - {"Transformer"}:
-        kinds = ", ".join(str(module.get("type")) for module in modules)
-        raise ModelRefused(f"modules.json has {kinds}; a classifier is its transformer alone")
+        raise ModelRefused(
+            f"modules.json has {kinds(modules)}; a classifier is its transformer alone"
+        )
     reader = _Reader(files, main)
     for module in modules:
-        reader.read_transformer((module.get("path") or "").strip("/"))
+        reader.read_transformer(folder_of(module))
     return bool(reader.transformer.get("do_lower_case"))
 
 
@@ -197,6 +265,11 @@ def _main(files: Files) -> Json:
         "similarity_fn_name": {"cosine", "dot", "dot_score", "euclidean", "manhattan"},
         "truncate_dim": None,
     }
+    if main.get("model_type") == "MultiVectorEncoder":
+        raise ModelRefused(f"{_MAIN} says model_type: MultiVectorEncoder: {architectures.LATE}")
+    if main.get("model_type") == "CrossEncoder":
+        allowed["activation_fn"] = None
+        check_activation(_MAIN, main.get("activation_fn"))
     _check(_MAIN, main, allowed)
     return main
 
@@ -219,7 +292,7 @@ class _Reader:
         names = list(_module_names(modules))
         for name, module in zip(names, modules, strict=True):
             self._check_place(name, module)
-            _READ[name](self, (module.get("path") or "").strip("/"))
+            _READ[name](self, folder_of(module))
         if not self.modes and self.splade is None:
             raise ModelRefused("modules.json has no Pooling, so nothing makes a vector of tokens")
         return self._recipe()
@@ -256,29 +329,35 @@ class _Reader:
             )
 
     def _json(self, folder: str) -> tuple[str, Json]:
-        place = f"{folder}/config.json" if folder else "config.json"
+        place = tokenizer_files.at(folder, "config.json")
         return place, self.files.json(place)
+
+    def _described(self, folder: str) -> tuple[str, Json]:
+        """Return a config.json without which nobody knows how its module computes."""
+        place, config = self._json(folder)
+        if not self.files.path(place):
+            raise ModelRefused(
+                f"there is no {place}, of a module that modules.json names; the download may be "
+                "incomplete"
+            )
+        return place, config
 
     def read_transformer(self, folder: str) -> None:
         """Keep how the transformer is fed."""
-        self.folder = "" if folder == "." else folder
-        self.transformer = {"read": True}
-        for name in _TRANSFORMER_FILES:
-            place = f"{self.folder}/{name}" if self.folder else name
-            if found := self.files.json(place):
-                self.transformer |= found
-                _check_transformer(place, found)
-                return
+        self.folder = folder
+        place, found = feeding(self.files, folder)
+        self.transformer = {"read": True} | found
+        _check_transformer(place, found)
 
     def read_pooling(self, folder: str) -> None:
         """Keep which tokens make the vector."""
-        place, config = self._json(folder)
+        place, config = self._described(folder)
         self.modes = _modes(place, config)
         self.include_prompt = config.get("include_prompt", True)
 
     def read_splade(self, folder: str) -> None:
         """Keep how the vocabulary is weighed."""
-        place, config = self._json(folder)
+        place, config = self._described(folder)
         allowed = {
             "pooling_strategy": {"max", "sum"},
             "activation_function": {"relu", "log1p_relu"},
@@ -293,7 +372,7 @@ class _Reader:
 
     def read_dense(self, folder: str) -> None:
         """Add a linear layer."""
-        place, config = self._json(folder)
+        place, config = self._described(folder)
         allowed = {
             **_VECTOR_KEYS,
             "in_features": None,
@@ -315,7 +394,7 @@ class _Reader:
 
     def read_layer_norm(self, folder: str) -> None:
         """Add a layer norm."""
-        place, config = self._json(folder)
+        place, config = self._described(folder)
         _check(place, config, {"dimension": None})
         norm = LayerNorm(_integer(place, config, "dimension"), self._weights(folder))
         self.steps.append(norm)
@@ -411,7 +490,7 @@ def _modes(place: str, config: Json) -> tuple[str, ...]:
     new = config.get("pooling_mode")
     if new is None:
         return tuple(mode for key, mode in _OLD_MODES.items() if config.get(key)) or ("mean",)
-    modes = (new,) if isinstance(new, str) else tuple(new)
+    modes = (new,) if isinstance(new, str) else tuple(map(str, new))
     if not modes or not MODES.issuperset(modes):
         raise _unknown(place, "pooling_mode", new)
     return modes
@@ -440,7 +519,7 @@ def _check_transformer(place: str, found: Json) -> None:
     if found.get("max_seq_length", 1) is None:  # vLLM takes it for a number
         raise _unknown(place, "max_seq_length", None)
     text = (found.get("modality_config") or {}).get("text", {"method": "forward"})
-    if text.get("method") != "forward":
+    if not isinstance(text, dict) or text.get("method") != "forward":
         raise _unknown(place, "modality_config", text)
     check = partial(_check, allowed=dict.fromkeys(_WITHOUT_EFFECT))
     for name in _ARGUMENTS:

@@ -48,7 +48,7 @@ def engine_arguments(plan: Plan, options: ModelOptions, device: str) -> EngineAr
     except TypeError as error:
         wrong = first_line(error).replace("EngineArgs.__init__() ", "")
         raise ModelRefused(f"engine_args: {wrong}") from error
-    _complete(args, options, device)
+    _complete(args, plan, options, device)
     return args
 
 
@@ -78,12 +78,13 @@ def _settings(model: str, options: ModelOptions, device: str) -> Json:
     }
 
 
-def _complete(args: EngineArgs, options: ModelOptions, device: str) -> None:
+def _complete(args: EngineArgs, plan: Plan, options: ModelOptions, device: str) -> None:
     """Fill in what depends on the model's own configuration."""
     model_config = args.create_model_config()
-    check_class(model_config.architecture, model_config.hf_config.model_type)
+    check_class(model_config.architecture, model_config.hf_config.model_type, scores=plan.scores)
     decoder = model_config.attn_type == "decoder"
-    args.max_model_len = min(model_config.max_model_len, _positions(model_config.hf_config))
+    limit = _limit(args, plan)
+    args.max_model_len = min(model_config.max_model_len, _positions(model_config.hf_config), limit)
     if "max_num_batched_tokens" not in options.engine_args:
         args.max_num_batched_tokens = max(BATCH_TOKENS[device], args.max_model_len)
     if "enforce_eager" not in options.engine_args:
@@ -98,6 +99,15 @@ def _complete(args: EngineArgs, options: ModelOptions, device: str) -> None:
         taken = cuda_memory.need(args.model, model_config, shape, cache=cache)
         free, total = torch.cuda.mem_get_info()
         args.gpu_memory_utilization = cuda_memory.share(taken, options, free=free, total=total)
+
+
+def _limit(args: EngineArgs, plan: Plan) -> int:
+    """Return the tokenizer's limit, at which sentence-transformers cuts; vLLM passes over it.
+
+    An operator's `max_model_len` counts in its place.
+    """
+    own = args.max_model_len not in (None, -1)
+    return sys.maxsize if own or plan.max_tokens is None else plan.max_tokens
 
 
 def _positions(hf_config: Any) -> int:

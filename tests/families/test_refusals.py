@@ -1,0 +1,369 @@
+"""Files that vLLM would pass over in silence: read as sentence-transformers does, or refused."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from embedding_service.families import architectures, plan
+from embedding_service.families.checkpoint import ModelRefused
+from embedding_service.families.profiles import QWEN_PAIR, QWEN_TASK
+from tests.families.test_plan import (
+    APPENDS,
+    CLASSIFIER,
+    JUDGE,
+    SCORER,
+    ST,
+    causal,
+    modules,
+    planned,
+    reason,
+    write,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MAIN = "config_sentence_transformers.json"
+
+
+@pytest.mark.parametrize(
+    ("told", "limit"),
+    [
+        ({"model_max_length": 64}, 64),
+        ({"model_max_length": 1e30}, None),
+        ({"model_max_length": 2**31}, None),
+        ({}, None),
+    ],
+)
+@pytest.mark.parametrize("kind", [{}, SCORER])
+def test_the_tokenizers_limit_counts(
+    tmp_path: Path, told: dict[str, Any], limit: int | None, kind: dict[str, Any]
+) -> None:
+    """sentence-transformers 6 writes no max_seq_length; vectors and pairs are cut alike."""
+    assert planned(tmp_path, kind | {"tokenizer_config.json": told}).max_tokens == limit
+
+
+def test_a_length_of_sentence_transformers_own_wins(tmp_path: Path) -> None:
+    """Many old models have a tokenizer whose limit is not theirs."""
+    files = {
+        "tokenizer_config.json": {"model_max_length": 64},
+        "sentence_bert_config.json": {"max_seq_length": 256},
+    }
+    assert planned(tmp_path, files).max_tokens is None
+
+
+def test_the_tokenizer_is_that_beside_the_transformer(tmp_path: Path) -> None:
+    """In the old layout it lies in the transformer's folder."""
+    old = modules()
+    old[0]["path"] = "0_Transformer"
+    files = {
+        "modules.json": old,
+        "0_Transformer/config.json": {"architectures": ["BertModel"]},
+        "0_Transformer/tokenizer_config.json": {"model_max_length": 64},
+        "tokenizer_config.json": {"model_max_length": 32},
+    }
+    assert planned(tmp_path, files).max_tokens == 64
+
+
+@pytest.mark.parametrize("kind", ["models.Pooling", "sparse_encoder.models.SpladePooling"])
+def test_a_pooling_without_its_file_is_refused(tmp_path: Path, kind: str) -> None:
+    """A download that broke off would be served with the mean."""
+    named = {"type": f"sentence_transformers.{kind}", "path": "1_Absent"}
+    line = reason(tmp_path, {"modules.json": [modules()[0], named]})
+    assert "there is no 1_Absent/config.json" in line
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [
+        "torch.nn.modules.activation.Sigmoid",
+        "torch.nn.modules.linear.Identity",
+        "torch.nn.modules.Identity",
+        "torch.nn.Sigmoid",
+    ],
+)
+def test_activations_of_scores(tmp_path: Path, activation: str) -> None:
+    """sentence-transformers 6 writes one into every cross-encoder; requests choose between two."""
+    main = {"model_type": "CrossEncoder", "activation_fn": activation}
+    assert planned(tmp_path, SCORER | {MAIN: main}).scores
+
+
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [
+        (MAIN, {"model_type": "CrossEncoder", "activation_fn": "torch.nn.modules.activation.Tanh"}),
+        (MAIN, {"model_type": "CrossEncoder", "activation_fn": "mine.Sigmoid"}),
+        ("config.json", {"sentence_transformers": {"activation_fn": "torch.nn.ReLU"}}),
+        ("config.json", {"sbert_ce_default_activation_function": "torch.nn.ReLU"}),
+    ],
+)
+def test_other_activations_of_scores_are_refused(
+    tmp_path: Path, place: str, told: dict[str, Any]
+) -> None:
+    """Scores would be others."""
+    line = reason(tmp_path, SCORER | {place: SCORER[place] | told})
+    assert f"{place} says activation_fn" in line
+
+
+def test_an_activation_is_for_scores(tmp_path: Path) -> None:
+    """A model that embeds has none."""
+    line = reason(tmp_path, {MAIN: {"activation_fn": "torch.nn.modules.activation.Sigmoid"}})
+    assert "activation_fn" in line
+
+
+@pytest.mark.parametrize("name", ["Qwen/Qwen3-Reranker-0.6B", "some/model"])
+def test_pooling_wins_over_name_and_template(tmp_path: Path, name: str) -> None:
+    """An embedder that was trained from a reranker still has its name or its template."""
+    files = {
+        "config.json": {"architectures": ["Qwen3ForCausalLM"]},
+        "tokenizer_config.json": JUDGE,
+        "1_Pooling/config.json": {"pooling_mode": "lasttoken"},
+    }
+    found = planned(tmp_path, files, name=name)
+    assert found.recipe is not None
+    assert found.recipe.modes == ("lasttoken",)
+    assert "classifier_from_token" not in found.overrides
+
+
+def test_a_reranker_that_is_to_embed_keeps_its_class(tmp_path: Path) -> None:
+    """`task: embed` is no wish for a classifier."""
+    files = causal("Qwen3ForCausalLM")
+    found = planned(tmp_path, files, name="Qwen/Qwen3-Reranker-0.6B", task="embed")
+    assert "architectures" not in found.overrides
+
+
+def template(question: str) -> str:
+    """Return a chat template that asks about a pair."""
+    said = "(messages | selectattr('role', 'eq', '{}') | first).content"
+    query, document = (f"{{{{ {said.format(role)} }}}}" for role in ("query", "document"))
+    head = QWEN_PAIR.head.replace("\n", "\\n")
+    tail = QWEN_PAIR.tail[0].replace("\n", "\\n")
+    return (
+        f"{{{{ '{head}' }}}}<Instruct>: {question}\n<Query>: {query}\n<Document>: {document}"
+        f"{{{{ '{tail}' }}}}"
+    )
+
+
+LOGIT_SCORE: dict[str, Any] = causal(
+    "Qwen3ForCausalLM",
+    **{
+        "modules.json": [
+            SCORER["modules.json"][0],
+            {
+                "type": "sentence_transformers.cross_encoder.modules.logit_score.LogitScore",
+                "path": "1_LogitScore",
+            },
+        ],
+        "1_LogitScore/config.json": {"true_token_id": 7, "false_token_id": 3},
+        "sentence_bert_config.json": {
+            "transformer_task": "text-generation",
+            "module_output_name": "causal_logits",
+        },
+        "tokenizer.json": {"model": {"vocab": {"no": 3, "yes": 7}}},
+        "tokenizer_config.json": {"chat_template": template(QWEN_TASK)},
+        MAIN: {
+            "model_type": "CrossEncoder",
+            "activation_fn": "torch.nn.modules.activation.Sigmoid",
+            "prompts": {"web": QWEN_TASK, "code": "Find code"},
+            "default_prompt_name": "web",
+        },
+    },
+)
+
+
+def test_a_logit_score_that_asks_as_the_family_does(tmp_path: Path) -> None:
+    """What sentence-transformers makes of Qwen3-Reranker's own files is served."""
+    found = planned(tmp_path, LOGIT_SCORE)
+    assert found.scores
+    assert found.profile.name == "qwen3-reranker"
+
+
+@pytest.mark.parametrize(
+    ("place", "told", "word"),
+    [
+        ("1_LogitScore/config.json", {"true_token_id": 3, "false_token_id": 7}, "true_token_id: 3"),
+        ("1_LogitScore/config.json", {"true_token_id": 7}, "false_token_id: None"),
+        ("tokenizer_config.json", {"chat_template": template("Judge")}, "chat template"),
+        ("tokenizer_config.json", {"chat_template": "{{ raise('') }}"}, "chat template"),
+        ("tokenizer_config.json", {}, "chat template"),
+        (MAIN, LOGIT_SCORE[MAIN] | {"default_prompt_name": "code"}, "default_prompt_name: 'code'"),
+        (MAIN, LOGIT_SCORE[MAIN] | {"activation_fn": "torch.nn.Tanh"}, "torch.nn.Tanh"),
+        ("sentence_bert_config.json", {"do_lower_case": True}, "do_lower_case"),
+        ("sentence_bert_config.json", {"query_length": 4}, "query_length"),
+    ],
+)
+def test_a_logit_score_that_asks_otherwise_is_refused(
+    tmp_path: Path, place: str, told: dict[str, Any], word: str
+) -> None:
+    """Other answers, another question, another instruction."""
+    files = LOGIT_SCORE | {place: told}
+    assert word in reason(tmp_path, files, name="Qwen/Qwen3-Reranker-0.6B")
+
+
+def scorer(architecture: str, **more: Any) -> dict[str, Any]:
+    """Return the files of a classifier with one label."""
+    config = {"architectures": [architecture], "num_labels": 1} | more
+    return SCORER | {"config.json": config}
+
+
+def test_classifiers_in_vllms_wrapper() -> None:
+    """It leaves out what stands between encoder and classifier; ELECTRA's was compared."""
+    plan.check_class("TransformersForSequenceClassification", "electra", scores=True)
+    for kind in sorted(architectures.WRAPPED - {"electra"}):
+        with pytest.raises(ModelRefused, match=kind):
+            plan.check_class("TransformersForSequenceClassification", kind, scores=True)
+
+
+SPECIAL = {"<end>": {"id": "<end>", "ids": [5], "tokens": ["<end>"]}}
+ENDS = {
+    "type": "TemplateProcessing",
+    "single": [{"Sequence": {"id": "A", "type_id": 0}}],
+    "pair": [
+        {"Sequence": {"id": "A", "type_id": 0}},
+        {"Sequence": {"id": "B", "type_id": 0}},
+        {"SpecialToken": {"id": "<end>", "type_id": 0}},
+    ],
+    "special_tokens": SPECIAL,
+}
+
+
+@pytest.mark.parametrize(
+    "tokenizer",
+    [
+        {"tokenizer.json": {"post_processor": ENDS}},
+        {
+            "tokenizer.json": {
+                "post_processor": {
+                    "type": "Sequence",
+                    "processors": [{"type": "ByteLevel"}, ENDS],
+                }
+            }
+        },
+        {
+            "tokenizer.json": {
+                "post_processor": {"type": "BertProcessing", "sep": ["s", 5], "cls": ["c", 1]}
+            }
+        },
+        {"tokenizer_config.json": {"add_eos_token": True}},
+    ],
+    ids=["template", "sequence", "bert", "end"],
+)
+def test_pairs_that_end_in_padding_are_refused(tmp_path: Path, tokenizer: dict[str, Any]) -> None:
+    """transformers scores the token before it, where that is a decoder's."""
+    files = scorer("Qwen2ForSequenceClassification", pad_token_id=5, eos_token_id=5) | tokenizer
+    assert "pad_token_id" in reason(tmp_path, files)
+    write(tmp_path, scorer("Qwen2ForSequenceClassification", pad_token_id=4, eos_token_id=5))
+    assert plan.make(str(tmp_path), plan.Wishes(name="some/model")).scores
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (scorer("ErnieForSequenceClassification"), ["ErnieFor", "pooler"]),
+        (scorer("EuroBertForSequenceClassification"), ["EuroBertFor", "compared"]),
+        (
+            scorer("ModernBertForSequenceClassification", classifier_activation="relu"),
+            ["config.json", "classifier_activation: 'relu'"],
+        ),
+        (
+            {"config.json": {"architectures": ["XLMRobertaModel"], "is_decoder": True}},
+            ["config.json", "is_decoder: True"],
+        ),
+        (
+            {"config.json": {"architectures": ["NewModel"], "logn_attention_scale": True}},
+            ["config.json", "logn_attention_scale"],
+        ),
+        (
+            {"modules.json": modules("Dense"), MAIN: {"model_type": "CrossEncoder"}},
+            [MAIN, "scores pairs", "Dense"],
+        ),
+        ({MAIN: {"model_type": "MultiVectorEncoder"}}, [MAIN, "late interaction"]),
+        (
+            {"adapter_config.json": {"base_model_name_or_path": "org/base"}},
+            ["adapter_config.json", "org/base", "merge the adapter first"],
+        ),
+    ],
+)
+def test_what_vllm_computes_otherwise_is_refused(
+    tmp_path: Path, files: dict[str, Any], words: list[str]
+) -> None:
+    """One line has the file and the value."""
+    line = reason(tmp_path, files)
+    assert "\n" not in line
+    for word in words:
+        assert word in line
+
+
+def test_the_same_values_as_vllms_are_served(tmp_path: Path) -> None:
+    """Keys that say what is computed anyway."""
+    modern = scorer("ModernBertForSequenceClassification", classifier_activation="gelu")
+    assert planned(tmp_path / "a", modern).scores
+    bert = {"architectures": ["BertModel"], "is_decoder": False, "logn_attention_scale": False}
+    assert not planned(tmp_path / "b", {"config.json": bert}).scores
+
+
+def test_an_adapter_alone_is_named(tmp_path: Path) -> None:
+    """The model that it belongs to is not there."""
+    write(tmp_path, {"adapter_config.json": {"base_model_name_or_path": "org/base"}})
+    with pytest.raises(ModelRefused, match=r"adapter_config\.json.* of org/base"):
+        plan.make(str(tmp_path), plan.Wishes(name="some/adapter"))
+
+
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [
+        ("config.json", ["BertModel"]),
+        ("config.json", {"architectures": "BertModel"}),
+        ("config.json", {"architectures": ["BertModel"], "auto_map": ["a.Mine"]}),
+        ("config.json", CLASSIFIER["config.json"] | {"id2label": ["a", "b"]}),
+        ("config.json", CLASSIFIER["config.json"] | {"id2label": None, "num_labels": "1"}),
+        ("modules.json", {"0": modules()[0]}),
+        ("modules.json", ["Transformer"]),
+        ("modules.json", [{"type": ST + "Transformer", "path": 0}]),
+        ("1_Pooling/config.json", [["pooling_mode", "mean"]]),
+        ("1_Pooling/config.json", {"pooling_mode": {"mean": True}}),
+        ("1_Pooling/config.json", {"pooling_mode": [["mean"]]}),
+        ("1_Pooling/config.json", {"include_prompt": "no"}),
+        (MAIN, []),
+        (MAIN, {"prompts": ["query: "]}),
+        (MAIN, {"truncate_dim": "64"}),
+        ("sentence_bert_config.json", {"max_seq_length": "256"}),
+        ("sentence_bert_config.json", {"model_args": ["dtype"]}),
+        ("sentence_bert_config.json", {"modality_config": {"text": "forward"}}),
+        ("tokenizer_config.json", {"model_max_length": "64"}),
+        (MAIN, {"model_type": "CrossEncoder", "activation_fn": ["torch.nn.Sigmoid"]}),
+        ("config.json", {"architectures": ["BertModel"], "position_embedding_type": ["rope"]}),
+    ],
+)
+def test_values_of_another_type_are_refused(tmp_path: Path, place: str, told: object) -> None:
+    """The line names the file."""
+    files = (CLASSIFIER if "id2label" in str(told) else {}) | {place: told}
+    assert place in reason(tmp_path, files)
+
+
+@pytest.mark.parametrize(
+    "told", [[], {"post_processor": []}, {"post_processor": {"processors": APPENDS}}]
+)
+def test_a_language_models_tokenizer_of_another_type_is_refused(
+    tmp_path: Path, told: object
+) -> None:
+    """It is looked into where a language model may score or embed."""
+    files = causal("Qwen3ForCausalLM", **{"tokenizer.json": told})
+    assert "tokenizer.json" in reason(tmp_path, files)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"type": "TemplateProcessing", "pair": ["<end>"]},
+        {"type": "TemplateProcessing", "pair": ENDS["pair"]},
+        {"type": "BertProcessing", "sep": []},
+    ],
+)
+def test_a_classifiers_tokenizer_of_another_type_is_refused(tmp_path: Path, told: object) -> None:
+    """It is looked into where the last token is scored."""
+    files = scorer("Qwen2ForSequenceClassification", pad_token_id=5)
+    tokenizer = {"tokenizer.json": {"post_processor": told}}
+    assert "tokenizer.json" in reason(tmp_path, files | tokenizer)
