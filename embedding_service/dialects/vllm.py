@@ -184,7 +184,7 @@ def _body(scores: Scores, values: Floats) -> dict[str, Any]:
     }
 
 
-def _operation(path: str) -> Operation:
+def _operation(path: str, alias_of: str | None = None) -> Operation:
     return Operation(
         path=path,
         handle=score,
@@ -192,7 +192,10 @@ def _operation(path: str) -> Operation:
         request=ScoreRequest,
         example={"text_1": "Which is red?", "text_2": ["An apple", "The sky"]},
         response=ScoreResponse,
+        alias_of=alias_of,
     )
 
 
-DIALECT = Dialect("vLLM", OPENAI, (_operation("/score"), _operation("/v1/score")))
+DIALECT = Dialect(
+    "vLLM", OPENAI, (_operation("/score", alias_of="/v1/score"), _operation("/v1/score"))
+)

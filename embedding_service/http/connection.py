@@ -54,6 +54,7 @@ class Connection(HttpToolsProtocol):
     _headers_over = False
     _message_over = True
     _upgrading = False
+    _version = b"1.1"
     _ending = False
     _rest_bytes = _LONGEST_REST
     _frame = 0  # bytes of this message that are no body
@@ -108,7 +109,7 @@ class Connection(HttpToolsProtocol):
 
     def _head_without_upgrade(self) -> bytes:
         """Write the request's head again: the parser takes what follows an offer for no body."""
-        lines = [b"%s %s HTTP/1.1" % (self.scope["method"].encode(), self.url)]
+        lines = [b"%s %s HTTP/%s" % (self.scope["method"].encode(), self.url, self._version)]
         for name, value in self.headers:
             if name != b"upgrade":
                 kept = _without_upgrade(value) if name == b"connection" else value
@@ -163,6 +164,7 @@ class Connection(HttpToolsProtocol):
         if self.parser.should_upgrade():
             self._upgrading = method != b"CONNECT"
             self.scope["method"] = method.decode()
+            self._version = self.parser.get_http_version().encode()
             return
         if len(self.headers) > MOST_HEADERS or len(self.url) > LONGEST_URL:
             raise _TooMuch

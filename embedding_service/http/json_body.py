@@ -13,7 +13,7 @@ import orjson
 
 from embedding_service.dialects.fields import MOST_ECHOED_CHARACTERS, field_name, printable
 from embedding_service.errors import InvalidRequest
-from embedding_service.http.json_values import has_more_values
+from embedding_service.http.json_values import has_longer_number, has_more_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,7 +22,9 @@ MAX_DEPTH = 8
 # Only bodies up to this size are read a second time to explain their fault (10 ms).
 _EXPLAINED_BYTES = 1 << 20
 _TYPES_TO_CHECK = frozenset({dict, list, float})
-_MOST_DIGITS = 4300  # jiter and Python refuse longer integers
+# The longest integers that a float holds. Longer ones are of no use here, and to read and to write
+# one costs the square of its length while the interpreter lock is held.
+_MOST_DIGITS = 300
 _DUPLICATE_KEY = re.compile(r'Detected duplicate key "(.*)" at line', re.DOTALL)
 
 
@@ -39,6 +41,7 @@ def parse_object(
             f"the request body has more than {max_values} JSON values; send fewer at a time",
             code="too_many_values",
         )
+    _check_numbers(body)
     try:
         tree = jiter.from_json(
             body, allow_inf_nan=True, catch_duplicate_keys=True, cache_mode="none"
@@ -53,6 +56,15 @@ def parse_object(
         raise InvalidRequest("the request body must be a JSON object")
     _check_tree(tree, "", 1)
     return tree
+
+
+def _check_numbers(body: bytes) -> None:
+    """Raise `InvalidRequest` for numbers that are too long to be made."""
+    if has_longer_number(body, _MOST_DIGITS):
+        raise InvalidRequest(
+            f"the request body has a number of more than {_MOST_DIGITS} digits",
+            param=_field_at_fault(body, ""),
+        )
 
 
 def _field_at_fault(body: bytes, reason: str) -> str | None:
@@ -82,7 +94,7 @@ def _read_leniently(body: bytes) -> object:
     """
     try:
         text = body.decode("utf-8", "surrogateescape")
-        return json.loads(text, parse_int=lambda digits: 0 if len(digits) < _MOST_DIGITS else ...)
+        return json.loads(text, parse_int=lambda digits: 0 if len(digits) <= _MOST_DIGITS else ...)
     except (ValueError, RecursionError):
         return None
 

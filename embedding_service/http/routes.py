@@ -32,18 +32,24 @@ class Mounted:
 class Resource:
     """A path, and its operations by method; a body tells apart several under one method.
 
-    `errors` is how errors are written before it is known which operation is meant.
+    `errors` is how errors are written before it is known which operation is meant. `names` are the
+    other paths that do the same: those it is an alias of, then their aliases and its own.
     """
 
     path: str
     errors: ErrorShape
     methods: dict[str, list[Mounted]] = field(default_factory=dict)
+    names: list[str] = field(default_factory=list)
+
+    @property
+    def alias_of(self) -> list[str]:
+        """Return the paths that operations here are aliases of."""
+        operations = (each.operation for each in chain.from_iterable(self.methods.values()))
+        return list(dict.fromkeys(each.alias_of for each in operations if each.alias_of))
 
     def rated_as(self, rates: Container[str]) -> str:
-        """Return the first of this path and of those it is an alias of that has a rate."""
-        operations = (each.operation for each in chain.from_iterable(self.methods.values()))
-        aliases = (operation.alias_of for operation in operations if operation.alias_of)
-        return next((path for path in (self.path, *aliases) if path in rates), self.path)
+        """Return the first of this path and its other names that has a rate."""
+        return next((path for path in (self.path, *self.names) if path in rates), self.path)
 
     def choose(self, method: str, tree: Tree) -> Mounted:
         """Return the operation that a body means. Raises `InvalidRequest` for none, or several."""
@@ -98,6 +104,7 @@ class RouteTable:
         taken = {resource.path: frozenset(resource.methods) for resource in self}
         for dialect in dialects:
             self._mount(dialect, taken)
+        self._name_all()
 
     def __iter__(self) -> Iterator[Resource]:
         yield from self._exact.values()
@@ -127,6 +134,16 @@ class RouteTable:
                 others = resource.methods.setdefault(method, [])
                 others.append(Mounted(operation, dialect, errors))
                 _check(others)
+
+    def _name_all(self) -> None:
+        """Note the other names of every path; a path may be an alias of two that differ."""
+        for resource in self:
+            firsts = resource.alias_of
+            others = self._aliases_of({resource.path, *firsts})
+            resource.names[:] = [*firsts, *(path for path in others if path != resource.path)]
+
+    def _aliases_of(self, paths: set[str]) -> list[str]:
+        return [each.path for each in self if not paths.isdisjoint(each.alias_of)]
 
     def _resource(self, path: str, errors: ErrorShape) -> Resource:
         for resource in self:

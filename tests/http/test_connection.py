@@ -223,6 +223,15 @@ def test_an_upgrade_is_ignored(fake: RunningGateway, request_: bytes, pieces: in
     assert received.count(b"HTTP/1.1 200") == received.count(b"HTTP/1.1 ") == 2, received
 
 
+def test_an_upgrade_leaves_the_version(fake: RunningGateway) -> None:
+    """A client of HTTP/1.0 that offers an upgrade is answered as one: the connection ends."""
+    old = OFFERS["a body"].replace(b"HTTP/1.1", b"HTTP/1.0")
+    received = sent_in_pieces(fake, old * 2)
+    head = received.partition(b"\r\n\r\n")[0].lower()
+    assert received.count(b" 200 ") == 1
+    assert b"transfer-encoding" not in head
+
+
 def test_many_upgrades_in_one_piece_are_read_in_turn(fake: RunningGateway) -> None:
     """However many offers one piece of data holds, each of them is a request."""
     received = sent_in_pieces(fake, OFFERS["a body"] * 50)

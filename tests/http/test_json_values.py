@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedding_service.http import json_values
-from embedding_service.http.json_values import has_more_values
+from embedding_service.http.json_values import has_longer_number, has_more_values
 
 SIGNS = st.text('a\\",:[{}] \n', max_size=40)
 TREES = st.dictionaries(
@@ -44,6 +44,30 @@ def test_counts_what_a_slow_reader_counts(tree: dict[str, object], slice_bytes: 
         patch.setattr(json_values, "_SLICE_BYTES", slice_bytes)
         assert not has_more_values(body, total)
         assert has_more_values(body, total - 1)
+
+
+def longest_number(body: bytes) -> int:
+    """Return the longest run of digits outside strings, read byte by byte."""
+    longest = run = 0
+    inside = escaped = False
+    for byte in body:
+        sign = chr(byte)
+        run = run + 1 if not inside and sign.isdigit() else 0
+        longest = max(longest, run)
+        if inside and (escaped or sign == "\\"):
+            escaped = not escaped
+        elif sign == '"':
+            inside = not inside
+    return longest
+
+
+@given(st.lists(st.integers() | st.text('12\\",[')), st.integers(1, 40), st.integers(1, 30))
+def test_finds_the_longest_number(tree: list[object], slice_bytes: int, digits: int) -> None:
+    """Digits in strings are no numbers, and a number may reach over slices."""
+    body = json.dumps(tree).encode()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_values, "_SLICE_BYTES", slice_bytes)
+        assert has_longer_number(body, digits) is (longest_number(body) > digits)
 
 
 def values_in(tree: object) -> int:
