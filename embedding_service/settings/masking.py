@@ -5,6 +5,7 @@ Over-careful on purpose: a value that is hidden for nothing can be read in the f
 
 from __future__ import annotations
 
+import json
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,10 @@ _SECRET_IN_QUERY = re.compile(
     r"(?<=[?&;])([^=&;\s]*(?:token|key|secret|pass|pwd|sig|auth|credential)[^=&;\s]*=)[^&;\s]*",
     re.IGNORECASE,
 )
+# `--token=x` and `TOKEN=x`, and a flag with its value behind it.
+_ASSIGNED = re.compile(r"(?P<name>[\w.-]+)(?P<sign>\s*=\s*)(?P<value>[^\s&;]+)")
+_FLAG = re.compile(r"(?<!\S)(?P<name>--?[\w.-]+)(?P<sign>\s+)(?P<value>[^-\s]\S*)")
+_FLAG_ALONE = re.compile(r"\s*--?[\w.-]+\s*")
 # Of Hugging Face, OpenAI and others, GitHub, Slack, AWS, and JSON web tokens.
 _TOKEN = re.compile(
     r"\b(hf_|sk-|pk-|gh[pousr]_|github_pat_|glpat-|xox[a-z]-|AKIA|eyJ)[\w.~+/=-]{6,}"
@@ -37,8 +42,45 @@ def masked(tree: Any) -> Any:
     if isinstance(tree, dict):
         return {name: _masked_under(str(name), value) for name, value in tree.items()}
     if isinstance(tree, list | tuple):
-        return [masked(value) for value in tree]
-    return masked_text(tree) if isinstance(tree, str) else tree
+        return _masked_list(tree)
+    return _masked_argument(tree) if isinstance(tree, str) else tree
+
+
+def _masked_list(values: list[Any] | tuple[Any, ...]) -> list[Any]:
+    """Mask values, and those that stand behind a flag such as `--api-key` by its name."""
+    shown: list[Any] = []
+    flag = ""
+    for value in values:
+        shown.append(_masked_under(flag, value))
+        flag = value if isinstance(value, str) and _FLAG_ALONE.fullmatch(value) else ""
+    return shown
+
+
+def _masked_argument(text: str) -> str:
+    """Mask a text that may be JSON, or hold names with their values."""
+    inner = _json(text)
+    if inner is not None:
+        shown = masked(inner)
+        return text if shown == inner else json.dumps(shown, ensure_ascii=False)
+    for form in (_ASSIGNED, _FLAG):
+        text = form.sub(_masked_assigned, text)
+    return masked_text(text)
+
+
+def _masked_assigned(match: re.Match[str]) -> str:
+    name, sign, value = match["name"], match["sign"], match["value"]
+    hidden = _is_secret(name, is_text=not value.isdecimal())
+    return name + sign + MASK if hidden else match[0]
+
+
+def _json(text: str) -> Any:
+    """Return the object or list that a text is in JSON, or None."""
+    if not text.lstrip().startswith(("{", "[")):
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def masked_text(text: str) -> str:
@@ -63,14 +105,20 @@ def _secrets(tree: Any, shown: Any) -> Iterator[str]:
     elif isinstance(tree, list | tuple):
         for place, value in enumerate(tree):
             yield from _secrets(value, shown[place] if isinstance(shown, list) else MASK)
+    elif isinstance(tree, str) and tree != shown and (inner := _json(tree)) is not None:
+        yield from _secrets(inner, masked(inner))
     elif tree != shown and len(str(tree)) >= _SHORTEST_SECRET:
         yield str(tree)
 
 
 def _masked_under(name: str, value: Any) -> Any:
-    is_text = not isinstance(value, bool | int | float | None)
     if value is None or isinstance(value, bool):
         return value
-    if _SECRET_NAME.search(name) or (is_text and _SECRET_TEXT_NAME.search(name)):
-        return MASK
-    return masked(value)
+    is_text = not isinstance(value, int | float)
+    return MASK if _is_secret(name, is_text=is_text) else masked(value)
+
+
+def _is_secret(name: str, *, is_text: bool) -> bool:
+    name = name.replace("-", "_")
+    by_text = is_text and _SECRET_TEXT_NAME.search(name) is not None
+    return by_text or _SECRET_NAME.search(name) is not None

@@ -32,6 +32,14 @@ SECRET = "hunter2-Tr0ub4dor"
         {"engine_args": {"anything": f"Bearer {SECRET}"}},
         {"engine_args": {"anything": "hf_" + "a1B2" * 8}},
         {"engine_args": {"passphrase": 20304050}},
+        {"engine_args": {"args": ["--api-key", SECRET]}},
+        {"engine_args": {"args": ["--model", "a", f"--token={SECRET}"]}},
+        {"engine_args": {"args": [["-x", 1, "--hf-token", SECRET]]}},
+        {"engine_args": {"args": f"--host a --api-key {SECRET} -v"}},
+        {"engine_args": {"env": [f"HF_TOKEN={SECRET}"]}},
+        {"engine_args": {"extra": f'{{"aws_secret_access_key":"{SECRET}"}}'}},
+        {"engine_args": {"extra": f' [1, {{"a": {{"api-key": "{SECRET}"}}}}]'}},
+        {"engine_args": {"extra": [f'{{"a": ["--password", "{SECRET}"]}}']}},
         {"models": [{"model_name": "a", "engine_args": {"token": SECRET}}]},
         {"cors_origins": [f"https://user:{SECRET}@example.org"]},
         {"model_path": f"https://user:{SECRET}@example.org/model"},
@@ -53,6 +61,8 @@ def test_what_is_no_secret_is_shown() -> None:
         "attention_backend": "TORCH_SDPA",
         "compilation_config": {"level": 3, "cudagraph_capture_sizes": [1, 2]},
         "enforce_eager": True,
+        "args": ["--max-num-batched-tokens", 4096, "--dtype=half", "--max-tokens=5", "a b"],
+        "json": '{"level":  3}',
     }
     settings = Settings(
         engine_args=plain, otlp_endpoint="http://localhost:4318", token_ids="native"
@@ -92,7 +102,8 @@ def test_no_flag_shows_a_secret(arguments: list[str]) -> None:
 def test_what_an_engine_says_of_its_arguments_shows_no_secret() -> None:
     """An error that quotes what it was given is told without what is hidden of that."""
     tree = {"hf_token": SECRET, "load": [{"password": "swordfish"}, "plain"], "level": 3}
-    text = f"input_value={{'hf_token': '{SECRET}', 'x': 'swordfish'}}, plain, 3"
+    tree["json"] = '{"secret_key": "ofTheSea"}'
+    text = f"input_value={{'hf_token': '{SECRET}', 'x': 'swordfish'}}, plain, 3 ofTheSea"
     assert without_secrets(text, tree) == (
-        "input_value={'hf_token': '**********', 'x': '**********'}, plain, 3"
+        "input_value={'hf_token': '**********', 'x': '**********'}, plain, 3 **********"
     )
