@@ -22,8 +22,12 @@ if TYPE_CHECKING:
 SCALED = frozenset({EmbedDtype.INT8, EmbedDtype.UINT8})
 # A model that weighs its vocabulary gives 100 to 300 weights for a text, however long that is.
 VOCABULARY_WEIGHTS = 256
+# No natural language needs so few tokens. Longer requests are refused unread, since their tokens
+# would fill the memory.
+CHARACTERS_PER_TOKEN = 8
 # In an answer: a token id and its weight; all that surrounds an item.
 _BYTES_A_WEIGHT, _BYTES_AN_ITEM = 24, 100
+_BYTES_A_NUMBER = 4  # as the engine gives it
 _ASKED_FOR_BY_NAME = frozenset({Output.SPARSE, Output.COLBERT})
 
 
@@ -183,6 +187,12 @@ def numbers(encoder: Encoder, job: EmbedJob, prepared: Prepared) -> int:
     """Return about how many numbers the engine will give."""
     rows = prepared.total if job.outputs & PER_TOKEN else len(prepared.ids)
     return rows * (encoder.facts.dimension or 1)
+
+
+def held_bytes(encoder: Encoder, job: EmbedJob, prepared: Prepared) -> int:
+    """Return how large the engine's rows are, which are held as float32 until they are written."""
+    outputs = max(1, len(job.outputs & PER_TOKEN))
+    return _BYTES_A_NUMBER * outputs * numbers(encoder, job, prepared)
 
 
 def answer_bytes(encoder: Encoder, job: EmbedJob, prepared: Prepared) -> int:

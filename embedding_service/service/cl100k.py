@@ -40,6 +40,12 @@ def load() -> list[bytes | None]:
     return pieces
 
 
+def size_bytes(ids: list[int]) -> int:
+    """Return how long the text of token ids is, in bytes; ids that are none count nothing."""
+    pieces = load()
+    return sum(len(pieces[token] or b"") for token in ids if 0 <= token < VOCABULARY)
+
+
 def decode(ids: list[int], where: str) -> str:
     """Return the text of token ids. Raises `InvalidRequest` about `where` they were sent."""
     if max(ids) >= VOCABULARY or min(ids) < 0:

@@ -6,6 +6,7 @@ token limits.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     Found = dict[bytes, Rows]  # by the digests of inputs
     Entries = Iterator[tuple[Key, Floats]]
     Ask = Callable[[Batch], Awaitable[BatchResult]]
+
+# Larger results are looked through and copied in a thread: 8,192 tokens of BGE-M3 are 32 MB.
+_INLINE_BYTES = 1 << 20
 
 
 @dataclass(slots=True)
@@ -140,9 +144,10 @@ class _Search:
         if rest := [key for key in claim.mine if key not in known]:
             part = self.batch.select([self.first[key] for key in rest])
             computed = self._add(rest, await compute(part))
+            finite = await self._finite(computed)  # before it lands: then it is cached at once
             # A NaN reaches the requests that wait as well, and each refuses it; no cache keeps it.
             claim.land(computed)
-            self._keep(computed)
+            self._keep(finite)
 
     def _add_hits(self, known: Found) -> None:
         self.found |= known
@@ -176,12 +181,35 @@ class _Search:
         self.queued_s = max(self.queued_s, result.queued_s)
         return computed
 
-    def _keep(self, computed: Found) -> None:
-        """Let the caches have what is finite."""
-        finite = {key: rows for key, rows in computed.items() if all(map(is_finite, rows.values()))}
+    async def _finite(self, computed: Found) -> Found:
+        """Return what the caches may have; a large amount is looked through in a thread."""
+        if _bytes(computed) <= _INLINE_BYTES:
+            return _finite(computed, self.cache.max_bytes)
+        return await asyncio.to_thread(_finite, computed, self.cache.max_bytes)
+
+    def _keep(self, finite: Found) -> None:
         self.cache.put(_entries(self.engine.identity, finite))
         if self.model.shared is not None and self.engine.portable:
             self.model.shared.put(_entries(self.engine.shared_identity, finite))
+
+
+def _bytes(found: Found) -> int:
+    return sum(value.nbytes for _, value in _entries("", found))
+
+
+def _finite(computed: Found, most_bytes: int) -> Found:
+    """Return what is finite, as arrays of their own if a cache of so many bytes keeps them."""
+    finite = {key: rows for key, rows in computed.items() if all(map(is_finite, rows.values()))}
+    return {key: _owned(rows, most_bytes) for key, rows in finite.items()}
+
+
+def _owned(rows: Rows, most_bytes: int) -> Rows:
+    return {output: _own(value, most_bytes) for output, value in rows.items()}
+
+
+def _own(value: Floats, most_bytes: int) -> Floats:
+    """Return a value that keeps no larger array alive."""
+    return value if value.base is None or value.nbytes > most_bytes else value.copy()
 
 
 def _digests(batch: Batch, owner: str) -> list[bytes]:

@@ -10,13 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from embedding_service.service import slices
 from embedding_service.types import EmbedJob, Encoding, Field, Output, Truncate
 
 if TYPE_CHECKING:
+    from embedding_service.service.slices import Steps
     from embedding_service.types import Embeddings, Floats, RerankJob, Sparse
 
     Three = tuple[float, float, float]  # dense, sparse, ColBERT
 
+# Query tokens that are compared with a document at once: with 8,192 of a document 16 MB.
+_ROWS_AT_ONCE = 512
+# Similarities between two rests: 0.5 GFLOP with 1,024 dimensions.
+_PRODUCTS_AT_ONCE = 1 << 18
 _MAX_SIM = frozenset({Output.COLBERT})
 _ALL_THREE = frozenset({Output.DENSE, Output.SPARSE, Output.COLBERT})
 
@@ -26,9 +32,19 @@ def max_sim(query: Floats, document: Floats) -> float:
 
     Both have unit rows: (query tokens, d) and (document tokens, d). An empty side scores 0.
     """
+    return slices.finish(_max_sim(query, document))
+
+
+def _max_sim(query: Floats, document: Floats) -> Steps[float]:
     if not len(query) or not len(document):
         return 0.0
-    return float((query @ document.T).max(axis=1).mean())
+    best = np.empty(len(query), np.float32)
+    for start in range(0, len(query), _ROWS_AT_ONCE):
+        if start:
+            yield False
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        best[rows] = (query[rows] @ document.T).max(axis=1)
+    return float(best.mean())
 
 
 def lexical(query: Sparse, document: Sparse) -> float:
@@ -65,17 +81,27 @@ def embed_job(model: str, job: RerankJob) -> tuple[EmbedJob, list[str]]:
     return embed, queries
 
 
-def score_pairs(job: RerankJob, queries: list[str], embedded: Embeddings) -> Floats:
-    """Score the pairs from the vectors of their documents, followed by its distinct `queries`'."""
+def score_pairs(job: RerankJob, queries: list[str], embedded: Embeddings) -> Steps[Floats]:
+    """Score the pairs from the vectors of their documents, followed by its distinct `queries`'.
+
+    Rests between documents, and within long ones.
+    """
     places = {query: place for place, query in enumerate(queries, len(job.pairs))}
     pairs = [(places[query], document) for document, (query, _) in enumerate(job.pairs)]
-    return np.array([_score(embedded, *pair, job.weights) for pair in pairs], np.float32)
+    scores: list[float] = []
+    pace = slices.Pace(_PRODUCTS_AT_ONCE)
+    colbert: Any = embedded.colbert
+    for query, document in pairs:
+        scores.append((yield from _score(embedded, query, document, job.weights)))
+        if pace.rests(len(colbert[query]) * len(colbert[document])):
+            yield False
+    return np.array(scores, np.float32)
 
 
-def _score(embedded: Embeddings, q: int, d: int, weights: Three | None) -> float:
+def _score(embedded: Embeddings, q: int, d: int, weights: Three | None) -> Steps[float]:
     """Score the query and the document at these places: MaxSim alone, or all three weighted."""
     colbert: Any = embedded.colbert
-    similarity = max_sim(colbert[q], colbert[d])
+    similarity = yield from _max_sim(colbert[q], colbert[d])
     if weights is None or embedded.dense is None or embedded.sparse is None:
         return similarity
     dense = float(np.vdot(embedded.dense[q], embedded.dense[d]))

@@ -113,10 +113,11 @@ class PairEncoder:
         """
         self._check_instruction(job.instruction)
         queries: dict[str, Query] = {}
+        asked_count = slices.Count(self._query_limits(job, max_total))
         rows, count = _Rows(max_total), slices.Count(self._limits(job, max_total))
         for portion in _portions(job.pairs):
             for text in {query for query, _ in portion} - queries.keys():
-                queries[text] = yield from self._read_query(text, job, max_total)
+                queries[text] = yield from self._read_query(text, job, asked_count)
             asked = [queries[query] for query, _ in portion]
             documents = yield from self._slices.read(self._joined(asked, portion), count)
             for query, document in zip(asked, documents, strict=False):
@@ -237,16 +238,23 @@ class PairEncoder:
             cut=job.cut_documents or job.cut_longest,
         )
 
-    def _read_query(self, query: str, job: RerankJob, max_total: int) -> Steps[Query]:
-        """Tokenise a query; refuse one that cannot fit before each document gets a copy of it."""
+    def _query_limits(self, job: RerankJob, max_total: int) -> slices.Limits:
+        """Return the limits of all queries: each counts as much as a pair keeps of it at least."""
+        most, kept = None if job.left else self.max_tokens, None
         cut_longest = job.cut_longest and self.prompt is None
-        cut = cut_longest or (job.cut_queries and not self._joint)
-        most = None if job.left else self.max_tokens
-        limits = slices.Limits(max_total, "query", most=most, cut=cut)
+        if cut_longest:
+            kept = max(1, self._limited_room(job.max_tokens) // 2)
+        elif job.cut_queries and not self._joint:
+            kept = self._cut_query_to
+        return slices.Limits(max_total, "query", most, cut=kept is not None, kept=kept)
+
+    def _read_query(self, query: str, job: RerankJob, count: slices.Count) -> Steps[Query]:
+        """Tokenise a query; refuse one that cannot fit before each document gets a copy of it."""
+        cut = count.limits.cut
         text = self._query_text(query, job.instruction)
         head = text.removesuffix(self._last_line)
-        (ids,) = yield from self._slices.read([head or text], slices.Count(limits))
-        if cut_longest:
+        (ids,) = yield from self._slices.read([head or text], count)
+        if job.cut_longest and self.prompt is None:
             return Query(_kept(ids, self._room_for_both, left=job.left), "", [])
         if cut:
             ids = ids[: self._cut_query_to]

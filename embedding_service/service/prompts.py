@@ -6,6 +6,7 @@ Pure functions of a model's facts; slow ones go in steps, each of them meant for
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -16,7 +17,7 @@ from tokenizers import Tokenizer
 from embedding_service.errors import ContextLengthExceeded, InvalidRequest
 from embedding_service.families import profiles
 from embedding_service.service import cl100k, slices
-from embedding_service.service.checks import check_total
+from embedding_service.service.checks import CHARACTERS_PER_TOKEN, check_total
 from embedding_service.types import Field, InputType, TokenIdPolicy, Truncate
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from embedding_service.types import EmbedJob, TokenIds
 
 MAX_PROMPT_CHARACTERS = 16_384  # it is put before every input
+_MOST_BYTES_A_CHARACTER = 4  # in UTF-8
 _Value = TypeVar("_Value")
 # Of the model's own prompts, the first of these is for the input type; those of
 # sentence-transformers' `encode_query` and `encode_document` come first. Case and punctuation do
@@ -219,14 +221,16 @@ class Encoder:
             contents = self._own_ids(inputs, prefix, job.field)
         else:
             if read_as is TokenIdPolicy.CL100K:
-                inputs = _decoded(inputs, job.field)
+                inputs = yield from _decoded(inputs, job.field, max_total)
             contents = yield from self._encode(inputs, prefix, job, max_total=max_total)
         shortened = self._shorten(contents, job)
-        prepared = self._fit(contents, job, read_as)
+        # Before the prompt is copied for each chunk: a long one may be in thousands of them.
+        total = sum(self._fitted_tokens(content, job.truncate) for content in contents)
+        check_total(total, max_total, param=job.field)
+        prepared = yield from self._fit(contents, job, read_as)
         if shortened:
             truncated = tuple(sorted({*shortened, *prepared.truncated}))
             prepared = replace(prepared, truncated=truncated)
-        check_total(prepared.total, max_total, param=job.field)
         return prepared
 
     def _shorten(self, contents: list[Content], job: EmbedJob) -> list[int]:
@@ -309,17 +313,20 @@ class Encoder:
 
     def _fit(
         self, contents: list[Content], job: EmbedJob, read_as: TokenIdPolicy | None
-    ) -> Prepared:
+    ) -> Steps[Prepared]:
         """Cut or chunk the inputs that are too long, and add the special tokens."""
         arrays: list[TokenIds] = []
         owner: list[int] = []
         skipped: list[int] = []
+        pace = slices.Pace()
         long = [i for i, content in enumerate(contents) if len(content.ids) > self.room]
         for index, content in enumerate(contents):
             for chunk in self._chunks(content, f"{job.field}[{index}]", job.truncate):
                 arrays.append(np.array([*self._head, *chunk, *self._tail], np.int32))
                 owner.append(index)
                 skipped.append(self._skipped(content))
+                if pace.rests(len(chunk)):
+                    yield False
         chunks = job.truncate is Truncate.CHUNK_MEAN
         return Prepared(
             arrays,
@@ -329,6 +336,15 @@ class Encoder:
             read_as=read_as,
             boundaries=None if self.facts.pools_prompts else skipped,
         )
+
+    def _fitted_tokens(self, content: Content, truncate: Truncate) -> int:
+        """Return how many tokens the engine will read of an input, special ones included."""
+        special = self.max_tokens - self.room
+        size, length = self.room - content.prompt, len(content.ids)
+        if length <= self.room or truncate is not Truncate.CHUNK_MEAN or size < 1:
+            return min(length, self.room) + special
+        chunks = math.ceil((length - content.prompt) / size)
+        return chunks * (content.prompt + special) + length - content.prompt
 
     def _skipped(self, content: Content) -> int:
         """Return how many tokens a prompt takes that the model's pooling leaves out, its head too.
@@ -415,8 +431,20 @@ def _template(prompt: str) -> str | None:
     return "{instruction}".join(filter(None, match.groups())) if match else None
 
 
-def _decoded(inputs: Sequence[list[int]], field: Field) -> list[str]:
-    return [cl100k.decode(ids, f"{field}[{index}]") for index, ids in enumerate(inputs)]
+def _decoded(inputs: Sequence[list[int]], field: Field, max_total: int) -> Steps[list[str]]:
+    """Return the texts of token ids. Raises `InvalidRequest` for more than anybody could mean."""
+    texts: list[str] = []
+    characters, pace = 0, slices.Pace()
+    for index, ids in enumerate(inputs):
+        size = cl100k.size_bytes(ids)
+        fewest = characters + size // _MOST_BYTES_A_CHARACTER
+        check_total(fewest // CHARACTERS_PER_TOKEN, max_total, param=field)
+        texts.append(cl100k.decode(ids, f"{field}[{index}]"))
+        characters += len(texts[-1])
+        if pace.rests(len(ids)):
+            yield False
+    check_total(characters // CHARACTERS_PER_TOKEN, max_total, param=field)
+    return texts
 
 
 def bare_tokenizer(tokenizer_json: bytes) -> Tokenizer:

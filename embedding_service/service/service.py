@@ -10,17 +10,27 @@ import time
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import chain
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
 import numpy as np
 
 from embedding_service.errors import ContextLengthExceeded, InvalidRequest, PermissionDenied
-from embedding_service.service import checks, late_interaction, slices
+from embedding_service.service import checks, cl100k, late_interaction, slices
 from embedding_service.service.admission import Gate
+from embedding_service.service.checks import CHARACTERS_PER_TOKEN
 from embedding_service.service.finish import check_finite, finish
 from embedding_service.service.models import ModelRegistry
 from embedding_service.service.threads import Threads
-from embedding_service.types import Batch, Embeddings, EmbedJob, Field, Output, Priority, Scores
+from embedding_service.types import (
+    Batch,
+    Embeddings,
+    EmbedJob,
+    Field,
+    Output,
+    Priority,
+    Scores,
+    TokenIdPolicy,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -41,14 +51,12 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 INTERACTIVE_TEXTS = 8
-# No natural language needs so few tokens. Longer requests are refused unread, since their tokens
-# would fill the memory.
-CHARACTERS_PER_TOKEN = 8
 # Work on less than this stays on the event loop: a thread costs 0.09 ms, 4,096 characters
 # 1.7 ms to tokenise (MiniLM), 2**18 numbers 1.4 ms to normalise.
 INLINE_CHARACTERS = 4096
 INLINE_NUMBERS = 1 << 18
-_CHARACTERS_A_PIECE = {str: 1, list: 4}  # of a text a character, of a list a token id
+_INLINE_TEXTS = 256  # a text costs some 10 µs whatever its length
+_CHARACTERS_AN_ID = 4  # about; those of cl100k_base have 1 to 128
 _SCORE = frozenset({Output.SCORE})
 
 
@@ -90,9 +98,10 @@ class EmbeddingService:
             model,
             call,
             encoder.steps(job, prefix, max_total=settings.max_request_tokens),
-            _size_of_inputs(job.inputs, prefix),
+            _size_of_inputs(job.inputs, prefix, model.options.token_ids),
         )
-        self.reserve(checks.answer_bytes(encoder, job, prepared), call)
+        held = checks.held_bytes(encoder, job, prepared)
+        self.reserve(checks.answer_bytes(encoder, job, prepared), call, held=held)
         prepared = replace(prepared, truncated=checks.both(cut, prepared.truncated))
         computed = await self._compute(model, prepared, call, job.outputs)
         return await self._finish(model, encoder, job, prepared, computed, call)
@@ -168,9 +177,7 @@ class EmbeddingService:
                 raise ContextLengthExceeded(
                     f"{where} is longer than the model's context; shorten it", param=where
                 )
-            values = await self._in_thread(
-                lambda: late_interaction.score_pairs(job, queries, found), call
-            )
+            values = await self._take(late_interaction.score_pairs(job, queries, found), call)
         name, tokens = self._name(model, job.model), found.total_tokens
         return Scores(name, values, tokens, found.truncated, logits=False, engine_s=found.engine_s)
 
@@ -208,12 +215,15 @@ class EmbeddingService:
             unless=tokens <= INLINE_CHARACTERS,
         )
 
-    def reserve(self, amount: int, call: Call) -> None:
-        """Hold the bytes of an answer until it has been sent.
+    def reserve(self, amount: int, call: Call, *, held: int = 0) -> None:
+        """Hold the bytes of an answer until it has been sent, or the more that are `held` for it.
 
         Raises `Overloaded`, or `InvalidRequest` for more than one answer may have.
         """
         checks.check_answer(amount, self.settings.max_response_bytes, call.field)
+        self._hold(max(amount, held), call)
+
+    def _hold(self, amount: int, call: Call) -> None:
         call.leases.enter_context(self.answers.admit(amount, param=call.field))
 
     def _allowed(self, model: ServedModel, call: Call) -> ServedModel:
@@ -312,12 +322,24 @@ class _Size(NamedTuple):
     small: bool
 
 
-def _size_of_inputs(inputs: Inputs, prefix: str) -> _Size:
-    """Measure texts with their prompt, or token ids, of which each counts as four characters."""
-    per_piece = _CHARACTERS_A_PIECE[type(inputs[0])]
-    characters = per_piece * sum(map(len, inputs)) + len(prefix) * len(inputs)
-    texts: Iterable[Any] = inputs if per_piece == 1 else ()
-    return _Size(len(inputs), characters, _is_small(characters, prefix, texts))
+def _size_of_inputs(
+    inputs: Inputs, prefix: str, token_ids: TokenIdPolicy = TokenIdPolicy.REJECT
+) -> _Size:
+    """Measure texts with their prompt, or token ids as the characters that they stand for."""
+    characters, texts = sum(map(len, inputs)), cast("Iterable[str]", inputs)
+    if not isinstance(inputs[0], str):
+        characters, texts = _characters_of_ids(inputs, characters, token_ids), ()
+    characters += len(prefix) * len(inputs)
+    return _Size(len(inputs), characters, _is_small(len(inputs), characters, prefix, texts))
+
+
+def _characters_of_ids(inputs: Inputs, count: int, token_ids: TokenIdPolicy) -> int:
+    """Return about how many characters so many ids are: a few of cl100k_base are looked up."""
+    estimate = _CHARACTERS_AN_ID * count
+    if token_ids is not TokenIdPolicy.CL100K or estimate > INLINE_CHARACTERS:
+        return estimate
+    lists = cast("list[list[int]]", inputs)
+    return max(estimate, sum(map(cl100k.size_bytes, lists)))
 
 
 def _size_of_pairs(job: RerankJob) -> _Size:
@@ -326,10 +348,13 @@ def _size_of_pairs(job: RerankJob) -> _Size:
     characters = sum(len(query) + len(document) for query, document in job.pairs)
     characters += len(instruction) * len(job.pairs)
     texts = chain.from_iterable(job.pairs)
-    return _Size(len(job.pairs), characters, _is_small(characters, instruction, texts))
+    count = len(job.pairs)
+    return _Size(count, characters, _is_small(count, characters, instruction, texts))
 
 
-def _is_small(characters: int, prefix: str, texts: Iterable[str]) -> bool:
+def _is_small(count: int, characters: int, prefix: str, texts: Iterable[str]) -> bool:
+    if count > _INLINE_TEXTS:
+        return False
     if characters <= INLINE_CHARACTERS // 4:
         return True
     is_ascii = str.isascii

@@ -57,38 +57,49 @@ class Limits(NamedTuple):
     """How much is read.
 
     Of each text, more than `most` tokens need not be; if it is `cut` there, these are its first
-    ones, and else it is refused. All together have `total` at most, or errors name `param`.
+    ones, and else it is refused. All together have `total` at most, or errors name `param`; of a
+    text that is cut later, `kept` tokens count.
     """
 
     total: int
     param: str
     most: int | None = None
     cut: bool = False
+    kept: int | None = None
 
 
-class Count:
+class Pace:
+    """Tells when it is time to rest: after `every` so much work."""
+
+    def __init__(self, every: int = SLICE_CHARACTERS) -> None:
+        self._every, self._done = every, 0
+
+    def rests(self, work: int) -> bool:
+        """Whether it is time to rest, with so much more work."""
+        self._done += work
+        if self._done < self._every:
+            return False
+        self._done = 0
+        return True
+
+
+class Count(Pace):
     """What a request has had read so far: characters since the last rest, and tokens."""
 
     def __init__(self, limits: Limits) -> None:
+        super().__init__()
         self.limits = limits
-        self._characters = self._read = self._kept = 0
-
-    def rests(self, characters: int) -> bool:
-        """Whether it is time to rest, with so many characters more."""
-        self._characters += characters
-        if self._characters < SLICE_CHARACTERS:
-            return False
-        self._characters = 0
-        return True
+        self._read = self._kept = 0
 
     def add(self, texts: list[Ids]) -> int:
         """Count texts; return how many tokens the longest has. Raises `InvalidRequest`."""
         limits, lengths = self.limits, list(map(len, texts))
         tokens, longest = sum(lengths), max(lengths)
-        if limits.most is None or longest <= limits.most:
+        most = limits.most if limits.kept is None else limits.kept
+        if most is None or longest <= most:
             self._kept += tokens
         else:
-            self._kept += sum(min(length, limits.most) for length in lengths)
+            self._kept += sum(min(length, most) for length in lengths)
         check_total(self._kept, limits.total, param=limits.param)
         self.check(tokens)
         self._read += tokens

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from embedding_service.service import late_interaction, slices
 from embedding_service.service.late_interaction import lexical, max_sim, weighted
-from embedding_service.types import Output
+from embedding_service.types import Embeddings, Output, RerankJob
 from embedding_service.worker.fake import fake_tokenizer, fake_vectors
 from tests.dialects.test_bge import expected_colbert, expected_sparse
 
@@ -211,6 +212,22 @@ def test_queries_do_not_count_as_documents(start_gateway: Callable[..., RunningG
                 assert answer.status_code == status
         assert answer.json()["error"]["message"].startswith("pairs has 5 items")
     gateway.stop()
+
+
+def test_late_interaction_rests_on_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long documents are compared in blocks and with rests, and score as in one piece."""
+    random = np.random.default_rng(7)
+    rows = [random.normal(size=(count, 4)).astype(np.float32) for count in (600, 40, 1500)]
+    found = Embeddings("a", [0] * 3, {Output.COLBERT: rows})
+    job = RerankJob(None, [("q", "a"), ("q", "b")])
+    steps = late_interaction.score_pairs(job, ["q"], found)
+    monkeypatch.setattr(late_interaction, "_PRODUCTS_AT_ONCE", 1 << 16)
+    advance, rests = slices.stepper(steps), 0
+    while isinstance(step := advance(), bool):
+        rests += 1
+    expected = [(rows[2] @ rows[i].T).max(axis=1).mean() for i in (0, 1)]
+    assert np.asarray(step) == pytest.approx(expected, rel=1e-5)
+    assert rests == 5  # two within each document, one after the first
 
 
 def test_late_interaction_without_a_second_model(http: httpx.Client) -> None:

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
 
 from embedding_service.errors import DeadlineExceeded, EngineFailed, Overloaded
+from embedding_service.service import compute as compute_module
 from embedding_service.service.admission import Gate
 from embedding_service.service.cache import MemoryCache
 from embedding_service.service.call import Call
 from embedding_service.service.compute import Compute, Computed
+from embedding_service.service.vectors import is_finite
 from embedding_service.settings.model import ModelOptions
 from embedding_service.types import Batch, BatchResult, Output, Priority, Tenant
 
 if TYPE_CHECKING:
     from embedding_service.engine.pool import ModelEngine
+    from embedding_service.types import Floats
 
 
 CALL = Call(deadline=0)
@@ -186,6 +190,31 @@ async def test_numbers_that_are_not_finite_are_not_kept() -> None:
     engine.run = broken  # type: ignore[method-assign]
     await work.run(batch([1]), call=CALL, more_coming=False)
     assert (await work.run(batch([1]), call=CALL, more_coming=False)).cached == [False]
+
+
+@pytest.mark.parametrize(("numbers", "beside"), [(2, False), (1 << 18, True)])
+async def test_large_results_are_copied_beside_the_event_loop(
+    monkeypatch: pytest.MonkeyPatch, numbers: int, beside: bool
+) -> None:
+    """Rows of megabytes are looked through and copied in a thread, and kept all the same."""
+    engine, threads = Engine(), set[int]()
+    work = Compute(cast("ModelEngine", engine), Gate(1000, "tokens"), MemoryCache(1 << 24, 60))
+
+    async def large(batch: Batch, *, more_coming: bool = False) -> BatchResult:
+        every = np.ones((len(batch.ids) + 1, numbers), np.float32)
+        return BatchResult([{Output.DENSE: every[i : i + 1]} for i in range(len(batch.ids))])
+
+    def noted(value: Floats) -> bool:
+        threads.add(threading.get_ident())
+        return is_finite(value)
+
+    monkeypatch.setattr(engine, "run", large)
+    monkeypatch.setattr(compute_module, "is_finite", noted)
+    await work.run(batch([1], [2]), call=CALL, more_coming=False)
+    assert (threading.get_ident() not in threads) is beside
+    done = await work.run(batch([1], [2]), call=CALL, more_coming=False)
+    assert done.cached == [True, True]
+    assert all(rows[Output.DENSE].base is None for rows in done.result.results)
 
 
 async def test_without_a_cache_everything_is_computed() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from functools import cache
+from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
@@ -17,6 +18,9 @@ from embedding_service.settings.model import ModelOptions
 from embedding_service.types import RerankJob
 from embedding_service.worker.fake import FakeBackend
 from tests.service.test_slices import TEXTS, byte_level, tokenizer, whole, without_words
+
+if TYPE_CHECKING:
+    from embedding_service.service.slices import Count, Steps
 
 PLENTY = 10**9
 KINDS = [byte_level.__name__, without_words.__name__]
@@ -79,6 +83,40 @@ def test_an_endless_instruction_is_refused_at_its_beginning() -> None:
     with pytest.raises(ContextLengthExceeded):
         reader(KINDS[0], 512).prepare(job, max_total=300_000)
     assert time.thread_time() - began < 0.5
+
+
+def cross_encoder(max_tokens: int) -> PairEncoder:
+    """Return the encoder of a reranker with a template of its own, whose words are tokens."""
+    options = ModelOptions(engine="fake", model_name="fake")
+    core = FakeBackend(options)
+    facts = msgspec.structs.replace(core.facts(32), max_tokens=max_tokens)
+    return PairEncoder(facts, core.tokenizer_json, options)
+
+
+def test_queries_count_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many queries are refused when all of them have too many tokens, not each by itself."""
+    pairs, read = cross_encoder(1000), 0
+    inner = pairs._slices.read
+
+    def counted(texts: list[str], count: Count) -> Steps[list[list[int]]]:
+        nonlocal read
+        read += 1
+        return inner(texts, count)
+
+    monkeypatch.setattr(pairs._slices, "read", counted)
+    job = RerankJob(None, [(f"w{i} " + "w1 " * 99, "w2") for i in range(64)])
+    with pytest.raises(InvalidRequest, match="more than 1000 tokens") as caught:
+        pairs.prepare(job, max_total=1000)
+    assert (caught.value.param, read) == ("query", 11)
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_queries_that_are_cut_count_as_much_as_is_kept(left: bool) -> None:
+    """What is cut off counts for nothing: pairs that fit are not refused for their queries."""
+    asked = [(f"w{i} " + "w1 " * 99, "w2") for i in range(20)]
+    job = RerankJob(None, asked, cut_longest=True, left=left, max_tokens=13)
+    prepared = cross_encoder(1000).prepare(job, max_total=1000)
+    assert [len(ids) for ids in prepared.ids] == [13] * 20
 
 
 def test_an_instruction_is_no_template() -> None:

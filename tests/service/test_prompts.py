@@ -346,6 +346,34 @@ def test_the_prompt_survives_truncation(
     for chunk in contents(prepared):
         assert chunk[:prompt] == [300 + i for i in range(prompt)]
         assert len(chunk) <= room
+    if truncate is Truncate.CHUNK_MEAN:  # its copies of the prompt are foreseen to the token
+        reader.prepare(request, prefix, max_total=prepared.total)
+        with pytest.raises(InvalidRequest):
+            reader.prepare(request, prefix, max_total=prepared.total - 1)
+
+
+def test_a_prompt_is_counted_before_it_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt that leaves room for a few tokens would be copied for each few of a text."""
+    reader, request = short(50), job(words(1000), truncate=Truncate.CHUNK_MEAN)
+    monkeypatch.setattr(reader, "_chunks", lambda *_: pytest.fail("a chunk was made"))
+    with pytest.raises(InvalidRequest, match="more than 40000 tokens"):
+        reader.prepare(request, words(47, 2000) + " ", max_total=40_000)
+
+
+def test_many_chunks_are_made_with_rests() -> None:
+    """Work that grows with the prompt's copies rests on its way."""
+    reader, request = short(50), job(words(1000), truncate=Truncate.CHUNK_MEAN)
+    steps = reader.steps(request, words(47, 2000) + " ", max_total=PLENTY)
+    assert len(list(steps)) >= 2
+
+
+def test_long_cl100k_ids_are_refused_before_they_are_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An id may be 128 characters: as text, a list may be far more than the request may have."""
+    longest = max(range(100_000), key=lambda token: cl100k.size_bytes([token]))
+    assert cl100k.size_bytes([longest, cl100k.VOCABULARY, -1]) == 128
+    monkeypatch.setattr(cl100k, "decode", lambda *_: pytest.fail("a text was made"))
+    with pytest.raises(InvalidRequest, match="more than 100 tokens"):
+        short(20).prepare(job([longest] * 100, truncate=Truncate.RIGHT), "", max_total=100)
 
 
 def test_order_is_kept_over_many_parts() -> None:

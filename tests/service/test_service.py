@@ -22,9 +22,18 @@ from embedding_service.errors import (
     Overloaded,
     ServiceError,
 )
+from embedding_service.service import checks, cl100k
+from embedding_service.service import service as service_module
 from embedding_service.service.call import Call
 from embedding_service.service.service import INLINE_CHARACTERS, INTERACTIVE_TEXTS
-from embedding_service.types import Embeddings, EmbedDtype, EmbedJob, Encoding, Output
+from embedding_service.types import (
+    Embeddings,
+    EmbedDtype,
+    EmbedJob,
+    Encoding,
+    Output,
+    TokenIdPolicy,
+)
 from tests.calls import ids_of, raw_vector, unit_vectors
 from tests.conftest import FAKE
 
@@ -157,6 +166,17 @@ def test_what_cannot_be_served_is_refused_and_holds_nothing(
     assert service.held() == (0, 0, 0)
 
 
+def test_a_request_is_small_by_all_that_it_costs() -> None:
+    """Many short texts, and ids that stand for long ones, are not done on the event loop."""
+    assert service_module._size_of_inputs(["a"] * 256, "").small
+    assert not service_module._size_of_inputs(["a"] * 257, "").small
+    longest = max(range(100_000), key=lambda token: cl100k.size_bytes([token]))
+    policy = TokenIdPolicy.CL100K
+    assert service_module._size_of_inputs([[longest]], "", policy).small
+    size = service_module._size_of_inputs([[longest] * 100], "", policy)
+    assert (size.characters, size.small) == (12_800, False)
+
+
 def test_a_deadline_that_has_passed_is_a_504(service: Service) -> None:
     """Work whose time is over is not begun, and work that runs out of time is given up."""
     assert isinstance(service.refusal(JOB, within_s=-1), DeadlineExceeded)
@@ -211,6 +231,24 @@ def test_answers_are_reserved_until_they_are_sent(narrow: Service) -> None:
     leases.close()
     narrow.embed(job)
     assert narrow.held() == (0, 0, 0)
+
+
+def test_rows_are_reserved_as_they_are_held(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Vectors of each token are float32 until they are written, however small they are then."""
+    encoder = service.model.embedder()
+    words, outputs = " ".join(["w1"] * 30), frozenset({Output.COLBERT})
+    job = EmbedJob("fake", [words], outputs, embed_dtype=EmbedDtype.UBINARY)
+    prepared = encoder.prepare(job, "", max_total=100)
+    held = checks.held_bytes(encoder, job, prepared)
+    assert held == 4 * prepared.total * (encoder.facts.dimension or 0)
+    assert held > checks.answer_bytes(encoder, job, prepared)
+    monkeypatch.setattr(checks, "held_bytes", lambda *_: 54_321)
+    with ExitStack() as leases:
+        before = service.service.answers.held
+        service.embed(JOB, leases=leases)
+        assert service.service.answers.held == before + 54_321
 
 
 def test_cancelling_a_request_frees_everything(narrow: Service) -> None:
