@@ -236,14 +236,28 @@ class PairEncoder:
             Field.DOCUMENTS,
             most=None if job.left else self.max_tokens,
             cut=job.cut_documents or job.cut_longest,
+            kept=self._kept_of_document(job),
         )
+
+    def _kept_of_document(self, job: RerankJob) -> int | None:
+        """Return how much a pair keeps of a long document at least, None for all that is read."""
+        most = min(job.max_tokens_per_document or sys.maxsize, self.max_tokens)
+        if not job.cut_longest:
+            return most if job.cut_documents else None
+        return min(self._kept_of_longest(job), most)
+
+    def _kept_of_longest(self, job: RerankJob) -> int:
+        """Return how much of each part a pair keeps at least; beside a prompt perhaps one token."""
+        if self.prompt is not None:
+            return 1
+        return max(1, self._limited_room(job.max_tokens) // 2)
 
     def _query_limits(self, job: RerankJob, max_total: int) -> slices.Limits:
         """Return the limits of all queries: each counts as much as a pair keeps of it at least."""
         most, kept = None if job.left else self.max_tokens, None
         cut_longest = job.cut_longest and self.prompt is None
         if cut_longest:
-            kept = max(1, self._limited_room(job.max_tokens) // 2)
+            kept = self._kept_of_longest(job)
         elif job.cut_queries and not self._joint:
             kept = self._cut_query_to
         return slices.Limits(max_total, "query", most, cut=kept is not None, kept=kept)

@@ -26,8 +26,11 @@ _SECRET_IN_QUERY = re.compile(
     r"(?<=[?&;])([^=&;\s]*(?:token|key|secret|pass|pwd|sig|auth|credential)[^=&;\s]*=)[^&;\s]*",
     re.IGNORECASE,
 )
-# `--token=x` and `TOKEN=x`, and a flag with its value behind it.
-_ASSIGNED = re.compile(r"(?P<name>[\w.-]+)(?P<sign>\s*=\s*)(?P<value>[^\s&;]+)")
+# `--token=x`, `TOKEN=x`, `'token': 'x'`, and a flag with its value behind it.
+_ASSIGNED = re.compile(
+    r"(?<![\w.-])(?P<name>[\w.-]+)(?P<sign>[\"']?\s*[=:]\s*)"
+    r"(?P<value>\"[^\"]*\"|'[^']*'|[^\s&;]+)"
+)
 _FLAG = re.compile(r"(?<!\S)(?P<name>--?[\w.-]+)(?P<sign>\s+)(?P<value>[^-\s]\S*)")
 _FLAG_ALONE = re.compile(r"\s*--?[\w.-]+\s*")
 # Of Hugging Face, OpenAI and others, GitHub, Slack, AWS, and JSON web tokens.

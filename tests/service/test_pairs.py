@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
@@ -108,6 +108,21 @@ def test_queries_count_together(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InvalidRequest, match="more than 1000 tokens") as caught:
         pairs.prepare(job, max_total=1000)
     assert (caught.value.param, read) == ("query", 11)
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [
+        {"cut_longest": True, "left": False, "max_tokens": 13},
+        {"cut_longest": True, "left": True, "max_tokens": 13},
+        {"cut_documents": True, "max_tokens_per_document": 9},
+    ],
+)
+def test_documents_that_are_cut_count_as_much_as_is_kept(cut: dict[str, Any]) -> None:
+    """The same of documents: what is read and cut off counts for nothing."""
+    job = RerankJob(None, [("w2", f"w{i} " + "w1 " * 99) for i in range(20)], **cut)
+    prepared = cross_encoder(1000).prepare(job, max_total=1000)
+    assert {len(ids) for ids in prepared.ids} == {13}
 
 
 @pytest.mark.parametrize("left", [False, True])

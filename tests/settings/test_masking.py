@@ -36,6 +36,8 @@ SECRET = "hunter2-Tr0ub4dor"
         {"engine_args": {"args": ["--model", "a", f"--token={SECRET}"]}},
         {"engine_args": {"args": [["-x", 1, "--hf-token", SECRET]]}},
         {"engine_args": {"args": f"--host a --api-key {SECRET} -v"}},
+        {"engine_args": {"args": f"{{'a': 1, 'api_key': 'one {SECRET}'}}"}},
+        {"engine_args": {"args": f"level: 3\napi-key: {SECRET}\n"}},
         {"engine_args": {"env": [f"HF_TOKEN={SECRET}"]}},
         {"engine_args": {"extra": f'{{"aws_secret_access_key":"{SECRET}"}}'}},
         {"engine_args": {"extra": f' [1, {{"a": {{"api-key": "{SECRET}"}}}}]'}},
