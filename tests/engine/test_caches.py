@@ -23,14 +23,18 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 NOBODY = "23456"  # has no entry in passwd
-STATE, SOURCE = "/mnt/state", "/mnt/source"
+STATE, SOURCE, VENV = "/mnt/state", "/mnt/source", "/mnt/venv"
+PYTHON = f"{VENV}/bin/{Path(sys.executable).name}"
+STATE_MOUNT = f"mount -t tmpfs -o mode=0777 tmpfs {STATE}"
 # `--read-only --tmpfs /tmp` of docker, whose tmpfs is noexec unless it is told otherwise.
 READ_ONLY = (
     "mount --make-rprivate /",
     "mount -t tmpfs tmpfs /mnt",
-    f"mkdir {STATE} {SOURCE}",
+    f"mkdir {STATE} {SOURCE} {VENV}",
+    # Both may lie in /tmp.
     f"mount --bind {ROOT} {SOURCE}",
-    f"mount -t tmpfs -o mode=0777 tmpfs {STATE}",
+    f"mount --bind {sys.prefix} {VENV}",
+    STATE_MOUNT,
     "mount -o remount,bind,ro /",
     "mount -t tmpfs -o noexec,nosuid,nodev,mode=1777 tmpfs /tmp",
     "mount -t tmpfs -o noexec,nosuid,nodev,mode=1777 tmpfs /dev/shm",
@@ -85,7 +89,7 @@ def _start(
 def _variables(
     environ: dict[str, str], mounts: Sequence[str] = READ_ONLY
 ) -> tuple[dict[str, str], list[str]]:
-    done = _run([sys.executable, "-c", PRINT], environ, mounts=mounts)
+    done = _run([PYTHON, "-c", PRINT], environ, mounts=mounts)
     assert done.returncode == 0, done.stderr
     wanted, unusable = json.loads(done.stdout)
     return wanted, unusable
@@ -169,9 +173,10 @@ def test_a_compiled_decoder_starts(
     from tests.checkpoints import tiny_qwen3_embedding
 
     model = tiny_qwen3_embedding(tmp_path_factory.mktemp("decoder"))
-    mounts = [*READ_ONLY[:5], f"cp -r {model} {STATE}/model", *READ_ONLY[5:]]
+    there = READ_ONLY.index(STATE_MOUNT) + 1
+    mounts = [*READ_ONLY[:there], f"cp -r {model} {STATE}/model", *READ_ONLY[there:]]
     flags = ["--model-path", f"{STATE}/model", "--model-name", "tiny", "--enforce-eager", "false"]
-    command = [sys.executable, "-m", "embedding_service", "serve", "--log-format", "json", *flags]
+    command = [PYTHON, "-m", "embedding_service", "serve", "--log-format", "json", *flags]
     command += ["--uds", f"{STATE}/socket", "--runtime-dir", "/dev/shm/run"]
     started = _start(command, environ, mounts)
     lines = []
