@@ -223,7 +223,8 @@ class _Planner:
     def _appends_nothing(self) -> bool:
         """Whether the tokenizer ends a text with no token of its own, unlike Qwen3-Embedding's."""
         steps = tokenizer_files.steps(self.files.json("tokenizer.json"))
-        return all(step.get("type") != "TemplateProcessing" for step in steps)
+        # A tokenizer that transformers saved again may have a template without any token.
+        return not any(step.get("special_tokens") for step in steps)
 
     def _pairs(self, profile: Profile) -> Plan:
         """Serve a model that scores pairs."""

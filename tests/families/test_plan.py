@@ -269,7 +269,15 @@ def causal(architecture: str, **more: Any) -> dict[str, Any]:
     return {"config.json": {"architectures": [architecture]}, "modules.json": []} | more
 
 
-APPENDS = {"post_processor": {"type": "TemplateProcessing"}}
+END = {"id": "<|endoftext|>", "ids": [7], "tokens": ["<|endoftext|>"]}
+APPENDS = {
+    "post_processor": {
+        "type": "TemplateProcessing",
+        "single": [{"Sequence": {"id": "A"}}, {"SpecialToken": {"id": END["id"]}}],
+        "special_tokens": {END["id"]: END},
+    }
+}
+SAVED_AGAIN = {"post_processor": {"type": "TemplateProcessing", "special_tokens": {}}}
 JUDGE = {"chat_template": "… Judge whether the Document meets the requirements …"}
 
 
@@ -278,6 +286,7 @@ JUDGE = {"chat_template": "… Judge whether the Document meets the requirements
     [
         (causal("Qwen3ForCausalLM"), {"name": "Qwen/Qwen3-Reranker-4B"}, "qwen3-reranker"),
         (causal("Qwen3ForCausalLM", **{"tokenizer.json": {}}), {}, "qwen3-reranker"),
+        (causal("Qwen3ForCausalLM", **{"tokenizer.json": SAVED_AGAIN}), {}, "qwen3-reranker"),
         (
             causal(
                 "Qwen3ForCausalLM",
