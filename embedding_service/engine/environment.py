@@ -26,7 +26,7 @@ _FIXED = {
     "PYTHONUNBUFFERED": "1",
     "TOKENIZERS_PARALLELISM": "false",
     # oneDNN keeps what it compiles for each number of tokens in a step, 1,024 of them by default:
-    # a worker with MiniLM grew from 913 to 1,259 MB in 600 requests, to 964 with 64, at no cost
+    # a worker with MiniLM grew from 913 to 1,259 MB, to 964 with 64, at no cost
     # that could be told from noise.
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine core runs in the worker itself

@@ -15,7 +15,7 @@ from vllm import EngineArgs
 from embedding_service.families.architectures import PADDED_POSITIONS
 from embedding_service.families.models import plugin
 from embedding_service.families.plan import check_class
-from embedding_service.worker import cuda_memory
+from embedding_service.worker import memory
 from embedding_service.worker.backend import ModelRefused
 
 if TYPE_CHECKING:
@@ -93,12 +93,19 @@ def _complete(args: EngineArgs, plan: Plan, options: ModelOptions, device: str) 
     if decoder and args.kv_cache_memory_bytes is None:
         # Pooling keeps no token after its step: room for the steps in flight, and no share.
         block = _BLOCK_TOKENS[device]
-        args.kv_cache_memory_bytes = cuda_memory.cache_bytes(model_config, shape, block=block)
+        args.kv_cache_memory_bytes = memory.cache_bytes(model_config, shape, block=block)
     if device == "cuda" and Path(args.model).is_dir():
-        cache = args.kv_cache_memory_bytes or 0
-        taken = cuda_memory.need(args.model, model_config, shape, cache=cache)
-        free, total = torch.cuda.mem_get_info()
-        args.gpu_memory_utilization = cuda_memory.share(taken, options, free=free, total=total)
+        args.gpu_memory_utilization = _share(args, model_config, shape, options)
+
+
+def _share(
+    args: EngineArgs, model_config: Any, shape: memory.Shape, options: ModelOptions
+) -> float:
+    """Return the share of each device that the model takes. Raises `MemoryError`."""
+    cache = args.kv_cache_memory_bytes or 0
+    taken = memory.need(args.model, model_config, shape, cache=cache)
+    free, total = torch.cuda.mem_get_info()
+    return memory.share(taken, options, free=free, total=total)
 
 
 def _limit(args: EngineArgs, plan: Plan) -> int:
@@ -150,13 +157,13 @@ def _eager(options: ModelOptions, *, device: str, decoder: bool) -> bool:
     return not decoder or shutil.which("c++") is None
 
 
-def _shape(args: EngineArgs, dtype: torch.dtype, device: str) -> cuda_memory.Shape:
+def _shape(args: EngineArgs, dtype: torch.dtype, device: str) -> memory.Shape:
     """Return the largest step that the engine will be given."""
     tokens = max(args.max_model_len or 0, args.max_num_batched_tokens or 0)
     texts = args.max_num_seqs or 1
     # A CPU's ranks share its memory, and their parts count together.
     ranks = args.tensor_parallel_size if device == "cuda" else 1
-    return cuda_memory.Shape(tokens, texts, STEPS_AHEAD[device], dtype.itemsize, ranks)
+    return memory.Shape(tokens, texts, STEPS_AHEAD[device], dtype.itemsize, ranks)
 
 
 def first_line(error: BaseException) -> str:

@@ -16,8 +16,8 @@ from safetensors.numpy import save_file
 
 from embedding_service.families.weights import weights_bytes
 from embedding_service.settings.model import ModelOptions
-from embedding_service.worker import cuda_memory
-from embedding_service.worker.cuda_memory import Need, Shape
+from embedding_service.worker import memory
+from embedding_service.worker.memory import Need, Shape
 from tests.worker.direct import ROOT
 
 if TYPE_CHECKING:
@@ -77,16 +77,16 @@ def test_other_weight_files_count_where_there_are_no_safetensors(tmp_path: Path)
 def test_a_cache_holds_the_steps_in_flight() -> None:
     """A token of Qwen3-0.6B has 114,688 bytes of keys and values, and each text a block more."""
     tokens = 2 * 16384 + 512 * 16
-    assert cuda_memory.cache_bytes(Qwen3Embedding06B(), STEP, block=16) == 114_688 * tokens
+    assert memory.cache_bytes(Qwen3Embedding06B(), STEP, block=16) == 114_688 * tokens
 
 
 def test_ranks_divide_weights_and_cache(folder: str) -> None:
     """Tensor parallelism spreads both over its devices."""
     model, two = Qwen3Embedding06B(), dataclasses.replace(STEP, ranks=2)
-    whole = cuda_memory.cache_bytes(model, STEP, block=16)
-    assert cuda_memory.cache_bytes(model, two, block=16) == whole // 2
-    assert cuda_memory.need(folder, model, two, cache=7).weights == 1005
-    assert cuda_memory.need(folder, model, STEP, cache=7).cache == 7
+    whole = memory.cache_bytes(model, STEP, block=16)
+    assert memory.cache_bytes(model, two, block=16) == whole // 2
+    assert memory.need(folder, model, two, cache=7).weights == 1005
+    assert memory.need(folder, model, STEP, cache=7).cache == 7
 
 
 @pytest.mark.parametrize(
@@ -100,8 +100,8 @@ def test_the_estimate_is_what_a_device_showed(
     vocabulary; the estimate is above it, by less than a GiB.
     """
     model = Qwen3Embedding06B(hf_text_config=SimpleNamespace(intermediate_size=inner))
-    cache = cuda_memory.cache_bytes(model, STEP, block=16) if cached else 0
-    taken = cuda_memory.need(folder, model, STEP, cache=cache)
+    cache = memory.cache_bytes(model, STEP, block=16) if cached else 0
+    taken = memory.need(folder, model, STEP, cache=cache)
     taken = dataclasses.replace(taken, weights=2 * numbers)
     shown = shown_mib << 20
     assert shown <= taken.total <= shown + GIB
@@ -112,7 +112,7 @@ NEED = Need(weights=10 * GIB, cache=6 * GIB, step=2 * GIB, context=2 * GIB)
 
 def test_what_fits_is_a_share_of_the_device() -> None:
     """vLLM is told what the model takes, not what it may take."""
-    assert cuda_memory.share(NEED, options(), free=CARD, total=CARD) == 20 / 80
+    assert memory.share(NEED, options(), free=CARD, total=CARD) == 20 / 80
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_what_fits_is_a_share_of_the_device() -> None:
 def test_what_does_not_fit_is_refused(fields: dict[str, Any], free: int, words: str) -> None:
     """The message has the sizes, and says what to change."""
     with pytest.raises(MemoryError) as refused:
-        cuda_memory.share(NEED, options(**fields), free=free, total=CARD)
+        memory.share(NEED, options(**fields), free=free, total=CARD)
     assert words in str(refused.value)
     assert "weights 10.0" in str(refused.value)
     assert "lower" in str(refused.value)
@@ -140,7 +140,7 @@ def test_what_does_not_fit_is_refused(fields: dict[str, Any], free: int, words: 
 def test_replicas_spread_over_devices_fit() -> None:
     """Four replicas on two devices are two on each."""
     spread = options(replicas=8, devices=[0, 1])
-    assert cuda_memory.share(NEED, spread, free=CARD, total=CARD) == 20 / 80
+    assert memory.share(NEED, spread, free=CARD, total=CARD) == 20 / 80
 
 
 ARGUMENTS = """
