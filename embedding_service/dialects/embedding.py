@@ -55,6 +55,8 @@ def _read_input(value: object) -> list[str] | list[list[int]]:
 
 
 def _check_items(items: list[Any], kind: type, description: str) -> None:
+    if set(map(type, items)) == {kind} and all(items):  # at C speed
+        return
     for place, item in enumerate(items):
         if type(item) is not kind:
             raise _wrong(f"[{place}] must be {description}, as [0] is")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from embedding_service.types import Embeddings, ModelCard
 
 _DENSE = frozenset({Output.DENSE})
-_KINDS = ("return_dense", "return_sparse", "return_colbert")
+_KINDS = frozenset({"return_dense", "return_sparse", "return_colbert"})
 
 
 class EmbeddingsRequest(Fields):
@@ -113,7 +113,7 @@ class EmbeddingsRequest(Fields):
     @property
     def names_kinds(self) -> bool:
         """Whether the answer goes beyond OpenAI's shape."""
-        return any(getattr(self, name) is not None for name in _KINDS)
+        return not _KINDS.isdisjoint(self.model_fields_set)  # nulls are left out
 
     def outputs(self) -> frozenset[Output]:
         """Return the kinds of vector that were asked for."""
@@ -206,12 +206,15 @@ def render(
     answer: Embeddings, *, encoding: Encoding, names_kinds: bool, lists: bool = False
 ) -> Iterator[bytes]:
     """Write the answer item by item; with `lists`, only `embedding` follows the encoding."""
-    of_kinds = Encoding.FLOAT if lists else encoding
+    of_kinds, dense = Encoding.FLOAT if lists else encoding, answer.dense
     yield b'{"object":"list","data":['
     for index in range(len(answer.tokens)):
-        yield b'%s{"object":"embedding","index":%d' % (b"," if index else b"", index)
-        yield from _render_dense(answer, index, encoding, named=of_kinds if names_kinds else None)
+        vector = b"null" if dense is None else vector_json(dense[index], encoding)
+        comma = b"," if index else b""
+        yield b'%s{"object":"embedding","index":%d,"embedding":%s' % (comma, index, vector)
         if names_kinds:
+            yield b',"dense_embedding":'
+            yield vector if of_kinds is encoding else _dense_json(answer, index, of_kinds)
             yield _sparse_json(answer, index)
             yield from _render_colbert(answer, index, of_kinds)
         yield b"}"
@@ -222,16 +225,6 @@ def render(
         given = [kind for kind, value in kinds.items() if value is not None]
         yield b',"embedding_types":' + orjson.dumps(given)
     yield b"}"
-
-
-def _render_dense(
-    answer: Embeddings, index: int, encoding: Encoding, *, named: Encoding | None
-) -> Iterator[bytes]:
-    vector = _dense_json(answer, index, encoding)
-    yield b',"embedding":' + vector
-    if named is not None:
-        same = named is encoding
-        yield b',"dense_embedding":' + (vector if same else _dense_json(answer, index, named))
 
 
 def _dense_json(answer: Embeddings, index: int, encoding: Encoding) -> bytes:

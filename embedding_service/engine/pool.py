@@ -221,6 +221,8 @@ def _slices(batch: Batch) -> list[Batch]:
 
 def _join(parts: list[BatchResult]) -> BatchResult:
     """Put the slices together again, in order."""
+    if len(parts) == 1:
+        return parts[0]
     return BatchResult(
         list(chain.from_iterable(part.results for part in parts)),
         steps=max(part.steps for part in parts),

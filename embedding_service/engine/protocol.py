@@ -8,6 +8,7 @@ generation: `jobs` (PAIR, towards the worker, answered with `Pong`) and `results
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -16,7 +17,7 @@ import numpy as np
 from embedding_service.types import BatchResult, Output, Priority
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from embedding_service.types import Floats, Rows, TokenIds
 
@@ -228,17 +229,22 @@ def pack(results: Sequence[Mapping[Output, Floats]]) -> tuple[tuple[Frame, ...],
 
 def unpack(done: Done, frames: Sequence[memoryview]) -> BatchResult:
     """Return what `pack` was given, as views of the frames. Raises `ProtocolError`."""
-    inputs = len(done.frames[0].counts) if done.frames else 0
-    results: list[Rows] = [{} for _ in range(inputs)]
-    for header, frame in zip(done.frames, frames, strict=True):
-        rows = _matrix(header, frame)
-        if len(header.counts) != inputs:
-            raise ProtocolError("two outputs came for different numbers of inputs")
-        start = 0
-        for result, count in zip(results, header.counts, strict=True):
-            result[header.output] = rows[start : start + count]
-            start += count
+    outputs = [header.output for header in done.frames]
+    if len({len(header.counts) for header in done.frames}) > 1:
+        raise ProtocolError("two outputs came for different numbers of inputs")
+    columns = map(_by_input, done.frames, frames)
+    inputs = zip(*columns, strict=True)
+    results: list[Rows] = [dict(zip(outputs, rows, strict=True)) for rows in inputs]
     return BatchResult(results, done.steps, done.queued_s)
+
+
+def _by_input(header: Frame, frame: memoryview) -> Iterable[Floats]:
+    """Return the rows of each input, in order. Raises `ProtocolError`."""
+    rows, counts = _matrix(header, frame), header.counts
+    if counts.count(1) == len(counts):  # a vector each: numpy makes the views
+        return rows[:, None]
+    ends = accumulate(counts)
+    return [rows[end - count : end] for end, count in zip(ends, counts, strict=True)]
 
 
 def _matrix(header: Frame, frame: memoryview) -> Floats:

@@ -113,8 +113,8 @@ def check_rerank(settings: Settings, job: RerankJob) -> None:
 def check_outputs(model: ServedModel, encoder: Encoder, job: EmbedJob) -> None:
     """Raise `InvalidRequest` for a kind of vector that the model cannot give."""
     given = encoder.facts.outputs
-    missing = [output for output in Output if output in job.outputs and output not in given]
-    if missing:
+    if not job.outputs.issubset(given):
+        missing = [output for output in Output if output in job.outputs and output not in given]
         by_name = _ASKED_FOR_BY_NAME.issuperset(missing)
         raise InvalidRequest(
             f"{model.name} gives {', '.join(given)} and no {' or '.join(missing)}",

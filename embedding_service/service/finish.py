@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from embedding_service.errors import EngineFailed
 from embedding_service.service.outputs import KINDS
 from embedding_service.service.vectors import is_finite
@@ -16,18 +18,27 @@ if TYPE_CHECKING:
 
 
 def finish(
-    job: EmbedJob, name: str, prepared: Prepared, computed: Computed, *, ranges: Floats | None
+    job: EmbedJob,
+    name: str,
+    prepared: Prepared,
+    computed: Computed,
+    *,
+    ranges: Floats | None,
+    ignored: tuple[str, ...] = (),
 ) -> Embeddings:
     """Turn the engine's rows into what was asked for. Raises `EngineFailed` if some are no numbers.
 
-    `ranges`, if there are any, scale int8 and uint8 of dense vectors.
+    `ranges`, if there are any, scale int8 and uint8 of dense vectors. `ignored` names fields of the
+    job that changed nothing.
     """
     by_output: dict[Output, Any] = {}
     for output in job.outputs:
-        rows = [found[output] for found in computed.result.results]
-        check_finite(rows, prepared.owner, job.field)
-        kind = KINDS[output]
-        by_output[output] = kind.write(kind.join(rows, prepared), job, ranges)
+        rows, kind = [found[output] for found in computed.result.results], KINDS[output]
+        joined = kind.join(rows, prepared)
+        # One look at all vectors, where they are one array; a mean of chunks hides nothing.
+        if not (isinstance(joined, np.ndarray) and is_finite(joined)):
+            check_finite(rows, prepared.owner, job.field)
+        by_output[output] = kind.write(joined, job, ranges)
     return Embeddings(
         model=name,
         tokens=prepared.by_input(list(map(len, prepared.ids)), sum),
@@ -35,6 +46,7 @@ def finish(
         ranges=ranges,
         truncated=prepared.truncated,
         chunked=prepared.chunked,
+        ignored=ignored,
         token_ids_read_as=prepared.read_as,
         cached=prepared.by_input(computed.cached, all),
         engine_s=computed.seconds,

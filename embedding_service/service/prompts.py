@@ -225,8 +225,7 @@ class Encoder:
             contents = yield from self._encode(inputs, prefix, job, max_total=max_total)
         shortened = self._shorten(contents, job)
         # Before the prompt is copied for each chunk: a long one may be in thousands of them.
-        total = sum(self._fitted_tokens(content, job.truncate) for content in contents)
-        check_total(total, max_total, param=job.field)
+        check_total(self._total(contents, job.truncate), max_total, param=job.field)
         prepared = yield from self._fit(contents, job, read_as)
         if shortened:
             truncated = tuple(sorted({*shortened, *prepared.truncated}))
@@ -317,14 +316,13 @@ class Encoder:
         """Cut or chunk the inputs that are too long, and add the special tokens."""
         arrays: list[TokenIds] = []
         owner: list[int] = []
-        skipped: list[int] = []
-        pace = slices.Pace()
+        pace, head, tail = slices.Pace(), self._head, self._tail
         long = [i for i, content in enumerate(contents) if len(content.ids) > self.room]
         for index, content in enumerate(contents):
-            for chunk in self._chunks(content, f"{job.field}[{index}]", job.truncate):
-                arrays.append(np.array([*self._head, *chunk, *self._tail], np.int32))
+            fits = 0 < len(content.ids) <= self.room
+            for chunk in [content.ids] if fits else self._chunks(content, index, job):
+                arrays.append(np.array([*head, *chunk, *tail], np.int32))
                 owner.append(index)
-                skipped.append(self._skipped(content))
                 if pace.rests(len(chunk)):
                     yield False
         chunks = job.truncate is Truncate.CHUNK_MEAN
@@ -334,8 +332,15 @@ class Encoder:
             truncated=() if chunks else tuple(long),
             chunked=tuple(long) if chunks else (),
             read_as=read_as,
-            boundaries=None if self.facts.pools_prompts else skipped,
+            boundaries=self._boundaries(contents, owner),
         )
+
+    def _total(self, contents: list[Content], truncate: Truncate) -> int:
+        """Return how many tokens the engine will read, special ones included."""
+        lengths = [len(content.ids) for content in contents]
+        if max(lengths) <= self.room:
+            return sum(lengths) + (self.max_tokens - self.room) * len(lengths)
+        return sum(self._fitted_tokens(content, truncate) for content in contents)
 
     def _fitted_tokens(self, content: Content, truncate: Truncate) -> int:
         """Return how many tokens the engine will read of an input, special ones included."""
@@ -346,25 +351,30 @@ class Encoder:
         chunks = math.ceil((length - content.prompt) / size)
         return chunks * (content.prompt + special) + length - content.prompt
 
-    def _skipped(self, content: Content) -> int:
-        """Return how many tokens a prompt takes that the model's pooling leaves out, its head too.
+    def _boundaries(self, contents: list[Content], owner: list[int]) -> list[int] | None:
+        """Return how many tokens the model's pooling leaves out of each chunk, if it leaves any.
 
-        As sentence-transformers counts them (`Transformer._get_prompt_length`).
+        These are the prompt's and the head before it, as sentence-transformers counts them
+        (`Transformer._get_prompt_length`).
         """
-        return len(self._head) + content.prompt if content.prompt else 0
+        if self.facts.pools_prompts:
+            return None
+        head, prompts = len(self._head), [contents[index].prompt for index in owner]
+        return [head + prompt if prompt else 0 for prompt in prompts]
 
-    def _chunks(self, content: Content, where: str, truncate: Truncate) -> Iterator[list[int]]:
-        ids, prompt = content
-        if len(ids) <= self.room:
-            if not (ids or self._head or self._tail):
+    def _chunks(self, content: Content, index: int, job: EmbedJob) -> Iterator[list[int]]:
+        """Yield the parts of an input that is too long, or the whole of one without tokens."""
+        (ids, prompt), where = content, f"{job.field}[{index}]"
+        if not ids:
+            if not (self._head or self._tail):
                 raise InvalidRequest(f"{where} has no tokens", param=where)
             yield ids
             return
-        self._check_can_be_cut(content, where, truncate)
+        self._check_can_be_cut(content, where, job.truncate)
         size = self.room - prompt
-        if truncate is Truncate.RIGHT:
+        if job.truncate is Truncate.RIGHT:
             yield ids[: self.room]
-        elif truncate is Truncate.LEFT:
+        elif job.truncate is Truncate.LEFT:
             yield ids[:prompt] + ids[len(ids) - size :]
         else:  # every chunk begins with the prompt, as a text of its own would
             for start in range(prompt, len(ids), size):

@@ -102,7 +102,8 @@ class EmbeddingService:
         )
         held = checks.held_bytes(encoder, job, prepared)
         self.reserve(checks.answer_bytes(encoder, job, prepared), call, held=held)
-        prepared = replace(prepared, truncated=checks.both(cut, prepared.truncated))
+        if cut:
+            prepared = replace(prepared, truncated=checks.both(cut, prepared.truncated))
         computed = await self._compute(model, prepared, call, job.outputs)
         return await self._finish(model, encoder, job, prepared, computed, call)
 
@@ -116,14 +117,14 @@ class EmbeddingService:
         call: Call,
     ) -> Embeddings:
         """Check, join, cut and convert the engine's rows; large answers in a thread."""
-        name, numbers = self._name(model, job.model), checks.numbers(encoder, job, prepared)
+        name, ranges, ignored = self._name(model, job.model), model.ranges, encoder.ignored(job)
         answer = await self._in_thread(
-            lambda: finish(job, name, prepared, computed, ranges=model.ranges),
+            lambda: finish(job, name, prepared, computed, ranges=ranges, ignored=ignored),
             call,
-            unless=numbers <= INLINE_NUMBERS,
+            unless=checks.numbers(encoder, job, prepared) <= INLINE_NUMBERS,
         )
         self._count(model, len(job.inputs), prepared.total)
-        return replace(answer, ignored=encoder.ignored(job))
+        return answer
 
     async def rerank(self, job: RerankJob, call: Call) -> Scores:
         """Score every pair before the deadline, with a cross-encoder or by late interaction."""

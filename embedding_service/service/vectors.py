@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from embedding_service.types import Floats
 
 _SQUARED_NUMBERS = 8192  # OpenBLAS starts threads above 10,000
+_SHORTEST = np.finfo(np.float64).tiny  # less than any row of float32 that is not all zeros
 
 
 def chunk_mean(vectors: Floats, owner: list[int], weights: list[int]) -> Floats:
@@ -58,8 +59,7 @@ def shape_dense(
     if normalize:
         exact = vectors.astype(np.float64)
         lengths = np.sqrt(np.vecdot(exact, exact))
-        lengths[lengths == 0] = 1
-        exact /= lengths[:, None]
+        exact /= np.maximum(lengths, _SHORTEST)[:, None]
         vectors = exact.astype(np.float32)
     return np.ascontiguousarray(vectors)
 
