@@ -18,6 +18,7 @@ SPLADE: Final = "EmbeddingServiceSpladeModel"
 DISTIL_SPLADE: Final = "EmbeddingServiceDistilSpladeModel"
 DISTIL: Final = "EmbeddingServiceDistilBertModel"
 GTE_PAIRS: Final = "EmbeddingServiceGteForSequenceClassification"
+HEADLESS: Final = "EmbeddingServiceHeadlessModel"
 JINA: Final = "EmbeddingServiceJinaModel"
 ROBERTA: Final = "EmbeddingServiceRobertaModel"
 ROBERTA_PAIRS: Final = "EmbeddingServiceRobertaForSequenceClassification"
@@ -29,6 +30,9 @@ DENSE: Final[Mapping[str, str]] = {
     "Camembert": ROBERTA,
     "DistilBertModel": DISTIL,
     "DistilBert": DISTIL,
+    "Electra": HEADLESS,
+    "Ernie": HEADLESS,
+    "EuroBert": HEADLESS,
     "ModernBert": "ModernBertModel",
     "RobertaModel": ROBERTA,
     "Roberta": ROBERTA,
@@ -37,6 +41,8 @@ DENSE: Final[Mapping[str, str]] = {
     "JinaEmbeddingsV3Model": JINA,
     # https://huggingface.co/Alibaba-NLP/new-impl
     "NewModel": "GteNewModel",
+    # gte-multilingual-base, whose head gives weights of tokens.
+    "NewForTokenClassification": "GteNewModel",
 }
 PAIRS: Final[Mapping[str, str]] = {
     "RobertaForSequenceClassification": ROBERTA_PAIRS,
@@ -109,7 +115,7 @@ KNOWN_CODE: Final[Mapping[str, Mapping[str, Any]]] = {
 WRITTEN_AFTER_CODE: Final = frozenset({
     "GteModel", "GteNewForSequenceClassification", "GteNewModel", "JinaEmbeddingsV5Model",
     "LlamaBidirectionalForSequenceClassification", "LlamaBidirectionalModel",
-    "NewForSequenceClassification", "NewModel", "NomicBertModel",
+    "NewForSequenceClassification", "NewForTokenClassification", "NewModel", "NomicBertModel",
     "VoyageQwen3BidirectionalEmbedModel",
 })  # fmt: skip
 

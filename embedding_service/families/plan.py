@@ -56,8 +56,8 @@ class Plan:
     vLLM loads `model`, a folder or a name on the Hub, with `overrides` of its config.json and the
     `pooling` of its own that comes nearest, in whose place comes ours if `pools` is true; `recipe`
     is None for models that score pairs, of whose labels `label` counts. With `lower_case` the
-    tokenizer is to lower-case a text first. `max_tokens` is the tokenizer's limit, where the files
-    say no other.
+    tokenizer is to lower-case a text first. `max_tokens` is the limit of tokenizer and positions,
+    where sentence-transformers' files say no other.
     """
 
     model: str
@@ -129,6 +129,7 @@ class _Planner:
         self._check_code()
         self._check_direction()
         refusals.check_config(self.config, self.architecture)
+        refusals.check_tokenizer(self.files, self.folder)
         if self.architecture.endswith("ForSequenceClassification") and not self._pools():
             return self._pairs(self.profile)
         if (reranker := self._causal_reranker()) is not None:
@@ -303,6 +304,12 @@ class _Planner:
                 f"config.json says {self.architecture or 'no architecture'}; weights of the "
                 f"vocabulary (SPLADE) are served of {' and '.join(classes)}"
             )
+        if ours is None and re.search(f"{architectures.HEADS}$", self.architecture):
+            raise ModelRefused(
+                f"config.json says {self.architecture}: only the encoder under that head would "
+                "embed, and vLLM cannot load it alone; save it in a folder of your own "
+                "(AutoModel.from_pretrained and save_pretrained of transformers) and set model_path"
+            )
         overrides: Json = {} if ours is None else {"architectures": [ours]}
         return overrides | self._missing_keys()
 
@@ -351,10 +358,18 @@ class _Planner:
         )
 
     def _max_tokens(self) -> int | None:
-        """Return the tokenizer's limit, which counts where there is no max_seq_length."""
+        """Return where sentence-transformers cuts a text if there is no max_seq_length.
+
+        vLLM passes over the tokenizer's limit, and takes rotary positions that are scaled for more
+        than there are.
+        """
         if recipe.max_seq_length(self.files, self.folder) is not None:
             return None
-        return tokenizer_files.limit(self.files, self.folder)
+        limits = (
+            tokenizer_files.limit(self.files, self.folder),
+            self.config.get("max_position_embeddings"),
+        )
+        return min((limit for limit in limits if limit is not None and limit > 0), default=None)
 
 
 def check_class(architecture: str, model_type: str, *, scores: bool = False) -> None:

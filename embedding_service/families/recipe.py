@@ -268,7 +268,7 @@ def _main(files: Files) -> Json:
     if main.get("model_type") == "MultiVectorEncoder":
         raise ModelRefused(f"{_MAIN} says model_type: MultiVectorEncoder: {architectures.LATE}")
     if main.get("model_type") == "CrossEncoder":
-        allowed["activation_fn"] = None
+        allowed |= {"activation_fn": None, "keep_in_fp32_modules": None}
         check_activation(_MAIN, main.get("activation_fn"))
     _check(_MAIN, main, allowed)
     return main
@@ -298,11 +298,11 @@ class _Reader:
         return self._recipe()
 
     def _recipe(self) -> Recipe:
-        normalizes = any(isinstance(step, Normalize) for step in self.steps[-1:])
+        if width := self.main.get("truncate_dim"):
+            self.steps.append(Cut(int(width)))  # behind a Normalize: shorter than 1
+        normalizes = isinstance(self.steps[-1], Normalize) if self.steps else False
         if normalizes:
             self.steps.pop()
-        if width := self.main.get("truncate_dim"):
-            self.steps.append(Cut(int(width)))
         return Recipe(
             modes=self.modes,
             steps=tuple(self.steps),

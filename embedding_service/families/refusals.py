@@ -6,35 +6,104 @@ Each is refused with the file and the value, since the numbers would be others.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from embedding_service.families import architectures, tokenizer_files
 from embedding_service.families.checkpoint import ModelRefused
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
     from embedding_service.families.checkpoint import Files, Json
 
 _ADAPTER: Final = "adapter_config.json"
+_Value = tuple[str, Any, str]
 
 
 def check_config(config: Json, architecture: str) -> None:
-    """Raise `ModelRefused` about an encoder that is to compute otherwise than vLLM's class."""
+    """Raise `ModelRefused` about a model that is to compute otherwise than vLLM's class."""
     if _is_encoder(architecture) and config.get("is_decoder"):
         raise ModelRefused(
             f"config.json says is_decoder: {config['is_decoder']}: tokens see those before them "
             f"only, and vLLM's {architecture} lets every token see every other"
         )
-    _check_scale(config)
+    for key, value, reason in _passed_over(config, architecture):
+        raise ModelRefused(f"config.json says {key}: {value!r}, {reason}")
+
+
+def _passed_over(config: Json, architecture: str) -> Iterator[_Value]:
+    """Yield keys and values that vLLM's class passes over, and what it does."""
+    if config.get("logn_attention_scale"):
+        yield "logn_attention_scale", True, "which vLLM's class does not compute"
+    for start, values in _BY_CLASS.items():
+        if re.match(start, architecture):
+            yield from values(config)
+
+
+def _of_gte(config: Json) -> Iterator[_Value]:
+    norm = config.get("layer_norm_type") or "layer_norm"
+    if norm != "layer_norm":
+        yield "layer_norm_type", norm, "which vLLM's class does not compute"
+
+
+def _of_electra(config: Json) -> Iterator[_Value]:
+    width = config.get("embedding_size", 128)  # transformers' defaults
+    if width != config.get("hidden_size", 256):
+        yield "embedding_size", width, "and vLLM loads no layer from there to hidden_size"
+
+
+def _of_decoders(config: Json) -> Iterator[_Value]:
+    share = _rotary_share(config)
+    if share != 1:
+        yield "partial_rotary_factor", share, "which transformers passes over and vLLM does not"
+
+
+def _of_qwen2(config: Json) -> Iterator[_Value]:
+    taken = _head_width(config)
+    if config.get("head_dim") not in (None, taken):
+        yield "head_dim", config["head_dim"], f"and vLLM's class takes {taken}"
+
+
+def _of_qwen3(config: Json) -> Iterator[_Value]:
+    if config.get("attention_bias"):
+        yield "attention_bias", True, "and vLLM's class leaves one of these biases out"
+
+
+# By the beginning of an architecture.
+_BY_CLASS: Final[Mapping[str, Callable[[Json], Iterator[_Value]]]] = {
+    "New|Gte": _of_gte,
+    "Electra": _of_electra,
+    # Of these transformers turns the whole heads, whatever the files say.
+    "Llama|Mistral|Qwen2|Qwen3|Gemma": _of_decoders,
+    "Qwen2": _of_qwen2,
+    "Qwen3": _of_qwen3,
+}
+
+
+def _rotary_share(config: Json) -> float:
+    """Return how much of each head has positions; newer files say so beside the other values."""
+    told = config.get("rope_parameters") or {}
+    share = told.get("partial_rotary_factor", config.get("partial_rotary_factor"))
+    return 1 if share is None else float(share)
+
+
+def _head_width(config: Json) -> int:
+    """Return the share of each head; the defaults are transformers' for Qwen2."""
+    return int(config.get("hidden_size", 4096) // config.get("num_attention_heads", 32))
 
 
 def _is_encoder(architecture: str) -> bool:
     return re.match(architectures.ENCODER, architecture) is not None
 
 
-def _check_scale(config: Json) -> None:
-    if config.get("logn_attention_scale"):
+def check_tokenizer(files: Files, folder: str) -> None:
+    """Raise `ModelRefused` about a tokenizer that reads special tokens in a text as plain text."""
+    place = tokenizer_files.at(folder, "tokenizer_config.json")
+    if files.json(place).get("split_special_tokens"):
         raise ModelRefused(
-            "config.json says logn_attention_scale: true, which vLLM's class does not compute"
+            f"{place} says split_special_tokens: true, and a special token that is written in a "
+            "text is one here; if your texts have none, take it out in a folder of your own and "
+            "set model_path"
         )
 
 

@@ -426,6 +426,9 @@ class Encoder:
 def own_prompts(prompts: Mapping[str, str]) -> dict[InputType, str]:
     """Return those of a model's named prompts that are for queries and for documents."""
     plain = {re.sub(r"[\W_]+", "_", name).lower(): text for name, text in prompts.items()}
+    if plain.get("query") == plain.get("document") == "":
+        # sentence-transformers writes both into whatever it saves, and nobody meant them.
+        del plain["query"], plain["document"]
     known: dict[InputType, str] = {}
     for input_type, names in _PROMPT_NAMES.items():
         found = next(filter(plain.__contains__, names), None)

@@ -126,8 +126,11 @@ def find(
     *,
     tasks: Collection[str],
     special_ids: tuple[int, ...],
+    typed: bool,
 ) -> Pooling:
     """Return the kind of a model that was loaded as planned, for which vLLM offers `tasks`.
+
+    `typed` tells that its tokenizer gives models the numbers of segments.
 
     Raises `ModelRefused` if none of them is of use.
     """
@@ -137,7 +140,7 @@ def find(
     if plan.recipe is not None and plan.recipe.splade is not None:
         return OneTask(frozenset({Output.SPARSE}))
     if plan.scores and "classify" in tasks:
-        return _scoring(config, plan)
+        return _scoring(config, plan, typed=typed)
     if not plan.scores and "embed" in tasks:
         _check_pooling(config, plan)
         return _embedding(plan, tasks)
@@ -147,8 +150,8 @@ def find(
     )
 
 
-def _scoring(config: ModelConfig, plan: Plan) -> Pooling:
-    types = "compressed_token_type_ids" if _takes_types(config) else None
+def _scoring(config: ModelConfig, plan: Plan, *, typed: bool) -> Pooling:
+    types = "compressed_token_type_ids" if typed and _takes_types(config) else None
     return OneTask(frozenset({Output.SCORE}), types, plan.label)
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 # In the configurations of models that compute positions, and learn none.
 _COMPUTED_POSITIONS: Final = ("rope_parameters", "rope_theta", "rotary_emb_base", "alibi")
+_DECODERS: Final = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 BATCH_TEXTS: Final = {"cpu": 32, "cuda": 256}
 BATCH_TOKENS: Final = {"cpu": 2048, "cuda": 16384}
 # Each text ends in a block of the cache of its own.
@@ -85,6 +86,8 @@ def _complete(args: EngineArgs, plan: Plan, options: ModelOptions, device: str) 
     decoder = model_config.attn_type == "decoder"
     limit = _limit(args, plan)
     args.max_model_len = min(model_config.max_model_len, _positions(model_config.hf_config), limit)
+    _check_rotary(model_config.hf_config, args.max_model_len)
+    _check_window(model_config.hf_config, args.max_model_len)
     if "max_num_batched_tokens" not in options.engine_args:
         args.max_num_batched_tokens = max(BATCH_TOKENS[device], args.max_model_len)
     if "enforce_eager" not in options.engine_args:
@@ -131,6 +134,41 @@ def _positions(hf_config: Any) -> int:
     if hf_config.model_type in PADDED_POSITIONS:
         learned -= hf_config.pad_token_id + 1
     return int(learned)
+
+
+def _check_rotary(hf_config: Any, tokens: int) -> None:
+    """Raise `ModelRefused` if rotary positions go by each text's length, and vLLM's do not.
+
+    transformers turns to others beyond a length, and vLLM has one kind for all of up to `tokens`.
+    """
+    told = getattr(hf_config, "rope_parameters", None) or {}
+    # One for each type of layer, or for all.
+    for parameters in [told, *(part for part in told.values() if isinstance(part, dict))]:
+        kind = str(parameters.get("rope_type"))
+        reach = {
+            "dynamic": getattr(hf_config, "max_position_embeddings", None),
+            "longrope": parameters.get("original_max_position_embeddings"),
+        }.get(kind)
+        if reach is not None and tokens > reach:
+            raise ModelRefused(
+                f"config.json says rope_type: {kind}, whose positions are others in texts of more "
+                f"than {reach} tokens, and vLLM has one kind for all up to {tokens}; set "
+                f"max_model_len: {reach}"
+            )
+
+
+def _check_window(hf_config: Any, tokens: int) -> None:
+    """Raise `ModelRefused` if a decoder that attends both ways is to attend within a window.
+
+    In these vLLM's classes look over the whole text, or back only.
+    """
+    window = getattr(hf_config, "sliding_window", None)
+    both_ways = getattr(hf_config, "is_causal", None) is False
+    if both_ways and hf_config.model_type in _DECODERS and window is not None and tokens > window:
+        raise ModelRefused(
+            f"config.json says is_causal: false and sliding_window: {window}, and vLLM's class has "
+            f"not both; for shorter texts, in which they are the same, set max_model_len: {window}"
+        )
 
 
 def _dtype(options: ModelOptions, device: str) -> str:

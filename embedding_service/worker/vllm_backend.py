@@ -84,15 +84,22 @@ class VllmBackend:
         self._max_tokens = config.model_config.max_model_len
         # 0 where config.json has another name for it.
         self._vocab_size = config.model_config.get_vocab_size() or sys.maxsize
-        self._pooling = self._find_pooling(special_ids(tokenizer))
+        self._pooling = self._find_pooling(tokenizer)
         self._inputs: dict[str, tuple[TokenIds, frozenset[Output]]] = {}
         # Texts of one kind share their parameters, of which making and checking takes time.
         self._params = cache(partial(_params, self._pooling, config.model_config))
 
-    def _find_pooling(self, ids: tuple[int, ...]) -> Pooling:
+    def _find_pooling(self, tokenizer: PreTrainedTokenizerBase) -> Pooling:
         config = self._engine.vllm_config.model_config
         tasks = self._engine.get_supported_tasks()
-        return pooling.find(config, self.options, self.plan, tasks=tasks, special_ids=ids)
+        return pooling.find(
+            config,
+            self.options,
+            self.plan,
+            tasks=tasks,
+            special_ids=special_ids(tokenizer),
+            typed="token_type_ids" in tokenizer.model_input_names,
+        )
 
     def add(
         self, key: str, ids: TokenIds, *, outputs: frozenset[Output], boundary: int | None
@@ -279,6 +286,9 @@ def _tokenizer(plan: Plan, options: ModelOptions) -> PreTrainedTokenizerBase:
             f"{options.model_name} has no fast tokenizer (tokenizer.json); convert it once with "
             "transformers' convert_slow_tokenizer and save it next to the model"
         )
+    # All that is cut is cut in the gateway, and nothing is padded.
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
     if plan.lower_case:
         lower_case(tokenizer.backend_tokenizer)
     return tokenizer

@@ -10,7 +10,7 @@ from pathlib import Path
 def main(command: str, *words: str) -> int:
     """Run one command; the exit status tells whether all is as it should be."""
     if command == "build":
-        from tests.acceptance import kinds  # noqa: F401 - adds to make's families
+        from tests.acceptance import again, fed, heads, kinds, values  # noqa: F401 - they add to make's families
         from tests.acceptance.make import build
 
         build(Path(words[0]), list(words[1:]))

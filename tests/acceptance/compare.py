@@ -56,7 +56,12 @@ def embed_case(url, model, data, case) -> tuple[bool, str]:
     if refused:  # sentence-transformers cuts in silence
         status, answer = post(
             f"{url}/v1/embeddings",
-            {"model": model, "input": texts, "truncate": "right", **case["request"]},
+            {
+                "model": model,
+                "input": texts,
+                "truncate": data.get("side", "right"),
+                **case["request"],
+            },
         )
     if status != 200:
         return False, f"HTTP {status}: {str(answer['error'].get('message', answer['error']))[:160]}"
@@ -77,7 +82,7 @@ def embed_case(url, model, data, case) -> tuple[bool, str]:
         said = "input_type" in answer["ignored"]
         good = good and said == bool(case.get("ignored"))
         note += ", named in x-ignored-fields" if said else ""
-    note += " (over-long ones refused; with truncate=right)" if refused else ""
+    note += " (over-long ones refused, then cut)" if refused else ""
     if case.get("exact"):
         lengths = np.linalg.norm(ours, axis=1) / np.maximum(np.linalg.norm(theirs, axis=1), 1e-30)
         off = np.abs(lengths - 1).max()

@@ -46,22 +46,10 @@ def compute(path, hub: str, kind: str, more: dict) -> dict:
         if kind == "one-adapter":  # the one that vLLM merges
             tasks = jina_v3_tasks(path, plain)
             return {"texts": TEXTS, "cases": [c for c in tasks if "text-matching" in c["name"]]}
-        if kind == "nomic-moe":
-            return nomic_moe(plain)
-        if kind == "sparse":
-            return {"texts": TEXTS, "cases": [sparse(plain)]}
         if kind == "rerank":
             return rerank(plain, label=more.get("label"))
-        if kind == "rerank-lower":
-            return rerank(plain, lower=True)
-        if kind == "rerank-yes-no":
-            return yes_no(plain)
-        if kind == "rerank-template":
-            return yes_no(plain, score=True)
-        if kind == "rerank-gemma":
-            return in_words(plain, GEMMA_QUESTION)
-        if kind == "rerank-mxbai":
-            return in_words(plain, MXBAI_QUESTION)
+        if kind in ALONE:
+            return ALONE[kind](plain)
         return {"texts": TEXTS, "cases": []}
     finally:
         if more.get("native"):
@@ -125,7 +113,8 @@ def embed(path, more: dict) -> dict:
         case(f"dimensions={size}", {"dimensions": size}, one(TEXTS, truncate_dim=size))
     limit = model.max_seq_length
     if limit and limit <= 9000:
-        case("long, truncated", {"truncate": "right"}, one([LONG]), long=True)
+        side = model.tokenizer.truncation_side
+        case("long, truncated", {"truncate": side}, one([LONG]), long=True)
     for size in more.get("layer_norm", []):  # nomic's recipe: layer norm, then cut
         whole = torch.as_tensor(one(TEXTS))
         case(
@@ -137,7 +126,12 @@ def embed(path, more: dict) -> dict:
         cases += jina_v3_tasks(path.with_name(path.name.removesuffix(".native")), path)
     if own != path:
         shutil.rmtree(own)
-    return {"cases": cases, "max_seq_length": limit, "dimension": model.get_embedding_dimension()}
+    return {
+        "cases": cases,
+        "side": model.tokenizer.truncation_side,
+        "max_seq_length": limit,
+        "dimension": model.get_embedding_dimension(),
+    }
 
 
 def sparse(path) -> dict:
@@ -158,12 +152,13 @@ def rerank(path, label=None, lower=False) -> dict:
 
     tokenizer = AutoTokenizer.from_pretrained(path)
     model = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32).eval()
+    most = min(512, tokenizer.model_max_length, model.config.max_position_embeddings)
     logits, default = [], None
     with torch.no_grad():
         for q, d in PAIRS:
             q, d = (q.lower(), d.lower()) if lower else (q, d)
             logits.append(
-                model(**tokenizer(q, d, return_tensors="pt", truncation=True, max_length=512))
+                model(**tokenizer(q, d, return_tensors="pt", truncation=True, max_length=most))
                 .logits[0]
                 .tolist()
             )
@@ -182,6 +177,20 @@ def rerank(path, label=None, lower=False) -> dict:
     except Exception as error:  # noqa: BLE001
         default = repr(error)
     return {"pairs": PAIRS, "logits": logits, "cross_encoder": default, "cases": []}
+
+
+def predict(path) -> dict:
+    """Return the logits of sentence-transformers' own pipeline, whatever its modules are."""
+    from sentence_transformers import CrossEncoder
+
+    model = CrossEncoder(str(path), device="cpu", model_kwargs={"dtype": torch.float32})
+    scores = [model.predict([pair], activation_fn=torch.nn.Identity())[0] for pair in PAIRS]
+    return {
+        "pairs": PAIRS,
+        "logits": [[float(score)] for score in scores],
+        "cross_encoder": None,
+        "cases": [],
+    }
 
 
 # The authors' questions, in pieces that they tokenise one by one: mxbai_rerank's MxbaiRerankV2, and
@@ -399,3 +408,16 @@ def nomic_moe(path) -> dict:
         for k, v in (("query", "query"), ("document", "passage"))
     ]
     return {"texts": TEXTS, "long": LONG, "cases": cases, "max_seq_length": 512}
+
+
+# Kinds of one function.
+ALONE = {
+    "nomic-moe": nomic_moe,
+    "rerank-gemma": lambda path: in_words(path, GEMMA_QUESTION),
+    "rerank-lower": lambda path: rerank(path, lower=True),
+    "rerank-mxbai": lambda path: in_words(path, MXBAI_QUESTION),
+    "rerank-predict": predict,
+    "rerank-template": lambda path: yes_no(path, score=True),
+    "rerank-yes-no": yes_no,
+    "sparse": lambda path: {"texts": TEXTS, "cases": [sparse(path)]},
+}

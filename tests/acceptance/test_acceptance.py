@@ -24,6 +24,7 @@ pytestmark = pytest.mark.engine
 
 # One of each kind that vLLM computes otherwise, or not at all.
 QUICK = (
+    "again-ru-en-rosberta",
     "bge-reranker-v2-gemma",
     "certain-reranker",
     "dense-normalize-layer-norm-dense",
@@ -31,7 +32,10 @@ QUICK = (
     "do-lower-case",
     "embeddinggemma",
     "gte-large-en",
+    "head-ElectraForPreTraining",
+    "head-gte-multilingual",
     "jina-v3-hf",
+    "length-of-positions-linear",
     "llama-types",
     "max-seq-above-positions",
     "modernbert-types",
@@ -42,13 +46,17 @@ QUICK = (
     "prompt-names-0",
     "qwen3-reranker-finetuned",
     "qwen3-reranker-renamed",
+    "qwen3-reranker-st",
     "ru-en-rosberta",
+    "scaled-and-cut",
     "sentence-camembert",
     "splade-distil",
     "splade-sum-log1p",
     "stella-1.5b",
     "transformer-in-subfolder",
     "two-labels",
+    "value-pairs-without-types",
+    "value-splade-relu",
     "weightedmean-without-prompt",
     "unknown-module",
 )

@@ -88,7 +88,7 @@ def test_pooling_is_read(tmp_path: Path, pooling: dict[str, Any], modes: tuple[s
 
 
 def test_steps_are_read_in_order(tmp_path: Path) -> None:
-    """The last scaling is the service's, one in between is the model's; weights are found."""
+    """A scaling that is cut behind it, and one in between, are the model's; weights are found."""
     dense = {"in_features": 8, "out_features": 4, "activation_function": "torch.nn.GELU"}
     files = {
         "modules.json": modules("Dense", "Normalize", "LayerNorm", "Dropout", "Normalize"),
@@ -100,7 +100,7 @@ def test_steps_are_read_in_order(tmp_path: Path) -> None:
     }
     found = planned(tmp_path, files).recipe
     assert found is not None
-    assert found.normalizes
+    assert not found.normalizes
     assert found.steps == (
         recipe.Dense(
             inputs=8,
@@ -112,6 +112,7 @@ def test_steps_are_read_in_order(tmp_path: Path) -> None:
         ),
         recipe.Normalize(),
         recipe.LayerNorm(4, tmp_path / "4_LayerNorm/pytorch_model.bin"),
+        recipe.Normalize(),
         recipe.Cut(2),
     )
 

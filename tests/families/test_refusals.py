@@ -43,6 +43,10 @@ def test_the_tokenizers_limit_counts(
 ) -> None:
     """sentence-transformers 6 writes no max_seq_length; vectors and pairs are cut alike."""
     assert planned(tmp_path, kind | {"tokenizer_config.json": told}).max_tokens == limit
+    config = kind.get("config.json", {"architectures": ["BertModel"]})
+    shorter = {"config.json": config | {"max_position_embeddings": 32}}
+    files = kind | {"tokenizer_config.json": told} | shorter
+    assert planned(tmp_path, files).max_tokens == 32
 
 
 def test_a_length_of_sentence_transformers_own_wins(tmp_path: Path) -> None:
@@ -280,6 +284,27 @@ def test_pairs_that_end_in_padding_are_refused(tmp_path: Path, tokenizer: dict[s
             [MAIN, "scores pairs", "Dense"],
         ),
         ({MAIN: {"model_type": "MultiVectorEncoder"}}, [MAIN, "late interaction"]),
+        *(
+            (
+                {"config.json": {"architectures": [architecture]} | {key: value} | more},
+                ["config.json", key, repr(value)],
+            )
+            for architecture, key, value, more in [
+                ("NewModel", "layer_norm_type", "rms_norm", {}),
+                ("ElectraModel", "embedding_size", 32, {"hidden_size": 64}),
+                ("LlamaModel", "partial_rotary_factor", 0.5, {}),
+                ("Qwen2Model", "head_dim", 64, {"hidden_size": 128, "num_attention_heads": 4}),
+                ("Qwen3ForCausalLM", "attention_bias", True, {}),
+            ]
+        ),
+        (
+            {"tokenizer_config.json": {"split_special_tokens": True}},
+            ["tokenizer_config.json", "split_special_tokens: true"],
+        ),
+        (
+            {"config.json": {"architectures": ["Qwen3ForTokenClassification"]}},
+            ["config.json", "Qwen3ForTokenClassification", "under that head"],
+        ),
         (
             {"adapter_config.json": {"base_model_name_or_path": "org/base"}},
             ["adapter_config.json", "org/base", "merge the adapter first"],

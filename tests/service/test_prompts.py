@@ -112,6 +112,7 @@ def test_families_have_the_prompts_of_their_model_cards(
     assert encoder(model_name=model).prefix(job("a", **fields), None) == prefix
 
 
+EMPTY = {"query": "", "document": ""}  # as sentence-transformers saves any model
 OWN = {"prompts": {"query": "Q: ", "passage": "P: ", "other": "O: "}}
 
 
@@ -134,6 +135,9 @@ OWN = {"prompts": {"query": "Q: ", "passage": "P: ", "other": "O: "}}
         ({"prompts": {"web_search_query": "W: "}}, {"input_type": "query"}, "W: "),
         ({"prompts": {"query": "Q: ", "corpus": "C: "}}, {"input_type": "document"}, "C: "),
         ({"prompts": {"corpus": "C: "}}, {"input_type": "document"}, ""),
+        ({"prompts": {**EMPTY, "search_query": "S: "}}, {"input_type": "query"}, "S: "),
+        ({"prompts": EMPTY, "family": "e5"}, {"input_type": "query"}, "query: "),
+        ({"prompts": EMPTY}, {"prompt_name": "query"}, ""),
     ],
 )
 def test_models_bring_their_own_prompts(

@@ -195,11 +195,8 @@ def compared(folder: Path, told: dict[str, Any]) -> dict[str, Any]:
             return {"shapes": [mine.shape, theirs.shape]}
         near = (mine * theirs).sum(1) / np.maximum(lengths[0] * lengths[1], 1e-30)
         least = min(least, float(near[lengths[1] > 1e-6].min(initial=1.0)))
-        # Where the files cut what they have scaled, the service scales once more.
-        if not (ours.recipe.normalizes and told.get("truncate_dim")):
-            most = max(
-                most, float(np.abs(lengths[0] - lengths[1]).max() / max(1e-6, lengths[1].max()))
-            )
+        apart = np.abs(lengths[0] - lengths[1]).max() / max(1e-6, lengths[1].max())
+        most = max(most, float(apart))
     return {"cosine": least, "length": most}
 
 

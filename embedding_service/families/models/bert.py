@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 from vllm.model_executor.models.bert import BertEmbeddingModel
 
+from embedding_service.families.models.heads import without_heads
 from embedding_service.families.models.splade import SpladeModel
 
 if TYPE_CHECKING:
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-# Heads of other tasks.
-_HEADS: Final = ("cls.", "pooler.", "classifier.", "pre_classifier.", "qa_outputs.", "vocab_")
 # From DistilBERT's names to BERT's, in the order in which they are looked for.
 _BERT_NAMES: Final = {
     "transformer.layer.": "encoder.layer.",
@@ -43,8 +42,8 @@ class HeadlessBertModel(BertEmbeddingModel):
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Load the encoder, and leave out the head."""
         bare = ((name.removeprefix("bert."), weight) for name, weight in weights)
-        kept = [(name, weight) for name, weight in bare if not name.startswith(_HEADS)]
-        return super().load_weights(kept)
+        kept = (pair for pair in bare if not pair[0].startswith("pooler."))
+        return super().load_weights(without_heads(kept))
 
 
 class DistilBertModel(HeadlessBertModel):

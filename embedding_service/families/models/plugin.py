@@ -18,6 +18,7 @@ _CLASSES: Final[Mapping[str, str]] = {
     ours.BGE_M3: "embedding_service.families.models.bge_m3:BgeM3Model",
     ours.DISTIL: "embedding_service.families.models.bert:DistilBertModel",
     ours.DISTIL_SPLADE: "embedding_service.families.models.bert:DistilSpladeModel",
+    ours.HEADLESS: "embedding_service.families.models.heads:HeadlessWrapper",
     ours.JINA: "embedding_service.families.models.rotary:JinaModel",
     ours.GTE_PAIRS: "embedding_service.families.models.rotary:GteReranker",
     ours.SPLADE: "embedding_service.families.models.splade:SpladeModel",

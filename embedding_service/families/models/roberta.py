@@ -15,7 +15,11 @@ from vllm.model_executor.models.roberta import (
     RobertaForSequenceClassification,
 )
 
+from embedding_service.families.models.heads import without_heads
+
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from torch import Tensor
     from vllm.config import VllmConfig
 
@@ -51,6 +55,10 @@ class PaddingAwareModel(RobertaEmbeddingModel):
         return BertModel(
             vllm_config=vllm_config, prefix=prefix, embedding_class=PaddingAwareEmbedding
         )
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+        """Load the encoder, and leave out the head of another task."""
+        return super().load_weights(without_heads(weights))
 
 
 class PaddingAwareReranker(RobertaForSequenceClassification):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import nn
+from vllm.model_executor.layers.activation import get_act_fn
 from vllm.model_executor.layers.pooler import Pooler
 from vllm.model_executor.models.bert import BertEmbeddingModel, BertMLMHead
 from vllm.model_executor.models.utils import AutoWeightsLoader
@@ -84,6 +85,7 @@ class SpladeModel(BertEmbeddingModel):
     def _build_pooler(self, pooler_config: PoolerConfig) -> Pooler:  # noqa: ARG002
         config = self.model.config
         head = BertMLMHead(config.hidden_size, config.vocab_size, config.layer_norm_eps)
+        head.activation = get_act_fn(config.hidden_act)  # vLLM always takes gelu
         return splade_pooler(head, config)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
