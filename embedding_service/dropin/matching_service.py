@@ -11,7 +11,6 @@ from embedding_service.dropin import matching_metrics, records
 from embedding_service.dropin.model_identity import model_identity
 from embedding_service.dropin.preset import Preset
 from embedding_service.errors import RateLimited
-from embedding_service.service.checksum import UNKNOWN
 
 if TYPE_CHECKING:
     from embedding_service.settings.gateway import Settings
@@ -28,14 +27,13 @@ ERRORS = ErrorShape(DetailResponse, _write)
 
 
 async def health(request: Request[None]) -> Answer:
-    """Describe model and cache; 503 until the model is loaded and its checksum known."""
+    """Describe model and cache; 503 until the model is loaded."""
     lifecycle, models = request.lifecycle, request.models
     model, cache = models.default_for(scores=False), models.cache
-    identity = await model_identity(request.settings, model, wait=False)
-    ready = lifecycle.ready and identity["model_checksum"] != UNKNOWN
-    status = "reading weights" if lifecycle.ready else str(lifecycle.phase)
+    identity = model_identity(request.settings, model)
+    ready = lifecycle.ready
     body = {
-        "status": "healthy" if ready else status,
+        "status": "healthy" if ready else str(lifecycle.phase),
         "model": model.name,
         "dimensions": model.facts.dimension if model.facts else None,
         "version": __version__,
@@ -50,7 +48,7 @@ async def info(request: Request[None]) -> Answer:
     """Describe the service, its limits and its routes."""
     settings, models = request.settings, request.models
     model = models.default_for(scores=False)
-    identity = await model_identity(settings, model, wait=False)
+    identity = model_identity(settings, model)
     paths = settings.rate_limit_paths
     body = {
         "service": settings.service_name,

@@ -41,7 +41,7 @@ async def model_info(request: Request[None]) -> Answer:
     body = {
         "model_name": model.name,
         "model": model.name,
-        **await model_identity(settings, model),
+        **model_identity(settings, model),
         "dimensions": dimensions,
         "model_load_time_seconds": round(model.load_s, 2),
         "limits": _limits(request),

@@ -177,7 +177,7 @@ async def batch(request: Request[Fields]) -> Answer:
         vector, known = next(rows) if error is None else (_NO_VECTOR, False)
         results.append(_result(record, vector, error, cached=known))
     body: dict[str, Any] = {"results": results, "dimensions": dimensions, **_counts(results)}
-    body |= await model_identity(settings, model)
+    body |= model_identity(settings, model)
     return await _written(request, body, numbers=len(good) * (dimensions or 0))
 
 
@@ -244,7 +244,7 @@ def _records_of(request: Request[Fields]) -> list[dict[str, Any]]:
 async def _embed_one(request: Request[Any], text: str, **more: Any) -> Answer:
     vectors, cached = await _embed_texts(request, [text])
     body = {"embedding": vectors[0], "dimensions": vectors.shape[1], "cached": cached[0]}
-    body |= await model_identity(request.settings, _model(request)) | more
+    body |= model_identity(request.settings, _model(request)) | more
     answer: Answer = await request.work(lambda: Answer.json(body))
     return answer
 

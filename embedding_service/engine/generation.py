@@ -95,7 +95,7 @@ class Generation:
                 )
                 undo.push_async_callback(process.end)
                 hello, tokenizer_json = await greeting.hello(line, process, options)
-                model = LoadedModel(options, hello.facts, tokenizer_json)
+                model = LoadedModel.of(options, hello.facts, tokenizer_json)
                 undo.pop_all()
         except (OSError, zmq.ZMQError) as error:  # no memory, process or descriptor is left for it
             reason = f"{options.model_name}: no process for the engine: {error}"

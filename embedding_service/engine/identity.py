@@ -1,39 +1,47 @@
-"""Engines with the same identity, one short text, are interchangeable to the last digit.
+"""What a loaded engine contributes to the two ids of a model, see `service/vector_space.py`.
 
-Deny-lists, so that an option which changes numbers counts though nobody thought of it here: too
-many vectors computed anew cost time, one wrong vector costs trust.
+Deny-lists: an option or a fact that nobody thought of here counts into the space, for a vector
+that is computed anew costs time, and one that is searched for in the wrong index costs trust.
 """
 
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
+
+from embedding_service import __version__
 
 if TYPE_CHECKING:
     from embedding_service.engine.protocol import ModelFacts
     from embedding_service.settings.model import ModelOptions
 
-# Prompts come before the token ids, cutting and scaling after the vectors; the place of the weights
-# says nothing of their content.
-_FACTS_WITHOUT_EFFECT = frozenset({
-    "default_prompt_name", "family", "folder", "matryoshka", "normalizes", "prompts",
-})  # fmt: skip
+    Plain = dict[str, Any]
+
+HEX_DIGITS = 12
+# The contents of the files count as `weights`, wherever they are and whatever the hub calls them.
+_FACTS_OF_PLACE = frozenset({"folder", "revision"})
+# How the files are computed, and by what: the same vectors but for their last digits. vLLM names
+# its class and may have another one for the same files in another version.
+_FACTS_OF_BUILD = frozenset({"architecture", "device", "dtype", "engine_version", "model_type"})
+# Named by the service as they come out beside the family and the files.
+_FACTS_OF_SERVICE = frozenset({"matryoshka"})
 
 # The worker's facts say what these came to, "auto" and names resolved.
 _OPTIONS_IN_FACTS = frozenset({
     "engine", "device", "dtype", "max_model_len", "model_name", "model_path", "revision", "task",
 })  # fmt: skip
-# These concern time and memory, or the service: before token ids and after raw vectors.
+# These concern time, memory and readiness, or a choice of the request's; the service adds the
+# ranges in `calibration_file` and the sizes that `matryoshka` allows.
 _OPTIONS_OF_SERVICE = frozenset({
-    "aliases", "batch_timeout_ms", "calibration_file", "default_instruction", "devices",
-    "expected_dimension", "gpu_memory_utilization", "instruction_template", "matryoshka",
-    "replicas", "required", "startup_timeout_s", "token_ids",
+    "aliases", "batch_timeout_ms", "calibration_file", "devices", "expected_dimension",
+    "gpu_memory_utilization", "matryoshka", "replicas", "required", "startup_timeout_s",
 })  # fmt: skip
 OPTIONS_WITHOUT_EFFECT = _OPTIONS_IN_FACTS | _OPTIONS_OF_SERVICE
-# Of `engine_args`: logging; how weights reach the device, not which; memory and wiring.
+# Of `engine_args`: in the facts; logging; how weights reach the device, not which; memory, wiring.
 ARGUMENTS_WITHOUT_EFFECT = frozenset({
+    "dtype", "max_model_len",
     "aggregate_engine_logging", "collect_detailed_traces", "cudagraph_metrics",
     "disable_log_stats", "enable_layerwise_nvtx_tracing", "enable_logging_iteration_details",
     "enable_mfu_metrics", "kv_cache_metrics", "kv_cache_metrics_sample", "log_config_file",
@@ -48,8 +56,8 @@ ARGUMENTS_WITHOUT_EFFECT = frozenset({
 
 # These change the order in which floats are summed, and with it the last digits. Results in a
 # cache must not mix; vectors that are kept for years may. The second set is of `engine_args`.
-OPTIONS_OF_ROUNDING = frozenset({"enforce_eager", "max_batch_size", "tensor_parallel_size"})
-ARGUMENTS_OF_ROUNDING = frozenset({
+OPTIONS_OF_BUILD = frozenset({"enforce_eager", "max_batch_size", "tensor_parallel_size"})
+ARGUMENTS_OF_BUILD = frozenset({
     "async_scheduling", "attention_backend", "block_size", "compilation_config",
     "cudagraph_capture_sizes", "disable_custom_all_reduce", "distributed_executor_backend",
     "enable_chunked_prefill", "enable_flashinfer_autotune", "enable_prefix_caching",
@@ -59,17 +67,52 @@ ARGUMENTS_OF_ROUNDING = frozenset({
 })  # fmt: skip
 
 
-def identity(options: ModelOptions, facts: ModelFacts) -> str:
-    """Return the fingerprint of weights, number format, pooling, engine, and kind of device."""
-    known = msgspec.structs.asdict(facts)
-    for name in _FACTS_WITHOUT_EFFECT:
-        del known[name]
-    chosen = options.model_dump(mode="json", exclude=set(OPTIONS_WITHOUT_EFFECT))
-    chosen["engine_args"] = without(options.engine_args, ARGUMENTS_WITHOUT_EFFECT)
-    text = msgspec.json.encode([known, chosen], order="deterministic")
-    return hashlib.sha256(text).hexdigest()[:32]
+class Ingredients(NamedTuple):
+    """Plain values: those of the space, which decide the direction of vectors, and of the build."""
+
+    space: Plain
+    build: Plain
 
 
-def without(values: dict[str, Any], names: frozenset[str]) -> dict[str, Any]:
-    """Return the entries that have other names."""
+def of_engine(options: ModelOptions, facts: ModelFacts, tokenizer_json: bytes) -> Ingredients:
+    """Return what a model, as loaded, contributes to both.
+
+    Defaults are left out, so that the next version's new options and facts change no id.
+    """
+    chosen = options.model_dump(
+        mode="json", exclude={*OPTIONS_WITHOUT_EFFECT, "engine_args"}, exclude_defaults=True
+    )
+    arguments = _without(options.engine_args, ARGUMENTS_WITHOUT_EFFECT)
+    known = _without(_told(facts), _FACTS_OF_PLACE | _FACTS_OF_SERVICE)
+    build = {"service": __version__, **_only(known, _FACTS_OF_BUILD)}
+    build |= _only(chosen, OPTIONS_OF_BUILD)
+    build |= _arguments(_only(arguments, ARGUMENTS_OF_BUILD))
+    space = _without(known, _FACTS_OF_BUILD) | _without(chosen, OPTIONS_OF_BUILD)
+    space |= _arguments(_without(arguments, ARGUMENTS_OF_BUILD))
+    space["tokenizer"] = hashlib.sha256(tokenizer_json).hexdigest()
+    return Ingredients(space, build)
+
+
+def digest(ingredients: Plain) -> str:
+    """Return the hexadecimal digits of an id; the order of the ingredients does not count."""
+    text = msgspec.json.encode(ingredients, order="deterministic")
+    return hashlib.sha256(text).hexdigest()[:HEX_DIGITS]
+
+
+def _told(facts: ModelFacts) -> Plain:
+    """Return the facts that are no default."""
+    defaults = {field.name: field.default for field in msgspec.structs.fields(facts)}
+    found = msgspec.to_builtins(facts)
+    return {name: value for name, value in found.items() if value != defaults[name]}
+
+
+def _arguments(values: Plain) -> Plain:
+    return {"engine_args": values} if values else {}
+
+
+def _without(values: Plain, names: frozenset[str]) -> Plain:
     return {name: value for name, value in values.items() if name not in names}
+
+
+def _only(values: Plain, names: frozenset[str]) -> Plain:
+    return {name: value for name, value in values.items() if name in names}

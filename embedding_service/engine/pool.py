@@ -97,23 +97,9 @@ class ModelEngine:
         return self.loaded.tokenizer_json
 
     @property
-    def identity(self) -> str:
-        """The name under which results are kept on this machine, see `engine/identity.py`."""
-        return self.loaded.identity
-
-    @property
-    def shared_identity(self) -> str:
-        """The same on every machine, if `portable`."""
-        return self.loaded.shared_identity or self.loaded.identity
-
-    @property
-    def portable(self) -> bool:
-        """Whether engines of other machines with this `shared_identity` give the same numbers."""
-        return self.loaded.shared_identity is not None
-
-    def weights(self) -> asyncio.Future[str]:
-        """Begin to read the loaded weights; once their digest is there, this is `portable`."""
-        return self.loaded.weights()
+    def build(self) -> str:
+        """The second id of the model, see `service/vector_space.py`."""
+        return self.loaded.build
 
     @property
     def states(self) -> list[State]:

@@ -144,8 +144,8 @@ class Replica:
             worker = await self.start_generation(self.generation)
         self._start_took_s = time.monotonic() - self._start_began
         self.current = worker
-        if self.model is None or self.model.identity != worker.model.identity:
-            self.model = worker.model  # else the old one stays, which may have read its weights
+        if self.model != worker.model:
+            self.model = worker.model
         self._move(Event.HELLO)
         return worker
 

@@ -5,40 +5,66 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-_SUFFIXES = frozenset({".safetensors", ".bin", ".pt", ".json", ".txt", ".model"})
-_OTHER_RUNTIMES = frozenset({"onnx", "openvino"})
+# A deny-list: a file of an unknown kind counts. These are for people, for other programs than vLLM
+# (those of `hub.py`, which are not fetched), or hidden.
+_SUFFIXES_WITHOUT_EFFECT = frozenset({
+    ".csv", ".gif", ".html", ".ipynb", ".jpeg", ".jpg", ".md", ".pdf", ".png", ".rst", ".svg",
+    ".webp",
+    ".gguf", ".h5", ".mlmodel", ".msgpack", ".onnx", ".onnx_data", ".ot", ".tflite",
+})  # fmt: skip
+_NAMES_WITHOUT_EFFECT = re.compile(r"\..*|(?i:license|notice|readme)\b.*|consolidated.*")
+_FOLDERS_WITHOUT_EFFECT = re.compile(r"\..*|onnx|openvino|coreml|original|__pycache__")
+_SECOND_COPY = re.compile(r"pytorch_model.*\.bin(\.index\.json)?")
 
 
 def weights_stamp(folder: str) -> str:
     """Return a hash of the names, sizes and times of the files, which holds on this machine."""
     total = hashlib.sha256(str(Path(folder).resolve()).encode())
     for place, path in files_of(folder):
-        status = path.stat()
-        total.update(f"\0{place}\0{status.st_size}\0{status.st_mtime_ns}".encode())
+        total.update(f"\0{place}\0{file_stamp(path)}".encode())
     return total.hexdigest()
 
 
-def weights_digest(folder: str, *, stamp: str) -> str:
+def file_stamp(path: Path) -> str:
+    """Return what changes whenever a file does.
+
+    Copies may keep size and time of modification, as images of containers do; the time of the
+    change of the inode is the system's own.
+    """
+    status = path.stat()
+    times = f"{status.st_mtime_ns}-{status.st_ctime_ns}"
+    return f"{status.st_size}-{times}-{status.st_ino}"
+
+
+def weights_digest(
+    folder: str, *, stamp: str, digest_of: Callable[[Path], bytes] | None = None
+) -> str:
     """Return a hash of the files' contents, the same on every machine; reading them takes a while.
 
-    If they are not (or no longer) those of the `stamp`, it is the stamp itself, which no other
-    machine has.
+    `digest_of` may know a file's sha256 without reading it. If the files are not (or no longer)
+    those of the `stamp`, it is the stamp itself, which no other machine has.
     """
     total = hashlib.sha256()
     try:
         for place, path in files_of(folder):
-            with path.open("rb") as file:
-                total.update(f"{place}\0".encode() + hashlib.file_digest(file, "sha256").digest())
+            total.update(f"{place}\0".encode() + (digest_of or sha256)(path))
         return total.hexdigest() if weights_stamp(folder) == stamp else stamp
     except OSError:
         return stamp
+
+
+def sha256(path: Path) -> bytes:
+    """Return the digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def weights_bytes(folder: str, width: int) -> int:
@@ -69,8 +95,24 @@ def _tensor_bytes(tensor: dict[str, Any], width: int) -> int:
 
 
 def files_of(folder: str) -> Iterator[tuple[Path, Path]]:
-    """Yield the place in the folder and the path of each file that can change numbers."""
+    """Yield the place in the folder and the path of each file that can change numbers.
+
+    Weights that are there as safetensors are not read from other files, nor fetched from the hub.
+    """
     for path in sorted(Path(folder).rglob("*")):
         place = path.relative_to(folder)
-        if path.suffix in _SUFFIXES and path.is_file() and _OTHER_RUNTIMES.isdisjoint(place.parts):
+        if _counts(place) and path.is_file() and not _is_second_copy(path):
             yield place, path
+
+
+def _counts(place: Path) -> bool:
+    if any(map(_FOLDERS_WITHOUT_EFFECT.fullmatch, place.parts[:-1])):
+        return False
+    named = _NAMES_WITHOUT_EFFECT.fullmatch(place.name)
+    return named is None and place.suffix.lower() not in _SUFFIXES_WITHOUT_EFFECT
+
+
+def _is_second_copy(path: Path) -> bool:
+    if _SECOND_COPY.fullmatch(path.name) is None:
+        return False
+    return next(path.parent.glob("*.safetensors"), None) is not None

@@ -48,7 +48,7 @@ class Computed:
 
 @dataclass(slots=True)
 class Compute:
-    """The caches, the flights and the gate of one model.
+    """The caches, the flights and the gate of one model, whose vectors live in `space`.
 
     `isolated`: no tenant gains from what another asked.
     """
@@ -58,10 +58,16 @@ class Compute:
     cache: MemoryCache | None
     shared: SharedCache | None = None
     isolated: bool = False
+    space: str = ""
     # By the outputs asked for: a caller that wants more than a flight brings computes it itself.
     flights: defaultdict[frozenset[Output], SingleFlight[bytes, Rows]] = field(
         default_factory=lambda: defaultdict(SingleFlight)
     )
+
+    @property
+    def identity(self) -> str:
+        """The name under which results are kept: equal ones differ in no digit."""
+        return self.space + self.engine.build
 
     @property
     def in_flight(self) -> int:
@@ -123,7 +129,7 @@ class _Search:
 
     def _look_up(self) -> Found:
         """Return the inputs of which this process knows all that is asked for."""
-        model, known = self.engine.identity, {}
+        model, known = self.model.identity, {}
         for key in self.first:
             rows: Rows = {}
             for output in self.batch.outputs:
@@ -138,7 +144,7 @@ class _Search:
     async def _find(self, claim: Claim[bytes, Rows], compute: Ask) -> None:
         """Look up or compute what nobody else does, hand it over, and keep it."""
         known = await self._look_up_shared(claim.mine)
-        self.cache.put(_entries(self.engine.identity, known))
+        self.cache.put(_entries(self.model.identity, known))
         claim.land(known)
         self._add_hits(known)
         if rest := [key for key in claim.mine if key not in known]:
@@ -157,10 +163,7 @@ class _Search:
         """Return what other instances have computed, where it is all that is asked for."""
         if self.model.shared is None:
             return {}
-        if not self.engine.portable:
-            self.engine.weights()  # once they are read, this instance shares
-            return {}
-        model, outputs = self.engine.shared_identity, self.batch.outputs
+        model, outputs = self.model.identity, self.batch.outputs
         wanted = [Key(model, key, output) for key, output in product(keys, outputs)]
         known: Found = {}
         for entry, value in (await self.model.shared.get(wanted)).items():
@@ -188,9 +191,9 @@ class _Search:
         return await asyncio.to_thread(_finite, computed, self.cache.max_bytes)
 
     def _keep(self, finite: Found) -> None:
-        self.cache.put(_entries(self.engine.identity, finite))
-        if self.model.shared is not None and self.engine.portable:
-            self.model.shared.put(_entries(self.engine.shared_identity, finite))
+        self.cache.put(_entries(self.model.identity, finite))
+        if self.model.shared is not None:
+            self.model.shared.put(_entries(self.model.identity, finite))
 
 
 def _bytes(found: Found) -> int:

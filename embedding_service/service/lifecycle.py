@@ -85,7 +85,7 @@ class Lifecycle:
             await model.engine.start()
         finally:
             telling.cancel()
-        facts = await asyncio.to_thread(model.open)
+        facts = await asyncio.to_thread(model.open, self.service.settings)
         model.load_s = time.monotonic() - began
         # Objects made at the start live for ever: to look through them again took a full collection
         # 50 ms, on this loop.
@@ -101,6 +101,7 @@ class Lifecycle:
             dtype=facts.dtype,
             device=facts.device,
             vllm=facts.engine_version,
+            space=str(model.space) if model.space else None,
         )
 
     async def _tell_of_waiting(self, name: str, began: float) -> None:

@@ -13,6 +13,7 @@ from embedding_service.service.calibration import read_ranges
 from embedding_service.service.compute import Compute
 from embedding_service.service.pairs import PairEncoder
 from embedding_service.service.prompts import Encoder
+from embedding_service.service.vector_space import vector_space
 from embedding_service.types import ModelCard, Output
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from embedding_service.engine.pool import ModelEngine
     from embedding_service.engine.protocol import ModelFacts
     from embedding_service.service.shared_cache import SharedCache
+    from embedding_service.service.vector_space import VectorSpace
     from embedding_service.settings.gateway import Settings
     from embedding_service.settings.model import AliasSettings, ModelOptions
     from embedding_service.types import Floats
@@ -39,6 +41,7 @@ _FADING = 16
 class ServedModel:
     """One model. `encoder` (embeds) or `pairs` (scores) is there once the engine has loaded it.
 
+    So is `space`, where vectors of it live; scores live in none.
     `preparing` counts requests that are being tokenised and will reach the engine in a moment;
     `characters_per_token` is the mean of the last bulk requests. `ranges` (2, dimension) scales
     int8 and uint8, if that was calibrated.
@@ -50,6 +53,7 @@ class ServedModel:
     required: bool
     ranges: Floats | None = None
     encoder: Encoder | None = None
+    space: VectorSpace | None = None
     pairs: PairEncoder | None = None
     created: int = field(default_factory=lambda: int(time.time()))
     preparing: int = 0
@@ -85,9 +89,13 @@ class ServedModel:
     @property
     def matryoshka(self) -> tuple[int, ...] | None:
         """Sizes that vectors may be cut to: empty for any, None for no."""
+        return self.matryoshka_of(self.facts)
+
+    def matryoshka_of(self, facts: ModelFacts | None) -> tuple[int, ...] | None:
+        """Return these sizes for a model that is being opened."""
         if self.options.matryoshka is not None:
             return () if self.options.matryoshka else None
-        return self.facts.matryoshka if self.facts else None
+        return facts.matryoshka if facts else None
 
     def check_room(self, characters: int, most_tokens: int) -> None:
         """Raise `Overloaded` if so many characters will not fit, going by the last requests.
@@ -106,7 +114,7 @@ class ServedModel:
         aliases = {name: (self, prompt) for name, prompt in self.options.aliases.items()}
         return {self.name: (self, None), **aliases}
 
-    def open(self) -> ModelFacts:
+    def open(self, settings: Settings) -> ModelFacts:
         """Build the tokenizer's side from the facts that the engine sent, and return those.
 
         Slow for large vocabularies. Raises `ModelNotLoaded` if vectors have not the expected size.
@@ -119,9 +127,12 @@ class ServedModel:
                 f"and expected_dimension is {expected}"
             )
         if Output.SCORE in facts.outputs:
+            self.compute.space = vector_space(self, None, settings).hex
             self.pairs = PairEncoder(facts, self.engine.tokenizer_json, self.options)
         else:
-            self.encoder = Encoder(facts, self.engine.tokenizer_json, self.options)
+            encoder = Encoder(facts, self.engine.tokenizer_json, self.options)
+            self.space = vector_space(self, encoder, settings)
+            self.compute.space, self.encoder = self.space.hex, encoder
         return facts
 
     def embedder(self) -> Encoder:

@@ -149,7 +149,7 @@ class Encoder:
             if source.prompt_name is not None:
                 return self._named(source.prompt_name)
             if source.input_type is not None:
-                return self._typed(source.input_type)
+                return self.typed(source.input_type)
         return self._default()
 
     def _default(self) -> str | None:
@@ -178,7 +178,7 @@ class Encoder:
             )
         return prompts[name]
 
-    def _typed(self, input_type: InputType) -> str | None:
+    def typed(self, input_type: InputType) -> str | None:
         """Return the prompt for queries or documents, None if nobody knows one.
 
         The operator's instruction wins, then the model's own files, where a prompt for the other

@@ -21,9 +21,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from embedding_service.engine.protocol import ModelFacts
 from embedding_service.families import bge_m3, lexical, profiles
-from embedding_service.families.weights import weights_stamp
 from embedding_service.types import Output
 from embedding_service.worker.backend import InputRejected, ModelRefused, StepLimits
+from embedding_service.worker.fingerprint import fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -61,6 +61,7 @@ class FakeBackend:
 
     def __init__(self, options: ModelOptions) -> None:
         knobs = options.engine_args
+        self._files = fingerprint(options.model_path or "")
         self._start(**knobs)
         self.options = options
         self.outputs = tuple(map(Output, knobs.get("outputs", ["dense"])))
@@ -124,6 +125,11 @@ class FakeBackend:
                 fail()
         return [(key, _rows(*asked)) for key, asked in batch.items()]
 
+    @property
+    def _name(self) -> str:
+        """The weights of a model without files, which differ as those of two models would."""
+        return f"{self.options.model_name}@{self.options.revision}"
+
     def facts(self, dimension: int | None) -> ModelFacts:
         """Describe a model that does not exist, but for the files that `model_path` may have."""
         folder = self.options.model_path
@@ -138,7 +144,7 @@ class FakeBackend:
             dtype="float32",
             device="cpu",
             revision=None,
-            weights=weights_stamp(folder) if folder else "fake",
+            weights=self._files.result() if self._files else self._name,
             engine_version="fake",
             prompts=self.options.engine_args.get("prompts", {}),
             default_prompt_name=None,

@@ -11,6 +11,8 @@ import numpy as np
 from embedding_service.errors import ModelNotLoaded
 from embedding_service.types import Output
 from embedding_service.worker.backend import ModelRefused
+from embedding_service.worker.fingerprint import fingerprint
+from embedding_service.worker.location import resolve_model
 from embedding_service.worker.planning import planned
 
 if TYPE_CHECKING:
@@ -43,12 +45,13 @@ def load(options: ModelOptions) -> Backend:
 
         return FakeBackend(options)
     planned(options)  # what can be refused at once need not wait for vLLM
+    files = fingerprint(resolve_model(options).model)  # read beside the imports, and the loading
     gc.disable()  # all that an import makes stays: looking for garbage takes a tenth of it
     from embedding_service.worker.vllm_backend import VllmBackend  # noqa: PLC0415 - takes seconds
 
     gc.freeze()
     gc.enable()
-    return VllmBackend(options)
+    return VllmBackend(options, files)
 
 
 def explain(error: BaseException, options: ModelOptions) -> str:

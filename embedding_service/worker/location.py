@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 
 _POINTER = b"version https://git-lfs"  # https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md
 _LONGEST_POINTER_BYTES = 1024
-_UNREAD = re.compile(r"pytorch_model.*\.bin")  # where the same weights are there as safetensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +75,12 @@ def _in_folder(path: str) -> str:
 
 def _refuse_pointers(folder: Path) -> None:
     """Refuse a folder that was cloned without Git LFS: it has pointers in place of large files."""
-    pointers = [place for place, path in files_of(str(folder)) if _is_pointer(path)]
-    weights = {path.name for path in folder.glob("*.safetensors")} - set(map(str, pointers))
-    for place in pointers:
-        if weights and _UNREAD.fullmatch(str(place)):
-            continue
-        raise ModelRefused(
-            f"model_path: {folder / place} is a Git-LFS pointer, not the file itself; "
-            f"run `git lfs pull` in {folder}"
-        )
+    for _, path in files_of(str(folder)):
+        if _is_pointer(path):
+            raise ModelRefused(
+                f"model_path: {path} is a Git-LFS pointer, not the file itself; "
+                f"run `git lfs pull` in {folder}"
+            )
 
 
 def _is_pointer(path: Path) -> bool:

@@ -26,11 +26,11 @@ from vllm.v1.request import Request
 from embedding_service.engine.caches import unusable_variables
 from embedding_service.engine.protocol import ModelFacts
 from embedding_service.families.models.sentence_pooler import install
-from embedding_service.families.weights import weights_stamp
 from embedding_service.types import Output
 from embedding_service.worker import pooling
 from embedding_service.worker.backend import InputRejected, ModelRefused, StepLimits
 from embedding_service.worker.explanations import in_words_of_use
+from embedding_service.worker.fingerprint import fingerprint
 from embedding_service.worker.location import resolve_model
 from embedding_service.worker.planning import planned
 from embedding_service.worker.tokens import lower_case, special_ids, with_answers
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from embedding_service.families.plan import Plan
     from embedding_service.settings.model import ModelOptions
     from embedding_service.types import Rows, TokenIds
+    from embedding_service.worker.fingerprint import Fingerprint
     from embedding_service.worker.pooling import Pooling
 
 
@@ -66,14 +67,14 @@ _NO_HUB = re.compile(r"LocalEntryNotFound|OfflineMode|ConnectionError|ConnectErr
 class VllmBackend:
     """One pooling model in vLLM's in-process engine. Not thread-safe: one thread owns it."""
 
-    def __init__(self, options: ModelOptions) -> None:
+    def __init__(self, options: ModelOptions, files: Fingerprint | None = None) -> None:
         self.options = options
         self.device = _device(options)
         location = resolve_model(options)
         self._commit, self._folder = location.commit, location.folder
         self.plan = planned(options)
-        # Of the files as they are before they are read.
-        self._weights = weights_stamp(self._folder) if self._folder else location.model
+        # Before the engine reads the files; `loading.load` has begun it before it imported vLLM.
+        self._files = files or fingerprint(location.model)
         tokenizer = _tokenizer(self.plan, options)
         self.tokenizer_json = str(tokenizer.backend_tokenizer.to_str()).encode()
         self._engine = _engine(self.plan, tokenizer, options, self.device)
@@ -174,7 +175,7 @@ class VllmBackend:
             dtype=str(config.dtype).removeprefix("torch."),
             device=self.device,
             revision=revision,
-            weights=revision or self._weights,
+            weights=self._files.result() if self._files else f"{config.model}@{revision}",
             engine_version=engine_version(),
             prompts=plan.prompts,
             default_prompt_name=plan.default_prompt_name,

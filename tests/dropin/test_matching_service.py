@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,8 +13,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from embedding_service import __version__
-from embedding_service.service.checksum import model_checksum
+from embedding_service.dropin.model_identity import model_checksum
+from embedding_service.engine.loaded import LoadedModel
 from embedding_service.service.prompts import Encoder
+from embedding_service.service.vector_space import vector_space
 from embedding_service.worker.fake import FakeBackend
 from tests.calls import unit_vectors
 
@@ -344,10 +346,11 @@ def test_the_checksum_follows_what_determines_the_vectors(
         settings = preset_settings("matching-service", **options)
         (model,) = settings.served_models
         core = FakeBackend(model)  # what a worker would load, and then say of it
+        engine = SimpleNamespace(loaded=LoadedModel.of(model, core.facts(32), core.tokenizer_json))
         encoder = Encoder(core.facts(32), core.tokenizer_json, model)
-        return asyncio.run(
-            model_checksum(settings, replace(served, options=model, encoder=encoder))
-        )
+        other = replace(served, options=model, engine=engine, encoder=encoder)
+        other.space = vector_space(other, encoder, settings)
+        return model_checksum(settings, other)
 
     with gateway.client() as http:
         here = http.get("/health").json()["model_checksum"]

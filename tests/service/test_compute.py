@@ -33,8 +33,7 @@ class Engine:
     """Counts what it is given and answers with the ids themselves; `hold` keeps it from answering."""
 
     options = ModelOptions(model_name="counting")
-    identity = shared_identity = "counting"
-    portable = True
+    build = "counting"
 
     def __init__(self) -> None:
         self.seen: list[list[int]] = []

@@ -380,33 +380,20 @@ def test_other_models_do_not_share(
 
 
 @pytest.mark.server
-def test_equal_weights_are_shared_once_they_have_been_read(
+def test_equal_weights_are_shared(
     start: Start, redis: RedisServer, patient: None, tmp_path: Path
 ) -> None:
-    """Copies of a model find each other's results, whatever their folders are called; other weights
-    do not.
+    """Copies of a model find each other's results, whatever folder and model are called; other
+    weights do not.
     """
-    gateways = []
     for name, weights in (("a", "1"), ("b", "1"), ("c", "2")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.bin").write_text(weights)
-        gateways.append(start(model_path=str(tmp_path / name)))
-        assert x_cache(gateways[-1], "w0") is None
-    for gateway in (each.gateway for each in gateways):
-        wait_until(lambda gateway=gateway: gateway.service.models.default.engine.portable)  # type: ignore[misc]
-        wait_until(lambda gateway=gateway: not gateway._shared_cache._writes)  # type: ignore[misc]
-    redis.client.flushall()  # some may have been read before their first text was computed
-    put(gateways[0], redis, "w1")
-    assert x_cache(gateways[1], "w1") == "1/1"
-    assert x_cache(gateways[2], "w1") is None
-
-
-@pytest.mark.server
-def test_names_of_models_do_not_matter(start: Start, redis: RedisServer, patient: None) -> None:
-    """The same model under another public name gives the same results."""
-    put(start(), redis, "w1")
-    renamed = start(model_name="renamed", aliases={"fake": {}})
+    put(start(model_path=str(tmp_path / "a")), redis, "w1")
+    assert x_cache(start(model_path=str(tmp_path / "b")), "w1") == "1/1"
+    renamed = start(model_path=str(tmp_path / "b"), model_name="renamed", aliases={"fake": {}})
     assert x_cache(renamed, "w1") == "1/1"
+    assert x_cache(start(model_path=str(tmp_path / "c")), "w1") is None
 
 
 @pytest.mark.server

@@ -1,0 +1,95 @@
+"""The digest of a model's files: read while the engine loads, and kept for the next start.
+
+A folder from the hub and a copy of it have the same digest: contents count, places and times not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import threading
+from pathlib import Path
+
+from embedding_service.families.weights import file_stamp, sha256, weights_digest, weights_stamp
+
+# Smaller files are read again each time: looking a digest up takes as long.
+_LEAST_KEPT_BYTES = 1 << 20
+_FOLDER = "embedding-service/digests"
+
+
+class Fingerprint:
+    """Begins to read the files of a folder at once; `result` waits for the digest."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._stamp = weights_stamp(folder)  # of the files as they are before the engine reads them
+        self._digest = self._stamp
+        self._thread = threading.Thread(target=self._read, name="fingerprint", daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        kept = Digests(cache_folder())
+        self._digest = weights_digest(self._folder, stamp=self._stamp, digest_of=kept.of)
+
+    def result(self) -> str:
+        """Return the digest of the files that were loaded.
+
+        If they have changed meanwhile, a stamp that no other machine has.
+        """
+        self._thread.join()
+        with contextlib.suppress(OSError):
+            if weights_stamp(self._folder) == self._stamp:
+                return self._digest
+        return self._stamp
+
+
+def fingerprint(model: str) -> Fingerprint | None:
+    """Begin to read a folder; None for a name, which vLLM looks up itself."""
+    return Fingerprint(model) if model and Path(model).is_dir() else None
+
+
+def cache_folder() -> Path:
+    """Return where digests are kept; the worker's variables name a place that can be written to."""
+    named = os.environ.get("XDG_CACHE_HOME")
+    return Path(named or Path("~/.cache").expanduser()) / _FOLDER
+
+
+class Digests:
+    """Digests of large files by place, size and times; a folder that takes none costs time only."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def of(self, path: Path) -> bytes:
+        """Return the sha256 of a file. Raises `OSError` if it cannot be read."""
+        path = path.resolve()
+        if path.stat().st_size < _LEAST_KEPT_BYTES:
+            return sha256(path)
+        stamp = file_stamp(path)
+        entry = self._folder / hashlib.sha256(str(path).encode()).hexdigest()[:32]
+        if (known := _read(entry, stamp)) is not None:
+            return known
+        digest = sha256(path)
+        if file_stamp(path) == stamp:
+            _write(entry, f"{stamp} {digest.hex()}")
+        return digest
+
+
+def _read(entry: Path, stamp: str) -> bytes | None:
+    """Return the digest that was kept under this stamp."""
+    try:
+        kept, digest = entry.read_text(encoding="ascii").split()
+        known = bytes.fromhex(digest)
+    except (OSError, ValueError):  # none, or not one of ours
+        return None
+    return known if kept == stamp and len(known) == hashlib.sha256().digest_size else None
+
+
+def _write(entry: Path, text: str) -> None:
+    """Keep an entry, all or nothing of it; several workers may do so at the same time."""
+    part = entry.with_name(f"{entry.name}.{os.getpid()}-{threading.get_ident()}")
+    with contextlib.suppress(OSError):
+        entry.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        part.write_text(text, encoding="ascii")
+        part.replace(entry)

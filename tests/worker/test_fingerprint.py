@@ -1,0 +1,136 @@
+"""Which files make a model's numbers, and that they are read once, beside the start."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+
+from embedding_service.families.weights import sha256
+from embedding_service.worker import fingerprint as kept
+from embedding_service.worker.fingerprint import Fingerprint, cache_folder, fingerprint
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# Every kind of file that a model of ours has, and one of a kind that nobody has heard of.
+COUNTED = (
+    "config.json", "model.safetensors", "2_Dense/model.safetensors", "1_Pooling/config.json",
+    "sparse_linear.pt", "spiece.model", "vocab.txt", "merges.txt", "tokenizer.json",
+    "chat_template.jinja", "modeling.py", "weights.new", "tf/pytorch_model.bin",
+)  # fmt: skip
+IGNORED = (
+    "README.md", "LICENSE", ".gitattributes", ".cache/x.json", "onnx/model.bin", "a.png",
+    "pytorch_model.bin", "model.onnx", "tf_model.h5",
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return what looks like a model."""
+    model = tmp_path / "model"
+    for name in COUNTED + IGNORED:
+        (model / name).parent.mkdir(parents=True, exist_ok=True)
+        (model / name).write_text(name)
+    return model
+
+
+def digest(folder: Path) -> str:
+    return Fingerprint(str(folder)).result()
+
+
+def test_a_copy_has_the_same_digest(folder: Path, tmp_path: Path) -> None:
+    """Neither place nor time of files counts: the hub's links to its store are like a folder."""
+    copy = shutil.copytree(folder, tmp_path / "copy", copy_function=shutil.copyfile)
+    store = shutil.copytree(folder, tmp_path / "store")
+    snapshot = tmp_path / "snapshot"
+    for name in COUNTED:
+        (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+        (snapshot / name).symlink_to(store / name)
+    assert digest(copy) == digest(folder) == digest(snapshot)
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_every_file_that_may_make_numbers_counts(folder: Path, name: str) -> None:
+    """One byte more, another name, or its absence is another digest."""
+    known = {digest(folder)}
+    (folder / name).write_text(f"{name}!")
+    known.add(digest(folder))
+    (folder / name).rename((folder / name).with_name("other"))
+    known.add(digest(folder))
+    (folder / name).with_name("other").unlink()
+    known.add(digest(folder))
+    assert len(known) == 4
+
+
+@pytest.mark.parametrize("name", IGNORED)
+def test_files_for_others_do_not_count(folder: Path, name: str) -> None:
+    """Those for people and other programs, and weights that are there as safetensors, too."""
+    before = digest(folder)
+    (folder / name).write_text("other")
+    assert digest(folder) == before
+
+
+def test_files_that_change_meanwhile_are_not_believed(folder: Path, tmp_path: Path) -> None:
+    """Nobody knows which of the two the engine has read: no other machine gives it this name."""
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    reading = Fingerprint(str(folder))
+    shutil.copyfile(copy / "vocab.txt", folder / "vocab.txt")
+    assert reading.result() != digest(copy)
+    shutil.rmtree(folder)
+    assert reading.result() != digest(copy)
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the names of the files that are read."""
+    names: list[str] = []
+
+    def watch(path: Path) -> bytes:
+        names.append(path.name)
+        return sha256(path)
+
+    monkeypatch.setattr(kept, "sha256", watch)
+    return names
+
+
+def test_large_files_are_read_once(folder: Path, reads: list[str]) -> None:
+    """The next start finds the digest, unless the file has changed: also one of the same size and
+    time, as a container's image may have it.
+    """
+    large = folder / "model.safetensors"
+    large.write_bytes(bytes(1 << 20))
+    first = digest(folder)
+    assert reads.count(large.name) == 2, "2_Dense has a small one"
+    assert digest(folder) == first
+    assert reads.count(large.name) == 3
+    before = large.stat()
+    large.write_bytes(b"1" + bytes((1 << 20) - 1))
+    os.utime(large, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert digest(folder) != first
+    (entry,) = cache_folder().iterdir()
+    entry.write_text("nonsense")
+    assert digest(folder) != first
+    assert entry.read_text() != "nonsense"
+
+
+def test_a_cache_that_cannot_be_written_costs_time_only(
+    folder: Path, reads: list[str], tmp_path: Path
+) -> None:
+    """Where no digest can be kept, the files are read each time."""
+    (folder / "model.safetensors").write_bytes(bytes(1 << 20))
+    (tmp_path / "cache").write_text("a file, where the folder should be")
+    assert digest(folder) == digest(folder)
+    assert reads.count("model.safetensors") == 4
+
+
+def test_a_name_has_no_files() -> None:
+    """vLLM looks up a name itself."""
+    assert fingerprint("org/model") is fingerprint("") is None
