@@ -5,20 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import os
 import shutil
 import signal
 import socket
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
 from embedding_service import systemd
-from embedding_service.engine.environment import inherited
-from embedding_service.engine.pool import ModelEngine
 from embedding_service.engine.process import WorkerProcess
+from embedding_service.engine.start import make_engines, make_runtime_dir
 from embedding_service.errors import BadConfiguration, PortInUse
 from embedding_service.http.app import create_app
 from embedding_service.http.connection import connection_class
@@ -41,9 +38,6 @@ if TYPE_CHECKING:
     from embedding_service.settings.gateway import Settings
 
 _BACKLOG = 2048
-# A Unix socket's path has at most 107 bytes; ours adds a name of up to 40.
-_LONGEST_RUNTIME_DIR_BYTES = 65
-_SHORT_FOLDERS = ("/tmp", "/run", "/dev/shm", "/var/tmp")  # noqa: S108 - for a fresh folder in it
 # No request leaves garbage that needs a collector (tests/test_garbage.py): with Python's 700,
 # looking for some cost 2 % of a request in one comparison and 14 % in another.
 _OBJECTS_BETWEEN_COLLECTIONS = 20_000
@@ -90,13 +84,13 @@ class Gateway:
         self.sockets = sockets
         self.log = log
         self.keys = KeyRing(settings)
-        self._start_worker = start_worker
         self.folder = make_runtime_dir(settings)
         metrics = Metrics()
         self._redis = connect(settings.redis_url.get_secret_value()) if settings.redis_url else None
         self._tracer = _connect_tracer(settings.otlp_endpoint) if settings.otlp_endpoint else None
         self._shared_cache = self._share_cache(metrics)
-        self.service = EmbeddingService(settings, self._engines(), metrics, self._shared_cache)
+        engines = make_engines(settings, self.folder, log, start_worker)
+        self.service = EmbeddingService(settings, engines, metrics, self._shared_cache)
         self.lifecycle = Lifecycle(self.service, log)
         app = create_app(
             settings,
@@ -109,22 +103,6 @@ class Gateway:
         self._server = _Server(_uvicorn_config(settings, app))
         self._stop = asyncio.Event()
         self._reloading: asyncio.Future[None] | None = None
-
-    def _engines(self) -> list[ModelEngine]:
-        # vLLM's own sockets, of tensor parallelism, are in TMPDIR otherwise, which may be long.
-        environ = {"VLLM_RPC_BASE_PATH": str(self.folder), **inherited(self.settings)}
-        one_at_a_time = asyncio.Lock()
-        return [
-            ModelEngine(
-                options,
-                folder=self.folder,
-                start_lock=one_at_a_time,
-                environ=environ,
-                log=self.log,
-                start_worker=self._start_worker,
-            )
-            for options in self.settings.served_models
-        ]
 
     def _share_cache(self, metrics: Metrics) -> SharedCache | None:
         settings = self.settings
@@ -334,36 +312,3 @@ def _is_stale(path: Path) -> bool:
         except OSError:
             return True
     return False
-
-
-def make_runtime_dir(settings: Settings) -> Path:
-    """Make a fresh folder (mode 0700) for the sockets of workers. Raises `BadConfiguration`."""
-    parent = settings.runtime_dir
-    if parent is not None:
-        return _fresh_folder(parent)
-    try:
-        given = tempfile.gettempdir()
-    except FileNotFoundError:
-        raise BadConfiguration(
-            "runtime_dir: there is no temporary directory that can be written to; set one"
-        ) from None
-    # A long TMPDIR is nobody's mistake: sockets go elsewhere then.
-    for folder in (given, *_SHORT_FOLDERS):
-        with contextlib.suppress(BadConfiguration):
-            return _fresh_folder(Path(folder))
-    return _fresh_folder(Path(given))
-
-
-def _fresh_folder(parent: Path) -> Path:
-    """Make a folder with a new name. Raises `BadConfiguration`."""
-    try:
-        parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix="embed-", dir=parent))
-    except OSError as error:
-        raise BadConfiguration(f"runtime_dir: {parent}: {error.strerror}; set another") from None
-    if len(os.fsencode(folder)) > _LONGEST_RUNTIME_DIR_BYTES:
-        folder.rmdir()
-        raise BadConfiguration(
-            f"runtime_dir: {folder} is too long for Unix sockets; set a shorter one"
-        )
-    return folder

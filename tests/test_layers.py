@@ -43,6 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "dialects": BELOW_SERVICE | {"service"},
     "dropin": BELOW_SERVICE | {"service", "dialects"},
     "http": BELOW_SERVICE | {"service", "dialects", "dropin"},
+    "local": BELOW_SERVICE | {"service"},
     "server": BELOW_SERVICE | {"service", "http"},
     "cli": {"hub", "settings", "telemetry", "dropin", "http", "server"},
     "__main__": {"cli"},

@@ -1,11 +1,8 @@
-"""The listener and the runtime directory: taken, wrong or left over, before any model is loaded."""
+"""The listener: taken, wrong or left over, before any model is loaded."""
 
 from __future__ import annotations
 
 import socket
-import stat
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,6 +13,7 @@ from embedding_service.settings.gateway import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 
 def refusal(**settings: Any) -> str:
@@ -92,27 +90,6 @@ def test_a_path_that_cannot_be_made_is_told(tmp_path: Path, name: str) -> None:
     assert name in refusal(uds=tmp_path / name)
 
 
-def test_the_runtime_directory_is_ours_alone() -> None:
-    """Sockets of workers, which ask for no key, lie in a fresh folder of mode 0700."""
-    with tempfile.TemporaryDirectory() as short:
-        parent = Path(short, "run")
-        folders = [server.make_runtime_dir(Settings(runtime_dir=parent)) for _ in range(2)]
-        assert folders[0] != folders[1]
-        for folder in folders:
-            assert folder.parent == parent
-            assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-
-
-def test_a_runtime_directory_that_is_too_long_is_told(tmp_path: Path) -> None:
-    """A folder whose sockets could not be bound is refused under the setting's name, and not left
-    behind.
-    """
-    parent = tmp_path / ("x" * 60)
-    with pytest.raises(BadConfiguration, match=r"^runtime_dir: "):
-        server.make_runtime_dir(Settings(runtime_dir=parent))
-    assert list(parent.iterdir()) == []
-
-
 def test_a_successors_socket_is_left_alone(path: Path) -> None:
     """An instance that ends removes its own socket's file, and never the one of its successor."""
     (old,) = server.listen(Settings(uds=path))
@@ -126,24 +103,3 @@ def test_a_successors_socket_is_left_alone(path: Path) -> None:
     server._remove_paths([new])
     assert not path.exists()
     new.close()
-
-
-def test_a_long_tmpdir_is_left_for_a_shorter_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Sockets of workers go elsewhere where TMPDIR is too long for them."""
-    long = tmp_path / ("x" * 80)
-    long.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(long))
-    folder = server.make_runtime_dir(Settings())
-    assert len(str(folder)) < 66
-    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert list(long.iterdir()) == []
-    folder.rmdir()
-
-
-def test_a_runtime_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:
-    """A folder inside a file is refused under the setting's name, in one line."""
-    (tmp_path / "file").touch()
-    with pytest.raises(BadConfiguration, match=r"^runtime_dir: .*set another$"):
-        server.make_runtime_dir(Settings(runtime_dir=tmp_path / "file" / "run"))
