@@ -8,6 +8,7 @@ ServiceError                        status  code
 ├── ModelNotFound                   404     model_not_found
 ├── RouteNotFound                   404     not_found
 ├── MethodNotAllowed                405     method_not_allowed
+├── VectorSpaceMismatch             409     vector_space_mismatch
 ├── BodyTooLarge                    413     request_too_large
 ├── RateLimited                     429     rate_limit_exceeded   a quota: the client's own doing
 ├── Overloaded                      429     engine_overloaded     capacity: nobody's doing
@@ -140,6 +141,15 @@ class MethodNotAllowed(ServiceError):
     status = 405
     type = "invalid_request_error"
     code = "method_not_allowed"
+
+
+class VectorSpaceMismatch(ServiceError):
+    """The model's vectors live in another space than the one that is required."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "vector_space_mismatch"
+    should_retry = False
 
 
 class BodyTooLarge(ServiceError):

@@ -194,13 +194,15 @@ class Embeddings:
 class Tenant:
     """The owner of a key, and their rights. None: all models, no limit beyond everybody's.
 
-    `requests` and `tokens` are rates such as `100/minute`.
+    `requests` and `tokens` are rates such as `100/minute`. With `spaces`, vectors have to be in one
+    of these, by the digits of its id.
     """
 
     name: str
     models: frozenset[str] | None = None
     requests: str | None = None
     tokens: str | None = None
+    spaces: frozenset[str] | None = None
 
     def may_use(self, names: Iterable[str]) -> bool:
         """Whether one of these names of a model is allowed."""

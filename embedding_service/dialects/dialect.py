@@ -18,14 +18,14 @@ from embedding_service.types import Field
 
 if TYPE_CHECKING:
     from embedding_service.dialects.errors import ErrorShape
-    from embedding_service.dialects.fields import Fields
+    from embedding_service.dialects.fields import BareFields
     from embedding_service.service.call import Call
     from embedding_service.service.lifecycle import Lifecycle
     from embedding_service.service.models import ModelRegistry
     from embedding_service.service.service import EmbeddingService
     from embedding_service.settings.gateway import Settings
 
-FieldsT = TypeVar("FieldsT", bound="Fields | None")
+FieldsT = TypeVar("FieldsT", bound="BareFields | None")
 Tree = Mapping[str, Any]
 Names = Mapping[Field, str]
 Work = Callable[[Callable[[], Any]], Awaitable[Any]]
@@ -142,7 +142,7 @@ class Operation:
     path: str
     handle: Handler
     summary: str
-    request: type[Fields] | None = None
+    request: type[BareFields] | None = None
     example: Tree | None = None
     response: Any = None
     method: str = "POST"

@@ -106,6 +106,15 @@ class Usage(BaseModel):
     )
 
 
+class VectorSpaceInfo(BaseModel):
+    """The ids of a model's vectors, and what they are made of; see docs/vectors.md."""
+
+    id: str = Field(description="NAME@HEX; equal HEX, equal directions.")
+    build: str = Field(description="With it equal too, equal digits.")
+    ingredients: dict[str, Any]
+    build_ingredients: dict[str, Any]
+
+
 def usage(answer: Embeddings) -> dict[str, Any]:
     """Return real token counts, and which inputs were not embedded as they are."""
     counts: dict[str, Any] = {

@@ -21,6 +21,7 @@ from embedding_service.errors import (
     PermissionDenied,
     ServiceError,
     Unavailable,
+    VectorSpaceMismatch,
 )
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ _DOCUMENTED: dict[ServiceError, str] = {
     InvalidApiKey(""): "No key, or an unknown one.",
     PermissionDenied(""): "The key may not use this model.",
     ModelNotFound(""): "No such model.",
+    VectorSpaceMismatch(""): "The model's vectors live in another space than is required.",
     BodyTooLarge(""): "The body is too large.",
     Overloaded(
         ""

@@ -12,6 +12,7 @@ from pydantic import (
     Field,
     GetJsonSchemaHandler,
     ValidationError,
+    WithJsonSchema,
     model_validator,
 )
 from pydantic.json_schema import JsonSchemaValue
@@ -19,6 +20,7 @@ from pydantic_core import CoreSchema
 
 from embedding_service.errors import InvalidRequest
 from embedding_service.service.checks import check_total
+from embedding_service.settings.space_ids import IDS_PATTERN, read_ids
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -53,8 +55,8 @@ def _failing_fast(schema: Any) -> Any:
     return {**copied, "fail_fast": True} if copied.get("type") == "list" else copied
 
 
-class Fields(BaseModel):
-    """Base of every request: no value is converted; unknown fields are ignored.
+class BareFields(BaseModel):
+    """Base of requests for no vectors, and of parts: nothing is converted, unknown is ignored.
 
     Null in an optional field is the same as leaving it out, for every dialect: clients in typed
     languages send all their fields.
@@ -121,6 +123,31 @@ def _no_zero(value: object) -> object:
     return None if value == 0 and type(value) is int else value
 
 
+def _read_spaces(value: object) -> object:
+    """Return the digits of the ids, from a list or a text of them with commas."""
+    ids = [value] if isinstance(value, str) else value
+    if isinstance(ids, list) and all(isinstance(id_, str) for id_ in ids):
+        return read_ids(",".join(ids))
+    raise ValueError("must be the id of a vector space, or a list of ids")
+
+
+_IDS = {"type": "string", "pattern": IDS_PATTERN}
+_IDS_SCHEMA = {"anyOf": [_IDS, {"type": "array", "items": _IDS, "minItems": 1}]}
+SpaceIds = Annotated[
+    frozenset[str],
+    BeforeValidator(_read_spaces, json_schema_input_type=str | list[str]),
+    WithJsonSchema(_IDS_SCHEMA),
+]
+
+
+class Fields(BareFields):
+    """Base of requests for vectors, in every dialect."""
+
+    require_vector_space: SpaceIds | None = Field(
+        None, description="Spaces (`NAME@HEX`) that the vectors may be in; else 409."
+    )
+
+
 # RAGFlow's client of Xinference sends "true".
 Flag = Annotated[bool, BeforeValidator(_read_flag)]
 # "" means the default (LiteLLM), as does 0 for a count (vLLM).
@@ -128,7 +155,7 @@ EmptyIsNone = BeforeValidator(_no_empty)
 ZeroIsNone = BeforeValidator(_no_zero)
 
 
-FieldsT = TypeVar("FieldsT", bound=Fields)
+FieldsT = TypeVar("FieldsT", bound=BareFields)
 _NO_LIMITS = Limits(sys.maxsize, sys.maxsize)
 
 
@@ -143,7 +170,7 @@ def read_fields(
     if len(ignored) > _MOST_IGNORED:
         raise InvalidRequest(
             f"the body has {len(ignored)} fields that are not known here, and no more than "
-            f"{_MOST_IGNORED} are ignored",
+            f"{_MOST_IGNORED} are ignored; leave them out",
             param=field_name(ignored[0]),
         )
     _check_lengths(model, tree, limits)
@@ -155,7 +182,7 @@ def read_fields(
 
 
 def _check_lengths(
-    model: type[Fields], tree: Mapping[str, object], limits: Limits, path: str = ""
+    model: type[BareFields], tree: Mapping[str, object], limits: Limits, path: str = ""
 ) -> None:
     """Raise `InvalidRequest` for a list, also of an inner model, that is too long."""
     fields = model.model_fields
@@ -167,10 +194,10 @@ def _check_lengths(
                 _check_lengths(inner, value, limits, f"{path}{name}.")
 
 
-def _models(annotation: Any) -> list[type[Fields]]:
+def _models(annotation: Any) -> list[type[BareFields]]:
     """Return the models that a field may hold: itself, or those of a union."""
     kinds = [annotation, *get_args(annotation)]
-    return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Fields)]
+    return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BareFields)]
 
 
 def _check_length(name: str, items: list[object], limits: Limits) -> None:
@@ -179,8 +206,10 @@ def _check_length(name: str, items: list[object], limits: Limits) -> None:
         check_total(len(items), limits.tokens, param=name)
     elif len(items) > limits.items:
         raise InvalidRequest(
-            f"{name} has {len(items)} items; this server takes at most {limits.items} a request",
+            f"{name} has {len(items)} items; this server takes at most {limits.items} a request: "
+            "send fewer",
             param=name,
+            code="too_many_inputs",
         )
 
 
@@ -190,10 +219,11 @@ def _refusal(error: ValidationError, tree: Mapping[str, object]) -> InvalidReque
     name = _path(first["loc"], tree, missing=missing)
     message = first["msg"].removeprefix("Value error, ")
     if missing:
-        message = "this field is required"
+        message = "this field is required; add it"
     if name:
         message = f"{name}: {message}"
-    return InvalidRequest(message[:_MOST_MESSAGE_CHARACTERS], param=name)
+    code = "missing_required_parameter" if missing else None
+    return InvalidRequest(message[:_MOST_MESSAGE_CHARACTERS], param=name, code=code)
 
 
 def _path(location: tuple[int | str, ...], tree: object, *, missing: bool) -> str | None:

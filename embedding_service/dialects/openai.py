@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
     from embedding_service.dialects.dialect import Tree
+    from embedding_service.service.vector_space import VectorSpace
     from embedding_service.types import Embeddings, ModelCard
 
 _DENSE = frozenset({Output.DENSE})
@@ -193,6 +194,9 @@ class ModelEntry(BaseModel):
     matryoshka_dimensions: list[int] | None = Field(
         None, description="The sizes that it may ask for; null for any, or none."
     )
+    vector_space: embedding.VectorSpaceInfo | None = Field(
+        None, description="Of its vectors; null for a model that scores."
+    )
 
 
 class ModelList(BaseModel):
@@ -290,10 +294,10 @@ def _entries(request: Request[None]) -> Iterator[dict[str, Any]]:
     for model in request.models:
         card = model.card()
         if card is not None and request.call.tenant.may_use(model.names):
-            yield from (model_entry(card, name) for name in model.names)
+            yield from (model_entry(card, name, model.space) for name in model.names)
 
 
-def model_entry(card: ModelCard, name: str) -> dict[str, Any]:
+def model_entry(card: ModelCard, name: str, space: VectorSpace | None) -> dict[str, Any]:
     """Return a model, or its alias `name`, as `/v1/models` lists it."""
     return {
         "id": name,
@@ -312,6 +316,7 @@ def model_entry(card: ModelCard, name: str) -> dict[str, Any]:
         "normalizes": card.normalizes,
         "matryoshka": card.matryoshka is not None,
         "matryoshka_dimensions": list(card.matryoshka or ()) or None,
+        "vector_space": space and space.shown(),
     }
 
 

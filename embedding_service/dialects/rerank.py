@@ -13,7 +13,7 @@ from embedding_service.dialects import scoring
 from embedding_service.dialects.dialect import Answer, Dialect, Operation, Request, Sends
 from embedding_service.dialects.embedding import TOKEN_LIMIT
 from embedding_service.dialects.errors import MESSAGE, OPENAI
-from embedding_service.dialects.fields import Fields, Flag, ZeroIsNone
+from embedding_service.dialects.fields import BareFields, Fields, Flag, ZeroIsNone
 from embedding_service.errors import InvalidRequest
 from embedding_service.types import Field as Name
 from embedding_service.types import RerankJob, Truncate
@@ -28,7 +28,7 @@ Weights = Annotated[list[float], Field(min_length=3, max_length=3)]
 Defaults = Mapping[str, bool]
 
 
-class Pair(Fields):
+class Pair(BareFields):
     """A query and a document to score."""
 
     query: Text

@@ -26,7 +26,7 @@ from embedding_service.dialects.embedding import (
     vector_json,
 )
 from embedding_service.dialects.errors import EMPTY, ErrorShape, Failure, Written
-from embedding_service.dialects.fields import Fields
+from embedding_service.dialects.fields import BareFields, Fields
 from embedding_service.errors import InvalidRequest, Overloaded, RateLimited, Unavailable
 from embedding_service.service.prompts import Token
 from embedding_service.types import EmbedJob, Output, RerankJob, Truncate
@@ -166,14 +166,14 @@ class TeiRerankRequest(Fields):
         )
 
 
-class Sentences(Fields):
+class Sentences(BareFields):
     """A sentence, and those to compare it with."""
 
     source_sentence: str
     sentences: list[str]
 
 
-class SimilarityParameters(Fields):
+class SimilarityParameters(BareFields):
     """How the sentences are read."""
 
     truncate: bool | None = Field(
@@ -190,7 +190,7 @@ class TeiSimilarityRequest(Fields):
     parameters: SimilarityParameters = SimilarityParameters()
 
 
-class TokenizeRequest(Fields):
+class TokenizeRequest(BareFields):
     """Texts to split into tokens."""
 
     inputs: Texts
@@ -198,7 +198,7 @@ class TokenizeRequest(Fields):
     prompt_name: str | None = None
 
 
-class DecodeRequest(Fields):
+class DecodeRequest(BareFields):
     """Token ids of one text, or of several."""
 
     ids: embedding.Input
@@ -245,6 +245,7 @@ class Info(BaseModel):
     max_client_batch_size: int
     auto_truncate: bool
     version: str
+    vector_space: embedding.VectorSpaceInfo | None
 
 
 def _render(answer: Embeddings) -> Iterator[bytes]:
@@ -429,6 +430,7 @@ async def info(request: Request[None]) -> Answer:
         "max_client_batch_size": settings.max_inputs,
         "auto_truncate": _truncates(request, None),
         "version": __version__,
+        "vector_space": model.space and model.space.shown(),
     }
     return Answer.json(body)
 

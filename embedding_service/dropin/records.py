@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, Field, create_model
 from embedding_service.dialects import embedding
 from embedding_service.dialects.dialect import Answer, Dialect, Operation, Request, Sends
 from embedding_service.dialects.errors import OPENAI
-from embedding_service.dialects.fields import Fields
+from embedding_service.dialects.fields import BareFields, Fields
 from embedding_service.dropin import record_text
 from embedding_service.dropin.model_identity import model_identity
 from embedding_service.dropin.model_info import MODEL_INFO
@@ -114,17 +114,18 @@ def _no_boolean(value: object) -> object:
     return value
 
 
-def _record(name: str, settings: Settings, **more: Any) -> type[Fields]:
+def _record(
+    name: str, settings: Settings, base: type[BareFields] = Fields, **more: Any
+) -> type[BareFields]:
     """Return the shape of a record with the configured fields, and `more`."""
     fields: dict[str, Any] = {
         name: _field(field) for name, field in settings.records.fields.items()
     }
-    model: type[Fields] = create_model(name, __base__=Fields, __doc__="A record.", **fields, **more)
-    return model
+    return create_model(name, __base__=base, __doc__="A record.", **fields, **more)
 
 
 def _batch(settings: Settings) -> type[Fields]:
-    item = _record("RecordItem", settings, entity_id=(ShortText, ...))
+    item = _record("RecordItem", settings, BareFields, entity_id=(ShortText, ...))
     many = Annotated[list[item], Field(min_length=1)]  # type: ignore[valid-type]
     items: Any = (many | None, None)
     model: type[Fields] = create_model(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from embedding_service import __version__
+from embedding_service.settings.space_ids import HEX_DIGITS
 
 if TYPE_CHECKING:
     from embedding_service.engine.protocol import ModelFacts
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
     Plain = dict[str, Any]
 
-HEX_DIGITS = 12
 # The contents of the files count as `weights`, wherever they are and whatever the hub calls them.
 _FACTS_OF_PLACE = frozenset({"folder", "revision"})
 # How the files are computed, and by what: the same vectors but for their last digits. vLLM names

@@ -65,6 +65,7 @@ EXPOSED_HEADERS = (
     "x-truncated-inputs",
     "x-chunked-inputs",
     "x-cache",
+    "x-vector-space",
     "retry-after",
     *_RATE_HEADERS,
 )

@@ -9,11 +9,12 @@ from starlette.datastructures import Headers, QueryParams
 
 from embedding_service.dialects.dialect import Request
 from embedding_service.dialects.fields import Limits, read_fields
-from embedding_service.errors import RouteNotFound
+from embedding_service.errors import InvalidRequest, RouteNotFound
 from embedding_service.http.answers import PIECE_BYTES, AnswerResponse
 from embedding_service.http.exchange import exchange_of
 from embedding_service.http.json_body import parse_object
 from embedding_service.http.json_values import has_more_values
+from embedding_service.settings.space_ids import read_ids
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 # and so do 40,000 empty lists in 120 KB.
 INLINE_BYTES = 128 << 10
 INLINE_VALUES = 8192
+REQUIRED_SPACE = "x-require-vector-space"
 _SHOWN_PATH_CHARACTERS = 100
 
 
@@ -51,6 +53,7 @@ class Dispatcher:
         operation = self._choose(exchange, resource, scope["method"], tree)
         read = partial(self._read_fields, operation, tree)
         fields, ignored = read() if work is _at_once else await work(read)
+        exchange.call.required = _required(headers, fields)
         request = Request(
             fields=fields,
             lifecycle=self.lifecycle,
@@ -65,6 +68,8 @@ class Dispatcher:
             prefix=scope["state"].get("prefix", ""),
         )
         answer = await operation.handle(request)
+        if (space := exchange.call.space) is not None:
+            exchange.headers["x-vector-space"] = space.id
         if operation.request is not None:
             self._reserve(answer, sent_bytes, exchange.call)
         return AnswerResponse(answer)
@@ -142,6 +147,21 @@ class Shortcut:
             return
         response = await self.dispatcher.answer(scope, resource)
         await response(scope, receive, send)
+
+
+def _required(headers: Headers, fields: Any) -> tuple[frozenset[str], ...]:
+    """Return the vector spaces that header and body require. Raises `InvalidRequest`."""
+    in_body = getattr(fields, "require_vector_space", None)
+    required = () if in_body is None else (in_body,)
+    sent = headers.getlist(REQUIRED_SPACE)
+    if not sent:
+        return required
+    try:
+        return (*required, read_ids(",".join(sent)))
+    except ValueError as error:
+        raise InvalidRequest(
+            f"{REQUIRED_SPACE} must be right: {error}", param=REQUIRED_SPACE
+        ) from None
 
 
 async def _at_once(work: Callable[[], Any]) -> Any:

@@ -94,7 +94,7 @@ def _tenant(entry: KeySettings) -> Tenant:
     """Return the owner; an unnamed one's name is always the same, and no part of the digest."""
     name = entry.name or f"key-{digest(b'name of ' + entry.digest).hex()[:8]}"
     models = None if entry.models is None else frozenset(entry.models)
-    return Tenant(name, models, entry.requests, entry.tokens)
+    return Tenant(name, models, entry.requests, entry.tokens, entry.spaces)
 
 
 def _entries(settings: Settings) -> Iterator[tuple[str, KeySettings]]:

@@ -12,6 +12,8 @@ from embedding_service.types import ANYONE, Field, Tenant
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
+    from embedding_service.service.vector_space import VectorSpace
+
 
 class Budget(Protocol):
     """The tokens that a caller may still have computed."""
@@ -37,7 +39,8 @@ class Call:
 
     `leases` hold all that is reserved for the answer until they are closed, once it has been sent.
     `stages` notes when each part of the work began, and the seconds it took. Errors about the
-    inputs as a whole name `field`.
+    inputs as a whole name `field`. `required` are sets of vector spaces, by their digits, each of
+    which has to hold that of the model; `space` is the one in which the answer was computed.
     """
 
     deadline: float
@@ -46,3 +49,13 @@ class Call:
     leases: ExitStack = dataclasses.field(default_factory=ExitStack)
     stages: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
     field: Field = Field.INPUT
+    required: tuple[frozenset[str], ...] = ()
+    space: VectorSpace | None = None
+
+    def enter(self, space: VectorSpace) -> None:
+        """Have vectors of this space in the answer. Raises `VectorSpaceMismatch`."""
+        if self.required:
+            space.check(self.required)
+        if self.tenant.spaces is not None:
+            space.check((self.tenant.spaces,))
+        self.space = space

@@ -66,6 +66,12 @@ class ServedModel:
         return self.options.model_name
 
     @property
+    def vector_space(self) -> VectorSpace:
+        """The space of a model that is loaded and embeds."""
+        assert self.space is not None  # noqa: S101 - `open` sets it with the encoder
+        return self.space
+
+    @property
     def gate(self) -> Gate:
         """The bound on tokens that wait for this model."""
         return self.compute.gate

@@ -90,6 +90,7 @@ class EmbeddingService:
         settings = self.settings
         model, alias = self.models.find(job.model)
         encoder, call.field = self._allowed(model, call).embedder(), job.field
+        call.enter(model.vector_space)
         job, cut = checks.cut_texts(settings, job)
         checks.check_embed(settings, model, encoder, job)
         call.leases.enter_context(self.requests.admit(1))
@@ -168,7 +169,9 @@ class EmbeddingService:
         checks.check_late_interaction(model, job)
         embed, queries = late_interaction.embed_job(model.name, job)
         with ExitStack() as leases:  # these vectors are not the answer
-            found = await self.embed(embed, replace(call, leases=leases))
+            inner = replace(call, leases=leases)
+            found = await self.embed(embed, inner)
+            call.space = inner.space
             if found.truncated and found.truncated[-1] >= len(job.pairs):
                 raise ContextLengthExceeded(
                     "the query is longer than the model's context; shorten it", param="query"

@@ -9,17 +9,19 @@ under both. docs/vectors.md says what they are for.
 from __future__ import annotations
 
 import hashlib
-import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from embedding_service.engine.identity import HEX_DIGITS, digest
+from embedding_service.engine.identity import digest
+from embedding_service.errors import VectorSpaceMismatch
+from embedding_service.settings.masking import masked
 from embedding_service.settings.records import PLAIN_RECORDS
+from embedding_service.settings.space_ids import HEX_DIGITS
 from embedding_service.types import InputType, Output, Truncate
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from embedding_service.service.models import ServedModel
     from embedding_service.service.prompts import Encoder
@@ -30,21 +32,53 @@ UNKNOWN = "0" * HEX_DIGITS
 # To be raised with a change of ours after which the same settings and files give other directions.
 RECIPE = 1
 _SAFE_IN_NAMES = "/:._-~+"  # beside letters and digits; others would end an id, or a header
-_ID = re.compile(rf"(?:[^,@]+@)?([0-9a-f]{{{HEX_DIGITS},64}})", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class VectorSpace:
-    """The ids of a model and what they are made of, as plain values. Only `hex` is compared."""
+    """The ids of a model and what they are made of, as plain values. Only `hex` is compared.
+
+    `id` is `NAME@HEX`, in ASCII.
+    """
 
     name: str
     hex: str
     build: str
     ingredients: Mapping[str, Any]
     build_ingredients: Mapping[str, Any]
+    id: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "id", f"{quote(self.name, safe=_SAFE_IN_NAMES)}@{self.hex}")
 
     def __str__(self) -> str:
-        return f"{quote(self.name, safe=_SAFE_IN_NAMES)}@{self.hex}"
+        return self.id
+
+    def check(self, required: Iterable[frozenset[str]]) -> None:
+        """Raise `VectorSpaceMismatch` unless this space is in every one of these sets."""
+        for ids in required:
+            if self.hex not in ids:
+                raise self._mismatch(" or ".join(sorted(ids)))
+
+    def _mismatch(self, wanted: str) -> VectorSpaceMismatch:
+        return VectorSpaceMismatch(
+            f"{self.name} makes vectors in the space {self.id}, and {wanted} is required; ask for "
+            "another model, or fill a new index",
+            param="model",
+        )
+
+    def shown(self) -> dict[str, Any]:
+        """Return ids and ingredients for those who may use the model; no secrets."""
+        parts = dict(self.ingredients), dict(self.build_ingredients)
+        for part in parts:
+            if "engine_args" in part:
+                part["engine_args"] = masked(part["engine_args"])
+        return {
+            "id": self.id,
+            "build": self.build,
+            "ingredients": parts[0],
+            "build_ingredients": parts[1],
+        }
 
 
 def vector_space(model: ServedModel, encoder: Encoder | None, settings: Settings) -> VectorSpace:
@@ -91,21 +125,3 @@ def _of_settings(settings: Settings, *, sparse: bool) -> dict[str, Any]:
         "records": None if records == PLAIN_RECORDS else records.model_dump(mode="json"),
         "sparse_indices": settings.sparse_index_space if hashed else None,
     }
-
-
-def read_ids(text: str) -> frozenset[str]:
-    """Return the digits of a list of ids, `NAME@HEX` or HEX, with commas between them.
-
-    Raises `ValueError` that says which is none.
-    """
-    found = set()
-    for part in text.split(","):
-        match = _ID.fullmatch(part.strip())
-        if match is None:
-            shown = ascii(part.strip()[:80])
-            raise ValueError(
-                f"{shown} is not the id of a vector space: NAME@HEX, with {HEX_DIGITS} or more "
-                "hexadecimal digits, as in x-vector-space of an answer"
-            )
-        found.add(match[1].lower())
-    return frozenset(found)

@@ -8,13 +8,20 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
 
-from embedding_service.settings.model import Strict
+from embedding_service.settings.model import CommaSeparated, Strict
+from embedding_service.settings.space_ids import read_ids
 
 
 def _check_rate(rate: str) -> str:
     if not re.fullmatch(r"[1-9]\d* ?(/|per) ?([1-9]\d* ?)?(second|minute|hour|day)s?", rate):
         raise ValueError("a rate is written like 100/minute or 5000/2 hours")
     return rate
+
+
+def _check_spaces(ids: tuple[str, ...]) -> tuple[str, ...]:
+    for id_ in ids:
+        read_ids(id_)
+    return ids
 
 
 Rate = Annotated[str, AfterValidator(_check_rate)]
@@ -32,6 +39,9 @@ class KeySettings(Strict):
     )
     requests: Rate | None = Field(None, description="Instead of rate_limit_requests.")
     tokens: Rate | None = Field(None, description="Instead of rate_limit_tokens.")
+    require_vector_space: Annotated[CommaSeparated[str], AfterValidator(_check_spaces)] = Field(
+        (), description="Vector spaces; a model of another gives it no vectors. Default: all."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -60,6 +70,12 @@ class KeySettings(Strict):
                 "sha256: must be followed by the 64 hexadecimal digits of a key's digest"
             )
         return key
+
+    @property
+    def spaces(self) -> frozenset[str] | None:
+        """The digits of the vector spaces that it requires, if it does."""
+        ids = self.require_vector_space
+        return read_ids(",".join(ids)) if ids else None
 
     @property
     def digest(self) -> bytes:

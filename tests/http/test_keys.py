@@ -225,7 +225,7 @@ def test_keys_beyond_ascii_are_utf_8(path: Path) -> None:
         ("- name: team\n", "entry 1: key: "),
         (
             f"- {SECRET}: team\n",
-            "entry 1: an entry has name, key, models, requests, tokens and nothing else",
+            "entry 1: an entry has name, key, models, requests, tokens, require_vector_space and nothing else",
         ),
         (f"- key: {SECRET}\n  modles: [fake]\n", "an entry has name, key, models"),
         (f"- key: {SECRET}\n  name: ''\n", "entry 1: name: "),

@@ -108,6 +108,7 @@ WRONG: dict[str, list[Any]] = {
     "return_sparse": NOT_BOOLEANS,
     "return_colbert": NOT_BOOLEANS,
     "truncation_side": ["", "Left", "end", *NOT_STRINGS],
+    "require_vector_space": ["", "name", "m@xyz", "m@abc", [], [1], 3, {}, True],
     "truncate_prompt_tokens": [0, -2, 1, 2**31 + 1, 1.5, "8", True, []],
 }
 

@@ -22,13 +22,15 @@ from embedding_service.engine.loaded import LoadedModel
 from embedding_service.engine.pool import ModelEngine
 from embedding_service.engine.protocol import ModelFacts
 from embedding_service.service.models import ModelRegistry
-from embedding_service.service.vector_space import VectorSpace, read_ids
 from embedding_service.settings.gateway import Settings
 from embedding_service.settings.model import ModelOptions
+from embedding_service.settings.space_ids import read_ids
 from embedding_service.worker.fake import FakeBackend
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from embedding_service.service.vector_space import VectorSpace
 
     SpaceOf = Callable[..., VectorSpace]
 

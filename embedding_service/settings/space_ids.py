@@ -1,0 +1,35 @@
+"""Ids of vector spaces as people write them: `NAME@HEX`, of which only HEX is compared."""
+
+from __future__ import annotations
+
+import re
+
+HEX_DIGITS = 12
+_ID = re.compile(rf"(?:[^,@]+@)?([0-9a-f]{{{HEX_DIGITS},64}})", re.IGNORECASE)
+_IN_SCHEMA = rf" *([^,@]+@)?[0-9a-fA-F]{{{HEX_DIGITS},64}} *"
+IDS_PATTERN = rf"^{_IN_SCHEMA}(,{_IN_SCHEMA})*$"
+_NONE = (
+    f"is not the id of a vector space: NAME@HEX, with {HEX_DIGITS} or more hexadecimal digits, as "
+    "answers have it in x-vector-space"
+)
+_MOST_CHARACTERS = 4096
+_SHOWN_CHARACTERS = 80
+
+
+def read_ids(text: str) -> frozenset[str]:
+    """Return the HEX of each id in a list with commas; names may be left out.
+
+    Raises `ValueError` that says which is no id.
+    """
+    if len(text) > _MOST_CHARACTERS:
+        raise ValueError(
+            f"a list of vector spaces must not have more than {_MOST_CHARACTERS} characters"
+        )
+    return frozenset(map(_read_id, text.split(",")))
+
+
+def _read_id(text: str) -> str:
+    match = _ID.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text.strip()[:_SHOWN_CHARACTERS]!a} {_NONE}")
+    return match[1].lower()
