@@ -1,56 +1,37 @@
-"""`embedding-service serve | check-config | fetch | keys`: the command line."""
+"""The command line. A command's module is light to import: `--help` and completion are quick."""
 
 from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 import yaml
 
-from embedding_service import __version__, hub
+from embedding_service import __version__
+from embedding_service.commands.init import init
+from embedding_service.commands.settings import (
+    FLAGS,
+    Config,
+    HelpAll,
+    SettingsCommand,
+    load_settings,
+)
+from embedding_service.commands.settings import show as show_settings
 from embedding_service.errors import BadConfiguration, StartupError
-from embedding_service.settings import flags
-from embedding_service.settings.gateway import ENV_PREFIX, Settings
-from embedding_service.settings.load import load
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from embedding_service.dropin.preset import Preset
-
-_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
-Config = Annotated[
-    Path | None,
-    typer.Option("--config", "-c", envvar=f"{ENV_PREFIX}CONFIG", help="YAML file of settings."),
-]
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="An OpenAI-compatible embedding gateway backed by vLLM.",
 )
 
 
-def _settings_help() -> str:
-    lines = [
-        "A setting can be given in the file, in the environment as EMBEDDING_NAME, or as a flag:",
-        "",
-        "\b",
-    ]
-    for name, field in Settings.model_fields.items():
-        default = "" if field.default in (None, (), {}) else f" (default: {field.default})"
-        lines.append(f"  --{name.replace('_', '-')}: {field.description}{default}")
-    return "\n".join(lines)
-
-
-@app.command(context_settings=_FLAGS, epilog=_settings_help())
-def serve(context: typer.Context, config: Config = None) -> None:
-    """Serve embeddings. Flags win over the environment, the environment over the file."""
-    settings, warnings = _load(context, config)
+@app.command(cls=SettingsCommand, context_settings=FLAGS)
+def serve(context: typer.Context, config: Config = None, *, help_all: HelpAll = False) -> None:
+    """Serve models until SIGTERM or Ctrl-C."""
+    settings, warnings = load_settings(context, config)
 
     # Only now the heavy imports: a wrong setting is refused in a fraction of a second.
     from embedding_service import server, telemetry  # noqa: PLC0415
@@ -65,19 +46,32 @@ def serve(context: typer.Context, config: Config = None) -> None:
     raise typer.Exit(server.serve(settings, log))
 
 
-@app.command("check-config", context_settings=_FLAGS)
-def check_config(context: typer.Context, config: Config = None) -> None:
+@app.command("check-config", cls=SettingsCommand, context_settings=FLAGS)
+def check_config(
+    context: typer.Context,
+    config: Config = None,
+    *,
+    schema: Annotated[bool, typer.Option("--schema", help="Print a JSON Schema instead.")] = False,
+    help_all: HelpAll = False,
+) -> None:
     """Print the settings in force, secrets masked; exit 2 if one is wrong."""
-    settings, warnings = _load(context, config)
+    if schema:
+        from embedding_service.settings.schema import schema_text  # noqa: PLC0415
+
+        typer.echo(schema_text(), nl=False)
+        return
+    settings, warnings = load_settings(context, config)
     for warning in warnings:
         typer.echo(f"warning: {warning}", err=True)
     typer.echo(yaml.safe_dump(settings.effective(), sort_keys=False, allow_unicode=True), nl=False)
 
 
-@app.command(context_settings=_FLAGS)
-def fetch(context: typer.Context, config: Config = None) -> None:
-    """Download the configured models (HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE are obeyed)."""
-    settings, _ = _load(context, config)
+@app.command(cls=SettingsCommand, context_settings=FLAGS)
+def fetch(context: typer.Context, config: Config = None, *, help_all: HelpAll = False) -> None:
+    """Download the configured models; HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE are obeyed."""
+    from embedding_service import hub  # noqa: PLC0415 - other commands need none
+
+    settings, _ = load_settings(context, config)
     for model in settings.served_models:
         name, folder = model.model_name, model.model_path
         if folder is None:
@@ -88,6 +82,9 @@ def fetch(context: typer.Context, config: Config = None) -> None:
 def _say(text: str) -> None:
     typer.echo(text, err=True)
 
+
+app.command("settings", context_settings={"ignore_unknown_options": True})(show_settings)
+app.command("init")(init)
 
 keys = typer.Typer(no_args_is_help=True, help="Make API keys, and their digests for a server.")
 app.add_typer(keys, name="keys")
@@ -137,16 +134,6 @@ def main() -> None:
         sys.stderr.write(f"embedding-service: {error}\n")
         sys.stderr.flush()
         os._exit(error.exit_code)
-
-
-def _presets() -> Mapping[str, Preset]:
-    from embedding_service.dropin.presets import PRESETS  # noqa: PLC0415 - imports numpy
-
-    return PRESETS
-
-
-def _load(context: typer.Context, config: Path | None) -> tuple[Settings, list[str]]:
-    return load(config, flags.read(context.args), presets=_presets)
 
 
 if __name__ == "__main__":

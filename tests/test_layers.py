@@ -45,7 +45,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "http": BELOW_SERVICE | {"service", "dialects", "dropin"},
     "local": BELOW_SERVICE | {"service"},
     "server": BELOW_SERVICE | {"service", "http"},
-    "cli": {"hub", "settings", "telemetry", "dropin", "http", "server"},
+    "commands": {"settings", "dropin"},
+    "cli": {"commands", "hub", "settings", "telemetry", "http", "server"},
     "__main__": {"cli"},
 }
 VLLM = {"worker", "families.models"}  # the only places that import it, and torch, and transformers

@@ -28,15 +28,21 @@ def read(arguments: Iterable[str]) -> dict[str, Any]:
         name, equals, text = argument.removeprefix("--").partition("=")
         field = name.replace("-", "_")
         if field not in Settings.model_fields:
-            raise BadConfiguration(
-                f"--{name}: no such setting; `embedding-service serve --help` lists them"
-            )
+            raise BadConfiguration(f"--{name}: no such setting; {_hint(name)}")
         if not equals:
             text = next(rest, "--")
             if text.startswith("--"):
                 raise BadConfiguration(f"--{name}: a value is missing")
         flags[field] = _value(name, text)
     return flags
+
+
+def _hint(name: str) -> str:
+    from embedding_service.settings.catalogue import near  # noqa: PLC0415 - only on the way out
+
+    if flags := [f"--{setting.replace('_', '-')}" for setting in near(name)]:
+        return f"did you mean {' or '.join(flags[:2])}?"
+    return "`embedding-service serve --help` lists them"
 
 
 def _shown(argument: str) -> str:

@@ -29,7 +29,7 @@ def _log_level(value: object) -> object:
     """Read a level in any case, and by the names that other programs have for it."""
     if not isinstance(value, str):
         return value
-    return _OTHER_LEVELS.get(value.lower(), value.lower())
+    return OTHER_LEVELS.get(value.lower(), value.lower())
 
 
 def _only_one(workers: int) -> int:
@@ -53,7 +53,7 @@ def _yaml_off(value: object) -> object:
 
 
 # Of Python's logging, uvicorn and TEI. Nothing here is logged above `error`.
-_OTHER_LEVELS = {"critical": "error", "fatal": "error", "warn": "warning", "trace": "debug"}
+OTHER_LEVELS = {"critical": "error", "fatal": "error", "warn": "warning", "trace": "debug"}
 
 
 def _check_endpoint(value: str) -> str:
@@ -86,8 +86,12 @@ class Settings(ModelOptions, BaseSettings):
 
     models: tuple[ModelOptions, ...] = Field((), description="Several models behind one address.")
 
-    preset: str | None = Field(None, description="The system to replace; see config/drop-in/.")
-    environment: OldVariables = Field({}, description="Its variables, and the settings they set.")
+    preset: str | None = Field(
+        None, description="The system to replace; config/drop-in/ has a file for each."
+    )
+    environment: OldVariables = Field(
+        {}, description="The replaced system's variables, and the settings that each one sets."
+    )
     service_name: str = Field("embedding-service", description="The service's name for itself.")
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
@@ -100,21 +104,26 @@ class Settings(ModelOptions, BaseSettings):
         (), description="Keys: `KEY`, `sha256:HEX` of it, or with name, models and limits."
     )
     api_keys_file: Path | None = Field(
-        None, description="More keys, read again on SIGHUP; default: systemd's `embedding-keys`."
+        None,
+        description="File of more keys, read again on SIGHUP; default: systemd's `embedding-keys`.",
     )
     api_keys_env: CommaSeparated[str] = Field(
         ("API_TOKEN", "API_KEY"), description="Variables that may hold one more key each."
     )
-    rate_limit_requests: Rate | None = Field(None, description="For each key, else each address.")
-    rate_limit_tokens: Rate | None = Field(None, description="The same for tokens to be computed.")
+    rate_limit_requests: Rate | None = Field(
+        None, description="Requests of each key, or of each address where there are no keys."
+    )
+    rate_limit_tokens: Rate | None = Field(
+        None, description="Tokens to be computed, counted in the same way."
+    )
     rate_limit_paths: dict[str, Rate] = Field(
-        {}, description="Path → rate of requests there, in place of rate_limit_requests."
+        {}, description="Rates of requests to single paths, in place of rate_limit_requests."
     )
     redis_url: SecretStr | None = Field(
         None, description="redis:// or rediss://; limits and cache are shared by all who use it."
     )
-    redis_prefix: str = Field("embedding:", description="Beginning of our names in Redis.")
-    allow_anonymous: bool = Field(False, description="Serve other hosts without any key.")
+    redis_prefix: str = Field("embedding:", description="Beginning of all our names in Redis.")
+    allow_anonymous: bool = Field(False, description="Serve other machines without any key.")
     trusted_proxies: CommaSeparated[Proxy] = Field(
         (), description="Addresses or networks whose X-Forwarded-For is believed; `*` for all."
     )
@@ -133,54 +142,68 @@ class Settings(ModelOptions, BaseSettings):
         "loopback", description="Access to /metrics; loopback: others than this host need a key."
     )
     otlp_endpoint: Annotated[str, AfterValidator(_check_endpoint)] | None = Field(
-        None, pattern="^https?://", description="For traces (OTLP), as http://localhost:4318."
+        None,
+        pattern="^https?://",
+        description="Address that traces go to (OTLP over HTTP), such as http://localhost:4318.",
     )
     unknown_model: Literal["reject", "serve_default"] = Field(
         "reject", description="Refuse requests for other models, or give them to the default one."
     )
     echo_model: bool = Field(False, description="Answers name the model as the request did.")
     default_truncate: Truncate = Field(
-        Truncate.ERROR, description="For over-long inputs of requests that do not say."
+        Truncate.ERROR, description="Treatment of over-long inputs in requests that do not say."
     )
     model_checksum: Literal["settings", "legacy"] = Field(
-        "settings", description="legacy: md5 of the name and dimensions only."
+        "settings",
+        description="Contents of a model's checksum; legacy: md5 of name and dimensions only.",
     )
-    records: RecordSettings = Field(PLAIN_RECORDS, description="Fields of records and their text.")
+    records: RecordSettings = Field(
+        PLAIN_RECORDS,
+        description="Fields of records, and the template that makes one text of them.",
+    )
     sparse_token_mapping: Literal["tokenizer", "hash"] = Field(
         "tokenizer", description="Indices of sparse vectors: token ids, or hashes of them."
     )
     sparse_index_space: int = Field(1 << 20, ge=1, description="Hashed indices lie below this.")
     runtime_dir: Path | None = Field(
-        None, description="Holds sockets (mode 0700); default: a fresh one."
+        None, description="Folder for sockets (mode 0700); default: a fresh one."
     )
 
-    max_inputs: int = Field(2048, ge=1, description="Inputs in one request.")
-    max_text_characters: int | None = Field(None, ge=1, description="Characters of one text.")
+    max_inputs: int = Field(2048, ge=1, description="Most inputs in one request.")
+    max_text_characters: int | None = Field(
+        None, ge=1, description="Most characters of one text; default: no limit."
+    )
     over_long_texts: Literal["refuse", "cut"] = Field(
-        "refuse", description="Those with more than max_text_characters."
+        "refuse", description="Treatment of texts with more than max_text_characters."
     )
     max_concurrent_requests: int | None = Field(
-        None, ge=1, description="Requests computed or waiting at a time."
+        None, ge=1, description="Most requests computed or waiting at a time; default: no limit."
     )
-    max_request_tokens: int = Field(300_000, ge=1, description="Tokens in one request.")
-    max_body_bytes: int = Field(32 << 20, ge=1024, description="Request body, after inflation.")
+    max_request_tokens: int = Field(300_000, ge=1, description="Most tokens in one request.")
+    max_body_bytes: int = Field(
+        32 << 20, ge=1024, description="Largest request body, after inflation."
+    )
     max_body_values: int | None = Field(
         None,
         ge=1,
-        description="JSON values in a body; default: max_request_tokens, and 64 for each input.",
+        description="Most JSON values in a body; default: max_request_tokens, and 64 an input.",
     )
     max_inflight_body_bytes: int = Field(
-        64 << 20, ge=1024, description="Request bodies being read or served, after inflation."
+        64 << 20,
+        ge=1024,
+        description="Most bytes of request bodies being read or served, after inflation.",
     )
-    max_response_bytes: int = Field(256 << 20, ge=1024, description="Answer to one request.")
+    max_response_bytes: int = Field(
+        256 << 20, ge=1024, description="Largest answer to one request."
+    )
     max_inflight_response_bytes: int = Field(
-        1 << 30, ge=1024, description="Answers being computed or sent."
+        1 << 30, ge=1024, description="Most bytes of answers being computed or sent."
     )
     cache_max_bytes: int = Field(
-        256 << 20, ge=0, description="Results kept in memory; 0 keeps none."
+        256 << 20, ge=0, description="Most bytes of results kept in memory; 0 keeps none."
     )
     cache_max_entries: int | None = Field(
-        None, ge=1, description="Results kept, whatever their size."
+        None, ge=1, description="Most results kept, whatever their size; default: no limit."
     )
     cache_ttl_s: float = Field(3600, gt=0, description="How long a result is kept.")
     cache_isolation: Literal["none", "tenant"] = Field(
@@ -188,7 +211,7 @@ class Settings(ModelOptions, BaseSettings):
     )
     cache_shared: bool = Field(True, description="With redis_url: keep results there, too.")
     max_queued_tokens: int = Field(
-        2_000_000, ge=1, description="Tokens admitted and not yet computed, per model."
+        2_000_000, ge=1, description="Most tokens admitted and not yet computed, per model."
     )
     request_timeout_s: float = Field(30, gt=0, description="Longest that a request may take.")
     header_timeout_s: float = Field(
@@ -207,14 +230,16 @@ class Settings(ModelOptions, BaseSettings):
         description="After SIGTERM, new requests get 503 for so long; then the port closes.",
     )
     keep_alive_s: float = Field(
-        75, gt=0, description="Idle connections; above nginx's 60 s, or it sees 502s."
+        75,
+        gt=0,
+        description="How long an idle connection stays; above nginx's 60 s, or it sees 502s.",
     )
 
     log_level: Annotated[LogLevel, BeforeValidator(_log_level)] = Field(
-        "info", description="Least severity."
+        "info", description="Least severity that is logged."
     )
     log_format: Literal["auto", "json", "text"] = Field(
-        "auto", description="auto: text on terminals."
+        "auto", description="auto: text on terminals, JSON elsewhere."
     )
 
     @model_validator(mode="before")

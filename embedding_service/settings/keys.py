@@ -6,14 +6,23 @@ import hashlib
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SecretStr,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from embedding_service.settings.model import CommaSeparated, Strict
 from embedding_service.settings.space_ids import read_ids
 
+_RATE = r"[1-9]\d* ?(/|per) ?([1-9]\d* ?)?(second|minute|hour|day)s?"
+
 
 def _check_rate(rate: str) -> str:
-    if not re.fullmatch(r"[1-9]\d* ?(/|per) ?([1-9]\d* ?)?(second|minute|hour|day)s?", rate):
+    if not re.fullmatch(_RATE, rate):
         raise ValueError("a rate is written like 100/minute or 5000/2 hours")
     return rate
 
@@ -24,7 +33,11 @@ def _check_spaces(ids: tuple[str, ...]) -> tuple[str, ...]:
     return ids
 
 
-Rate = Annotated[str, AfterValidator(_check_rate)]
+Rate = Annotated[
+    str,
+    AfterValidator(_check_rate),
+    WithJsonSchema({"type": "string", "pattern": f"^{_RATE}$", "examples": ["100/minute"]}),
+]
 
 
 class KeySettings(Strict):
@@ -54,7 +67,9 @@ class KeySettings(Strict):
             raise ValueError(why)  # noqa: TRY004 - pydantic reports no TypeError
         if not entry.keys() <= cls.model_fields.keys():
             # The unknown field is not named: `SECRET: name` would put the key itself there.
-            raise ValueError(f"an entry has {', '.join(cls.model_fields)} and nothing else")
+            raise ValueError(
+                f"an entry has {', '.join(cls.model_fields)} and nothing else; leave the rest out"
+            )
         return entry
 
     @field_validator("key")
@@ -62,7 +77,7 @@ class KeySettings(Strict):
     def _keep_only_the_digest(cls, key: SecretStr) -> SecretStr:
         text = key.get_secret_value()
         if not text:
-            raise ValueError("a key must not be empty; it would let everybody in")
+            raise ValueError("a key must not be empty: it would let everybody in")
         if not text.startswith("sha256:"):
             return SecretStr("sha256:" + hashlib.sha256(text.encode()).hexdigest())
         if not re.fullmatch(r"sha256:[0-9a-fA-F]{64}", text):

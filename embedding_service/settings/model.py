@@ -48,7 +48,9 @@ class AliasSettings(Strict):
 class EngineOptions(Strict):
     """How one model is loaded and run; at the top level, defaults for the entries of `models`."""
 
-    engine: Literal["vllm", "fake"] = Field("vllm", description="fake: made-up vectors, for tests.")
+    engine: Literal["vllm", "fake"] = Field(
+        "vllm", description="`fake` gives made-up vectors at once, for tests."
+    )
     device: Literal["auto", "cuda", "cpu"] = Field("auto", description="Where the model runs.")
     devices: CommaSeparated[int] = Field(
         (), description="CUDA device numbers; replicas take them in turn. Empty: all visible ones."
@@ -59,7 +61,7 @@ class EngineOptions(Strict):
         description="auto: bfloat16 where the hardware computes in it, else float32; "
         "half: float16 on CUDA, else float32.",
     )
-    tensor_parallel_size: int = Field(1, ge=1, le=64, description="Devices under one replica.")
+    tensor_parallel_size: int = Field(1, ge=1, le=64, description="Devices that share one replica.")
     gpu_memory_utilization: float = Field(
         0.9, gt=0, le=1, description="Share of a device that one replica may take at most."
     )
@@ -67,20 +69,22 @@ class EngineOptions(Strict):
         None, ge=1, description="Longest input in tokens; default: the model's own."
     )
     max_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
-        "auto", description="Texts in one engine step."
+        "auto", description="Most texts in one engine step."
     )
     batch_timeout_ms: float = Field(
         10, ge=0, le=1000, description="Longest that an idle engine gathers requests on their way."
     )
     enforce_eager: bool | Literal["auto"] = Field(
-        "auto", description="auto: encoders on a CPU run eager."
+        "auto", description="Run without compilation; auto: encoders on a CPU do."
     )
     revision: str | None = Field(None, description="Branch, tag or commit on the hub.")
     trust_remote_code: bool = Field(False, description="Run Python code that comes with the model.")
     engine_args: dict[str, Any] = Field(
         {}, description="Passed on to vLLM's EngineArgs; its own statistics and traces stay off."
     )
-    startup_timeout_s: float = Field(1800, gt=0, description="Download, load and warm-up together.")
+    startup_timeout_s: float = Field(
+        1800, gt=0, description="Longest that download, load and warm-up may take together."
+    )
 
 
 class ModelOptions(EngineOptions):
@@ -95,27 +99,36 @@ class ModelOptions(EngineOptions):
     aliases: Annotated[dict[str, AliasSettings], BeforeValidator(_alias_mapping), NoDecode] = Field(
         {}, description="Further public names: a list, or name → default prompt."
     )
-    task: Literal["auto", "embed", "rerank"] = Field("auto", description="auto: by its files.")
+    task: Literal["auto", "embed", "rerank"] = Field(
+        "auto", description="Embed texts or score pairs; auto: as the model's files say."
+    )
     score_label: str | None = Field(
-        None, description="Of a classifier with several labels, the one whose logit is the score."
+        None, description="The label whose logit is the score, for a classifier with several."
     )
     required: bool | None = Field(
-        None, description="Does readiness depend on it? Default: the first model only."
+        None, description="Whether readiness waits for this model; default: for the first one only."
     )
     instruction_template: str | None = Field(
-        None, pattern=r"\{instruction\}", description="Holds `{instruction}`; default: by family."
+        None,
+        pattern=r"\{instruction\}",
+        description="How an instruction precedes a text (`{instruction}`); default: by family.",
     )
     default_instruction: str | None = Field(
-        None, description="For `input_type: query` without an instruction."
+        None, description="Instruction of requests with `input_type: query` that bring none."
     )
-    matryoshka: bool | None = Field(None, description="May vectors be cut? Default: by family.")
+    matryoshka: bool | None = Field(
+        None, description="Whether `dimensions` may cut vectors; default: by family."
+    )
     calibration_file: Path | None = Field(
-        None, description="JSON: `min` and `max` of each dimension, the range of int8 and uint8."
+        None,
+        description="JSON file: `min` and `max` of each dimension, the range of int8 and uint8.",
     )
     expected_dimension: int | None = Field(
         None, ge=1, description="Refuse to start if vectors have another size."
     )
-    token_ids: TokenIdPolicy = Field(TokenIdPolicy.CL100K, description="How token ids are read.")
+    token_ids: TokenIdPolicy = Field(
+        TokenIdPolicy.CL100K, description="How token ids in requests are read."
+    )
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -1,0 +1,159 @@
+"""The files that `init` writes, from templates: settings, and what runs them elsewhere.
+
+A line of a template that begins with `@WORD ` is kept where WORD is wanted; `$name` is filled in.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from dataclasses import dataclass
+from getpass import getuser
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Final
+
+import yaml
+
+MODELS: Final = {
+    "qwen3-0.6b": "Qwen/Qwen3-Embedding-0.6B",
+    "qwen3-4b": "Qwen/Qwen3-Embedding-4B",
+    "qwen3-8b": "Qwen/Qwen3-Embedding-8B",
+    "bge-m3": "BAAI/bge-m3",
+}
+# The reranker that was trained beside each embedder; one for many languages beside others.
+_RERANKERS: Final = {"Qwen3-Embedding": "Qwen/Qwen3-Reranker-0.6B"}
+_OTHER_RERANKER: Final = "BAAI/bge-reranker-v2-m3"
+PLATFORMS: Final = {
+    "systemd": "embedding-service.service",
+    "compose": "compose.yaml",
+    "kubernetes": "kubernetes.yaml",
+}
+_PLAIN: Final = re.compile(r"[\w./-]+", re.ASCII)
+SCHEMA: Final = "embedding-service.schema.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What somebody wants to serve, and where; `file` is the settings' path."""
+
+    model: str
+    file: Path
+    folder: Path | None = None
+    reranker: bool = False
+    gpu: bool = False
+    platform: str | None = None
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The values of `$name` in the templates."""
+        reranker = self._reranker()
+        return {
+            "name": _scalar(self.model),
+            "alias": _scalar(_alias(self.model)),
+            "path": _scalar(self._model_path()),
+            "folder": _scalar(str(self.folder)),
+            "reranker": reranker,
+            "reranker_alias": _alias(reranker),
+            "title": self._title(),
+            "device": "cuda" if self.gpu else "cpu",
+            "tag": "cuda" if self.gpu else "cpu",
+            "dockerfile": "Dockerfile" if self.gpu else "Dockerfile.cpu",
+            "schema": SCHEMA,
+            "file": self.file.name,
+            "config": _in_unit(f"EMBEDDING_CONFIG={self.file.absolute()}"),
+            "program": _in_unit(str(Path(sys.executable).with_name("embedding-service"))),
+            "user": getuser(),
+            "unit": PLATFORMS["systemd"],
+            "manifest": PLATFORMS["kubernetes"],
+        }
+
+    @property
+    def words(self) -> set[str]:
+        """The words whose lines are kept."""
+        qwen, one = "Qwen3-Embedding" in self.model, "two" if self.reranker else "one"
+        wanted = {
+            one: True,
+            f"{one}_alias": _alias(self.model) != self.model,
+            f"{one}_folder": self.folder is not None,
+            "folder": self.folder is not None,
+            "long": qwen,
+            "query": qwen,
+            "gpu": self.gpu,
+            "cpu": not self.gpu,
+            "root": getuser() == "root",
+            "user": getuser() != "root",
+        }
+        return {word for word, kept in wanted.items() if kept}
+
+    def _reranker(self) -> str:
+        beside = (name for family, name in _RERANKERS.items() if family in self.model)
+        return next(beside, _OTHER_RERANKER)
+
+    def _title(self) -> str:
+        beside = f" and {self._reranker()}" if self.reranker else ""
+        return f"{' '.join(self.model.split())}{beside} on a {'GPU' if self.gpu else 'CPU'}"
+
+    def _model_path(self) -> str:
+        """Return the folder as the gateway sees it: containers have it under /models."""
+        if self.folder is None or self.platform in (None, "systemd"):
+            return str(self.folder)
+        return "/models/" + re.sub(r"[^\w.-]+", "-", self.folder.name)
+
+
+def chosen(model: str, file: Path, *, reranker: bool, gpu: bool, platform: str | None) -> Choice:
+    """Read a model's short name, its name on the hub, or a folder's path."""
+    path = Path(model).expanduser()
+    if model in MODELS or not (path.is_dir() or model.startswith((".", "/", "~"))):
+        return Choice(MODELS.get(model, model), file, None, reranker, gpu, platform)
+    folder = path.absolute()
+    return Choice(folder.name, file, folder, reranker, gpu, platform)
+
+
+def settings_text(choice: Choice) -> str:
+    """Return the YAML file of settings."""
+    return _filled("settings.yaml", choice)
+
+
+def platform_text(choice: Choice) -> str:
+    """Return the file for systemd, Compose or Kubernetes."""
+    assert choice.platform is not None  # noqa: S101 - the caller has asked
+    indented = "".join(f"    {line}".rstrip() + "\n" for line in _settings_lines(choice))
+    return _filled(PLATFORMS[choice.platform], choice, settings=indented.rstrip("\n"))
+
+
+def _settings_lines(choice: Choice) -> list[str]:
+    """Return the settings for a manifest, which no editor checks."""
+    return settings_text(choice).splitlines()[1:]
+
+
+def _filled(name: str, choice: Choice, **more: str) -> str:
+    text = (files("embedding_service.commands") / "templates" / name).read_text("utf-8")
+    kept = (_kept(line, choice.words) for line in text.splitlines())
+    lines = [line for line in kept if line is not None]
+    return Template("\n".join(lines) + "\n").substitute(choice.names, **more)
+
+
+def _kept(line: str, words: set[str]) -> str | None:
+    if not line.startswith("@"):
+        return line
+    word, _, rest = line[1:].partition(" ")
+    return rest if word in words else None
+
+
+def _alias(model: str) -> str:
+    return model.rpartition("/")[2].lower()
+
+
+def _scalar(text: str) -> str:
+    """Return a text as YAML has it, in quotes where it needs them."""
+    plain = _PLAIN.fullmatch(text) and yaml.safe_load(text) == text
+    return text if plain else json.dumps(text, ensure_ascii=False)
+
+
+def _in_unit(text: str) -> str:
+    """Return a word of a systemd unit; `%` begins a specifier there."""
+    text = text.replace("%", "%%")
+    return json.dumps(text, ensure_ascii=False) if " " in text else text

@@ -1,0 +1,139 @@
+"""`embedding-service init`: a commented file of settings for a model of one's choice.
+
+On a terminal it asks for what no flag says. It never overwrites a file.
+"""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from embedding_service.errors import BadConfiguration
+
+if TYPE_CHECKING:
+    from embedding_service.commands.first_files import Choice
+
+_DRIVER = Path("/proc/driver/nvidia/version")
+
+
+class Device(StrEnum):
+    """Where models run."""
+
+    GPU = "gpu"
+    CPU = "cpu"
+
+
+class Platform(StrEnum):
+    """The program that starts the gateway."""
+
+    SYSTEMD = "systemd"
+    COMPOSE = "compose"
+    KUBERNETES = "kubernetes"
+
+
+def init(
+    model: Annotated[
+        str | None,
+        typer.Option(help="qwen3-0.6b, qwen3-4b, qwen3-8b, bge-m3, a hub's name, or a folder."),
+    ] = None,
+    *,
+    reranker: Annotated[
+        bool | None, typer.Option("--reranker/--no-reranker", help="Serve a reranker beside it.")
+    ] = None,
+    device: Annotated[Device | None, typer.Option(help="Default: what this machine has.")] = None,
+    platform: Annotated[
+        Platform | None, typer.Option("--for", help="Also write the file that starts it there.")
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The file of settings; - prints it.")
+    ] = Path("embedding-service.yaml"),
+) -> None:
+    """Write a commented file of settings for a model of your choice."""
+    from embedding_service.commands import first_files  # noqa: PLC0415 - other commands need none
+
+    asking = model is None and sys.stdin.isatty()
+    if model is None and not asking:
+        names = ", ".join(first_files.MODELS)
+        raise BadConfiguration(f"--model is missing: give {names}, a hub's name, or a folder")
+    choice = first_files.chosen(
+        model or _ask_model(first_files.MODELS),
+        output,
+        reranker=_ask_reranker(asking=asking) if reranker is None else reranker,
+        gpu=(device or _ask_device(asking=asking)) is Device.GPU,
+        platform=platform or _ask_platform(asking=asking),
+    )
+    if str(output) == "-":
+        typer.echo(first_files.settings_text(choice), nl=False)
+    else:
+        _write(choice)
+
+
+def _ask_model(models: dict[str, str]) -> str:
+    for number, name in enumerate(models.values(), 1):
+        typer.echo(f"  {number}  {name}", err=True)
+    answer = str(typer.prompt("Model (a number, a hub's name or a folder)", default="1", err=True))
+    known = dict(enumerate(models, 1))
+    return known[int(answer)] if answer.isdigit() and int(answer) in known else answer
+
+
+def _ask_reranker(*, asking: bool) -> bool:
+    return asking and typer.confirm("A reranker beside it?", default=False, err=True)
+
+
+def _ask_device(*, asking: bool) -> Device:
+    here = Device.GPU if _DRIVER.exists() else Device.CPU
+    if not asking:
+        return here
+    return Device(_one_of("Device", list(Device), here))
+
+
+def _ask_platform(*, asking: bool) -> Platform | None:
+    if not asking:
+        return None
+    answer = _one_of("Started by", ["nothing", *Platform], "nothing")
+    return None if answer == "nothing" else Platform(answer)
+
+
+def _one_of(question: str, answers: list[str], default: str) -> str:
+    known = [str(answer) for answer in answers]
+    while True:
+        text = f"{question} ({', '.join(known)})"
+        answer = str(typer.prompt(text, default=str(default), err=True)).strip().lower()
+        if answer in known:
+            return answer
+
+
+def _write(choice: Choice) -> None:
+    """Write all files, or none if one is there already. Raises `BadConfiguration`."""
+    from embedding_service.commands import first_files  # noqa: PLC0415
+    from embedding_service.settings.schema import schema_text  # noqa: PLC0415
+
+    texts = {choice.file: first_files.settings_text(choice)}
+    if choice.platform is not None:
+        beside = choice.file.with_name(first_files.PLATFORMS[choice.platform])
+        texts[beside] = first_files.platform_text(choice)
+    for path in texts:
+        if path.exists():
+            raise BadConfiguration(
+                f"{path} exists and is left as it is; name another with --output"
+            )
+    schema = choice.file.with_name(first_files.SCHEMA)
+    if not schema.exists():
+        texts[schema] = schema_text()
+    for path, text in texts.items():
+        _write_new(path, text)
+    typer.echo(f"Next: embedding-service serve --config {choice.file}")
+
+
+def _write_new(path: Path, text: str) -> None:
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        raise BadConfiguration(f"{path}: {why}; name another place with --output") from None
+    typer.echo(f"Wrote {path}")

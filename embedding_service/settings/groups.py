@@ -1,0 +1,86 @@
+"""Which settings belong together, by what a person wants of them: the order of help and schema.
+
+`common` are shown by `serve --help`, the others by `serve --help-all`. A new setting gets its name
+here, in one of the two; `tests/settings/test_groups.py` names one that has no group.
+"""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import NamedTuple
+
+
+class Group(NamedTuple):
+    """Settings under one heading."""
+
+    title: str
+    common: tuple[str, ...]
+    further: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All settings of the group."""
+        return self.common + self.further
+
+
+GROUPS = (
+    Group(
+        "Model",
+        ("model_name", "model_path", "aliases", "models"),
+        (
+            *("task", "revision", "required", "trust_remote_code", "engine"),
+            *("instruction_template", "default_instruction", "matryoshka", "expected_dimension"),
+            *("score_label", "token_ids", "calibration_file", "default_truncate"),
+            *("unknown_model", "echo_model"),
+        ),
+    ),
+    Group(
+        "Device and memory",
+        ("device", "devices", "replicas", "dtype", "gpu_memory_utilization", "max_model_len"),
+        (
+            *("max_batch_size", "batch_timeout_ms", "tensor_parallel_size", "enforce_eager"),
+            "engine_args",
+        ),
+    ),
+    Group(
+        "Listening",
+        ("host", "port", "uds"),
+        ("root_path", "trusted_proxies", "cors_origins", "docs", "workers", "runtime_dir"),
+    ),
+    Group(
+        "Keys and rates",
+        ("api_keys", "api_keys_file", "allow_anonymous", "rate_limit_requests"),
+        ("api_keys_env", "rate_limit_tokens", "rate_limit_paths"),
+    ),
+    Group(
+        "Cache",
+        ("cache_max_bytes", "cache_ttl_s", "redis_url"),
+        ("cache_max_entries", "cache_isolation", "cache_shared", "redis_prefix"),
+    ),
+    Group(
+        "Limits",
+        ("max_inputs", "max_request_tokens", "max_queued_tokens", "max_body_bytes"),
+        (
+            *("max_text_characters", "over_long_texts", "max_concurrent_requests"),
+            *("max_body_values", "max_inflight_body_bytes"),
+            *("max_response_bytes", "max_inflight_response_bytes"),
+        ),
+    ),
+    Group(
+        "Timeouts",
+        ("request_timeout_s", "startup_timeout_s", "drain_timeout_s"),
+        ("header_timeout_s", "body_timeout_s", "send_timeout_s", "drain_grace_s", "keep_alive_s"),
+    ),
+    Group("Observing", ("log_level", "log_format", "metrics", "otlp_endpoint"), ("service_name",)),
+    Group(
+        "Old systems",
+        ("preset",),
+        ("environment", "model_checksum", "records", "sparse_token_mapping", "sparse_index_space"),
+    ),
+)
+NAMES = tuple(chain.from_iterable(group.names for group in GROUPS))
+
+
+def group_of(name: str) -> Group | None:
+    """Return the group of a setting, if it has one."""
+    return next((group for group in GROUPS if name in group.names), None)

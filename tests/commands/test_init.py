@@ -1,0 +1,199 @@
+"""`init` writes files that the service, systemd, Docker and Kubernetes accept."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from functools import cache
+from importlib.metadata import files
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from embedding_service.cli import app
+from embedding_service.errors import BadConfiguration
+from embedding_service.settings.load import load
+from embedding_service.settings.schema import schema
+from tests.deploy.tools import program
+
+ROOT = Path(__file__).parents[2]
+MODELS = (
+    "qwen3-0.6b",
+    "qwen3-4b",
+    "qwen3-8b",
+    "bge-m3",
+    "intfloat/e5-small",
+    "./my model: 1",
+    "/srv/null",
+)
+PLATFORMS = {
+    None: None,
+    "systemd": "embedding-service.service",
+    "compose": "compose.yaml",
+    "kubernetes": "kubernetes.yaml",
+}
+CASES = list(product(MODELS, (False, True), ("gpu", "cpu"), PLATFORMS))
+SCHEMA = jsonschema.Draft202012Validator(schema())
+
+
+def init(*arguments: str) -> str:
+    """Run the command; return what it prints."""
+    result = CliRunner().invoke(app, ["init", *arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return an empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def uncommented(text: str) -> str:
+    """Return the file with every setting that it proposes."""
+    lines = text.splitlines()
+    return "\n".join(
+        line[1:] if line[:1] == "#" and line[1:2].isalpha() else line for line in lines
+    )
+
+
+@pytest.mark.parametrize(("model", "reranker", "device", "platform"), CASES)
+def test_every_combination_is_accepted(
+    model: str, reranker: bool, device: str, platform: str | None, folder: Path
+) -> None:
+    """The settings are valid as they are, and with every proposal taken up; so is what starts them."""
+    flags = ["--model", model, "--reranker" if reranker else "--no-reranker", "--device", device]
+    init(*flags, *(["--for", platform] if platform else []))
+    file = folder / "embedding-service.yaml"
+    settings, warnings = load(file)
+    assert warnings == []
+    assert len(settings.served_models) == 1 + reranker
+    assert {each.device for each in settings.served_models} == {
+        "cuda" if device == "gpu" else "cpu"
+    }
+    text = file.read_text("utf-8")
+    SCHEMA.validate(yaml.safe_load(text))
+    file.write_text(uncommented(text), "utf-8")
+    everything, _ = load(file)
+    assert everything.uds is not None
+    assert json.loads((folder / "embedding-service.schema.json").read_text()) == SCHEMA.schema
+    if platform is not None:
+        CHECKS[platform]((folder / (PLATFORMS[platform] or "")).read_text("utf-8"), text)
+
+
+@cache
+def compose_specification() -> Any:
+    (spec,) = (each for each in files("check-jsonschema") or [] if each.name == "compose-spec.json")
+    return jsonschema.Draft7Validator(json.loads(spec.read_text()))
+
+
+def check_unit(unit: str, _: str) -> None:
+    """The unit reads the file that was written, and has no line of another machine's user."""
+    assert f"EMBEDDING_CONFIG={Path.cwd()}/embedding-service.yaml" in unit
+    assert ("DynamicUser=yes" in unit) != ("\nUser=" in unit)
+    assert "@" not in unit
+
+
+def check_compose(text: str, _: str) -> None:
+    """It follows the Compose Specification."""
+    compose_specification().validate(yaml.safe_load(text))
+
+
+def check_manifests(text: str, settings: str) -> None:
+    """They follow Kubernetes' schemas, and carry the settings that were written."""
+    documents: dict[str, Any] = {each["kind"]: each for each in yaml.safe_load_all(text)}
+    for document in documents.values():
+        kubernetes_validate.validate(document, "1.34", strict=True)
+    carried = yaml.safe_load(documents["ConfigMap"]["data"]["config.yaml"])
+    assert carried == yaml.safe_load(settings)
+
+
+CHECKS = {"systemd": check_unit, "compose": check_compose, "kubernetes": check_manifests}
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("name", ["plain", "with 100% space"])
+def test_systemd_accepts_the_unit(folder: Path, name: str) -> None:
+    """`systemd-analyze verify` has nothing to say about it, wherever the files are."""
+    place = folder / name
+    place.mkdir()
+    init("--model", "bge-m3", "--for", "systemd", "-o", str(place / "settings.yaml"))
+    unit = place / "embedding-service.service"
+    executable = str(Path(sys.executable).with_name("embedding-service"))
+    unit.write_text(unit.read_text().replace(executable, sys.executable))
+    command = [program("systemd-analyze", "systemd"), "--no-pager", "verify", str(unit)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = (done.stdout + done.stderr).splitlines()
+    assert [line for line in lines if "embedding-service" in line] == []
+
+
+def test_a_folder_is_where_containers_have_it(folder: Path) -> None:
+    """A folder is served from its own place, and in a container from where it is mounted."""
+    (folder / "mine").mkdir()
+    init("--model", "mine", "-o", "a.yaml")
+    (alone,) = load(folder / "a.yaml")[0].served_models
+    assert alone.model_path == str(folder / "mine")
+    init("--model", "mine", "--for", "compose", "-o", "b.yaml")
+    (contained,) = load(folder / "b.yaml")[0].served_models
+    gateway = yaml.safe_load(Path("compose.yaml").read_text("utf-8"))["services"]["gateway"]
+    (mount,) = (volume for volume in gateway["volumes"] if isinstance(volume, dict))
+    assert (mount["source"], mount["target"]) == (f"{folder}/mine", contained.model_path)
+
+
+@pytest.mark.parametrize("there", ["embedding-service.yaml", "compose.yaml"])
+def test_nothing_is_overwritten(there: str, folder: Path) -> None:
+    """If one of the files exists, it is named, it is left as it is, and none is written."""
+    (folder / there).write_text("mine")
+    with pytest.raises(BadConfiguration, match=f"{there} exists"):
+        init("--model", "bge-m3", "--for", "compose")
+    assert [path.name for path in folder.iterdir()] == [there]
+    assert (folder / there).read_text() == "mine"
+
+
+def test_a_place_that_cannot_be_written(folder: Path) -> None:
+    """A folder that is not there is one line with the next step."""
+    with pytest.raises(BadConfiguration, match=r"no/where.yaml: No such file .* --output"):
+        init("--model", "bge-m3", "-o", "no/where.yaml")
+
+
+def test_without_a_terminal_the_model_must_be_given() -> None:
+    """A script is never asked."""
+    with pytest.raises(BadConfiguration, match=r"--model is missing: give qwen3-0.6b, .* a folder"):
+        init()
+
+
+def test_it_prints_to_a_pipe() -> None:
+    """`--output -` writes no file."""
+    text = init("--model", "qwen3-8b", "-o", "-", "--device", "cpu")
+    assert yaml.safe_load(text)["model_name"] == "Qwen/Qwen3-Embedding-8B"
+    assert list(Path.cwd().iterdir()) == []
+
+
+@pytest.mark.process
+def test_on_a_terminal_it_asks(folder: Path) -> None:
+    """Without flags it asks four questions, and Enter takes what stands in brackets."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "embedding_service", "init"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    os.write(ours, b"4\ny\ncpu\nmoon\nsystemd\n")
+    assert process.wait(60) == 0
+    os.close(ours)
+    models = load(folder / "embedding-service.yaml")[0].served_models
+    assert [model.model_name for model in models] == ["BAAI/bge-m3", "BAAI/bge-reranker-v2-m3"]
+    assert (folder / "embedding-service.service").exists()
