@@ -116,7 +116,7 @@ def keys_hash() -> None:
 
     key = getpass("Key: ") if sys.stdin.isatty() else sys.stdin.readline().rstrip("\r\n")
     if not key:
-        raise BadConfiguration("there is no key on standard input")
+        raise BadConfiguration("there is no key on standard input; write one there")
     typer.echo(f"sha256:{digest(key.encode()).hex()}")
 
 

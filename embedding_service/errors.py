@@ -1,7 +1,7 @@
 """Every error that leaves the service, as one tree. A dialect may answer with another status.
 
 ServiceError                        status  code
-├── InvalidRequest                  400     (by cause)
+├── InvalidRequest                  400     invalid_value         or one of BY_CAUSE
 │   └── ContextLengthExceeded       400     context_length_exceeded
 ├── InvalidApiKey                   401     invalid_api_key
 ├── PermissionDenied                403     permission_denied
@@ -26,7 +26,7 @@ StartupError                        ends the process: `exit_code`
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from embedding_service.types import Field
 
@@ -34,6 +34,62 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+class Cause(NamedTuple):
+    """One of several reasons for the same error, and what helps."""
+
+    cause: str
+    remedy: str
+
+
+# Codes of `InvalidRequest` that say more than its own; docs/errors.md is written from them.
+BY_CAUSE = {
+    "invalid_body": Cause(
+        "The body is no JSON object, is not sent as JSON, or is compressed in a way that cannot be "
+        "read.",
+        "Send strict JSON with `content-type: application/json`; compress it with gzip or not at "
+        "all.",
+    ),
+    "missing_required_parameter": Cause(
+        "A field that the operation needs is not there.", "Add the field that `param` names."
+    ),
+    "empty_input": Cause("There is nothing to compute.", "Send at least one text."),
+    "too_many_inputs": Cause(
+        "A list has more items than `max_inputs`.", "Send them in several requests."
+    ),
+    "text_too_long": Cause(
+        "A text has more characters than `max_text_characters`.", "Shorten it, or send it in parts."
+    ),
+    "max_tokens_per_request": Cause(
+        "All inputs together have more tokens than `max_request_tokens`, or one has no place where "
+        "it could be read in parts.",
+        "Send fewer or shorter inputs in each request.",
+    ),
+    "too_many_values": Cause(
+        "The body has more JSON values than `max_body_values`.", "Send fewer at a time."
+    ),
+    "request_never_fits": Cause(
+        "The request needs more than the server ever holds at once.",
+        "Send fewer inputs; the operator can raise `max_queued_tokens` or "
+        "`max_inflight_response_bytes`.",
+    ),
+    "response_too_large": Cause(
+        "The answer would have more bytes than `max_response_bytes`.",
+        "Ask for base64, for a smaller number format, or for fewer texts.",
+    ),
+    "not_supported_by_model": Cause(
+        "This model does not do what is asked: it has no such vectors, takes no instruction, or "
+        "scores where it should embed.",
+        "Leave the field out, or name another model; `/v1/models` lists what each one gives.",
+    ),
+    "dimensions_not_supported": Cause(
+        "The model's vectors cannot be cut to this size.",
+        "Ask for one of the sizes in the message, or for none.",
+    ),
+    "body_timeout": Cause(
+        "The body stopped arriving for longer than `body_timeout_s`.",
+        "Send it without a pause, or in smaller requests.",
+    ),
+}
 _DEFAULT_NAMES = {
     Field.INPUT: "input",
     Field.DOCUMENTS: "documents",
@@ -48,12 +104,13 @@ class ServiceError(Exception):
 
     The message is written for a person and never quotes more than a little of the input; `param`
     names the request field at fault. Both may hold placeholders of `Field`. `should_retry` is sent
-    as `x-should-retry` when it is not None.
+    as `x-should-retry` when it is not None. `remedy` tells a client what to do.
     """
 
     status: ClassVar[int] = 500
     type: ClassVar[str] = "api_error"
-    code: str | None = None
+    remedy: ClassVar[str] = "Report it with the answer's `x-request-id`; the log has the details."
+    code: str = "internal_error"
     should_retry: bool | None = None
 
     def __init__(
@@ -93,19 +150,23 @@ class ServiceError(Exception):
 class InvalidRequest(ServiceError):
     """The request cannot be understood or served as it is."""
 
+    remedy = "Change the field that `param` and the message name."
     status = 400
     type = "invalid_request_error"
+    code = "invalid_value"
 
 
 class ContextLengthExceeded(InvalidRequest):
     """One input has more tokens than the model can read."""
 
+    remedy = "Shorten the input, or set `truncate` (left, right, chunk_mean)."
     code = "context_length_exceeded"
 
 
 class InvalidApiKey(ServiceError):
     """No key, or a key that is not known."""
 
+    remedy = "Send a known key as `Authorization: Bearer KEY` or `X-API-Key: KEY`."
     status = 401
     type = "authentication_error"
     code = "invalid_api_key"
@@ -114,6 +175,7 @@ class InvalidApiKey(ServiceError):
 class PermissionDenied(ServiceError):
     """The key is known and may not do this."""
 
+    remedy = "Use another key, or a model that `/v1/models` lists for this one."
     status = 403
     type = "permission_error"
     code = "permission_denied"
@@ -122,6 +184,7 @@ class PermissionDenied(ServiceError):
 class ModelNotFound(ServiceError):
     """No model by that name is served here."""
 
+    remedy = "Send one of the names that `/v1/models` lists."
     status = 404
     type = "invalid_request_error"
     code = "model_not_found"
@@ -130,6 +193,7 @@ class ModelNotFound(ServiceError):
 class RouteNotFound(ServiceError):
     """No such path."""
 
+    remedy = "See `/docs` for the paths; a client's base URL usually ends in `/v1`."
     status = 404
     type = "invalid_request_error"
     code = "not_found"
@@ -138,6 +202,7 @@ class RouteNotFound(ServiceError):
 class MethodNotAllowed(ServiceError):
     """The path exists for another method."""
 
+    remedy = "Use the method that the answer's `Allow` names."
     status = 405
     type = "invalid_request_error"
     code = "method_not_allowed"
@@ -146,6 +211,10 @@ class MethodNotAllowed(ServiceError):
 class VectorSpaceMismatch(ServiceError):
     """The model's vectors live in another space than the one that is required."""
 
+    remedy = (
+        "Ask for the model that filled the index, or fill a new one; `/v1/models` lists the space "
+        "of each."
+    )
     status = 409
     type = "invalid_request_error"
     code = "vector_space_mismatch"
@@ -155,6 +224,7 @@ class VectorSpaceMismatch(ServiceError):
 class BodyTooLarge(ServiceError):
     """The request body is larger than this server reads."""
 
+    remedy = "Send fewer inputs at a time; the operator can raise `max_body_bytes`."
     status = 413
     type = "invalid_request_error"
     code = "request_too_large"
@@ -163,6 +233,7 @@ class BodyTooLarge(ServiceError):
 class RateLimited(ServiceError):
     """A quota of this client is used up."""
 
+    remedy = "Try again after `Retry-After`; `x-ratelimit-*` say how much is left."
     status = 429
     type = "rate_limit_error"
     code = "rate_limit_exceeded"
@@ -171,6 +242,7 @@ class RateLimited(ServiceError):
 class Overloaded(ServiceError):
     """More work is waiting than may wait."""
 
+    remedy = "Try again after `Retry-After`, or at another instance."
     status = 429
     type = "overloaded_error"
     code = "engine_overloaded"
@@ -179,6 +251,7 @@ class Overloaded(ServiceError):
 class EngineFailed(ServiceError):
     """The engine could not compute this; trying again does not help."""
 
+    remedy = "Leave this input out and report it: trying again gives the same."
     code = "engine_failed"
     should_retry = False
 
@@ -186,6 +259,7 @@ class EngineFailed(ServiceError):
 class Unavailable(ServiceError):
     """No replica of the model is ready, or the server is shutting down."""
 
+    remedy = "Try again after `Retry-After`, or at another instance; `/readyz` says when."
     status = 503
     type = "service_unavailable_error"
     code = "unavailable"
@@ -194,6 +268,7 @@ class Unavailable(ServiceError):
 class DeadlineExceeded(ServiceError):
     """The work could not be done in the time that was given."""
 
+    remedy = "Send fewer inputs, or give more time (`request_timeout_s`)."
     status = 504
     type = "timeout_error"
     code = "deadline_exceeded"
@@ -204,17 +279,20 @@ class StartupError(Exception):
     """Start-up ends here, with one line for the person who started it."""
 
     exit_code: ClassVar[int] = 1
+    remedy: ClassVar[str] = ""
 
 
 class BadConfiguration(StartupError):
     """A setting is unknown, wrong, or at odds with another."""
 
+    remedy = "Mend the setting that the line names; `embedding-service settings NAME` explains it."
     exit_code = 2
 
 
 class PortInUse(StartupError):
     """The address to listen on is taken or not ours."""
 
+    remedy = "Set another `port`, `host` or `uds`, or end what listens there."
     exit_code = 3
 
 
@@ -225,6 +303,7 @@ class ModelNotLoaded(StartupError):
     nothing about the model.
     """
 
+    remedy = "Mend the file, setting or device that the line names; docs/models.md has models."
     exit_code = 4
 
     def __init__(self, message: str, *, lacking: bool = False) -> None:
@@ -235,4 +314,5 @@ class ModelNotLoaded(StartupError):
 class NoModelLeft(StartupError):
     """Every model has died too often; who started the service should hear of it."""
 
+    remedy = "Look for `engine_died` in the log, mend what it says, and start again."
     exit_code = 5

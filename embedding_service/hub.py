@@ -40,6 +40,9 @@ _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 _WITH_FILES = ("Pooling", "Dense")
 
 
+_REMEDY = "see its name, HF_TOKEN and the network, or set model_path to a folder"
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """The files of a model at one commit."""
@@ -104,14 +107,14 @@ def fetch(name: str, revision: str | None, *, say: Callable[[str], None]) -> Sna
     """Download a model. Raises `ModelNotLoaded` if the hub does not give it."""
     answer = _ask(name, revision, ANSWERS_UNCACHED_WITHIN_S)
     if answer.sizes is None:
-        raise ModelNotLoaded(f"{name}: {_one_line(answer.error)}")
+        raise ModelNotLoaded(f"{name}: {_one_line(answer.error)}; {_REMEDY}")
     return _download(name, revision, answer.sizes, folder=None, say=say)
 
 
 def _complete(name: str, cached: Snapshot | None, why: str) -> Snapshot:
     """Return what the cache holds. Raises `ModelNotLoaded` unless that is a whole model."""
     if cached is None:
-        raise ModelNotLoaded(f"{name} is not in the local cache, and {why}")
+        raise ModelNotLoaded(f"{name} is not in the local cache, and {why}; {_REMEDY}")
     if missing := next(_missing(cached.folder), None):
         raise ModelNotLoaded(
             f"{name} is in the local cache without {missing}, and {why}; "

@@ -246,7 +246,10 @@ def listen(settings: Settings) -> list[socket.socket]:
     except OSError as error:
         listener.close()
         where = settings.uds or f"{settings.host} port {settings.port}"
-        raise PortInUse(f"cannot listen on {where}: {error.strerror or error}") from None
+        why = error.strerror or error
+        raise PortInUse(
+            f"cannot listen on {where}: {why}; set another port, or end what listens there"
+        ) from None
     listener.set_inheritable(False)
     return [listener]
 
@@ -296,7 +299,7 @@ def _address(settings: Settings) -> tuple[int, Any]:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=passive)
     except OSError as error:
         raise BadConfiguration(
-            f"host: {host!r} is not an address of this machine ({error})"
+            f"host: {host!r} is not an address of this machine ({error}); set one that is"
         ) from None
     family, _, _, _, address = found[0]
     return family, address

@@ -197,7 +197,9 @@ def test_a_model_that_is_nowhere_is_refused_soon(tmp_path: Path) -> None:
     assert found["error"].startswith(f"{NAME} is not in the local cache, and the hub cannot be")
     assert found["seconds"] < 20
     offline = find(tmp_path, REFUSING, HF_HUB_OFFLINE="1")
-    assert offline["error"] == f"{NAME} is not in the local cache, and HF_HUB_OFFLINE is set"
+    assert offline["error"].startswith(
+        f"{NAME} is not in the local cache, and HF_HUB_OFFLINE is set;"
+    )
 
 
 @pytest.mark.engine

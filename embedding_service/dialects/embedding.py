@@ -151,7 +151,7 @@ def refuse_nothing(field: str) -> Callable[[Tree], None]:
 
 def nothing_in(field: str) -> InvalidRequest:
     """Return the error about a field in which there is nothing to compute."""
-    return InvalidRequest(f"`{field}` cannot be empty", param=field, code=EMPTY)
+    return InvalidRequest(f"`{field}` cannot be empty; send a text", param=field, code=EMPTY)
 
 
 async def compute(request: Request[Any], job: EmbedJob) -> Embeddings:

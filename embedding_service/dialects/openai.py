@@ -285,7 +285,8 @@ async def retrieve_model(request: Request[None]) -> Answer:
         if entry["id"] == name:
             return Answer.json(entry)
     raise ModelNotFound(
-        f"The model `{name[:100]}` does not exist or you do not have access to it.", param="model"
+        f"The model `{name[:100]}` does not exist or you do not have access to it. See /v1/models.",
+        param="model",
     )
 
 

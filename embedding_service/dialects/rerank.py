@@ -105,11 +105,16 @@ class RerankRequest(Fields):
 
     def _query_and_documents(self) -> Iterator[tuple[str, str]]:
         if self.query is None:
-            raise InvalidRequest("query: this field is required", param="query")
+            raise _missing("query")
         if self.documents is None:
-            raise InvalidRequest("documents: this field is required", param="documents")
+            raise _missing("documents")
         for index, document in enumerate(self.documents):
             yield self.query, _text_of(document, index)
+
+
+def _missing(field: str) -> InvalidRequest:
+    why = f"{field}: this field is required; add it"
+    return InvalidRequest(why, param=field, code="missing_required_parameter")
 
 
 class RerankResult(BaseModel):

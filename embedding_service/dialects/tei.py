@@ -414,7 +414,7 @@ async def info(request: Request[None]) -> Answer:
     model, settings = request.models.default, request.settings
     facts = model.facts
     if facts is None:
-        raise Unavailable(f"{model.name} is still loading", retry_after_s=5)
+        raise Unavailable(f"{model.name} is still loading; try again shortly", retry_after_s=5)
     scores = {"reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}}
     embeds = {"embedding": {"pooling": facts.pooling.lower()}}
     body = {

@@ -68,7 +68,11 @@ class ScoreRequest(Fields):
                 continue
             missing = first if left is None else second
             if left is None or right is None:
-                raise InvalidRequest(f"{missing}: this field is required", param=missing)
+                raise InvalidRequest(
+                    f"{missing}: this field is required; add it",
+                    param=missing,
+                    code="missing_required_parameter",
+                )
             return _paired(left, right, names=(first, second))
         raise InvalidRequest("send text_1 and text_2, or queries and documents", param="text_1")
 

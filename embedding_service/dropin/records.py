@@ -238,7 +238,11 @@ def _records_of(request: Request[Fields]) -> list[dict[str, Any]]:
     ((name, given),) = lists.items()
     limit = request.settings.max_inputs
     if len(given) > limit:
-        raise InvalidRequest(f"{len(given)} {name}; this server takes at most {limit}", param=name)
+        raise InvalidRequest(
+            f"{len(given)} {name}; this server takes at most {limit}: send fewer",
+            param=name,
+            code="too_many_inputs",
+        )
     return list(given)
 
 

@@ -16,7 +16,9 @@ _RETRY_S = 5.0
 async def health(request: Request[None]) -> Answer:
     """Answer 200 without a body once the gateway is ready."""
     if not request.lifecycle.ready:
-        raise Unavailable(f"not ready: {request.lifecycle.phase}", retry_after_s=_RETRY_S)
+        raise Unavailable(
+            f"not ready: {request.lifecycle.phase}; try again shortly", retry_after_s=_RETRY_S
+        )
     return Answer(media_type=None)
 
 

@@ -98,7 +98,7 @@ class Generation:
                 model = LoadedModel.of(options, hello.facts, tokenizer_json)
                 undo.pop_all()
         except (OSError, zmq.ZMQError) as error:  # no memory, process or descriptor is left for it
-            reason = f"{options.model_name}: no process for the engine: {error}"
+            reason = f"{options.model_name}: no process for the engine: {error}; free some"
             raise ModelNotLoaded(reason, lacking=True) from error
         return cls(number, line, process, model)
 
@@ -227,7 +227,7 @@ class _Greeting:
             elif line.broken.done():
                 reason = line.broken.result()
             else:
-                reason = f"not ready after startup_timeout_s = {timeout_s:g}"
+                reason = f"not ready after startup_timeout_s = {timeout_s:g}; raise it"
             told = without_secrets(reason, options.engine_args)
             raise ModelNotLoaded(f"{options.model_name}: {told}")
         finally:

@@ -27,14 +27,15 @@ class Poison:
             self._until.pop(next(iter(self._until)))
         self._until[_digest(batch)] = time.monotonic() + POISON_FOR_S
         culprit = "this input ends" if len(batch.ids) == 1 else "one of these inputs ends"
-        return EngineFailed(f"{culprit} the engine; please report it")
+        return EngineFailed(f"{culprit} the engine; leave it out, and report it")
 
     def refuse(self, batch: Batch) -> None:
         """Raise `EngineFailed` if this very job is known to end the engine."""
         # Nearly always nothing is known, and no digest has to be made.
         if self._until and self._until.get(_digest(batch), 0) > time.monotonic():
             raise EngineFailed(
-                "this ended the engine a short while ago, and is not tried again yet"
+                "this ended the engine a short while ago, and is not tried again yet; "
+                "leave it out, and report it"
             )
 
 

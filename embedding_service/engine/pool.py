@@ -88,7 +88,7 @@ class ModelEngine:
         """The model as the first replica has loaded it. Raises `Unavailable` before that."""
         model = self.replicas[0].model
         if model is None:
-            raise Unavailable(f"{self.options.model_name} is still loading")
+            raise Unavailable(f"{self.options.model_name} is still loading; try again shortly")
         return model
 
     @property
@@ -130,7 +130,9 @@ class ModelEngine:
             async with asyncio.timeout(max(0.0, batch.deadline - time.monotonic())):
                 parts = await self._run_slices(_slices(batch), more_coming=more_coming)
         except TimeoutError:
-            raise DeadlineExceeded("the engine did not answer before the deadline") from None
+            raise DeadlineExceeded(
+                "the engine did not answer before the deadline; send less, or give more time"
+            ) from None
         return _join(parts)
 
     async def _run_slices(self, slices: list[Batch], *, more_coming: bool) -> list[BatchResult]:

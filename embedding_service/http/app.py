@@ -61,6 +61,7 @@ _RATE_HEADERS = [
 ]
 EXPOSED_HEADERS = (
     "x-request-id",
+    "x-error-code",
     "openai-processing-ms",
     "x-truncated-inputs",
     "x-chunked-inputs",

@@ -87,7 +87,7 @@ class Body:
 
     async def _read(self, receive: Receive, coding: str, call: Call) -> bytes:
         if coding not in ("identity", "gzip"):
-            raise InvalidRequest("content-encoding must be gzip or absent")
+            raise _invalid("content-encoding must be gzip or absent")
         first = await self._next(receive, call.deadline)
         if coding == "identity" and not first.get("more_body", False):
             part: bytes = first.get("body", b"")
@@ -128,7 +128,7 @@ class Body:
             if more:
                 message = await self._next(receive, deadline)
         if inflate is not None and not inflate.eof:
-            raise InvalidRequest("the gzip request body ends too early")
+            raise _invalid("the gzip request body ends too early; send all of it")
 
     async def _next(self, receive: Receive, deadline: float) -> Message:
         """Return the next part; a client may pause for `pause_s`, and never beyond its deadline."""
@@ -138,10 +138,11 @@ class Body:
         except TimeoutError:
             if left_s < self.pause_s:
                 raise DeadlineExceeded(
-                    "the request body was not complete before the deadline"
+                    "the request body was not complete before the deadline; send it faster"
                 ) from None
             raise InvalidRequest(
-                f"the request body stopped for {self.pause_s:g} s", code="body_timeout"
+                f"the request body stopped for {self.pause_s:g} s; send it without a pause",
+                code="body_timeout",
             ) from None
         if message["type"] == "http.disconnect":
             raise ClientGone
@@ -171,9 +172,13 @@ async def _inflated(inflate: Any, part: bytes) -> AsyncIterator[bytes]:
                 inflate.decompress, inflate.unconsumed_tail, _INFLATED_BYTES
             )
     except zlib.error:
-        raise InvalidRequest("the request body is not valid gzip") from None
+        raise _invalid("the request body is not valid gzip; send it as it is") from None
     if inflate.unused_data:
-        raise InvalidRequest("the gzip request body goes on behind its end")
+        raise _invalid("the gzip request body goes on behind its end; send one stream")
+
+
+def _invalid(why: str) -> InvalidRequest:
+    return InvalidRequest(why, code="invalid_body")
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -141,7 +141,7 @@ class Shortcut:
         if resource is None and scope["type"] == "http":
             # FastAPI would take `/metrics` and a line end for `/metrics`, past the rules of both.
             path = scope["path"][:_SHOWN_PATH_CHARACTERS]
-            raise RouteNotFound(f"there is nothing at {scope['method']} {path}")
+            raise RouteNotFound(f"there is nothing at {scope['method']} {path}; see /docs")
         if resource is None or scope["method"] != "POST" or "POST" not in resource.methods:
             await self.app(scope, receive, send)
             return

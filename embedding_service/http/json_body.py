@@ -35,7 +35,7 @@ def parse_object(
     kind = (content_type or "application/json").partition(";")[0].strip().lower()
     if kind != "application/json" and not re.fullmatch(r"application/[\w.-]+\+json", kind):
         shown = kind[:MOST_ECHOED_CHARACTERS]
-        raise InvalidRequest(f"content-type must be application/json, not {shown}")
+        raise _invalid(f"content-type must be application/json, not {shown}")
     if has_more_values(body, max_values):
         raise InvalidRequest(
             f"the request body has more than {max_values} JSON values; send fewer at a time",
@@ -48,21 +48,25 @@ def parse_object(
         )
     except ValueError as error:
         reason = str(error)
-        raise InvalidRequest(
-            f"the request body is not valid JSON: {printable(reason)}",
+        raise _invalid(
+            f"the request body is not valid JSON: {printable(reason)}; mend it there",
             param=_field_at_fault(body, reason),
         ) from None
     if not isinstance(tree, dict):
-        raise InvalidRequest("the request body must be a JSON object")
+        raise _invalid("the request body must be a JSON object")
     _check_tree(tree, "", 1)
     return tree
+
+
+def _invalid(why: str, *, param: str | None = None) -> InvalidRequest:
+    return InvalidRequest(why, param=param, code="invalid_body")
 
 
 def _check_numbers(body: bytes) -> None:
     """Raise `InvalidRequest` for numbers that are too long to be made."""
     if has_longer_number(body, _MOST_DIGITS):
-        raise InvalidRequest(
-            f"the request body has a number of more than {_MOST_DIGITS} digits",
+        raise _invalid(
+            f"the request body has a number of more than {_MOST_DIGITS} digits; send it as text",
             param=_field_at_fault(body, ""),
         )
 
@@ -103,7 +107,8 @@ def _check_tree(tree: dict[str, Any] | list[Any], path: str, depth: int) -> None
     """Refuse deep nesting, NaN, infinities, and numbers such as 1e999 that a float cannot hold."""
     if depth > MAX_DEPTH:
         name = field_name(path)
-        raise InvalidRequest(f"{name} is nested more than {MAX_DEPTH} levels deep", param=name)
+        why = f"{name} is nested more than {MAX_DEPTH} levels deep; send it flatter"
+        raise _invalid(why, param=name)
     # Ten times the speed of the loop below, for the long lists of texts or token ids.
     if isinstance(tree, list) and _TYPES_TO_CHECK.isdisjoint(map(type, tree)):
         return
@@ -114,4 +119,4 @@ def _check_tree(tree: dict[str, Any] | list[Any], path: str, depth: int) -> None
             _check_tree(value, path or str(key), depth + 1)
         elif kind is float and not math.isfinite(value):
             name = field_name(path or str(key))
-            raise InvalidRequest(f"{name} holds a number that is not finite", param=name)
+            raise _invalid(f"{name} holds a number that is not finite; leave it out", param=name)

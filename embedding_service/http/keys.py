@@ -55,7 +55,7 @@ class KeyRing:
         tenants = _read(self._settings)
         if self._tenants and not tenants:
             raise BadConfiguration(
-                "api_keys: none is left, and a running service is not opened to everybody"
+                "api_keys: none is left, and a running service is not opened to everybody; add one"
             )
         self._tenants = tenants
 
@@ -79,11 +79,12 @@ def _read(settings: Settings) -> dict[bytes, Tenant]:
             raise BadConfiguration(f"{where}: {both} are the same key; leave one of them out")
         if tenant.name in names:
             raise BadConfiguration(
-                f"{where}: two keys are called {tenant.name!r}; limits are counted by name"
+                f"{where}: two keys are called {tenant.name!r}; give each a name of its own"
             )
         if unknown := (tenant.models or frozenset()) - served:
             raise BadConfiguration(
-                f"{where}: {tenant.name}: models: {min(unknown)!r} is not served here"
+                f"{where}: {tenant.name}: models: {min(unknown)!r} is not served here; "
+                "name models that are"
             )
         names.add(tenant.name)
         tenants[entry.digest] = tenant
@@ -126,14 +127,18 @@ def _parse_file(path: Path) -> object:
             raw = file.read(_LARGEST_FILE_BYTES + 1)
         if len(raw) > _LARGEST_FILE_BYTES:
             raise BadConfiguration(
-                f"api_keys_file: {path} is larger than 1 MiB, which a list of keys never is"
+                f"api_keys_file: {path} is larger than 1 MiB; name a file of keys"
             )
         return yaml.load(raw.decode(), Loader=_Loader)  # noqa: S506 - safe, in C or in Python
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise BadConfiguration(f"api_keys_file: {path}: {reason}") from None
+        raise BadConfiguration(
+            f"api_keys_file: {path}: {reason}; name a file that can be read"
+        ) from None
     except UnicodeDecodeError:
-        raise BadConfiguration(f"api_keys_file: {path} is not a text in UTF-8") from None
+        raise BadConfiguration(
+            f"api_keys_file: {path} is not a text in UTF-8; save it as one"
+        ) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}" if mark else "something in it"

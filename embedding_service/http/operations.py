@@ -99,7 +99,9 @@ async def readyz(request: Request[None]) -> Answer:
     ready = _is_ready(request, request.query.get("model"))
     states = {model.name: model.engine.states for model in models}
     if not ready:
-        raise Unavailable(f"not ready: {phase}, {states}", retry_after_s=_RETRY_S)
+        raise Unavailable(
+            f"not ready: {phase}, {states}; try again shortly", retry_after_s=_RETRY_S
+        )
     return Answer.json({"status": "ready", "models": states})
 
 
@@ -108,7 +110,7 @@ def _is_ready(request: Request[None], name: str | None) -> bool:
         return request.lifecycle.ready
     model = request.models.get(name)
     if model is None:
-        raise ModelNotFound("no model by that name is served here", param="model")
+        raise ModelNotFound("no model by that name is served here; see /v1/models", param="model")
     return model.ready and request.lifecycle.phase == "ready"
 
 
@@ -150,7 +152,7 @@ async def cache_clear(request: Request[None]) -> Answer:
     """Forget all results, here and in Redis; for keys that may use all models."""
     if request.call.tenant.models is not None:
         raise PermissionDenied(
-            "the cache belongs to all models; only a key for all of them may clear it"
+            "the cache belongs to all models; use a key without `models` to clear it"
         )
     models = request.models
     cleared = models.cache.clear() if models.cache else 0

@@ -29,8 +29,8 @@ _SHOWN_DETAIL_CHARACTERS = 200
 def internal_error() -> ServiceError:
     """Return the error for a defect of ours, which is in the log."""
     return ServiceError(
-        "an unexpected error happened in the server; its log has the details under this "
-        "request's id",
+        "an unexpected error happened in the server, whose log has the details; report it with "
+        "the answer's x-request-id",
         code="internal_error",
     )
 
@@ -38,12 +38,12 @@ def internal_error() -> ServiceError:
 def respond(error: ServiceError, exchange: Exchange) -> Response:
     """Answer as the request's dialect writes errors, with the headers that OpenAI's SDKs obey."""
     status, body = exchange.errors.write(Failure.of(error, exchange.names))
-    exchange.code = error.code or error.type
+    exchange.code = error.code
     return Response(orjson.dumps(body), status, _headers(error), media_type="application/json")
 
 
 def _headers(error: ServiceError) -> dict[str, str]:
-    headers = {}
+    headers = {"x-error-code": error.code}
     if error.retry_after_s is not None:
         headers["retry-after"] = str(math.ceil(error.retry_after_s))
     if error.should_retry is not None:

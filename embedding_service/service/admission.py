@@ -42,6 +42,7 @@ class Gate:
                 f"this request needs {amount} {self.unit}, more than the {self.limit} that this "
                 "server ever holds at once; send fewer inputs",
                 param=param,
+                code="request_never_fits",
             )
         self.check(amount)
         self.held += amount

@@ -21,7 +21,9 @@ def read_ranges(path: Path) -> Floats:
         tree = jiter.from_json(path.read_bytes())
         ranges = np.array([tree["min"], tree["max"]], np.float32)
     except OSError as error:
-        raise BadConfiguration(f"calibration_file: {path}: {error.strerror}") from None
+        raise BadConfiguration(
+            f"calibration_file: {path}: {error.strerror}; name a file that can be read"
+        ) from None
     except (ValueError, TypeError, KeyError):
         ranges = np.empty((0, 0), np.float32)
     usable = ranges.ndim == 2 and ranges.size and np.isfinite(ranges).all()  # noqa: PLR2004

@@ -48,7 +48,9 @@ def check_count(items: int, limit: int, field: Field) -> None:
         raise InvalidRequest(f"{field} must not be an empty list", param=field)
     if items > limit:
         raise InvalidRequest(
-            f"{field} has {items} items; this server takes at most {limit} a request", param=field
+            f"{field} has {items} items; this server takes at most {limit} a request: send fewer",
+            param=field,
+            code="too_many_inputs",
         )
 
 
@@ -62,8 +64,9 @@ def check_characters(
         if isinstance(text, str) and len(text) > limit:
             where = f"{field}[{index}]"
             raise InvalidRequest(
-                f"{where} has {len(text)} characters; this server takes at most {limit}",
+                f"{where} has {len(text)} characters, and at most {limit} are taken: shorten it",
                 param=where,
+                code="text_too_long",
             )
 
 
@@ -117,8 +120,10 @@ def check_outputs(model: ServedModel, encoder: Encoder, job: EmbedJob) -> None:
         missing = [output for output in Output if output in job.outputs and output not in given]
         by_name = _ASKED_FOR_BY_NAME.issuperset(missing)
         raise InvalidRequest(
-            f"{model.name} gives {', '.join(given)} and no {' or '.join(missing)}",
+            f"{model.name} gives {', '.join(given)} and no {' or '.join(missing)}; "
+            "ask for what it gives, or name another model",
             param=f"return_{missing[0]}" if by_name else "model",
+            code="not_supported_by_model",
         )
 
 
@@ -128,7 +133,7 @@ def _check_dimensions(model: ServedModel, encoder: Encoder, dimensions: int) -> 
     if dimensions == full:
         return
     if full is None:
-        reason = f"{model.name} has no dense vectors to shorten"
+        reason = f"{model.name} has no dense vectors to shorten; leave {Field.DIMENSIONS} out"
     elif sizes is None:
         reason = (
             f"{Field.DIMENSIONS} must be {full}: {model.name} is not known to be trained for "
@@ -141,7 +146,7 @@ def _check_dimensions(model: ServedModel, encoder: Encoder, dimensions: int) -> 
         reason = f"{Field.DIMENSIONS} must be between {least} and {full} for {model.name}"
     else:
         return
-    raise InvalidRequest(reason, param=Field.DIMENSIONS)
+    raise InvalidRequest(reason, param=Field.DIMENSIONS, code="dimensions_not_supported")
 
 
 def _check_formats(model: ServedModel, encoder: Encoder, job: EmbedJob) -> None:
@@ -170,7 +175,9 @@ def check_late_interaction(model: ServedModel, job: RerankJob) -> None:
     """Raise `InvalidRequest` if an embedding model cannot score these pairs."""
     if Output.COLBERT not in model.embedder().facts.outputs:
         raise InvalidRequest(
-            f"{model.name} has no ColBERT vectors to score pairs with", param="model"
+            f"{model.name} has no ColBERT vectors to score pairs with; name a reranker, or BGE-M3",
+            param="model",
+            code="not_supported_by_model",
         )
     for name, value in (
         ("instruction", job.instruction),
@@ -179,7 +186,10 @@ def check_late_interaction(model: ServedModel, job: RerankJob) -> None:
     ):
         if value is not None:
             raise InvalidRequest(
-                f"{name} is for cross-encoders; {model.name} scores by late interaction", param=name
+                f"{name} is for cross-encoders; {model.name} scores by late interaction: "
+                "leave it out",
+                param=name,
+                code="not_supported_by_model",
             )
 
 
@@ -217,4 +227,5 @@ def check_answer(needed: int, limit: int, field: Field) -> None:
             f"the answer would have about {needed} bytes, and this server sends at most {limit}; "
             "ask for encoding_format base64, embed_dtype float16 or fewer texts",
             param=field,
+            code="response_too_large",
         )

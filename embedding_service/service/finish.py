@@ -61,4 +61,6 @@ def check_finite(rows: list[Floats], owner: list[int], field: str) -> None:
 
 
 def _not_finite(where: str) -> EngineFailed:
-    return EngineFailed(f"the model gave numbers that are not finite for {where}", param=where)
+    return EngineFailed(
+        f"the model gave numbers that are not finite for {where}; leave it out", param=where
+    )

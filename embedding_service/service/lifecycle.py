@@ -142,7 +142,9 @@ class Lifecycle:
             await asyncio.sleep(PULSE_S)
             lag_s = time.monotonic() - now - PULSE_S
             self.service.metrics.event_loop_lag.observe(max(0.0, lag_s))
-        raise NoModelLeft("no model is left: every engine died too often; the log says of what")
+        raise NoModelLeft(
+            "no model is left: every engine died too often; see engine_died in the log"
+        )
 
     async def drain(self, *, grace_s: float, timeout_s: float) -> None:
         """Refuse new requests, and wait until all accepted ones are answered, at least `grace_s`.

@@ -130,7 +130,7 @@ class ServedModel:
         if expected not in (None, facts.dimension):
             raise ModelNotLoaded(
                 f"{self.name}: vectors have {facts.dimension} dimensions, "
-                f"and expected_dimension is {expected}"
+                f"and expected_dimension is {expected}; set it to that, or serve another"
             )
         if Output.SCORE in facts.outputs:
             self.compute.space = vector_space(self, None, settings).hex
@@ -147,12 +147,14 @@ class ServedModel:
             return self.encoder
         name = self.name
         if self.engine.dead:
-            raise Unavailable(f"{name} could not be loaded; the server's log says why")
+            raise Unavailable(
+                f"{name} could not be loaded; see the server's log, or name another model"
+            )
         if self.pairs is None:
-            loading = f"{name} is still loading and cannot embed yet"
+            loading = f"{name} is still loading and cannot embed yet; try again shortly"
             raise Unavailable(loading, retry_after_s=STARTING_RETRY_S)
         scores = f"{name} scores pairs and does not embed; use /v1/rerank"
-        raise InvalidRequest(scores, param="model")
+        raise InvalidRequest(scores, param="model", code="not_supported_by_model")
 
     def card(self) -> ModelCard | None:
         """Describe the model, once it is loaded."""
@@ -232,9 +234,16 @@ class ModelRegistry:
         if self._serve_default and len(name or "") <= _LONGEST_NAME:  # it may come back in answers
             return self.default_for(scores=scores), None
         if name is None:
-            raise InvalidRequest("you must provide a model parameter", param="model")
-        text = f"The model `{name[:100]}` does not exist or you do not have access to it."
-        raise ModelNotFound(text, param="model")
+            raise InvalidRequest(
+                "you must provide a model parameter",
+                param="model",
+                code="missing_required_parameter",
+            )
+        raise ModelNotFound(
+            f"The model `{name[:100]}` does not exist or you do not have access to it. "
+            "See /v1/models.",
+            param="model",
+        )
 
 
 def _memory_cache(settings: Settings) -> MemoryCache | None:

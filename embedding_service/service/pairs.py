@@ -179,6 +179,7 @@ class PairEncoder:
             raise InvalidRequest(
                 f"{self.name} was not trained with instructions; leave instruction out",
                 param="instruction",
+                code="not_supported_by_model",
             )
 
     def _too_long(self, index: int, tokens: int, room: int) -> ContextLengthExceeded:

@@ -162,10 +162,12 @@ class Encoder:
                 f"{self.options.model_name} was not trained with instructions; leave instruction "
                 "out (or set instruction_template in the server's configuration)",
                 param="instruction",
+                code="not_supported_by_model",
             )
         if len(instruction) > MAX_PROMPT_CHARACTERS:
             raise InvalidRequest(
-                f"the prompt has more than {MAX_PROMPT_CHARACTERS} characters", param="instruction"
+                f"the prompt has more than {MAX_PROMPT_CHARACTERS} characters; shorten it",
+                param="instruction",
             )
         return self.template.replace("{instruction}", instruction) if instruction else ""
 
@@ -174,7 +176,8 @@ class Encoder:
         if name not in prompts:
             known = ", ".join(sorted(prompts)) or "none"
             raise InvalidRequest(
-                f"prompt_name is not one of this model's prompts: {known}", param="prompt_name"
+                f"prompt_name is not one of this model's prompts: {known}; send one of these",
+                param="prompt_name",
             )
         return prompts[name]
 
@@ -264,7 +267,7 @@ class Encoder:
         for index, ids in enumerate(inputs):
             if max(ids) > largest or min(ids) < 0:
                 where = f"{field}[{index}]"
-                text = f"{where} holds a token id outside 0 to {largest}"
+                text = f"{where} holds a token id outside 0 to {largest}; send its own, or text"
                 raise InvalidRequest(text, param=where)
 
     def _without_special(self, ids: list[int]) -> list[int]:
@@ -367,7 +370,7 @@ class Encoder:
         (ids, prompt), where = content, f"{job.field}[{index}]"
         if not ids:
             if not (self._head or self._tail):
-                raise InvalidRequest(f"{where} has no tokens", param=where)
+                raise InvalidRequest(f"{where} has no tokens; send a text", param=where)
             yield ids
             return
         self._check_can_be_cut(content, where, job.truncate)

@@ -222,11 +222,13 @@ def over_limit(window: Window, rate: str, kind: str, cost: int) -> RateLimited:
     """Return the error of a caller over the limit; a cost that never fits is not to be retried."""
     exceeded = f"rate limit of {rate} {kind} exceeded"
     if cost > window.limit:
-        error = RateLimited(f"{exceeded}: this request has {cost}, which never fits")
+        error = RateLimited(
+            f"{exceeded}: this request has {cost}, which never fits; send fewer at a time"
+        )
         error.should_retry = False
         return error
     return RateLimited(
-        f"{exceeded}: {window.remaining} are left for now",
+        f"{exceeded}: {window.remaining} are left for now; try again later",
         retry_after_s=max(1.0, window.retry_after_s),
     )
 

@@ -145,8 +145,10 @@ class EmbeddingService:
         """Score with a cross-encoder, which reads each query together with its document."""
         if job.weights is not None:
             raise InvalidRequest(
-                f"weights are for models with three vectors; {model.name} scores pairs",
+                f"weights are for models with three vectors; {model.name} scores pairs: "
+                "leave them out",
                 param="weights",
+                code="not_supported_by_model",
             )
         call.leases.enter_context(self.requests.admit(1))
         prepared = await self._prepare(
@@ -233,7 +235,10 @@ class EmbeddingService:
     def _allowed(self, model: ServedModel, call: Call) -> ServedModel:
         """Return the model. Raises `PermissionDenied` if the caller's key is for others."""
         if not call.tenant.may_use(model.options.names):
-            raise PermissionDenied(f"this key may not use {model.name}", param="model")
+            raise PermissionDenied(
+                f"this key may not use {model.name}; use another key, or see /v1/models",
+                param="model",
+            )
         return model
 
     def _default_encoder(self, call: Call) -> Encoder:

@@ -92,7 +92,8 @@ class SharedCache:
                     await self._redis.unlink(*names[first : first + 1000])
         except (RedisError, OSError, TimeoutError):
             raise Unavailable(
-                "Redis does not answer: what it holds is not forgotten", retry_after_s=5
+                "Redis does not answer: what it holds is not forgotten; try again shortly",
+                retry_after_s=5,
             ) from None
         return len(names)
 

@@ -74,6 +74,8 @@ class Claim(Generic[_Key, _Value]):
         # Not `gather`, which would cancel the others' flights along with this caller.
         _, late = await asyncio.wait(self._theirs.values(), timeout=left_s)
         if late:
-            raise DeadlineExceeded("the engine did not answer before the deadline")
+            raise DeadlineExceeded(
+                "the engine did not answer before the deadline; send less, or give more time"
+            )
         landed = ((key, flight) for key, flight in self._theirs.items() if not flight.cancelled())
         return {key: flight.result() for key, flight in landed}

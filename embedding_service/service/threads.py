@@ -45,4 +45,6 @@ class Threads:
                 # No name for the future: its error's traceback would hold this frame, and so it.
                 return await run(pool, work)
         except TimeoutError:
-            raise DeadlineExceeded("the request was not read before its deadline") from None
+            raise DeadlineExceeded(
+                "the request was not read before its deadline; send less, or give more time"
+            ) from None

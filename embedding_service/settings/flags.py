@@ -22,17 +22,15 @@ def read(arguments: Iterable[str]) -> dict[str, Any]:
     rest = iter(arguments)
     for argument in rest:
         if not argument.startswith("--"):
-            raise BadConfiguration(
-                f"{_shown(argument)} is not a flag; settings are given as --name value"
-            )
+            raise BadConfiguration(f"{_shown(argument)} is not a flag; write --name value")
         name, equals, text = argument.removeprefix("--").partition("=")
         field = name.replace("-", "_")
         if field not in Settings.model_fields:
-            raise BadConfiguration(f"--{name}: no such setting; {_hint(name)}")
+            raise BadConfiguration(f"--{name}: no such setting; try {_hint(name)}")
         if not equals:
             text = next(rest, "--")
             if text.startswith("--"):
-                raise BadConfiguration(f"--{name}: a value is missing")
+                raise BadConfiguration(f"--{name}: a value is missing; write --{name} VALUE")
         flags[field] = _value(name, text)
     return flags
 
@@ -41,8 +39,8 @@ def _hint(name: str) -> str:
     from embedding_service.settings.catalogue import near  # noqa: PLC0415 - only on the way out
 
     if flags := [f"--{setting.replace('_', '-')}" for setting in near(name)]:
-        return f"did you mean {' or '.join(flags[:2])}?"
-    return "`embedding-service serve --help` lists them"
+        return " or ".join(flags[:2])
+    return "`embedding-service settings`"
 
 
 def _shown(argument: str) -> str:
@@ -57,4 +55,4 @@ def _value(name: str, text: str) -> object:
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError):  # whose texts show the value
-        raise BadConfiguration(f"--{name}: its value is not valid YAML") from None
+        raise BadConfiguration(f"--{name}: its value is not valid YAML; put it in quotes") from None

@@ -34,7 +34,7 @@ def _log_level(value: object) -> object:
 
 def _only_one(workers: int) -> int:
     if workers != 1:
-        raise ValueError("one gateway process serves all engines; `replicas` says how many")
+        raise ValueError("one gateway process serves all engines; set `replicas` for more of those")
     return workers
 
 
@@ -43,7 +43,9 @@ def _check_proxy(value: str) -> str:
         try:
             ipaddress.ip_network(value, strict=False)
         except ValueError:
-            raise ValueError(f"{value!r} is neither an address nor a network") from None
+            raise ValueError(
+                f"{value!r} is neither an address nor a network; write 10.0.0.1 or 10.0.0.0/8"
+            ) from None
     return value
 
 
@@ -260,7 +262,7 @@ class Settings(ModelOptions, BaseSettings):
             for name in model.names:
                 if name in owners:
                     both = f"{owners[name]} and {model.model_name}"
-                    raise ValueError(f"aliases: {name!r} names both {both}")
+                    raise ValueError(f"aliases: {name!r} names both {both}; give it to one")
                 owners[name] = model.model_name
         return self
 

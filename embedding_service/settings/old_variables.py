@@ -103,4 +103,6 @@ def _put(tree: dict[str, Any], setting: str, value: object, *, name: str) -> Non
             node = node[int(key)] if isinstance(node, list) else node.setdefault(key, {})
         node[last] = value
     except (AttributeError, LookupError, TypeError, ValueError):
-        raise BadConfiguration(f"{name} sets {setting}, for which the file has no place") from None
+        raise BadConfiguration(
+            f"{name} sets {setting}, for which the file has no place; write another"
+        ) from None

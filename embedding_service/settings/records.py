@@ -40,7 +40,9 @@ class RecordSettings(Strict):
         for part in self._parts():
             for _, name, _, _ in string.Formatter().parse(part):
                 if name is not None and name not in self.fields:
-                    raise ValueError(f"template: {part!r} names {name!r}, which is none of fields")
+                    raise ValueError(
+                        f"template: {part!r} names {name!r}, which is none of fields; add it there"
+                    )
         return self
 
     def _parts(self) -> Iterator[str]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _SHORTEST_SECRET = 4
+_LIST = "`embedding-service settings` lists them"
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -28,7 +29,7 @@ def read(path: Path) -> dict[str, Any]:
         raise BadConfiguration(f"{path}: expected a mapping of settings, found {found}")
     for key in tree:
         if not isinstance(key, str):
-            raise BadConfiguration(f"{path}: {_shown(key)} is not the name of a setting")
+            raise BadConfiguration(f"{path}: {_shown(key)} is no setting; {_LIST}")
     return tree
 
 
@@ -37,7 +38,8 @@ def _parse(path: Path) -> Any:
         text = path.read_text(encoding="utf-8")
         return _ending(yaml.load(text, Loader=_UniqueKeys))  # noqa: S506 - a SafeLoader
     except OSError as error:
-        raise BadConfiguration(f"{path}: {error.strerror or type(error).__name__}") from None
+        why = error.strerror or type(error).__name__
+        raise BadConfiguration(f"{path}: {why}; name a file that can be read") from None
     except yaml.MarkedYAMLError as error:  # its own text shows the line, and any secret there
         mark = error.problem_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "something in it"
@@ -60,7 +62,7 @@ def _ending(tree: Any) -> Any:
 
     def visit(value: Any, above: tuple[int, ...]) -> None:
         if id(value) in above:
-            raise ValueError("an anchor's value holds itself")
+            raise ValueError("an anchor's value holds itself; write it out")
         if id(value) in seen or not isinstance(value, dict | list):
             return
         seen.add(id(value))

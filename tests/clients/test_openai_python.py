@@ -128,7 +128,11 @@ def test_bad_request(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         client.embeddings.create(model=MODEL, input=[])
     error = caught.value
-    assert (error.type, error.param, error.code) == ("invalid_request_error", "input", None)
+    assert (error.type, error.param, error.code) == (
+        "invalid_request_error",
+        "input",
+        "invalid_value",
+    )
     assert error.request_id
     with pytest.raises(openai.BadRequestError) as caught:
         client.embeddings.create(model=MODEL, input="word " * 600)

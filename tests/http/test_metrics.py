@@ -69,7 +69,7 @@ def test_a_request_is_counted_in_every_way(counted: RunningGateway) -> None:
     assert moved("requests_total", route="/v1/embeddings", status="200") == 2
     assert moved("requests_total", route="/v1/embeddings", status="400") == 1
     assert moved("requests_total", route="other", status="404") == 1
-    assert moved("errors_total", code="invalid_request_error") == 1
+    assert moved("errors_total", code="invalid_value") == 1
     assert moved("errors_total", code="not_found") == 1
     assert moved("request_duration_seconds_count", route="/v1/embeddings") == 3
     assert moved("inputs_total", model="fake") == 4

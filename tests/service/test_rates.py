@@ -276,7 +276,10 @@ async def test_the_error_says_when_to_come_back(clock: Clock) -> None:
     assert error.retry_after_s == pytest.approx(
         0.5 + 60 - 6 / 8 * 60
     )  # then 5 of the 8 still count
-    assert error.message == "rate limit of 10/minute tokens exceeded: 2 are left for now"
+    assert (
+        error.message
+        == "rate limit of 10/minute tokens exceeded: 2 are left for now; try again later"
+    )
     error = over_limit(window, "10/minute", "tokens", 11)
     assert (error.should_retry, error.retry_after_s) == (False, None)
     assert "11, which never fits" in error.message

@@ -60,5 +60,7 @@ def test_wrong_flags_are_named(arguments: list[str], words: str) -> None:
 )
 def test_a_value_is_not_printed(value: str) -> None:
     """A list or mapping that cannot be read is refused without showing it."""
-    with pytest.raises(BadConfiguration, match=r"^--api-keys: its value is not valid YAML$"):
+    with pytest.raises(
+        BadConfiguration, match=r"^--api-keys: its value is not valid YAML; put it in quotes$"
+    ):
         flags.read(["--api-keys", value])

@@ -303,7 +303,7 @@ def test_one_worker_may_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load()[0].workers == 1
     assert load(None, flags.read(["--workers", "1"]))[0].workers == 1
     monkeypatch.setenv("EMBEDDING_WORKERS", "2")
-    assert "`replicas` says how many" in refusal()
+    assert "set `replicas`" in refusal()
 
 
 def test_a_service_link_as_port_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
