@@ -79,7 +79,13 @@ def fetch(context: typer.Context, config: Config = None, *, help_all: HelpAll = 
         typer.echo(f"{name}: {folder}")
 
 
-def _say(text: str) -> None:
+def _say(text: str, /, **facts: int) -> None:
+    if sys.stderr.isatty() and facts.get("total_bytes"):
+        from embedding_service.terminal import bar  # noqa: PLC0415 - other commands need none
+
+        done = facts["done_bytes"], facts["total_bytes"]
+        typer.echo(f"\r{bar(*done)}\x1b[K", err=True, nl=False)
+        return
     typer.echo(text, err=True)
 
 

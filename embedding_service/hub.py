@@ -16,18 +16,18 @@ from dataclasses import dataclass
 from fnmatch import filter as fnmatch_filter
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from embedding_service.errors import ModelNotLoaded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 # A hub that is up answers in a second or two; the library itself would try for minutes. It is worth
 # more patience where there is nothing else to load.
 ANSWERS_WITHIN_S = 5.0
 ANSWERS_UNCACHED_WITHIN_S = 60.0
-PROGRESS_EVERY_S = 10.0
+PROGRESS_EVERY_S = 2.0  # on a terminal; the log has fewer, see `telemetry.py`
 # Formats that vLLM does not read, or reads only when it is told to.
 _NOT_FETCHED = (
     *("onnx/*", "openvino/*", "coreml/*", "original/*", "consolidated*"),
@@ -43,12 +43,20 @@ _WITH_FILES = ("Pooling", "Dense")
 _REMEDY = "see its name, HF_TOKEN and the network, or set model_path to a folder"
 
 
+class Say(Protocol):
+    """Tells a person, or a log, how it goes."""
+
+    def __call__(self, text: str, /, **facts: int) -> None:
+        """Take a line, and for a download its `done_bytes` and `total_bytes`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """The files of a model at one commit."""
 
     folder: Path
     commit: str
+    downloaded_bytes: int = 0
 
 
 @dataclass(slots=True)
@@ -65,9 +73,7 @@ def is_name(model: str) -> bool:
     return not elsewhere and bool(_NAME.fullmatch(model)) and not Path(model).is_dir()
 
 
-def find(
-    name: str, revision: str | None, *, folder: str | None = None, say: Callable[[str], None]
-) -> Snapshot:
+def find(name: str, revision: str | None, *, folder: str | None = None, say: Say) -> Snapshot:
     """Return a model's files: the hub's newest, or those in the cache where it cannot be reached.
 
     A commit that is in the cache is taken from there at once. `folder` is the cache's, if not the
@@ -90,7 +96,7 @@ def find(
 
 
 def _without_hub(
-    name: str, cached: Snapshot | None, error: BaseException | None, *, say: Callable[[str], None]
+    name: str, cached: Snapshot | None, error: BaseException | None, *, say: Say
 ) -> Snapshot:
     from huggingface_hub.errors import HfHubHTTPError  # noqa: PLC0415 - heavy
 
@@ -103,7 +109,7 @@ def _without_hub(
     return snapshot
 
 
-def fetch(name: str, revision: str | None, *, say: Callable[[str], None]) -> Snapshot:
+def fetch(name: str, revision: str | None, *, say: Say) -> Snapshot:
     """Download a model. Raises `ModelNotLoaded` if the hub does not give it."""
     answer = _ask(name, revision, ANSWERS_UNCACHED_WITHIN_S)
     if answer.sizes is None:
@@ -195,16 +201,17 @@ def _download(
     sizes: dict[str, int],
     *,
     folder: str | None,
-    say: Callable[[str], None],
+    say: Say,
 ) -> Snapshot:
     """Download what the cache lacks, and tell every now and then how far that is."""
     from huggingface_hub import snapshot_download  # noqa: PLC0415 - heavy
 
     ignored = _ignored(sizes)
-    told = (name, _blobs(name, folder), _total(sizes, ignored))
-    with _telling(*told, say=say):
+    blobs = _blobs(name, folder)
+    before = _bytes(blobs)
+    with _telling(name, blobs, _total(sizes, ignored), say=say):
         path = snapshot_download(name, revision=revision, cache_dir=folder, ignore_patterns=ignored)
-    return Snapshot(Path(path), Path(path).name)
+    return Snapshot(Path(path), Path(path).name, _bytes(blobs) - before)
 
 
 def _ignored(sizes: dict[str, int]) -> list[str]:
@@ -220,7 +227,7 @@ def _total(sizes: dict[str, int], ignored: list[str]) -> int:
 
 
 @contextmanager
-def _telling(name: str, blobs: Path, total: int, *, say: Callable[[str], None]) -> Iterator[None]:
+def _telling(name: str, blobs: Path, total: int, *, say: Say) -> Iterator[None]:
     """Tell of a download in a thread of its own while the block runs."""
     done = threading.Event()
     threading.Thread(target=_tell, args=(name, blobs, total, done, say), daemon=True).start()
@@ -236,16 +243,16 @@ def _blobs(name: str, folder: str | None) -> Path:
     return Path(folder or constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}", "blobs")
 
 
-def _tell(
-    name: str, blobs: Path, total: int, done: threading.Event, say: Callable[[str], None]
-) -> None:
+def _tell(name: str, blobs: Path, total: int, done: threading.Event, say: Say) -> None:
     began, before = time.monotonic(), _bytes(blobs)
     while not done.wait(PROGRESS_EVERY_S):
         new = _bytes(blobs) - before
         seconds = time.monotonic() - began
         say(
             f"downloading {name}: {new / 1e6:.0f} MB in {seconds:.0f} s, "
-            f"of {total / 1e6:.0f} MB that the model has"
+            f"of {total / 1e6:.0f} MB that the model has",
+            done_bytes=before + new,
+            total_bytes=total,
         )
 
 

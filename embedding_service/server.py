@@ -19,6 +19,7 @@ from embedding_service.engine.start import make_engines, make_runtime_dir
 from embedding_service.errors import BadConfiguration, PortInUse
 from embedding_service.http.app import create_app
 from embedding_service.http.connection import connection_class
+from embedding_service.http.first_request import Place, first_steps
 from embedding_service.http.keys import KeyRing
 from embedding_service.service.lifecycle import Lifecycle, Phase
 from embedding_service.service.rates import Rates, SharedCounters
@@ -91,7 +92,7 @@ class Gateway:
         self._shared_cache = self._share_cache(metrics)
         engines = make_engines(settings, self.folder, log, start_worker)
         self.service = EmbeddingService(settings, engines, metrics, self._shared_cache)
-        self.lifecycle = Lifecycle(self.service, log)
+        self.lifecycle = Lifecycle(self.service, log, first_steps=self._first_steps)
         app = create_app(
             settings,
             self.lifecycle,
@@ -103,6 +104,10 @@ class Gateway:
         self._server = _Server(_uvicorn_config(settings, app))
         self._stop = asyncio.Event()
         self._reloading: asyncio.Future[None] | None = None
+
+    def _first_steps(self) -> dict[str, str]:
+        place = Place.of(self.sockets[0].getsockname())
+        return first_steps(self.settings, self.service.models, place)
 
     def _share_cache(self, metrics: Metrics) -> SharedCache | None:
         settings = self.settings

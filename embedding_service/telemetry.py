@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from functools import cache
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -23,10 +24,12 @@ from structlog import processors
 from structlog.stdlib import ProcessorFormatter
 
 from embedding_service import __version__
+from embedding_service.terminal import Story
 
 if TYPE_CHECKING:
-    from structlog.typing import FilteringBoundLogger, Processor
+    from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
 
+_DOWNLOAD_EVERY_S = 10.0
 _Metric = TypeVar("_Metric", Counter, Histogram)
 
 
@@ -38,7 +41,9 @@ def configure(level: str, form: Literal["auto", "json", "text"]) -> None:
         processors.add_log_level,
         processors.TimeStamper(fmt="iso", utc=True),
     ]
-    last = _text(colors=on_terminal) if readable else _json()
+    last = _text(on_terminal=on_terminal) if readable else _json()
+    if not (readable and on_terminal):
+        first.append(_Seldom())
     structlog.configure(
         processors=first + last,
         wrapper_class=structlog.make_filtering_bound_logger(level),
@@ -59,9 +64,26 @@ def configure(level: str, form: Literal["auto", "json", "text"]) -> None:
 # Neither form shows the local variables of a traceback: texts and keys are among them.
 
 
-def _text(*, colors: bool) -> list[Processor]:
+def _text(*, on_terminal: bool) -> list[Processor]:
     plain = structlog.dev.plain_traceback
-    return [structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain)]
+    renderer = structlog.dev.ConsoleRenderer(colors=on_terminal, exception_formatter=plain)
+    return [Story(renderer, __version__) if on_terminal else renderer]
+
+
+class _Seldom:
+    """Keeps lines about a running download apart: a terminal shows a bar, a log a few of them."""
+
+    def __init__(self) -> None:
+        self._told_at = -_DOWNLOAD_EVERY_S
+
+    def __call__(self, _: WrappedLogger, __: str, event: EventDict) -> EventDict:
+        """Pass an event on, or drop it."""
+        if "total_bytes" in event:
+            now = time.monotonic()
+            if now - self._told_at < _DOWNLOAD_EVERY_S:
+                raise structlog.DropEvent
+            self._told_at = now
+        return event
 
 
 def _json() -> list[Processor]:

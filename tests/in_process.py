@@ -77,6 +77,7 @@ class ThreadWorker:
         self.launch = launch
         self.killed = False
         self.woken = threading.Event()
+        self.stage = "a thread"
         self._options = options
         self._words = ""
         self._loop = asyncio.get_running_loop()

@@ -50,7 +50,8 @@ from embedding_service import hub
 from embedding_service.errors import ModelNotLoaded
 said = []
 try:
-    found = hub.find(sys.argv[1], sys.argv[2] or None, say=said.append)
+    say = lambda text, **facts: said.append(text)
+    found = hub.find(sys.argv[1], sys.argv[2] or None, say=say)
     print(json.dumps({"folder": str(found.folder), "commit": found.commit, "said": said}))
 except ModelNotLoaded as error:
     print(json.dumps({"error": str(error)}))

@@ -25,7 +25,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": {"types"},
     "systemd": set(),
     "hub": set(),
-    "telemetry": set(),
+    "terminal": set(),
+    "telemetry": {"terminal"},
     "settings": set(),
     "families": set(),
     "families.models": {"families"},
@@ -46,7 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "local": BELOW_SERVICE | {"service"},
     "server": BELOW_SERVICE | {"service", "http"},
     "commands": {"settings", "dropin"},
-    "cli": {"commands", "hub", "settings", "telemetry", "http", "server"},
+    "cli": {"commands", "hub", "settings", "telemetry", "terminal", "http", "server"},
     "__main__": {"cli"},
 }
 VLLM = {"worker", "families.models"}  # the only places that import it, and torch, and transformers

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import time
 import uuid
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 
 STOP_GRACE_S = 2.0
+WAITING_EVERY_S = 10.0
 LATE_GREETING_S = 1.0  # for a refusal that was sent right before the worker exited
 
 
@@ -94,7 +96,10 @@ class Generation:
                     line.launch(options), options, replica=replica, environ=environ, log=log
                 )
                 undo.push_async_callback(process.end)
+                telling = asyncio.create_task(_tell_of_waiting(process, log))
+                undo.callback(telling.cancel)
                 hello, tokenizer_json = await greeting.hello(line, process, options)
+                telling.cancel()
                 model = LoadedModel.of(options, hello.facts, tokenizer_json)
                 undo.pop_all()
         except (OSError, zmq.ZMQError) as error:  # no memory, process or descriptor is left for it
@@ -191,6 +196,15 @@ class Generation:
         else:
             error = DeadlineExceeded if message.reason == "expired" else EngineFailed
             answer.set_exception(error(message.message))
+
+
+async def _tell_of_waiting(process: RunningWorker, log: FilteringBoundLogger) -> None:
+    """Log every now and then which stage of a worker's start takes long."""
+    began = time.monotonic()
+    while True:
+        await asyncio.sleep(WAITING_EVERY_S)
+        seconds = round(time.monotonic() - began)
+        log.info("still_loading", seconds=seconds, waiting_for=process.stage)
 
 
 class _Greeting:

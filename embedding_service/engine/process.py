@@ -12,12 +12,13 @@ import os
 import signal
 import sys
 from collections import deque
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import msgspec
+from msgspec.structs import asdict
 
 from embedding_service.engine.environment import environment
-from embedding_service.engine.protocol import PROGRESS
+from embedding_service.engine.protocol import PROGRESS, Progress
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -40,6 +41,8 @@ _OUTPUT_GRACE_S = 1.0  # for the last words of a worker that has ended
 class RunningWorker(Protocol):
     """A started worker: a process of its own, or in tests something that speaks the same wire."""
 
+    stage: str  # of its start, in words
+
     async def wait(self) -> int:
         """Return the exit status once it has ended."""
         ...
@@ -61,6 +64,7 @@ class WorkerProcess:
         self._log = log
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self._swept = False
+        self.stage = "its process"
         output = cast("asyncio.StreamReader", process.stdout)  # a pipe was asked for
         self._reader = asyncio.create_task(self._read_output(output))
 
@@ -148,7 +152,20 @@ class WorkerProcess:
         for line in lines[-_TAIL_LINES:]:
             text = line[-_LINE_BYTES:].decode(errors="replace").rstrip()
             if text.startswith(PROGRESS):
-                self._log.info("engine_progress", detail=text.removeprefix(PROGRESS))
+                self._tell(Progress.read(text.removeprefix(PROGRESS)))
                 continue
             self._tail.append(text)
             self._log.debug("engine_output", line=text)
+
+    def _tell(self, progress: Progress) -> None:
+        """Log a line about the start; a stage that only begins is what others wait for."""
+        if progress.stage is None:
+            self._log.info("engine_progress", **_facts(progress))
+        elif progress.seconds is None:
+            self.stage = progress.stage
+        else:
+            self._log.info("engine_stage", **_facts(progress))
+
+
+def _facts(progress: Progress) -> dict[str, Any]:
+    return {name: value for name, value in asdict(progress).items() if value is not None}

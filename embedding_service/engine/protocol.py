@@ -26,6 +26,29 @@ PROGRESS = "embedding-service: "  # begins lines of a worker's output that belon
 SIZE_CLASSES = 13  # of `Pong.batch_sizes`: steps of up to 4,096 texts
 
 
+class Progress(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A line behind `PROGRESS`: a stage of the start begins, or took so long; or a download.
+
+    `detail` is for people.
+    """
+
+    stage: str | None = None
+    seconds: float | None = None
+    detail: str | None = None
+    done_bytes: int | None = None
+    total_bytes: int | None = None
+    memory_bytes: int | None = None
+    device_memory_bytes: int | None = None
+
+    @classmethod
+    def read(cls, line: str) -> Progress:
+        """Return what a line says; words alone are a detail."""
+        try:
+            return msgspec.json.decode(line, type=cls)
+        except msgspec.MsgspecError:
+            return cls(detail=line)
+
+
 class ProtocolError(Exception):
     """A message that the other side cannot have meant."""
 

@@ -14,7 +14,7 @@ from embedding_service import systemd
 from embedding_service.errors import NoModelLeft, Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from structlog.typing import FilteringBoundLogger
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 DRAIN_RETRY_S = 5.0
 PULSE_S = 0.25
-WAITING_EVERY_S = 30.0  # a compiled decoder takes one to two minutes, a download longer
 
 
 class Phase(StrEnum):
@@ -38,7 +37,15 @@ class Phase(StrEnum):
 class Lifecycle:
     """The gateway's phase, and its requests in flight."""
 
-    def __init__(self, service: EmbeddingService, log: FilteringBoundLogger) -> None:
+    def __init__(
+        self,
+        service: EmbeddingService,
+        log: FilteringBoundLogger,
+        *,
+        first_steps: Callable[[], Mapping[str, str]] = dict,
+    ) -> None:
+        """`first_steps` gives the log, once the gateway is ready, what a person may do next."""
+        self._first_steps = first_steps
         self.service = service
         self.phase = Phase.STARTING
         self.started = time.monotonic()
@@ -65,7 +72,8 @@ class Lifecycle:
         if self.phase is Phase.STARTING:
             self.phase = Phase.READY
             systemd.notify("READY=1", "STATUS=serving")
-            self._log.info("ready", seconds=round(time.monotonic() - self.started, 2))
+            seconds = round(time.monotonic() - self.started, 2)
+            self._log.info("ready", seconds=seconds, **self._first_steps())
         for model in models:
             if not model.required:
                 await self._try_to_load(model)
@@ -80,11 +88,7 @@ class Lifecycle:
     async def _load(self, model: ServedModel) -> None:
         began = time.monotonic()
         self._log.info("loading", model=model.name, replicas=model.options.replicas)
-        telling = asyncio.create_task(self._tell_of_waiting(model.name, began))
-        try:
-            await model.engine.start()
-        finally:
-            telling.cancel()
+        await model.engine.start()
         facts = await asyncio.to_thread(model.open, self.service.settings)
         model.load_s = time.monotonic() - began
         # Objects made at the start live for ever: to look through them again took a full collection
@@ -103,12 +107,6 @@ class Lifecycle:
             vllm=facts.engine_version,
             space=str(model.space) if model.space else None,
         )
-
-    async def _tell_of_waiting(self, name: str, began: float) -> None:
-        """Log every now and then that a model is still being loaded."""
-        while True:
-            await asyncio.sleep(WAITING_EVERY_S)
-            self._log.info("still_loading", model=name, seconds=round(time.monotonic() - began))
 
     @contextmanager
     def request(self) -> Iterator[None]:

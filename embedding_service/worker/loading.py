@@ -14,6 +14,7 @@ from embedding_service.worker.backend import ModelRefused
 from embedding_service.worker.fingerprint import fingerprint
 from embedding_service.worker.location import resolve_model
 from embedding_service.worker.planning import planned
+from embedding_service.worker.progress import memory, stage
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -44,14 +45,21 @@ def load(options: ModelOptions) -> Backend:
         from embedding_service.worker.fake import FakeBackend  # noqa: PLC0415
 
         return FakeBackend(options)
-    planned(options)  # what can be refused at once need not wait for vLLM
-    files = fingerprint(resolve_model(options).model)  # read beside the imports, and the loading
-    gc.disable()  # all that an import makes stays: looking for garbage takes a tenth of it
-    from embedding_service.worker.vllm_backend import VllmBackend  # noqa: PLC0415 - takes seconds
+    with stage("model files") as facts:
+        planned(options)  # what can be refused at once need not wait for vLLM
+        location = resolve_model(options)
+        facts["detail"] = str(location)
+    files = fingerprint(location.model)  # read beside the imports, and the loading
+    with stage("import of vLLM"):
+        gc.disable()  # all that an import makes stays: looking for garbage takes a tenth of it
+        from embedding_service.worker.vllm_backend import (  # noqa: PLC0415 - takes seconds
+            VllmBackend,
+        )
 
-    gc.freeze()
-    gc.enable()
-    return VllmBackend(options, files)
+        gc.freeze()
+        gc.enable()
+    with stage("weights and compilation"):
+        return VllmBackend(options, files)
 
 
 def explain(error: BaseException, options: ModelOptions) -> str:
@@ -70,6 +78,13 @@ def warm_up(backend: Backend) -> int | None:
 
     The first proves that the model works, the second pays for what kernels prepare on first use.
     """
+    with stage("warm-up") as facts:
+        width = _try(backend)
+        facts.update(memory())
+    return width
+
+
+def _try(backend: Backend) -> int | None:
     from tokenizers import Tokenizer  # noqa: PLC0415 - the worker alone needs it only here
 
     tokenizer = Tokenizer.from_str(backend.tokenizer_json.decode())

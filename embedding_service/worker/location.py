@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from embedding_service import hub
-from embedding_service.engine.protocol import PROGRESS
 from embedding_service.families.weights import files_of
 from embedding_service.worker.backend import ModelRefused
+from embedding_service.worker.progress import say
 
 if TYPE_CHECKING:
     from embedding_service.settings.model import ModelOptions
@@ -27,6 +27,15 @@ class Location:
 
     model: str
     commit: str | None = None
+    downloaded_bytes: int = 0
+
+    def __str__(self) -> str:
+        """Where it comes from, for people."""
+        if self.commit is None:
+            return f"folder {self.model}" if self.folder else self.model
+        if self.downloaded_bytes:
+            return f"downloaded {self.downloaded_bytes / 1e6:.0f} MB, commit {self.commit[:12]}"
+        return f"cache, commit {self.commit[:12]}"
 
     @property
     def folder(self) -> str | None:
@@ -51,12 +60,7 @@ def resolve_model(options: ModelOptions) -> Location:
 @cache  # asked for before vLLM is imported, and again when it loads
 def _on_the_hub(name: str, revision: str | None, folder: str | None) -> Location:
     snapshot = hub.find(name, revision, folder=folder, say=say)
-    return Location(str(snapshot.folder), snapshot.commit)
-
-
-def say(text: str) -> None:
-    """Print a line that the gateway puts into its log; see `engine/process.py`."""
-    print(f"{PROGRESS}{text}", flush=True)  # noqa: T201
+    return Location(str(snapshot.folder), snapshot.commit, snapshot.downloaded_bytes)
 
 
 def _in_folder(path: str) -> str:

@@ -43,6 +43,7 @@ class ScriptedWorker:
     def __init__(self, launch: protocol.Launch) -> None:
         self.launch = launch
         self.killed = False
+        self.stage = "a script"
         self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         context = zmq.Context.instance()
         self._jobs, self._results = context.socket(zmq.PAIR), context.socket(zmq.PUSH)

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import structlog
 
+from embedding_service.engine import generation as generation_module
 from embedding_service.engine import heartbeat, protocol
 from embedding_service.engine.generation import Generation, WorkerDied
 from embedding_service.engine.step_record import StepRecord
@@ -250,3 +252,34 @@ async def test_a_worker_is_asked_to_stop(workers: Workers, generation: Generatio
     assert not workers.last.killed
     workers.last.exit(0)
     await stopping
+
+
+async def test_waiting_says_for_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start that takes long is logged with the stage that it is in, until the worker is there."""
+    monkeypatch.setattr(generation_module, "WAITING_EVERY_S", 0.01)
+    workers = Workers(tmp_path, lambda worker: None)
+    with structlog.testing.capture_logs() as log:
+        starting = asyncio.create_task(workers.start_generation(NUMBER))
+        await until(lambda: workers.all)
+        workers.last.stage = "weights"
+        await until(lambda: len([one for one in log if one.get("waiting_for") == "weights"]) > 1)
+        workers.last.say_hello()
+        started = await starting
+        told = len(log)
+        await asyncio.sleep(0.05)
+    assert log[0]["event"] == "still_loading"
+    assert len(log) == told
+    await started.bury("the test is over")
+
+
+async def test_waiting_ends_with_a_start_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody tells of waiting for a worker that is gone."""
+    monkeypatch.setattr(generation_module, "WAITING_EVERY_S", 0.01)
+    with structlog.testing.capture_logs() as log:
+        with pytest.raises(ModelNotLoaded):
+            await Workers(tmp_path, refuse).start_generation(NUMBER)
+        told = len(log)
+        await asyncio.sleep(0.05)
+    assert len(log) == told

@@ -106,3 +106,44 @@ def test_many_short_lines_do_not_stop_the_loop() -> None:
 
 def dropped(*_: object) -> Any:
     raise structlog.DropEvent
+
+
+def test_a_start_is_told_in_stages() -> None:
+    """A stage that begins is what is waited for; one that has ended is logged with its facts, and so
+    is a download; words alone are a line as they are.
+    """
+    program = """
+from embedding_service.worker import progress
+with progress.stage("weights") as facts:
+    facts["detail"] = "from a folder"
+progress.say("half of it", done_bytes=1, total_bytes=2)
+print("embedding-service: {plain words")
+with progress.stage("warm-up") as facts:
+    facts.update(progress.memory())
+    print("another line")
+"""
+    log: list[dict[str, Any]] = []
+
+    def keep(_: object, __: str, event: dict[str, Any]) -> Any:
+        log.append(event)
+        raise structlog.DropEvent
+
+    async def main() -> str:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", program, stdout=asyncio.subprocess.PIPE, start_new_session=True
+        )
+        worker = WorkerProcess(process, structlog.wrap_logger(None, processors=[keep]))
+        await worker.wait()
+        return worker.stage
+
+    assert asyncio.run(main()) == "warm-up"
+    told = [event for event in log if event["event"] != "engine_output"]
+    weights, half, words, warm_up = told
+    assert (weights["stage"], weights["detail"], weights["seconds"] >= 0) == (
+        "weights",
+        "from a folder",
+        True,
+    )
+    assert (half["done_bytes"], half["total_bytes"], half["detail"]) == (1, 2, "half of it")
+    assert words == {"event": "engine_progress", "detail": "{plain words"}
+    assert warm_up["memory_bytes"] > 1e6

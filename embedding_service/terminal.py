@@ -1,0 +1,118 @@
+"""The log of a start as a person reads it on a terminal; all other events as they are.
+
+Lines that another one brings up to date, such as a download's, are written over.
+"""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from structlog.typing import EventDict, Processor, WrappedLogger
+
+    Writer = Callable[[EventDict], str]
+
+_BOLD, _DIM, _GREEN, _PLAIN = "\x1b[1m", "\x1b[2m", "\x1b[32m", "\x1b[0m"
+_ONE_LINE_UP = "\x1b[1A\x1b[2K"
+_BAR_COLUMNS = 30
+_TRANSIENT = frozenset({"still_loading"})  # and downloads
+
+
+class Story:
+    """A structlog renderer for the events of a start; `otherwise` renders the others."""
+
+    def __init__(self, otherwise: Processor, version: str) -> None:
+        self._otherwise = otherwise
+        self._version = version
+        self._over = False  # whether the last line may be written over
+
+    def __call__(self, logger: WrappedLogger, method: str, event: EventDict) -> Any:
+        """Return the line."""
+        write = self._writer(event)
+        if write is None:
+            self._over = False
+            return self._otherwise(logger, method, event)
+        before = _ONE_LINE_UP if self._over and _is_transient(event) else ""
+        self._over = _is_transient(event)
+        return before + write(event)
+
+    def _writer(self, event: EventDict) -> Writer | None:
+        if event["event"] == "listening":
+            return self._listening
+        return _WRITERS.get(event["event"]) if event.get("level") == "info" else None
+
+    def _listening(self, event: EventDict) -> str:
+        name = f"{_BOLD}embedding-service {self._version}{_PLAIN}"
+        return f"{name} listens on {event['address']}"
+
+
+def _is_transient(event: EventDict) -> bool:
+    return event["event"] in _TRANSIENT or "total_bytes" in event
+
+
+def _loading(event: EventDict) -> str:
+    replicas = f", {event['replicas']} replicas" if event.get("replicas", 1) > 1 else ""
+    return f"\n{_BOLD}{event['model']}{_PLAIN}{replicas}"
+
+
+def _stage(event: EventDict) -> str:
+    facts = [event["detail"]] if "detail" in event else []
+    if "memory_bytes" in event:
+        facts.append(f"{event['memory_bytes'] / 1e6:,.0f} MB of memory")
+    if "device_memory_bytes" in event:
+        facts.append(f"{event['device_memory_bytes'] / 1e9:.1f} GB of the device")
+    done = f"  {_GREEN}✓{_PLAIN} {event['stage']:<26}{event['seconds']:>7.1f} s"
+    return f"{done}   {_DIM}{', '.join(facts)}{_PLAIN}" if facts else done
+
+
+def _progress(event: EventDict) -> str:
+    if not event.get("total_bytes"):
+        return f"    {event.get('detail', '')}"
+    return "    " + bar(event["done_bytes"], event["total_bytes"])
+
+
+def bar(done: int, total: int) -> str:
+    """Return the picture of a download of so many bytes."""
+    share = min(1.0, done / total) if total else 1.0
+    columns = min(_BAR_COLUMNS, shutil.get_terminal_size().columns // 3)
+    filled = round(share * columns)
+    picture = "█" * filled + "░" * (columns - filled)
+    return f"{picture} {share:4.0%}  {done / 1e6:,.0f} of {total / 1e6:,.0f} MB"
+
+
+def _still_loading(event: EventDict) -> str:
+    return f"    {_DIM}… {event['waiting_for']}, for {event['seconds']} s so far{_PLAIN}"
+
+
+def _loaded(event: EventDict) -> str:
+    size = f" ({event['dimension']} dimensions)" if event.get("dimension") else ""
+    facts = [
+        f"{event['outputs']}{size}".replace(",", ", "),
+        f"up to {event['max_tokens']:,} tokens",
+        f"{event['dtype']} on {event['device']}",
+    ]
+    done = f"  {_GREEN}✓{_PLAIN} {'loaded':<26}{event['seconds']:>7.1f} s"
+    return f"{done}   {_DIM}{', '.join(facts)}{_PLAIN}"
+
+
+def _ready(event: EventDict) -> str:
+    lines = [f"\n{_GREEN}{_BOLD}Ready{_PLAIN} after {event['seconds']:.1f} s", ""]
+    places = (name for name in ("url", "socket", "page", "docs") if name in event)
+    lines += (f"  {name:<8}{event[name]}" for name in places)
+    for name in ("curl", "python", "rerank_curl", "rerank_python"):
+        if name in event:
+            lines += ["", f"  {event[name]}"]
+    return "\n".join([*lines, ""])
+
+
+_WRITERS: dict[str, Writer] = {
+    "loading": _loading,
+    "engine_stage": _stage,
+    "engine_progress": _progress,
+    "still_loading": _still_loading,
+    "loaded": _loaded,
+    "ready": _ready,
+}
