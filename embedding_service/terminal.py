@@ -88,12 +88,10 @@ def _still_loading(event: EventDict) -> str:
 
 
 def _loaded(event: EventDict) -> str:
-    size = f" ({event['dimension']} dimensions)" if event.get("dimension") else ""
-    facts = [
-        f"{event['outputs']}{size}".replace(",", ", "),
-        f"up to {event['max_tokens']:,} tokens",
-        f"{event['dtype']} on {event['device']}",
-    ]
+    facts = [f"{event['dtype']} on {event['device']}", f"up to {event['max_tokens']:,} tokens"]
+    if event.get("dimension"):
+        facts.append(f"{event['dimension']} dimensions")
+    facts.append(event["outputs"].replace(",", " "))
     done = f"  {_GREEN}✓{_PLAIN} {'loaded':<26}{event['seconds']:>7.1f} s"
     return f"{done}   {_DIM}{', '.join(facts)}{_PLAIN}"
 

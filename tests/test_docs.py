@@ -1,17 +1,34 @@
-"""What the documentation points at exists."""
+"""What the documentation points at exists, and what it says to type works."""
 
 from __future__ import annotations
 
+import ast
+import json
 import re
-from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
+import yaml
+from pydantic import TypeAdapter
+from typer.main import get_command
+from typer.testing import CliRunner
 
+from embedding_service.cli import app
+from embedding_service.commands.settings import SettingsCommand
+from embedding_service.settings import catalogue, flags
+from embedding_service.settings.keys import KeySettings
+from embedding_service.settings.load import load
+from tests.documents import PAGES, ROOT, Block, anchors, blocks, commands
 from tests.test_layers import MAY_IMPORT, PACKAGE
 
-ROOT = Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("deploy/**/*.md")])
-LINK = re.compile(r"\]\((?!https?://|#)([^)#]+)(?:#[^)]*)?\)")
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.conftest import RunningGateway
+
+LINK = re.compile(r"\]\((?!https?://)([^)#]*)(?:#([^)]*))?\)")
 # `folder/`, `folder/module.py` and `folder/test_module.py::test_promise`.
 PATH = re.compile(r"`((?:[\w-]+/)*(?:[\w-]+\.py|[\w-]+/))(?:::(\w+))?`")
 BASES = (ROOT, ROOT / PACKAGE, ROOT / "tests", ROOT / "tests" / "soak")
@@ -26,9 +43,12 @@ def text_of(page: Path | str) -> str:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
-    """Every relative link is to a file or folder of this repository."""
-    for target in LINK.findall(text_of(page)):
-        assert (page.parent / target).exists(), target
+    """Every relative link is to a file or folder of this repository, and to a heading in it."""
+    for target, anchor in LINK.findall(text_of(page)):
+        path = page.parent / target if target else page
+        assert path.exists(), target
+        if anchor:
+            assert anchor in anchors(path), f"{target}#{anchor}"
 
 
 @pytest.mark.parametrize("page", OF_TODAY, ids=lambda path: str(path.relative_to(ROOT)))
@@ -56,3 +76,147 @@ def test_every_promise_names_a_test() -> None:
     assert len(promises) > 40
     for tests in promises:
         assert all(PATH.fullmatch(test) for test in tests.split(", ")), tests
+
+
+COMMANDS = commands("embedding-service")
+CURLS = [arguments for _, arguments in commands("curl")]
+FILES = re.compile(r"(?:config|deploy)/[\w./-]+\.yaml")
+# A gateway that answers the requests in the documents, each model under the name that they use.
+MODELS: list[dict[str, Any]] = [
+    {"model_name": "my-model", "aliases": {"all-MiniLM-L6-v2": {}}},
+    {"model_name": "bge-m3", "engine_args": {"outputs": ["dense", "sparse", "colbert"]}},
+    {"model_name": "reranker", "engine_args": {"outputs": ["score"]}},
+]
+
+
+@pytest.fixture
+def documented(shared_gateway: Callable[..., RunningGateway]) -> RunningGateway:
+    """Return a gateway with the models of the documents."""
+    models = [{"engine": "fake", "required": True, **model} for model in MODELS]
+    return shared_gateway(models=models, port=0)
+
+
+def test_commands_are_found() -> None:
+    """The tests below see the commands of blocks and of running text, with their arguments."""
+    assert ("README.md", ["init", "--model", "bge-m3", "--reranker"]) in COMMANDS
+    assert ("docs/errors.md", ["settings", "NAME"]) in COMMANDS
+    assert ("deploy/systemd/README.md", ["keys", "new", "--name", "first"]) in COMMANDS
+    assert len(COMMANDS) > 30
+    assert len(CURLS) > 5
+
+
+@pytest.mark.parametrize(("page", "arguments"), COMMANDS, ids=str)
+def test_commands_have_known_flags(page: str, arguments: list[str]) -> None:
+    """Every command and flag in a document exists, every setting has a name that is known, and
+    files of this repository are there.
+    """
+    command: Any = get_command(app)
+    rest = list(arguments)
+    while rest and rest[0] in getattr(command, "commands", {}):
+        command = command.commands[rest.pop(0)]
+    own = {flag for param in command.params for flag in [*param.opts, *param.secondary_opts]}
+    own |= {"--help", "-h"}
+    unknown = [word for word in rest if word.startswith("-") and word.partition("=")[0] not in own]
+    if isinstance(command, SettingsCommand):
+        for word in unknown:
+            assert catalogue.find(word.partition("=")[0]), word
+    else:
+        assert unknown in ([], ["-"])
+        group = getattr(command, "commands", None)
+        assert group is None or all(word.startswith("-") for word in rest), f"{page}: {rest}"
+    for word in rest:
+        assert not FILES.fullmatch(word) or (ROOT / word).exists(), word
+
+
+RUN = [
+    arguments
+    for _, arguments in COMMANDS
+    if "NAME" not in arguments
+    and (
+        arguments[0] in ("settings", "--help", "version")
+        or (arguments[:1] == ["init"] and len(arguments) > 1)
+        or arguments[:2] == ["keys", "new"]
+        or (arguments[0] == "check-config" and "--config" not in arguments)
+        or arguments[-1].startswith("--help")
+    )
+]
+
+
+@pytest.mark.parametrize("arguments", RUN, ids=" ".join)
+def test_commands_run(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Commands that need no model do as they are typed."""
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert result.output
+
+
+@pytest.mark.parametrize("arguments", CURLS, ids=" ".join)
+def test_curl_gets_an_answer(arguments: list[str], documented: RunningGateway) -> None:
+    """Every request in a document is answered by the gateway that it is about."""
+    (url,) = (word for word in arguments if word.startswith("http://"))
+    path = httpx.URL(url).path
+    with documented.client() as http:
+        if "-d" in arguments:
+            body = json.loads(arguments[arguments.index("-d") + 1])
+            answer = http.post(path, json=body)
+        else:
+            answer = http.get(path)
+    assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize("block", blocks("yaml"), ids=lambda block: block.page.name)
+def test_yaml_is_accepted(block: Block, tmp_path: Path) -> None:
+    """Every YAML block is a settings file that `check-config` accepts, or a list of keys."""
+    text = re.sub(r"sha256:\w+…", "sha256:" + "ab" * 32, block.text)
+    tree = yaml.safe_load(text)
+    if isinstance(tree, list):
+        assert TypeAdapter(list[KeySettings]).validate_python(tree)
+        return
+    (tmp_path / "settings.yaml").write_text(text, "utf-8")
+    _, warnings = load(tmp_path / "settings.yaml")
+    assert warnings == []
+
+
+@pytest.mark.parametrize("block", blocks("python"), ids=lambda block: block.page.name)
+def test_python_is_python(block: Block) -> None:
+    """Every block of Python can be parsed."""
+    ast.parse(block.text)
+
+
+def test_the_first_program_works(
+    documented: RunningGateway, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The README's example, sent to this gateway, prints what it should: texts, numbers, tokens."""
+    (block,) = (block for block in blocks("python") if block.page.name == "README.md")
+    names: dict[str, Any] = {}
+    exec(block.text.replace("http://127.0.0.1:8890", documented.url), names)
+    names["client"].close()
+    texts, dimension, tokens = map(int, capsys.readouterr().out.split())
+    assert (texts, dimension, tokens > 2) == (2, 32, True)
+
+
+@pytest.mark.parametrize(("page", "arguments"), commands("make"), ids=str)
+def test_make_has_the_target(page: str, arguments: list[str]) -> None:
+    """Every target and variable of `make` exists, and what it is given can be read."""
+    makefile = text_of("Makefile")
+    words = [word for word in arguments if word not in ("-C", "/opt/embedding-service")]
+    variables = dict(word.split("=", 1) for word in words if "=" in word)
+    for word in words:
+        if "=" not in word:
+            assert f"\n{word}:" in makefile, f"{page}: {word}"
+    assert all(re.search(rf"^{variable} \?=", makefile, re.MULTILINE) for variable in variables)
+    assert (ROOT / variables.get("CONFIG", ".")).exists()
+    if "serve" in words:
+        assert isinstance(flags.read(variables.get("ARGS", "").split()), dict)
+
+
+def test_the_index_leads_everywhere() -> None:
+    """docs/index.md has every page of docs/, and of deploy/."""
+    linked = {
+        (ROOT / "docs" / target).resolve() for target, _ in LINK.findall(text_of("docs/index.md"))
+    }
+    pages = [*ROOT.glob("docs/*.md"), *ROOT.glob("deploy/*/README.md")]
+    assert [page for page in pages if page not in linked and page.stem != "index"] == []

@@ -59,7 +59,7 @@ def test_a_start_reads_as_a_story(story: Story) -> None:
         seconds=3.0,
     )
     assert plain(loaded).endswith(
-        "dense, sparse (4 dimensions), up to 8,192 tokens, bfloat16 on cuda"
+        "bfloat16 on cuda, up to 8,192 tokens, 4 dimensions, dense sparse"
     )
     ready = plain(
         told(story, "ready", seconds=4.0, url="http://h", curl="curl x", docs="http://h/docs")
