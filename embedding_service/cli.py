@@ -10,7 +10,7 @@ import typer
 import yaml
 
 from embedding_service import __version__
-from embedding_service.commands.init import init
+from embedding_service.commands.elsewhere import Commands
 from embedding_service.commands.settings import (
     FLAGS,
     Config,
@@ -18,10 +18,10 @@ from embedding_service.commands.settings import (
     SettingsCommand,
     load_settings,
 )
-from embedding_service.commands.settings import show as show_settings
 from embedding_service.errors import BadConfiguration, StartupError
 
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="An OpenAI-compatible embedding gateway backed by vLLM.",
@@ -76,6 +76,7 @@ def fetch(context: typer.Context, config: Config = None, *, help_all: HelpAll = 
         name, folder = model.model_name, model.model_path
         if folder is None:
             folder = str(hub.fetch(name, model.revision, say=_say).folder)
+            typer.echo("\r\x1b[K" if sys.stderr.isatty() else "", err=True, nl=False)  # the bar
         typer.echo(f"{name}: {folder}")
 
 
@@ -88,9 +89,6 @@ def _say(text: str, /, **facts: int) -> None:
         return
     typer.echo(text, err=True)
 
-
-app.command("settings", context_settings={"ignore_unknown_options": True})(show_settings)
-app.command("init")(init)
 
 keys = typer.Typer(no_args_is_help=True, help="Make API keys, and their digests for a server.")
 app.add_typer(keys, name="keys")

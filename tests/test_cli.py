@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import socket
 import subprocess
@@ -267,3 +268,39 @@ def test_help_lists_every_setting() -> None:
 def test_version() -> None:
     """`version` prints the package's version."""
     assert run("version").stdout == __version__ + "\n"
+
+
+@pytest.mark.process
+def test_a_start_on_a_terminal_tells_what_to_do_next() -> None:
+    """On a terminal the log is a story with ticks and ends with a request to copy; SIGTERM still
+    ends it with 0.
+    """
+    ours, theirs = pty.openpty()
+    arguments = ["serve", "--engine", "fake", "--model-name", "fake", "--port", "0"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "embedding_service", *arguments],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    told = ""
+    until = time.monotonic() + 60
+    while "import openai" not in told:
+        assert time.monotonic() < until, told
+        told += os.read(ours, 65536).decode()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0
+    os.close(ours)
+    for part in (
+        "listens on 127.0.0.1:",
+        "✓",
+        "warm-up",
+        "loaded",
+        "Ready",
+        "curl http://127.0.0.1:",
+    ):
+        assert part in told
+    assert "[info" not in told
+    assert '"event"' not in told

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from embedding_service import hub
 from embedding_service.settings.model import ModelOptions
 from embedding_service.worker.location import resolve_model
 from tests.conftest import MINILM
@@ -138,6 +139,25 @@ def cached(tmp_path: Path, working_hub: str) -> Path:
     """Return a cache that holds the model."""
     assert find(tmp_path, working_hub)["commit"] == COMMIT
     return tmp_path
+
+
+def test_a_download_is_told_of_with_its_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While files arrive, whoever waits hears how much is there, and of how much."""
+    monkeypatch.setattr(hub, "PROGRESS_EVERY_S", 0.01)
+    (tmp_path / "there before").write_bytes(b"1234")
+    done, told = threading.Event(), list[dict[str, int]]()
+
+    def say(text: str, /, **facts: int) -> None:
+        assert NAME in text
+        told.append(facts)
+        (tmp_path / "arriving").write_bytes(b"12345")
+        if len(told) == 2:
+            done.set()
+
+    hub._tell(NAME, tmp_path, 20, done, say)
+    assert told == [{"done_bytes": 4, "total_bytes": 20}, {"done_bytes": 9, "total_bytes": 20}]
 
 
 REFUSING = "http://127.0.0.1:9"

@@ -25,8 +25,9 @@ NGINX = ROOT / "deploy" / "nginx" / "embedding-service.conf"
 MESSAGES = messages()
 # Verbs that tell somebody to do something, at the beginning of a clause.
 DO = (
-    "add|allow|ask|change|end|free|give|leave|lower|make|mend|name|percent-encode|put|raise|report"
-    "|run|save|see|send|set|shorten|split|try|use|write"
+    "add|allow|ask|cancel|change|choose|compare|delete|end|free|give|leave|lower|make|mend|name|pin"
+    "|percent-encode|put|raise|report|run|save|say|see|send|set|shorten|split|start|take|try|use|wait"
+    "|write"
 )
 LAST = re.compile(
     rf"(?:^|[;:.,] |, or |, and |\()(?:or |and |please )?(?:{DO})\b(?:[^;.]|\.(?=\S))*\.?\)?$",
@@ -122,8 +123,8 @@ def test_every_error_has_a_remedy_of_its_own(kind: type[ServiceError | StartupEr
 
 def test_codes_are_documented_once() -> None:
     """No two errors of different meaning share a code, and none has a code that no page knows."""
-    own = [kind.code for kind in (ServiceError, *SERVICE_ERRORS)]
-    assert len(own) == len(set(own))
+    own = {kind.code: kind.status for kind in (ServiceError, *SERVICE_ERRORS)}
+    assert all(own[kind.code] == kind.status for kind in SERVICE_ERRORS)
     assert not BY_CAUSE.keys() & set(own)
     given = {message.code for message in MESSAGES if message.code} - {"EMPTY", "code"}
     assert given <= BY_CAUSE.keys() | set(own)

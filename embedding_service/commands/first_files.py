@@ -78,6 +78,7 @@ class Choice:
             one: True,
             f"{one}_alias": _alias(self.model) != self.model,
             f"{one}_folder": self.folder is not None,
+            f"{one}_hub": self.folder is None,
             "folder": self.folder is not None,
             "long": qwen,
             "query": qwen,
@@ -87,6 +88,14 @@ class Choice:
             "user": getuser() != "root",
         }
         return {word for word, kept in wanted.items() if kept}
+
+    @property
+    def hidden(self) -> list[Path]:
+        """What the systemd unit needs and cannot see: it has a /tmp of its own, and no root."""
+        if self.platform != "systemd":
+            return []
+        needed = [Path(sys.prefix), self.file.absolute(), *filter(None, [self.folder])]
+        return [path for path in needed if _is_hidden(path)]
 
     def _reranker(self) -> str:
         beside = (name for family, name in _RERANKERS.items() if family in self.model)
@@ -101,6 +110,13 @@ class Choice:
         if self.folder is None or self.platform in (None, "systemd"):
             return str(self.folder)
         return "/models/" + re.sub(r"[^\w.-]+", "-", self.folder.name)
+
+
+def _is_hidden(path: Path) -> bool:
+    places = ["/tmp", "/var/tmp"]  # noqa: S108
+    if getuser() == "root":
+        places.append("/root")
+    return any(path.is_relative_to(place) for place in places)
 
 
 def chosen(model: str, file: Path, *, reranker: bool, gpu: bool, platform: str | None) -> Choice:

@@ -5,6 +5,7 @@ On a terminal it asks for what no flag says. It never overwrites a file.
 
 from __future__ import annotations
 
+import shlex
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -72,6 +73,11 @@ def init(
         _write(choice)
 
 
+def register(app: typer.Typer, _: object) -> None:
+    """Add the command."""
+    app.command("init")(init)
+
+
 def _ask_model(models: dict[str, str]) -> str:
     for number, name in enumerate(models.values(), 1):
         typer.echo(f"  {number}  {name}", err=True)
@@ -126,7 +132,15 @@ def _write(choice: Choice) -> None:
         texts[schema] = schema_text()
     for path, text in texts.items():
         _write_new(path, text)
-    typer.echo(f"Next: embedding-service serve --config {choice.file}")
+    if choice.platform is None:
+        typer.echo(f"Next: embedding-service serve --config {shlex.quote(str(choice.file))}")
+    else:
+        for path in choice.hidden:
+            typer.echo(
+                f"Note: the unit cannot read {path}; move it, /opt is a place for it", err=True
+            )
+        name = first_files.PLATFORMS[choice.platform]
+        typer.echo(f"Next: the commands in the first lines of {name}")
 
 
 def _write_new(path: Path, text: str) -> None:

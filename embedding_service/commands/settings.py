@@ -125,3 +125,8 @@ def show(
     if setting is None:
         raise BadConfiguration(settings_text.unknown(name))
     typer.echo(settings_text.page(setting))
+
+
+def register(app: typer.Typer, _: object) -> None:
+    """Add the command `settings`."""
+    app.command("settings", context_settings={"ignore_unknown_options": True})(show)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -38,7 +39,8 @@ def read(arguments: Iterable[str]) -> dict[str, Any]:
 def _hint(name: str) -> str:
     from embedding_service.settings.catalogue import near  # noqa: PLC0415 - only on the way out
 
-    if flags := [f"--{setting.replace('_', '-')}" for setting in near(name)]:
+    own = get_close_matches(name, ["config"])  # an option of the command, and no setting
+    if flags := [f"--{setting.replace('_', '-')}" for setting in [*own, *near(name)]]:
         return " or ".join(flags[:2])
     return "`embedding-service settings`"
 

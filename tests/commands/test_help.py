@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from embedding_service.cli import app
+from embedding_service.commands.elsewhere import COMMANDS
 from embedding_service.errors import BadConfiguration
 from embedding_service.settings import catalogue
 from embedding_service.settings.groups import GROUPS
@@ -98,6 +99,15 @@ def test_an_unknown_setting_suggests_the_near_ones() -> None:
         CliRunner().invoke(app, ["settings", "prot"], catch_exceptions=False)
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_commands_elsewhere_are_known_by_their_sentence(name: str) -> None:
+    """The list has a command's sentence as its own module has it, and its help is its own."""
+    own = " ".join(said(name, "--help").split())
+    assert COMMANDS[name].help in own
+    assert f"Usage: root {name}" in own
+    assert COMMANDS[name].help.split()[0] in said("--help")
+
+
 def completed(line: str) -> list[str]:
     """Return the words that bash would offer at the end of a line."""
     done = subprocess.run(
@@ -140,6 +150,7 @@ def test_help_and_completion_read_no_settings() -> None:
 import sys
 from typer.testing import CliRunner
 from embedding_service.cli import app
+from embedding_service.commands.elsewhere import COMMANDS
 CliRunner().invoke(app, ["--help"])
 heavy = "pydantic pydantic_settings huggingface_hub numpy fastapi structlog torch vllm"
 print(sorted(set(heavy.split()) & sys.modules.keys()))

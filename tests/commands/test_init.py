@@ -137,6 +137,28 @@ def test_systemd_accepts_the_unit(folder: Path, name: str) -> None:
     assert [line for line in lines if "embedding-service" in line] == []
 
 
+def test_the_last_line_is_the_next_step(folder: Path) -> None:
+    """A settings file is served; what starts it elsewhere says itself how it is used."""
+    assert init("--model", "bge-m3", "-o", "a b.yaml").endswith("serve --config 'a b.yaml'\n")
+    said = init("--model", "bge-m3", "--for", "systemd", "-o", "c.yaml")
+    assert said.endswith("the first lines of embedding-service.service\n")
+    assert "systemctl" in Path("embedding-service.service").read_text("utf-8")[:200]
+
+
+def test_a_unit_that_cannot_read_its_files_is_told(folder: Path) -> None:
+    """What lies in /tmp, which is another one for the unit, is named at once."""
+    assert str(folder).startswith("/tmp/")
+    note = f"Note: the unit cannot read {folder}/embedding-service.yaml"
+    assert note in init("--model", "bge-m3", "--for", "systemd")
+    assert "Note" not in init("--model", "bge-m3", "--for", "compose", "-o", "b.yaml")
+
+
+def test_a_folder_has_no_revision(folder: Path) -> None:
+    """What only the hub has is not proposed for a folder."""
+    assert "#revision" in init("--model", "bge-m3", "-o", "-")
+    assert "#revision" not in init("--model", "./mine", "-o", "-")
+
+
 def test_a_folder_is_where_containers_have_it(folder: Path) -> None:
     """A folder is served from its own place, and in a container from where it is mounted."""
     (folder / "mine").mkdir()

@@ -64,3 +64,13 @@ def test_a_value_is_not_printed(value: str) -> None:
         BadConfiguration, match=r"^--api-keys: its value is not valid YAML; put it in quotes$"
     ):
         flags.read(["--api-keys", value])
+
+
+@pytest.mark.parametrize(
+    ("flag", "meant"),
+    [("--confg", "--config"), ("--prot", "--port"), ("--zzzz", "`embedding-service settings`")],
+)
+def test_a_slip_is_answered_with_what_was_meant(flag: str, meant: str) -> None:
+    """An unknown flag is answered with the near ones, the option for the file among them."""
+    with pytest.raises(BadConfiguration, match=f"^{flag}: no such setting; try {meant}"):
+        flags.read([flag, "1"])
