@@ -38,8 +38,9 @@ class Request(Generic[FieldsT]):
     `fields` are the validated body (None for GET), and `ignored` names the fields of the body that
     the operation does not know. `log` goes into the request's log line. `names` is what
     errors call the fields; an operation may change it once it knows better. `prefix` is the path
-    under which a proxy serves this gateway. `work` does what grows with the body: at once if that
-    is small, else in a thread.
+    under which a proxy serves this gateway, `sent_path` the path as it was sent. `known` are the
+    entity tags that the client has (If-None-Match). `work` does what grows with the body: at once
+    if that is small, else in a thread.
     """
 
     fields: FieldsT
@@ -52,7 +53,9 @@ class Request(Generic[FieldsT]):
     path: Mapping[str, str] = field(default_factory=dict)
     query: Mapping[str, str] = field(default_factory=dict)
     accept: str = ""
+    known: str = ""
     prefix: str = ""
+    sent_path: str = ""
 
     @property
     def service(self) -> EmbeddingService:

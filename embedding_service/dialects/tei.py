@@ -26,10 +26,10 @@ from embedding_service.dialects.embedding import (
     vector_json,
 )
 from embedding_service.dialects.errors import EMPTY, ErrorShape, Failure, Written
-from embedding_service.dialects.fields import BareFields, Fields
+from embedding_service.dialects.fields import BareFields, Fields, Lax
 from embedding_service.errors import InvalidRequest, Overloaded, RateLimited, Unavailable
 from embedding_service.service.prompts import Token
-from embedding_service.types import EmbedJob, Output, RerankJob, Truncate
+from embedding_service.types import EmbedJob, InputType, Output, RerankJob, Truncate
 from embedding_service.types import Field as Name
 
 if TYPE_CHECKING:
@@ -191,11 +191,26 @@ class TeiSimilarityRequest(Fields):
 
 
 class TokenizeRequest(BareFields):
-    """Texts to split into tokens."""
+    """Texts to split into tokens. Fields below `prompt_name` go beyond TEI."""
 
     inputs: Texts
     add_special_tokens: bool = True
     prompt_name: str | None = None
+    model: str | None = Field(
+        None, description="Split as this model reads the texts, with its prompt before them."
+    )
+    instruction: str | None = None
+    input_type: Annotated[InputType, Lax] | None = None
+
+    def job(self) -> EmbedJob:
+        """Return the request free of dialect."""
+        return EmbedJob(
+            self.model,
+            list(self.inputs),
+            instruction=self.instruction,
+            prompt_name=self.prompt_name or None,
+            input_type=self.input_type,
+        )
 
 
 class DecodeRequest(BareFields):
@@ -203,6 +218,7 @@ class DecodeRequest(BareFields):
 
     ids: embedding.Input
     skip_special_tokens: bool = True
+    model: str | None = Field(None, description="Beyond TEI: the model whose ids these are.")
 
 
 class Weight(BaseModel):
@@ -377,14 +393,11 @@ def _ranks(fields: TeiRerankRequest, scores: Scores) -> list[dict[str, Any]]:
 
 
 async def tokenize(request: Request[TokenizeRequest]) -> Answer:
-    """Split texts into the tokens of the default embedding model."""
+    """Split texts into the tokens of a model, or of the default embedding model."""
     fields = request.fields
     refuse_empty("inputs")({"inputs": fields.inputs})
     tokens = await request.service.tokenize(
-        list(fields.inputs),
-        request.call,
-        add_special_tokens=fields.add_special_tokens,
-        prompt_name=fields.prompt_name,
+        fields.job(), request.call, add_special_tokens=fields.add_special_tokens
     )
 
     write, deadline = partial(_tokens_json, tokens), request.call.deadline
@@ -397,14 +410,16 @@ def _tokens_json(texts: list[list[Token]]) -> bytes:
 
 
 async def decode(request: Request[DecodeRequest]) -> Answer:
-    """Turn token ids of the default embedding model into texts."""
+    """Turn token ids of a model, or of the default embedding model, into texts."""
     fields = request.fields
     if isinstance(fields.ids[0], str):
         raise InvalidRequest(
             "ids must be a list of token ids, or a list of such lists", param="ids"
         )
     skip = fields.skip_special_tokens
-    texts = await request.service.decode(fields.ids, request.call, skip_special_tokens=skip)
+    texts = await request.service.decode(
+        fields.model, fields.ids, request.call, skip_special_tokens=skip
+    )
     answer: Answer = await request.work(lambda: Answer.json(texts))
     return answer
 

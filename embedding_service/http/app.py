@@ -16,7 +16,7 @@ from embedding_service.dialects.errors import OPENAI
 from embedding_service.dropin import embed, records
 from embedding_service.dropin.presets import NO_PRESET, PRESETS
 from embedding_service.errors import ServiceError
-from embedding_service.http import documentation, metrics, operations, problems
+from embedding_service.http import documentation, metrics, operations, page, problems
 from embedding_service.http.auth import Auth
 from embedding_service.http.body import Body
 from embedding_service.http.dispatch import Dispatcher, Shortcut
@@ -110,7 +110,13 @@ def create_app(
         log=log,
         tracer=tracer,
     )
-    onion = Paths(onion, table, root_path=settings.root_path, trusted=settings.trusted_proxies)
+    onion = Paths(
+        onion,
+        table,
+        root_path=settings.root_path,
+        trusted=settings.trusted_proxies,
+        front=page.PATH if settings.ui == "open" and preset is NO_PRESET else None,
+    )
     return _with_cors(onion, settings.cors_origins) if settings.cors_origins else onion
 
 
@@ -158,6 +164,8 @@ def create_table(
         if settings.docs != "off":
             access = Access.OPEN if settings.docs == "open" else Access.KEY
             yield documentation.dialect(app.title, lambda: document(app, table), access)
+        if settings.ui == "open":
+            yield page.dialect(lambda: table.with_body, shows_docs=settings.docs == "open")
 
     table = RouteTable(
         mounted(),

@@ -62,10 +62,7 @@ class Dispatcher:
             names=exchange.names,
             work=work,
             ignored=ignored,
-            path=scope.get("path_params", {}),
-            query=QueryParams(scope["query_string"]) if scope["query_string"] else {},
-            accept=headers.get("accept", ""),
-            prefix=scope["state"].get("prefix", ""),
+            **_about(scope, headers),
         )
         answer = await operation.handle(request)
         if (space := exchange.call.space) is not None:
@@ -147,6 +144,19 @@ class Shortcut:
             return
         response = await self.dispatcher.answer(scope, resource)
         await response(scope, receive, send)
+
+
+def _about(scope: Scope, headers: Headers) -> dict[str, Any]:
+    """Return what an operation may want to know of its request, beside the fields."""
+    state, query = scope["state"], scope["query_string"]
+    return {
+        "path": scope.get("path_params", {}),
+        "query": QueryParams(query) if query else {},
+        "accept": headers.get("accept", ""),
+        "known": headers.get("if-none-match", ""),
+        "prefix": state.get("prefix", ""),
+        "sent_path": state.get("sent_path", ""),
+    }
 
 
 def _required(headers: Headers, fields: Any) -> tuple[frozenset[str], ...]:

@@ -20,16 +20,27 @@ if TYPE_CHECKING:
     from embedding_service.http.routes import RouteTable
 
 _SLASHES = re.compile("/{2,}")
+_OF_PROGRAMS = ("application/json", "image/gif")
 _PREFIX = re.compile(r"(/[\w.~-]+)+/?", re.ASCII)
 
 
 class Paths:
-    """Middleware around everything else; believes `trusted` proxies about client and prefix."""
+    """Middleware around everything else; believes `trusted` proxies about client and prefix.
+
+    A browser that opens the root gets what is served at `front`, if that is set.
+    """
 
     def __init__(
-        self, app: ASGIApp, table: RouteTable, *, root_path: str, trusted: Sequence[str]
+        self,
+        app: ASGIApp,
+        table: RouteTable,
+        *,
+        root_path: str,
+        trusted: Sequence[str],
+        front: str | None = None,
     ) -> None:
         self.app = app
+        self.front = front
         self.table = table
         self.root_path = root_path.rstrip("/")
         self._believes = bool(trusted)
@@ -39,9 +50,11 @@ class Paths:
         """Serve one request under its plain path."""
         if scope["type"] == "http":
             prefix = self._prefix(scope) if self._believes else self.root_path
-            scope.setdefault("state", {})["prefix"] = prefix
             path, plain = scope["path"], _plain(scope, prefix)
-            if plain != path:
+            scope.setdefault("state", {}).update(prefix=prefix, sent_path=path)
+            if self.front and plain == "/" and _is_browser(scope):
+                scope = {**scope, "path": self.front}
+            elif plain != path:
                 scope = {**scope, "path": self._served(path, plain)}
         app = self._proxies if self._believes else self.app
         await app(scope, receive, send)  # type: ignore[arg-type]
@@ -63,6 +76,16 @@ class Paths:
         return peer is not None and peer[0] in self._proxies.trusted_hosts
 
 
+def _is_browser(scope: Scope) -> bool:
+    """Tell a person's browser, which asks for a page, from programs.
+
+    Java's `HttpURLConnection` names HTML and pictures unless it is told otherwise.
+    """
+    accept = Headers(scope=scope).get("accept", "")
+    is_page = "text/html" in accept and not any(kind in accept for kind in _OF_PROGRAMS)
+    return is_page and scope["method"] in ("GET", "HEAD")
+
+
 def _plain(scope: Scope, prefix: str) -> str:
     """Return the path without the prefix, which most proxies take off, and with single slashes.
 
@@ -71,4 +94,5 @@ def _plain(scope: Scope, prefix: str) -> str:
     path: str = scope["path"]
     if b"%2f" not in scope.get("raw_path", b"").lower():
         path = _SLASHES.sub("/", path).rstrip("/") or "/"
-    return path.removeprefix(prefix) if prefix and path.startswith(f"{prefix}/") else path
+    is_below = prefix and f"{path}/".startswith(f"{prefix}/")
+    return (path.removeprefix(prefix) or "/") if is_below else path

@@ -110,6 +110,11 @@ class RouteTable:
         yield from self._exact.values()
         yield from (resource for _, resource in self._templates)
 
+    @property
+    def with_body(self) -> set[str]:
+        """Paths to which a body can be sent."""
+        return {resource.path for resource in self if "POST" in resource.methods}
+
     def is_served(self, path: str) -> bool:
         """Tell whether exactly this path is served, and not by a template."""
         return path in self._exact

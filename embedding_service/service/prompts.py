@@ -292,7 +292,7 @@ class Encoder:
             most=self.room if fits else None,
             cut=job.truncate in (Truncate.LEFT, Truncate.RIGHT),
         )
-        prompted = (self._prompt(text, prefix) for text in texts) if prefix else texts
+        prompted = (self.prompted(text, prefix) for text in texts) if prefix else texts
         read = yield from self._slices.read(prompted, slices.Count(limits))
         if not prompt:
             return list(map(Content, read))
@@ -304,7 +304,7 @@ class Encoder:
     def _prompt_tokens(self, prefix: str) -> int:
         return len(self._tokenizer.encode(prefix, add_special_tokens=False).ids) if prefix else 0
 
-    def _prompt(self, text: str, prefix: str) -> str:
+    def prompted(self, text: str, prefix: str) -> str:
         """Put the prompt before a text that has none."""
         has_one = text.startswith(prefix) or self._has_another(text, prefix)
         return text if has_one else prefix + text

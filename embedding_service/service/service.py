@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from embedding_service.service.shared_cache import SharedCache
     from embedding_service.service.slices import Steps
     from embedding_service.settings.gateway import Settings
+    from embedding_service.settings.model import AliasSettings
     from embedding_service.telemetry import Metrics
     from embedding_service.types import RerankJob
 
@@ -188,30 +189,34 @@ class EmbeddingService:
         return Scores(name, values, tokens, found.truncated, logits=False, engine_s=found.engine_s)
 
     async def tokenize(
-        self, texts: list[str], call: Call, *, add_special_tokens: bool, prompt_name: str | None
+        self, job: EmbedJob, call: Call, *, add_special_tokens: bool
     ) -> list[list[Token]]:
-        """Return the tokens of each text as the default embedding model reads them."""
-        encoder, limit = self._default_encoder(call), self.settings.max_request_tokens
+        """Return the tokens of each text and its prompt, before anything is cut.
+
+        A job that names neither a model nor a prompt is read by the default embedding model,
+        without a prompt, as TEI does it.
+        """
+        (encoder, alias), limit = self._encoder(job.model, call), self.settings.max_request_tokens
+        texts = cast("list[str]", job.inputs)
         checks.check_count(len(texts), self.settings.max_inputs, Field.INPUT)
         checks.check_characters(texts, self.settings.max_text_characters, Field.INPUT)
         call.leases.enter_context(self.requests.admit(1))
-        prefix = ""
-        if prompt_name:
-            prefix = encoder.prefix(EmbedJob(None, texts, prompt_name=prompt_name), None)
+        asks = (job.model, job.instruction, job.prompt_name, job.input_type)
+        prefix = "" if asks == (None,) * 4 else encoder.prefix(job, alias)
         size = _size_of_inputs(texts, prefix)
         checks.check_total(size.characters // CHARACTERS_PER_TOKEN, limit, param=Field.INPUT)
         steps = encoder.tokenize(
-            (prefix + text for text in texts),
+            (encoder.prompted(text, prefix) for text in texts),
             add_special_tokens=add_special_tokens,
             max_total=limit,
         )
         return slices.finish(steps) if size.small else await self._take(steps, call)
 
     async def decode(
-        self, inputs: list[list[int]], call: Call, *, skip_special_tokens: bool
+        self, model: str | None, inputs: list[list[int]], call: Call, *, skip_special_tokens: bool
     ) -> list[str]:
-        """Return the texts of token ids of the default embedding model."""
-        encoder, tokens = self._default_encoder(call), sum(map(len, inputs))
+        """Return the texts of token ids of a model, or of the default embedding model."""
+        (encoder, _), tokens = self._encoder(model, call), sum(map(len, inputs))
         checks.check_count(len(inputs), self.settings.max_inputs, Field.INPUT)
         checks.check_total(tokens, self.settings.max_request_tokens, param=Field.INPUT)
         call.leases.enter_context(self.requests.admit(1))
@@ -241,13 +246,15 @@ class EmbeddingService:
             )
         return model
 
-    def _default_encoder(self, call: Call) -> Encoder:
-        """Return the tokenizer of the default embedding model.
+    def _encoder(self, name: str | None, call: Call) -> tuple[Encoder, AliasSettings | None]:
+        """Return a model's tokenizer and the prompt of its alias; without a name the default's.
 
-        Raises `PermissionDenied`, `Unavailable`.
+        Raises `ModelNotFound`, `PermissionDenied`, `Unavailable`.
         """
-        default = self.models.default_for(scores=False)
-        return self._allowed(default, call).embedder()
+        model, alias = self.models.default_for(scores=False), None
+        if name is not None:
+            model, alias = self.models.find(name)
+        return self._allowed(model, call).embedder(), alias
 
     def _name(self, model: ServedModel, asked: str | None) -> str:
         """Return the model's name as answers have it."""

@@ -140,6 +140,9 @@ class Settings(ModelOptions, BaseSettings):
     docs: Annotated[Literal["open", "key", "off"], BeforeValidator(_yaml_off)] = Field(
         "open", description="Access to /docs and /openapi.json."
     )
+    ui: Annotated[Literal["open", "off"], BeforeValidator(_yaml_off)] = Field(
+        "open", description="The page at /ui; what it asks for needs a key as ever."
+    )
     metrics: Annotated[MetricsAccess, BeforeValidator(_yaml_off)] = Field(
         "loopback", description="Access to /metrics; loopback: others than this host need a key."
     )

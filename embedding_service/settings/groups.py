@@ -45,7 +45,7 @@ GROUPS = (
     Group(
         "Listening",
         ("host", "port", "uds"),
-        ("root_path", "trusted_proxies", "cors_origins", "docs", "workers", "runtime_dir"),
+        ("root_path", "trusted_proxies", "cors_origins", "docs", "ui", "workers", "runtime_dir"),
     ),
     Group(
         "Keys and rates",

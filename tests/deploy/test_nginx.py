@@ -256,6 +256,20 @@ def test_errors_of_the_gateway_pass_unchanged(proxy: Proxy, instances: list[Inst
 
 
 @pytest.mark.server
+def test_the_page_passes(proxy: Proxy, instances: list[Instance]) -> None:
+    """The page and its figures come through, and the figures name the instance they are of."""
+    with proxy.client() as client:
+        page = client.get("/ui")
+        assert page.headers["content-security-policy"].startswith("default-src 'none'")
+        known = {"if-none-match": page.headers["etag"]}
+        assert client.get("/ui", headers=known).status_code == 304
+        named = {client.get("/ui/figures").json()["instance"] for _ in range(30)}
+    ports = {name.rpartition(":")[2] for name in named}
+    assert len(ports) > 1
+    assert ports <= {str(instance.port) for instance in instances}
+
+
+@pytest.mark.server
 def test_a_large_answer_passes(proxy: Proxy) -> None:
     """2,048 × 4,096 floats, here as 128 token vectors of 32 for each text: far more than nginx
     holds in memory.

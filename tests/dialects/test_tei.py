@@ -262,6 +262,36 @@ def test_tokenize_and_decode(http: httpx.Client) -> None:
     ]
 
 
+def test_tokenize_and_decode_for_a_model(start_gateway: Callable[..., RunningGateway]) -> None:
+    """With a model's name, or an alias that implies a prompt, tokens are those that it reads."""
+    prompts = {"query": "w7 w8 ", "other": "w9 "}
+    second = {"model_name": "b", "engine": "fake", "engine_args": {"prompts": prompts}}
+    second |= {
+        "aliases": {"ask": {"input_type": "query"}},
+        "instruction_template": "{instruction} ",
+    }
+    first = {"model_name": "a", "engine": "fake"}
+    gateway = start_gateway(port=0, models=[first, {**second, "required": True}])
+
+    def read(**fields: Any) -> list[str]:
+        (tokens,) = answer(http, "/tokenize", inputs="w1", add_special_tokens=False, **fields)
+        return [token["text"] for token in tokens]
+
+    with gateway.client() as http:
+        assert read() == read(model="a") == read(model="b") == ["w1"]
+        assert read(model="b", input_type="query") == read(model="ask") == ["w7", "w8", "w1"]
+        assert read(model="ask", prompt_name="other") == ["w9", "w1"]
+        assert read(model="b", instruction="w5") == ["w5", "w1"]
+        assert answer(http, "/decode", ids=[101], model="b") == ["w1"]
+        for path, body in (("/tokenize", {"inputs": "w1"}), ("/decode", {"ids": [101]})):
+            unknown = http.post(path, json={**body, "model": "c"})
+            assert (unknown.status_code, unknown.json()["error_type"]) == (404, "Validation")
+        # as the embedding of the same fields: twice the prompt is once the prompt
+        (tokens,) = answer(http, "/tokenize", inputs="w7 w8 w1", model="ask")
+        counted = http.post("/v1/embeddings", json={"model": "ask", "input": "w7 w8 w1"}).json()
+        assert len(tokens) == counted["usage"]["prompt_tokens"] == 5
+
+
 def test_info_and_probes(http: httpx.Client) -> None:
     """`/info` tells the model and its limits; probes answer 200."""
     info = http.get("/info").json()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from embedding_service.http import page
 from tests.calls import embed, error_of, log_line, routes_of
 from tests.conftest import FAKE
 
@@ -23,6 +25,8 @@ ASSETS = {
     f"/docs/assets/{name}" for name in ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")
 }
 DOCUMENTATION = {"/docs", "/openapi.json"} | ASSETS
+SHELL = Path(page.__file__).parent / "page"
+PAGE = {"/ui"} | {f"/ui/{path.name}" for path in SHELL.iterdir() if path.stem != "index"}
 HASHED = "sha256:" + hashlib.sha256(b"second-key").hexdigest()
 KEYS = ["first-key", HASHED, "schlüssel"]
 
@@ -67,13 +71,13 @@ def test_every_route_is_closed_but_the_open_ones(keyed: RunningGateway) -> None:
     """
     bodies = set()
     with keyed.client() as client:
-        for method, path in closed(keyed, OPEN | DOCUMENTATION):
+        for method, path in closed(keyed, OPEN | DOCUMENTATION | PAGE):
             response = client.request(method, path)
             assert response.status_code == 401, (method, path)
             assert response.headers["www-authenticate"] == "Bearer"
             if method != "HEAD":
                 bodies.add(response.content)
-        for path in OPEN | DOCUMENTATION:
+        for path in OPEN | DOCUMENTATION | PAGE:
             assert client.get(path).status_code == 200, path
     message = (
         "You didn't provide an API key. Send it as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'."
@@ -98,7 +102,7 @@ def test_the_documentation_can_be_closed_too(secretive: RunningGateway) -> None:
     """With `docs: key`, the documentation and its assets are behind the key as well."""
     assets = [("GET", "/docs/assets/swagger-ui.css"), ("GET", "/docs/assets/swagger-ui-bundle.js")]
     with secretive.client() as client:
-        for method, path in closed(secretive, OPEN) + assets:
+        for method, path in closed(secretive, OPEN | PAGE) + assets:
             assert client.request(method, path).status_code == 401, (method, path)
         for path in OPEN:
             assert client.get(path).status_code == 200, path

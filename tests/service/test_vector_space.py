@@ -104,7 +104,7 @@ SETTINGS_WITHOUT_EFFECT = {
     "max_response_bytes", "metrics", "model_checksum", "models", "otlp_endpoint", "port",
     "preset", "rate_limit_paths", "rate_limit_requests", "rate_limit_tokens", "redis_prefix",
     "redis_url", "request_timeout_s", "root_path", "runtime_dir", "send_timeout_s",
-    "service_name", "trusted_proxies", "uds", "unknown_model", "workers",
+    "service_name", "trusted_proxies", "ui", "uds", "unknown_model", "workers",
 }  # fmt: skip
 # These count together with another one; each has a test below.
 SETTINGS_TOGETHER = {"max_text_characters", "sparse_token_mapping", "sparse_index_space"}
