@@ -20,7 +20,8 @@ StartupError                        ends the process: `exit_code`
 ├── BadConfiguration                2
 ├── PortInUse                       3
 ├── ModelNotLoaded                  4
-└── NoModelLeft                     5                             while serving
+├── NoModelLeft                     5                             while serving
+└── NoVectors                       6                             in `verify`
 """
 
 from __future__ import annotations
@@ -316,3 +317,10 @@ class NoModelLeft(StartupError):
 
     remedy = "Look for `engine_died` in the log, mend what it says, and start again."
     exit_code = 5
+
+
+class NoVectors(StartupError):
+    """A server or a library that is compared with another gave no vectors."""
+
+    remedy = "Try the other server with a single request, or use another `--against`."
+    exit_code = 6

@@ -45,6 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "dropin": BELOW_SERVICE | {"service", "dialects"},
     "http": BELOW_SERVICE | {"service", "dialects", "dropin"},
     "local": BELOW_SERVICE | {"service"},
+    "verify": BELOW_SERVICE | {"service", "local", "hub", "worker.location"},
     "server": BELOW_SERVICE | {"service", "http"},
     "commands": {"settings", "dropin"},
     "cli": {"commands", "hub", "settings", "telemetry", "terminal", "http", "server"},
@@ -53,7 +54,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 VLLM = {"worker", "families.models"}  # the only places that import it, and torch, and transformers
 HEAVY = {"vllm", "torch", "transformers"}
 WEB = {"fastapi", "starlette", "uvicorn", "httptools", "httpx"}
-KNOW_HTTP = {"http", "server"}
+KNOW_HTTP = {"http", "server", "verify"}
 
 
 class Import(NamedTuple):

@@ -162,9 +162,10 @@ def test_a_missing_marker_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_extras_name_the_locks_engines() -> None:
-    """`pip install .[cuda]` and `.[cpu]` bring the versions that the locks have."""
+    """`pip install .[cuda]`, `.[cpu]` and `.[verify]` bring the versions that the locks have."""
     cuda = {line for line in (ROOT / "requirements.txt").read_text().splitlines() if "==" in line}
     assert set(PROJECT["optional-dependencies"]["cuda"]) <= cuda
-    for text in PROJECT["optional-dependencies"]["cpu"]:
+    extras = PROJECT["optional-dependencies"]
+    for text in (*extras["cpu"], *extras["verify"]):
         wanted = Requirement(text)
         assert PINS[canonicalize_name(wanted.name)].specifier == wanted.specifier

@@ -30,6 +30,10 @@ COMMANDS = {
         "embedding_service.commands.init",
         "Write a commented file of settings for a model of your choice.",
     ),
+    "verify": Elsewhere(
+        "embedding_service.verify.command",
+        "Compare vectors with the reference library or another server.",
+    ),
 }
 
 

@@ -1,0 +1,1 @@
+"""`embedding-service verify`: whether a machine's or a server's vectors are right."""

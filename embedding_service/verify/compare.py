@@ -1,0 +1,230 @@
+"""Numbers about two sides' vectors of the same texts. Pure functions of arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from embedding_service.types import Output
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+
+    from embedding_service.types import Floats
+    from embedding_service.verify.sides import Answer
+
+    Doubles = npt.NDArray[np.float64]
+
+# The least cosine to float32 that a text may have; see docs/numerics.md for what was measured.
+THRESHOLDS: Final = {"float32": 0.99999, "float16": 0.9999, "bfloat16": 0.999}
+_UNKNOWN: Final = "bfloat16"  # for servers that do not say
+NEIGHBOURS: Final = 10
+_EDGES: Final = (8, 32, 128, 512, 2048, 8192)
+_NO_LENGTH = 1e-12
+
+
+class State(StrEnum):
+    """The outcome for one text. BROKEN: not finite, or all zero; REFUSED: by the side under test.
+
+    SKIPPED: the other side has no vector, so nothing can be said.
+    """
+
+    COMPARED = "compared"
+    BROKEN = "broken"
+    REFUSED = "refused"
+    SKIPPED = "skipped"
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """The texts of up to `most` tokens (None: any number) and more than the bucket before has."""
+
+    most: int | None
+    texts: int
+    worst: float
+    median: float
+
+    @property
+    def label(self) -> str:
+        """The name of the bucket."""
+        return f"up to {self.most}" if self.most else "more"
+
+
+@dataclass(slots=True)
+class Comparison:
+    """One kind of vector of all texts. `cosines` (n,) is NaN where a text is not compared.
+
+    `neighbours` (n,) is the share of a text's ten nearest that both sides agree on; None where
+    that means nothing. `alone` maps texts that were also sent by themselves to the cosine of that
+    vector and the one from a batch, and `alone_right` to its cosine with the other side's.
+    """
+
+    states: list[State]
+    cosines: Doubles
+    threshold: float
+    neighbours: Doubles | None = None
+    alone: dict[int, float] = field(default_factory=dict)
+    alone_right: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def compared(self) -> npt.NDArray[np.intp]:
+        """The indices of the texts that have a cosine."""
+        return np.flatnonzero(np.isfinite(self.cosines))
+
+    @property
+    def low(self) -> npt.NDArray[np.intp]:
+        """The indices of the texts below the threshold."""
+        return self.compared[self.cosines[self.compared] < self.threshold]
+
+    def of_state(self, state: State) -> list[int]:
+        """Return the indices of the texts in this state."""
+        return [index for index, each in enumerate(self.states) if each is state]
+
+    def quantiles(self) -> dict[str, float]:
+        """Return worst, 1 %, 5 %, median and mean of the cosines; empty where there are none."""
+        found = self.cosines[self.compared]
+        if not len(found):
+            return {}
+        one, five, median = np.quantile(found, [0.01, 0.05, 0.5])
+        return {
+            "worst": float(found.min()),
+            "1%": float(one),
+            "5%": float(five),
+            "median": float(median),
+            "mean": float(found.mean()),
+        }
+
+    def by_length(self, lengths: Sequence[int]) -> list[Bucket]:
+        """Return the texts by powers of tokens; buckets without a text are left out."""
+        sizes, buckets = np.asarray(lengths)[self.compared], []
+        found, least = self.cosines[self.compared], 0
+        for most in (*_EDGES, None):
+            inside = (sizes > least) & (sizes <= (most or np.inf))
+            if inside.any():
+                mine = found[inside]
+                worst, median = float(mine.min()), float(np.median(mine))
+                buckets.append(Bucket(most, len(mine), worst, median))
+            least = most or least
+        return buckets
+
+
+def threshold(dtype: str | None) -> float:
+    """Return the least cosine for a number format; None is taken for the coarsest."""
+    name = (dtype or _UNKNOWN).removeprefix("torch.")
+    return THRESHOLDS.get({"half": "float16"}.get(name, name), THRESHOLDS[_UNKNOWN])
+
+
+def compare(
+    true: Sequence[Answer], found: Sequence[Answer], output: Output, threshold: float
+) -> Comparison:
+    """Compare the rows of one output, text by text."""
+    states = [_state(t, f, output) for t, f in zip(true, found, strict=True)]
+    cosines = np.full(len(states), np.nan)
+    for index, state in enumerate(states):
+        if state is State.COMPARED:
+            cosines[index] = cosine(_of(true[index], output), _of(found[index], output), output)
+    comparison = Comparison(states, cosines, threshold)
+    if output is Output.DENSE and len(comparison.compared) > NEIGHBOURS:
+        comparison.neighbours = overlap(
+            *(stack(side, comparison.compared) for side in (true, found))
+        )
+    return comparison
+
+
+def _state(true: Answer, found: Answer, output: Output) -> State:
+    if isinstance(true, str) or output not in true:
+        return State.SKIPPED
+    if isinstance(found, str) or output not in found:
+        return State.REFUSED
+    if not is_sound(true[output], output):
+        return State.SKIPPED
+    return State.COMPARED if is_sound(found[output], output) else State.BROKEN
+
+
+def is_sound(rows: Floats, output: Output) -> bool:
+    """Tell whether all numbers are finite and, in dense and ColBERT vectors, not all zero."""
+    if not np.isfinite(rows).all():
+        return False
+    return output is Output.SPARSE or bool(rows.any(axis=1).all())
+
+
+def _of(answer: Answer, output: Output) -> Floats:
+    assert not isinstance(answer, str)  # noqa: S101 - `_state` has looked
+    return answer[output]
+
+
+def cosine(true: Floats, found: Floats, output: Output) -> float:
+    """Return the cosine of two results.
+
+    Sparse weights are vectors over the vocabulary. ColBERT has the mean over its tokens, as MaxSim
+    would, and 0 if their number differs.
+    """
+    if output is Output.SPARSE:
+        return _sparse_cosine(true, found)
+    same = true.shape == found.shape
+    return float(row_cosines(true, found).mean()) if same else 0.0
+
+
+def row_cosines(true: Floats | Doubles, found: Floats | Doubles) -> Doubles:
+    """Return the cosine of each row with its counterpart, in float64."""
+    cosines: Doubles = np.einsum("ij,ij->i", unit(true), unit(found))
+    return cosines
+
+
+def unit(rows: Floats | Doubles) -> Doubles:
+    """Return the rows at length 1, in float64."""
+    exact = rows.astype(np.float64)
+    lengths: Doubles = np.linalg.norm(exact, axis=1, keepdims=True)
+    exact /= np.maximum(lengths, _NO_LENGTH)
+    return exact
+
+
+def _sparse_cosine(true: Floats, found: Floats) -> float:
+    if not len(true) or not len(found):
+        return float(len(true) == len(found))
+    ids = np.union1d(true[:, 0], found[:, 0])
+    dense = np.zeros((2, len(ids)))
+    for row, pairs in zip(dense, (true, found), strict=True):
+        row[np.searchsorted(ids, pairs[:, 0])] = pairs[:, 1]
+    return float(row_cosines(dense[:1], dense[1:])[0])
+
+
+def stack(answers: Sequence[Answer], which: Sequence[int] | npt.NDArray[np.intp]) -> Floats:
+    """Return the dense vectors of these texts, (n, dimension)."""
+    return np.concatenate([_of(answers[index], Output.DENSE) for index in which])
+
+
+def overlap(true: Floats, found: Floats) -> Doubles:
+    """Return for each row the share of its ten nearest other rows that both sides have."""
+    pairs = zip(_nearest(true), _nearest(found), strict=True)
+    return np.array([len(a & b) / NEIGHBOURS for a, b in pairs])
+
+
+def _nearest(rows: Floats) -> list[set[int]]:
+    directions = unit(rows)
+    similarities = directions @ directions.T
+    np.fill_diagonal(similarities, -np.inf)
+    order = np.argpartition(-similarities, NEIGHBOURS - 1, axis=1)
+    return list(map(set, order[:, :NEIGHBOURS].tolist()))
+
+
+def compare_alone(
+    comparison: Comparison,
+    true: Sequence[Answer],
+    found: Sequence[Answer],
+    alone: dict[int, Answer],
+) -> None:
+    """Note how texts that were sent by themselves compare with their batch, and with the truth."""
+    for index, answer in alone.items():
+        if _state(found[index], answer, Output.DENSE) is not State.COMPARED:
+            continue
+        mine = _of(answer, Output.DENSE)
+        comparison.alone[index] = cosine(_of(found[index], Output.DENSE), mine, Output.DENSE)
+        if comparison.states[index] is State.COMPARED:
+            right = cosine(_of(true[index], Output.DENSE), mine, Output.DENSE)
+            comparison.alone_right[index] = right

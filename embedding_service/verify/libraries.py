@@ -1,0 +1,230 @@
+"""The libraries of the models' authors in float32: a process of its own, run by `reference`.
+
+Reads requests and writes answers, a JSON object a line; vectors go into a file each. The libraries
+are imported here and nowhere else in the package.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# FlagEmbedding encodes 512 tokens unless it is told otherwise; this is BGE-M3's own limit.
+_BGE_M3_TOKENS = 8192
+# `mean_sqrt_len_tokens` has the direction of `mean`.
+_POOLINGS = ("cls", "mean", "max", "lasttoken", "weightedmean")
+Arrays = dict[str, list[Any]]  # by output a list of rows for each text
+
+
+class Library(Protocol):
+    """A loaded model."""
+
+    name: str
+    max_tokens: int | None
+    prompts: dict[str, str]
+    poolings: list[str]  # other ones than its own, which `encode` takes for a kind
+
+    def lengths(self, texts: list[str]) -> list[int]:
+        """Return the tokens of each text, special ones included, uncut and without a prompt."""
+
+    def encode(self, texts: list[str], kind: str) -> Arrays:
+        """Return the rows of each text by output, one text at a time: nothing is padded."""
+
+
+class SentenceTransformers:
+    """Dense vectors."""
+
+    name = "sentence-transformers"
+    poolings: list[str]
+
+    def __init__(self, request: dict[str, Any]) -> None:
+        self.model = self._load(request)
+        limit = _least(self.model.max_seq_length, request["max_tokens"])
+        if limit is not None:
+            self.model.max_seq_length = limit
+        self.max_tokens = limit
+        self._pooling = next((each for each in self.model if hasattr(each, "pooling_mode")), None)
+        self.poolings = self._other_poolings()
+        self._ours = request["prompts"]
+        self.prompts = {"plain": self._default(), **self._by_side(), **self._ours}
+
+    def _load(self, request: dict[str, Any]) -> Any:
+        from sentence_transformers import SentenceTransformer  # noqa: PLC0415 - seconds
+
+        return SentenceTransformer(request["folder"], **_options(request))
+
+    def _other_poolings(self) -> list[str]:
+        own = getattr(self._pooling, "pooling_mode", None)
+        return [mode for mode in _POOLINGS if mode != own] if isinstance(own, str) else []
+
+    def _default(self) -> str:
+        name = self.model.default_prompt_name
+        return self.model.prompts.get(name, "") if name else ""
+
+    def _by_side(self) -> dict[str, str]:
+        """Return the prompts that `encode_query` and `encode_document` take."""
+        own, default = self.model.prompts, self._default()
+        documents = [own[name] for name in ("document", "passage", "corpus") if name in own]
+        return {"query": own.get("query", default), "document": next(iter(documents), default)}
+
+    def lengths(self, texts: list[str]) -> list[int]:
+        """See `Library`."""
+        return _lengths(self.model.tokenizer, texts)
+
+    def encode(self, texts: list[str], kind: str) -> Arrays:
+        """See `Library`."""
+        rows = self._encode(texts, kind)
+        return {"dense": [np.asarray(row, np.float32)[None] for row in rows]}
+
+    def _encode(self, texts: list[str], kind: str) -> Any:
+        options: dict[str, Any] = {"batch_size": 1, "show_progress_bar": False}
+        if kind in self.poolings:
+            return self._pooled(texts, kind, options)
+        if kind in self._ours:
+            return self.model.encode(texts, prompt=self._ours[kind], **options)
+        encode = {"query": self.model.encode_query, "document": self.model.encode_document}
+        return encode.get(kind, self.model.encode)(texts, **options)
+
+    def _pooled(self, texts: list[str], mode: str, options: dict[str, Any]) -> Any:
+        """Encode as if the files named another pooling."""
+        assert self._pooling is not None  # noqa: S101 - it has other modes
+        own, self._pooling.pooling_mode = self._pooling.pooling_mode, mode
+        try:
+            return self.model.encode(texts, **options)
+        finally:
+            self._pooling.pooling_mode = own
+
+
+class SparseEncoders(SentenceTransformers):
+    """Weights of the vocabulary (SPLADE)."""
+
+    def _load(self, request: dict[str, Any]) -> Any:
+        from sentence_transformers import SparseEncoder  # noqa: PLC0415
+
+        return SparseEncoder(request["folder"], **_options(request))
+
+    def encode(self, texts: list[str], kind: str) -> Arrays:
+        """See `Library`."""
+        return {"sparse": [_weighted(row.to_dense()) for row in self._encode(texts, kind)]}
+
+
+class FlagEmbedding:
+    """BGE-M3's three vectors."""
+
+    name = "FlagEmbedding"
+    poolings: list[str]
+
+    def __init__(self, request: dict[str, Any]) -> None:
+        from FlagEmbedding import BGEM3FlagModel  # noqa: PLC0415
+        from sentence_transformers.util import get_device_name  # noqa: PLC0415
+
+        # One device: given several, it starts a process on each.
+        self.model = BGEM3FlagModel(
+            request["folder"], use_fp16=False, devices=get_device_name(), batch_size=1
+        )
+        self.poolings = []
+        self.max_tokens = _least(_BGE_M3_TOKENS, request["max_tokens"])
+        self.prompts = {"plain": "", "query": "", "document": ""} | request["prompts"]
+
+    def lengths(self, texts: list[str]) -> list[int]:
+        """See `Library`."""
+        return _lengths(self.model.tokenizer, texts)
+
+    def encode(self, texts: list[str], kind: str) -> Arrays:
+        """See `Library`."""
+        found = self.model.encode(
+            [self.prompts[kind] + text for text in texts],
+            batch_size=1,
+            max_length=self.max_tokens,
+            return_dense=True,
+            return_sparse=True,
+            return_colbert_vecs=True,
+        )
+        return {
+            "dense": [np.asarray(row, np.float32)[None] for row in found["dense_vecs"]],
+            "sparse": [_pairs(weights) for weights in found["lexical_weights"]],
+            "colbert": [np.asarray(rows, np.float32) for rows in found["colbert_vecs"]],
+        }
+
+
+LIBRARIES: dict[str, Callable[[dict[str, Any]], Library]] = {
+    "dense": SentenceTransformers,
+    "sparse": SparseEncoders,
+    "bge-m3": FlagEmbedding,
+}
+
+
+def _options(request: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "trust_remote_code": request["trust_remote_code"],
+        "model_kwargs": {"dtype": "float32"},
+    }
+
+
+def _least(*limits: int | None) -> int | None:
+    # A tokenizer without a limit says 1e30.
+    known = [limit for limit in limits if limit is not None and limit < 1 << 30]
+    return min(known, default=None)
+
+
+def _lengths(tokenizer: Any, texts: list[str]) -> list[int]:
+    return [len(ids) for ids in tokenizer(texts, truncation=False, verbose=False)["input_ids"]]
+
+
+def _weighted(row: Any) -> Any:
+    weights = np.asarray(row.cpu(), np.float32)
+    ids = np.flatnonzero(weights)
+    return np.stack([ids.astype(np.float32), weights[ids]], axis=1)
+
+
+def _pairs(weights: dict[str, Any]) -> Any:
+    rows = [(int(token), weight) for token, weight in weights.items()]
+    return np.array(rows, np.float32).reshape(-1, 2)
+
+
+def _save(arrays: Arrays, path: Path) -> None:
+    named: dict[str, Any] = {}
+    for output, by_text in arrays.items():
+        named |= {f"{output}.{index}": rows for index, rows in enumerate(by_text)}
+    np.savez(path, allow_pickle=False, **named)
+
+
+def serve(requests: TextIO, answers: TextIO) -> None:
+    """Answer requests until there are no more: the first one loads the model."""
+
+    def say(**answer: Any) -> None:
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+    request = json.loads(requests.readline())
+    library = LIBRARIES[request["library"]](request)
+    label = f"{library.name} {version(library.name)}"
+    facts = {"max_tokens": library.max_tokens, "prompts": library.prompts}
+    say(label=label, poolings=library.poolings, **facts)
+    for line in requests:
+        request = json.loads(line)
+        if "path" in request:
+            _save(library.encode(request["texts"], request["kind"]), Path(request["path"]))
+            say()
+        else:
+            say(lengths=library.lengths(request["texts"]))
+
+
+def main() -> None:
+    """Keep standard output for answers: libraries print."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    serve(sys.stdin, answers)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""A comparison's outcome as plain data: what the report, the JSON file and the terminal show."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from embedding_service.verify.compare import Bucket, State
+
+if TYPE_CHECKING:
+    from embedding_service.verify.causes import Finding, Texts
+    from embedding_service.verify.compare import Comparison
+
+_NEAR_ONE: Final = 0.999995  # from here on, six digits would say 1
+_EXCERPT = 80  # characters of a text
+_WORST: Final = 10
+_SMALLEST: Final = 1e-12  # of 1 - cosine: below it are float32's own steps
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One text: the beginning of it, its length, and its cosine (None where it has none)."""
+
+    index: int
+    text: str
+    length: int
+    cosine: float | None
+    state: State
+
+    @property
+    def outcome(self) -> str:
+        """The cosine, or why there is none."""
+        return self.state if self.cosine is None else shown(self.cosine)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One kind of vector under one kind of prompt.
+
+    `cosines`, `lengths` and `neighbours` run in parallel, for the pictures.
+    """
+
+    kind: str
+    output: str
+    texts: int
+    compared: int
+    below: int
+    quantiles: dict[str, float]
+    neighbours_mean: float | None
+    neighbours_worst: float | None
+    alone: float | None
+    by_length: list[Bucket]
+    worst: list[Row]
+    cosines: list[float]
+    lengths: list[int]
+    neighbours: list[float]
+
+
+@dataclass(slots=True)
+class ModelResult:
+    """All that was found about a model."""
+
+    name: str
+    subject: str
+    reference: str
+    dtype: str | None
+    threshold: float
+    context: int | None
+    unit: str
+    parts: list[Part] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def right(self) -> bool:
+        """Whether something was compared, nothing is below the threshold, and nothing is odd."""
+        low = any(part.below for part in self.parts)
+        return any(part.compared for part in self.parts) and not low and not self.findings
+
+    def lines(self) -> list[str]:
+        """Return what a terminal shows."""
+        verdict = "RIGHT" if self.right else "WRONG"
+        told = f"threshold {self.threshold:g}, {self.dtype or 'number format not known'}"
+        return [
+            f"{self.name}: {self.subject} against {self.reference}",
+            *(f"  {_line(part)}" for part in self.parts),
+            *(f"  fault ({each.name}): {each.text}" for each in self.findings),
+            *(f"  note: {note}" for note in self.notes),
+            f"  {verdict} ({told})",
+        ]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {**asdict(self), "right": self.right}
+
+
+def part_of(comparison: Comparison, texts: Texts, kind: str, output: str) -> Part:
+    """Return what is shown of a comparison."""
+    which = comparison.compared
+    overlaps = comparison.neighbours
+    return Part(
+        kind=kind,
+        output=output,
+        texts=len(comparison.states),
+        compared=len(which),
+        below=len(comparison.low),
+        quantiles=comparison.quantiles(),
+        neighbours_mean=None if overlaps is None else float(overlaps.mean()),
+        neighbours_worst=None if overlaps is None else float(overlaps.min()),
+        alone=min(comparison.alone.values(), default=None),
+        by_length=comparison.by_length(texts.lengths),
+        worst=_worst(comparison, texts),
+        cosines=[float(cosine) for cosine in comparison.cosines[which]],
+        lengths=[texts.lengths[index] for index in which],
+        neighbours=[] if overlaps is None else overlaps.tolist(),
+    )
+
+
+def _worst(comparison: Comparison, texts: Texts) -> list[Row]:
+    """Return the texts without a sound vector, then those with the least cosines."""
+    unsound = comparison.of_state(State.BROKEN) + comparison.of_state(State.REFUSED)
+    cosines = np.where(np.isfinite(comparison.cosines), comparison.cosines, np.inf)
+    ordered = [index for index in np.argsort(cosines) if np.isfinite(cosines[index])]
+    return [_row(comparison, texts, int(index)) for index in [*unsound, *ordered][:_WORST]]
+
+
+def _row(comparison: Comparison, texts: Texts, index: int) -> Row:
+    cosine = float(comparison.cosines[index])
+    return Row(
+        index=index,
+        text=texts.texts[index][:_EXCERPT],
+        length=texts.lengths[index],
+        cosine=cosine if np.isfinite(cosine) else None,
+        state=comparison.states[index],
+    )
+
+
+def exponents(cosines: list[float]) -> list[float]:
+    """Return log10(1 - cosine) of each, -12 at least."""
+    return [float(np.log10(max(_SMALLEST, 1 - cosine))) for cosine in cosines]
+
+
+def shown(cosine: float) -> str:
+    """Write a cosine so that it can be told from 1."""
+    return f"1 - {1 - cosine:.1e}" if cosine > _NEAR_ONE else f"{cosine:.6f}"
+
+
+def _line(part: Part) -> str:
+    words = [f"{part.kind} {part.output}: {part.compared} of {part.texts} texts"]
+    if part.quantiles:
+        words += _cosines(part)
+    if part.neighbours_mean is not None:
+        words.append(f"ten nearest {part.neighbours_mean:.1%} the same")
+    if part.alone is not None:
+        words.append(f"alone against batched {shown(part.alone)}")
+    return "; ".join(words)
+
+
+def _cosines(part: Part) -> list[str]:
+    worst, median = shown(part.quantiles["worst"]), shown(part.quantiles["median"])
+    return [f"cosine worst {worst}, median {median}", f"{part.below} below the threshold"]

@@ -1,0 +1,301 @@
+"""The story of a verification: the true vectors first, then those under test, then the numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
+from typing import TYPE_CHECKING, Final
+
+from embedding_service.errors import BadConfiguration, ModelNotLoaded
+from embedding_service.local import local_service
+from embedding_service.types import Output
+from embedding_service.verify import causes, checkpoint, compare, servers, truth
+from embedding_service.verify import texts as built_in_texts
+from embedding_service.verify.causes import Finding
+from embedding_service.verify.result import ModelResult, part_of
+from embedding_service.verify.service_side import ServiceSide, alone_settings
+from embedding_service.verify.sides import About, Kind, collect
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from structlog.typing import FilteringBoundLogger
+
+    from embedding_service.settings.gateway import Settings
+    from embedding_service.settings.model import ModelOptions
+    from embedding_service.verify.causes import Texts
+    from embedding_service.verify.compare import Comparison
+    from embedding_service.verify.progress import Progress
+    from embedding_service.verify.servers import Server
+    from embedding_service.verify.sides import Answer, Side
+    from embedding_service.verify.truth import Truth
+
+_ALONE_EVERY: Final = 8  # of the texts, one is also sent by itself
+_CONTEXT_UNKNOWN: Final = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The command line apart from the settings of the service.
+
+    `model` chooses among several; `reference` is a folder or a name on the hub to read in place
+    of the model's own files.
+    """
+
+    server: str | None = None
+    against: str | None = None
+    model: str | None = None
+    against_model: str | None = None
+    reference: str | None = None
+    server_key: str | None = None
+    against_key: str | None = None
+    texts: Path | None = None
+    longest_tokens: int = 8192
+    threshold: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Both sides' answers to one kind of request, and those to texts that were sent alone."""
+
+    kind: Kind
+    texts: Texts
+    true: list[Answer]
+    found: list[Answer]
+    alone: dict[int, Answer]
+
+
+class Verification:
+    """One run of the command."""
+
+    def __init__(
+        self,
+        options: Options,
+        settings: Settings,
+        log: FilteringBoundLogger,
+        progress: Progress,
+    ) -> None:
+        self._options = options
+        self._settings = settings
+        self._log = log
+        self._progress = progress
+
+    async def run(self) -> list[ModelResult]:
+        """Return what was found about each model. Raises `StartupError`."""
+        if self._options.server is not None:
+            return [await self._server(self._options.server)]
+        return await self._service()
+
+    async def _server(self, url: str) -> ModelResult:
+        options = self._options
+        async with servers.client(options.server_key) as http:
+            server = await servers.connect(http, url, options.model)
+            model = self._configured(server.model)
+            true = await self._truth(server.model, server.about, model)
+            server.prompts = true.about.prompts
+            result = await self._compare(server.model, server, true)
+            result.notes += _of_cache(server)
+            return result
+
+    async def _service(self) -> list[ModelResult]:
+        """Compare the configured models; all references end before any engine starts."""
+        chosen = self._chosen()
+        truths: dict[str, Truth] = {}
+        for model in chosen:
+            about = About(model.model_name, max_tokens=model.max_model_len, own=True)
+            truths[model.model_name] = await self._truth(model.model_name, about, model)
+        self._progress.say("starting the service")
+        results = []
+        async with local_service(alone_settings(self._settings, chosen), self._log) as service:
+            for served in service.models:
+                if served.facts is None:
+                    raise ModelNotLoaded(f"{served.name} could not be loaded; the log says why")
+                side = ServiceSide(service, served)
+                results.append(await self._compare(served.name, side, truths[served.name]))
+        return results
+
+    def _chosen(self) -> list[ModelOptions]:
+        """Return the models to compare; those that score pairs are named and left out."""
+        wanted, found = self._options.model, []
+        for model in self._settings.served_models:
+            if wanted is not None and wanted not in model.names:
+                continue
+            if self._scores(model):
+                self._progress.say(f"{model.model_name} scores pairs: no vectors to compare")
+            else:
+                found.append(model)
+        if not found:
+            which = f" called {wanted}" if wanted else ""
+            raise BadConfiguration(f"there is no model{which} with vectors to compare")
+        return found
+
+    def _scores(self, model: ModelOptions) -> bool:
+        if model.engine == "fake" or model.task == "rerank":
+            return model.task == "rerank"
+        return checkpoint.of_model(model, self._progress.say).library is None
+
+    def _configured(self, name: str) -> ModelOptions | None:
+        return next((each for each in self._settings.served_models if name in each.names), None)
+
+    async def _truth(self, name: str, about: About, model: ModelOptions | None) -> Truth:
+        """Have the texts computed by the other server, or by the reference library."""
+        options = self._options
+        if options.against is not None:
+            async with servers.client(options.against_key) as http:
+                wanted = options.against_model or name
+                other = await servers.connect(http, options.against, wanted)
+                return await truth.of_server(other, about, self._texts, self._progress)
+        found = self._checkpoint(name, model)
+        limits = [limit for limit in (found.max_tokens, about.max_tokens) if limit]
+        found = replace(found, max_tokens=min(limits, default=None))
+        return await truth.of_library(found, self._texts, self._progress)
+
+    def _checkpoint(self, name: str, model: ModelOptions | None) -> checkpoint.Checkpoint:
+        """Return what the reference reads. Raises `BadConfiguration`, `ModelNotLoaded`."""
+        own, say = self._options.reference, self._progress.say
+        if own is not None or model is None:
+            return checkpoint.with_prompts(checkpoint.of_name(own or name, say))
+        if model.engine == "fake":
+            raise BadConfiguration(f"{name} is made up (engine: fake): compare it with --against")
+        return checkpoint.with_prompts(checkpoint.of_model(model, say))
+
+    async def _compare(self, name: str, side: Side, true: Truth) -> ModelResult:
+        return await compare_side(name, side, true, self._options, self._progress)
+
+    def _texts(self, context: int | None) -> list[str]:
+        if self._options.texts is not None:
+            return built_in_texts.read(self._options.texts)
+        return built_in_texts.built_in(
+            min(context or _CONTEXT_UNKNOWN, self._options.longest_tokens)
+        )
+
+
+async def compare_side(
+    name: str, side: Side, true: Truth, options: Options, progress: Progress
+) -> ModelResult:
+    """Ask a side for all texts in batches and for some by themselves, and compare.
+
+    Raises `NoVectors`.
+    """
+    result = _result(name, side.about, true, options)
+    low: dict[str, float] = {}
+    for kind in _kinds(side.about, true):
+        texts = true.texts[kind]
+        found = await truth.ask_all(side, texts.texts, kind, progress)
+        alone = await _alone(side, texts.texts, progress) if kind is Kind.PLAIN else {}
+        asked = Asked(kind, texts, true.answers[kind], found, alone)
+        low[kind] = _compare_kind(result, asked)
+        if low[kind] and kind is Kind.PLAIN:
+            named = causes.of_poolings(found, true.poolings, result.threshold)
+            result.findings[:0] = named
+    result.findings = causes.narrowed([*causes.of_prompts(low), *result.findings])
+    return result
+
+
+async def _alone(side: Side, chosen: Sequence[str], progress: Progress) -> dict[int, Answer]:
+    """Return the answers to every eighth text, sent by itself."""
+    answers: dict[int, Answer] = {}
+    indices = range(0, len(chosen), _ALONE_EVERY)
+    for place, index in enumerate(indices):
+        ask = partial(side.ask, kind=Kind.PLAIN)
+        found = await collect(ask, [chosen[index]], lambda *_: None)
+        answers[index] = found[0]
+        progress.count(f"{side.about.label}, alone", place + 1, len(indices))
+    return answers
+
+
+def _kinds(about: About, true: Truth) -> list[Kind]:
+    """Return the kinds of requests to compare.
+
+    Before texts for another server, we put the prompts: two equal ones would be the same request.
+    """
+    if about.own:
+        return list(true.answers)
+    by_prompt = {true.about.prompts.get(kind, ""): kind for kind in reversed(true.answers)}
+    return [kind for kind in true.answers if kind in by_prompt.values()]
+
+
+def _result(name: str, about: About, true: Truth, options: Options) -> ModelResult:
+    usual = min(map(compare.threshold, (about.dtype, true.about.dtype)))
+    texts = true.texts[Kind.PLAIN]
+    context = about.max_tokens or texts.context
+    return ModelResult(
+        name=name,
+        subject=about.label,
+        reference=true.about.label,
+        dtype=about.dtype,
+        threshold=usual if options.threshold is None else options.threshold,
+        context=context,
+        unit=texts.unit,
+        notes=list(_notes(context, texts.context, options)),
+    )
+
+
+def _notes(context: int | None, theirs: int | None, options: Options) -> Iterator[str]:
+    """Say what the comparison could not show."""
+    if theirs and context != theirs:
+        yield f"the reference reads {theirs} tokens, not {context}"
+    longest = options.longest_tokens
+    if options.texts is None and (context or 0) > longest:
+        yield f"texts end at about {longest} of {context} tokens, so no cut was compared"
+
+
+def _compare_kind(result: ModelResult, asked: Asked) -> float:
+    """Add parts and findings of one kind of request; return the share of texts that are wrong."""
+    shares = [0.0]
+    for output in _outputs(asked):
+        comparison = _compare(asked, output, result.threshold)
+        findings = _findings(comparison, asked, output)
+        _add(result, findings, f"{asked.kind} texts, {output}")
+        result.parts.append(part_of(comparison, asked.texts, asked.kind, output))
+        result.notes += _of_long(causes.too_long(comparison, asked.texts, asked.found), asked)
+        shares.append(len(comparison.low) / max(1, len(comparison.compared)))
+    return max(shares)
+
+
+def _compare(asked: Asked, output: Output, threshold: float) -> Comparison:
+    comparison = compare.compare(asked.true, asked.found, output, threshold)
+    if output is Output.DENSE:
+        compare.compare_alone(comparison, asked.true, asked.found, asked.alone)
+    return comparison
+
+
+def _findings(comparison: Comparison, asked: Asked, output: Output) -> list[Finding]:
+    texts, found = asked.texts, asked.found
+    if output is Output.DENSE:
+        return causes.find(comparison, texts, asked.true, found)
+    return causes.of_kind(comparison, texts, found)
+
+
+def _outputs(asked: Asked) -> list[Output]:
+    """Return the kinds of vectors that both sides give."""
+    both = _given(asked.true) & _given(asked.found)
+    return [output for output in Output if output in both]
+
+
+def _given(answers: list[Answer]) -> set[Output]:
+    vectors = (answer for answer in answers if not isinstance(answer, str))
+    return set(chain.from_iterable(vectors))
+
+
+def _add(result: ModelResult, findings: list[Finding], where: str) -> None:
+    """Add findings that are not there yet from another kind of texts."""
+    known = {each.text.partition(": ")[2] for each in result.findings}
+    for each in findings:
+        if each.text not in known:
+            result.findings.append(Finding(each.name, f"{where}: {each.text}"))
+
+
+def _of_long(which: list[int], asked: Asked) -> list[str]:
+    if not which:
+        return []
+    return [f"{asked.kind} texts: {len(which)} refused as too long: {asked.found[which[0]]}"]
+
+
+def _of_cache(server: Server) -> list[str]:
+    if not server.from_cache:
+        return []
+    note = "whether these texts are the same alone and in a batch is not known"
+    return [f"{server.from_cache} answers came from the server's cache: {note}"]

@@ -1,0 +1,197 @@
+"""Each fault that a server may have is found, and the report names its likely cause."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from embedding_service.verify.compare import THRESHOLDS
+from embedding_service.verify.progress import Progress
+from embedding_service.verify.run import Options, compare_side
+from embedding_service.verify.sides import Kind, Refused
+from tests.verify.toy import CONTEXT, Toy, ToySide, truth
+
+if TYPE_CHECKING:
+    from embedding_service.verify.result import ModelResult
+
+
+@pytest.fixture(scope="module")
+def true():
+    return truth()
+
+
+async def verified(side: ToySide, true, **options) -> ModelResult:
+    return await compare_side("toy", side, true, Options(**options), Progress(io.StringIO()))
+
+
+async def test_the_right_vectors_are_right(true) -> None:
+    """Nothing is found, and the numbers say so."""
+    result = await verified(ToySide(), true)
+    assert result.findings == []
+    assert result.right
+    assert [part.kind for part in result.parts] == ["plain", "query", "document"]
+    for part in result.parts:
+        assert (part.compared, part.below, part.neighbours_mean) == (200, 0, 1.0)
+        assert part.quantiles["worst"] > 1 - 1e-9
+    assert result.parts[0].alone > 1 - 1e-9
+
+
+def swapped(rows: np.ndarray) -> np.ndarray:
+    """Swap two rows of a batch."""
+    rows = rows.copy()
+    if len(rows) > 7:
+        rows[[3, 7]] = rows[[7, 3]]
+    return rows
+
+
+def scaled(factor: float):
+    def spoil(rows: np.ndarray) -> np.ndarray:
+        rows = rows * np.where(np.arange(rows.shape[1]) == 17, factor, 1).astype(np.float32)
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    return spoil
+
+
+def overflown(value: float):
+    def spoil(rows: np.ndarray) -> np.ndarray:
+        rows = rows.copy()
+        rows[rows[:, 0] > 0.3] = value
+        return rows
+
+    return spoil
+
+
+FAULTS = {
+    "another pooling": (ToySide(Toy(pooling="cls")), "pooling"),
+    "the last token": (ToySide(Toy(pooling="last")), "pooling"),
+    "a missing prompt": (ToySide(Toy(prompt="")), "prompt"),
+    "another prompt": (ToySide(Toy(prompt="query: ")), "prompt"),
+    "a wrong end token": (ToySide(Toy(end="[EOS]")), "ends"),
+    "lower-casing off": (ToySide(Toy(lower=False)), "lower_casing"),
+    "another tokenizer's ids": (ToySide(Toy(salt="other")), "everywhere"),
+    "truncation on the left": (ToySide(Toy(cut="left")), "truncation"),
+    "padding that counts": (ToySide(Toy(padding=True)), "batching"),
+    "NaN": (ToySide(spoil=overflown(np.nan)), "not_finite"),
+    "infinity": (ToySide(spoil=overflown(np.inf)), "not_finite"),
+    "null vectors": (ToySide(spoil=overflown(0)), "not_finite"),
+    "a shuffled row": (ToySide(spoil=swapped), "shuffled"),
+    "a dimension scaled by 1.002": (ToySide(spoil=scaled(1.002)), "scaled"),
+    "a dimension scaled by 1.05": (ToySide(spoil=scaled(1.05)), "scaled"),
+    "a dimension scaled by 10": (ToySide(spoil=scaled(10)), "scaled"),
+    "a dimension of the other sign": (ToySide(spoil=scaled(-1)), "scaled"),
+    "a dimension lost": (ToySide(spoil=scaled(0)), "scaled"),
+    "not normalised": (ToySide(spoil=lambda rows: rows * 3), "not_normalised"),
+    "fewer dimensions": (ToySide(spoil=lambda rows: rows[:, :20]), "dimensions"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_a_planted_fault_is_found_and_named(true, fault: str) -> None:
+    """The first finding names the cause, and the verdict is wrong."""
+    side, name = FAULTS[fault]
+    result = await verified(side, true)
+    assert not result.right
+    assert result.findings[0].name == name, result.lines()
+    assert result.lines()[-1].strip().startswith("WRONG")
+
+
+@pytest.mark.parametrize(
+    ("fault", "text"),
+    [
+        ("the last token", "the vectors are those of last pooling"),
+        (
+            "a missing prompt",
+            "query texts differ and plain and document texts do not: their prompt",
+        ),
+    ],
+)
+async def test_what_is_certain_takes_the_place_of_guesses(true, fault: str, text: str) -> None:
+    """A pooling or a prompt that explains everything is the only finding."""
+    result = await verified(FAULTS[fault][0], true)
+    assert [each.text for each in result.findings] == [text]
+
+
+@pytest.mark.parametrize("fault", ["a dimension scaled by 1.05", "a shuffled row", "NaN"])
+async def test_a_fault_is_found_where_the_threshold_lets_it_pass(true, fault: str) -> None:
+    """Faults of a kind are faults however low the threshold is, if the pattern shows them."""
+    threshold = 0.5 if fault != "a shuffled row" else 0.9
+    assert not (await verified(FAULTS[fault][0], true, threshold=threshold)).right
+
+
+class Refusing(ToySide):
+    """Refuses texts of more than so many words, with a message."""
+
+    def __init__(self, words: int, message: str) -> None:
+        super().__init__()
+        self.words, self.message = words, message
+
+    async def ask(self, texts: list[str], kind: Kind) -> list:
+        """Refuse a batch with such a text in it."""
+        if any(len(text.split()) > self.words for text in texts):
+            raise Refused(self.message)
+        return await super().ask(texts, kind)
+
+
+async def test_texts_that_are_too_long_may_be_refused(true) -> None:
+    """A server that cuts nothing is right about the others, and the report says what is missing."""
+    result = await verified(Refusing(CONTEXT - 1, "HTTP 400 the context has 64 tokens"), true)
+    assert result.right, result.lines()
+    assert "plain texts: 3 refused as too long: HTTP 400 the context has 64 tokens" in result.notes
+
+
+@pytest.mark.parametrize(
+    ("words", "message", "name"),
+    [
+        (3, "HTTP 400 the context has 64 tokens", "refused"),
+        (CONTEXT - 1, "HTTP 500 out of memory", "refused"),
+        (CONTEXT - 1, "HTTP 500 the vector is not finite", "not_finite"),
+    ],
+)
+async def test_other_refusals_are_faults(true, words: int, message: str, name: str) -> None:
+    """A short text is not too long, whatever a server says, and an error is no answer."""
+    result = await verified(Refusing(words, message), true)
+    assert not result.right
+    assert result.findings[0].name == name
+
+
+def noisy(size: float):
+    source = np.random.default_rng(3)
+
+    def spoil(rows: np.ndarray) -> np.ndarray:
+        rows = rows * (1 + source.normal(scale=size, size=rows.shape)).astype(np.float32)
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    return spoil
+
+
+@pytest.mark.parametrize(("size", "dtype"), [(0.0005, "float32"), (0.02, "bfloat16")])
+async def test_rounding_is_no_fault(true, size: float, dtype: str) -> None:
+    """Noise of the size of a number format passes at that format's threshold and names nothing."""
+    result = await verified(ToySide(spoil=noisy(size)), true, threshold=THRESHOLDS[dtype])
+    assert result.right, result.lines()
+
+
+async def test_bias_of_the_size_of_rounding_is_no_fault(true) -> None:
+    """A dimension that bfloat16 moves by 1 % among texts that it moves as much is not named."""
+    noise, bias = noisy(0.012), scaled(1.012)
+    side = ToySide(spoil=lambda rows: bias(noise(rows)))
+    result = await verified(side, true, threshold=THRESHOLDS["bfloat16"])
+    assert result.right, result.lines()
+
+
+async def test_more_noise_than_the_format_has_is_a_fault(true) -> None:
+    """bfloat16's noise fails at float32's threshold."""
+    result = await verified(ToySide(spoil=noisy(0.02)), true)
+    assert result.threshold == THRESHOLDS["float32"]
+    assert not result.right
+
+
+async def test_texts_beyond_the_context_are_there(true) -> None:
+    """The built-in texts have one token, all lengths, and more than fits."""
+    texts = true.texts[Kind.PLAIN]
+    assert min(texts.lengths) == 3
+    assert sum(texts.over_long) >= 3
+    assert sum(CONTEXT / 2 < length <= CONTEXT for length in texts.lengths) >= 3

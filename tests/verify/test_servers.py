@@ -1,0 +1,214 @@
+"""Other servers as they are: retries, refusals, strange answers, and the fields that each knows."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import numpy as np
+import pytest
+
+from embedding_service.errors import BadConfiguration, NoVectors
+from embedding_service.types import Output
+from embedding_service.verify import servers
+from embedding_service.verify.sides import Kind, collect
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.conftest import RunningGateway
+
+    Answer = Callable[[dict[str, Any]], httpx.Response]
+
+URL = "http://server"
+
+
+class Stub:
+    """A server that keeps the bodies of requests; `answer` makes the responses."""
+
+    def __init__(self, answer: Answer, models: list[dict[str, Any]] | None = None) -> None:
+        self.bodies: list[dict[str, Any]] = []
+        self._answer = answer
+        self._models = models
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        if request.method == "GET":
+            listed = self._models is not None and request.url.path == "/v1/models"
+            return httpx.Response(200, json={"data": self._models}) if listed else not_found()
+        self.bodies.append(json.loads(request.content))
+        return self._answer(self.bodies[-1])
+
+    async def connect(self, model: str | None = "m", url: str = URL) -> servers.Server:
+        http = httpx.AsyncClient(transport=httpx.MockTransport(self))
+        return await servers.connect(http, url, model)
+
+
+def not_found() -> httpx.Response:
+    return httpx.Response(404, json={"detail": "Not Found"})
+
+
+def vectors(body: dict[str, Any]) -> httpx.Response:
+    """Answer each text with its length; the last one first."""
+    data = [{"index": i, "embedding": [len(text), 1.0]} for i, text in enumerate(body["input"])]
+    return httpx.Response(200, json={"data": data[::-1]})
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Return the seconds that were waited, without waiting."""
+    found: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        found.append(seconds)
+
+    monkeypatch.setattr("embedding_service.verify.servers.sleep", sleep)
+    return found
+
+
+@pytest.mark.parametrize("url", [URL, f"{URL}/", f"{URL}/v1", f"{URL}/v1/"])
+async def test_rows_come_in_the_order_of_the_texts(url: str) -> None:
+    """The index decides, wherever the URL ends."""
+    server = await Stub(vectors).connect(url=url)
+    rows = await server.ask(["a", "bcd"], Kind.PLAIN)
+    assert [row[Output.DENSE].tolist() for row in rows] == [[[1, 1]], [[3, 1]]]
+
+
+async def test_errors_that_pass_are_tried_again(waits: list[float]) -> None:
+    """429 and 503 are asked again, after the time that the server names."""
+    answers = [
+        httpx.Response(429, headers={"retry-after": "3"}),
+        httpx.Response(503),
+    ]
+    stub = Stub(lambda body: answers.pop(0) if answers else vectors(body))
+    server = await stub.connect()
+    assert len(await server.ask(["a"], Kind.PLAIN)) == 1
+    assert waits == [3, 2]
+
+
+async def test_a_server_that_is_gone_is_tried_and_then_named(waits: list[float]) -> None:
+    """A connection that fails five times ends with a line that has the URL."""
+
+    def gone(_: dict[str, Any]) -> httpx.Response:
+        raise httpx.ConnectError("Connection refused")
+
+    server = await Stub(gone).connect()
+    with pytest.raises(NoVectors, match=f"^{URL} cannot be reached: Connection refused$"):
+        await server.ask(["a"], Kind.PLAIN)
+    assert waits == [1, 2, 4, 8]
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+async def test_errors_about_the_request_itself_end_it(status: int) -> None:
+    """A wrong key or path is not asked again text by text."""
+    answer = httpx.Response(status, json={"error": {"message": "no,\n not you"}})
+    stub = Stub(lambda _: answer)
+    server = await stub.connect()
+    with pytest.raises(NoVectors, match=f"^{URL}: HTTP {status} no, not you$"):
+        await server.ask(["a", "b"], Kind.PLAIN)
+    assert len(stub.bodies) == 1
+
+
+async def test_a_refused_text_leaves_the_others() -> None:
+    """A batch with a text that the server refuses is asked for text by text."""
+
+    def refuse(body: dict[str, Any]) -> httpx.Response:
+        if "bad" in body["input"]:
+            return httpx.Response(400, json={"error": {"message": "bad text"}})
+        return vectors(body)
+
+    stub = Stub(refuse)
+    server = await stub.connect()
+    answers = await collect(lambda b: server.ask(b, Kind.PLAIN), ["a", "bad", "c"], lambda *_: None)
+    assert answers[1] == "HTTP 400 bad text"
+    assert [isinstance(answer, str) for answer in answers] == [False, True, False]
+    assert len(stub.bodies) == 4
+
+
+async def test_a_defect_is_not_asked_for_again(waits: list[float]) -> None:
+    """`x-should-retry: false` is believed."""
+    headers = {"x-should-retry": "false"}
+    stub = Stub(lambda _: httpx.Response(500, json={"error": {"message": "NaN"}}, headers=headers))
+    server = await stub.connect()
+    assert await collect(lambda b: server.ask(b, Kind.PLAIN), ["a"], lambda *_: None) == [
+        "HTTP 500 NaN"
+    ]
+    assert waits == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "line"),
+    [
+        ({"data": [{"index": 0, "embedding": [1]}]}, "gave 1 vectors for 2 texts"),
+        ({"vectors": []}, "answered something else than OpenAI's embeddings"),
+        ({"data": [{"index": 0, "embedding": ["x"]}]}, "answered something else"),
+        ([], "answered something else"),
+    ],
+)
+async def test_strange_answers_are_named(answer: Any, line: str) -> None:
+    """An answer that is no list of vectors ends in one line."""
+    server = await Stub(lambda _: httpx.Response(200, json=answer)).connect()
+    with pytest.raises(NoVectors, match=line):
+        await server.ask(["a", "b"], Kind.PLAIN)
+
+
+async def test_null_becomes_nan() -> None:
+    """JSON has no NaN: what servers write in its place is not taken for a number."""
+    data = [{"index": 0, "embedding": [None, 1.0]}]
+    server = await Stub(lambda _: httpx.Response(200, json={"data": data})).connect()
+    rows = await server.ask(["a"], Kind.PLAIN)
+    assert np.isnan(rows[0][Output.DENSE][0, 0])
+
+
+OWN = {"id": "m", "owned_by": "embedding-service", "outputs": ["dense", "sparse"]}
+
+
+@pytest.mark.parametrize(
+    ("entry", "fields", "text"),
+    [
+        ({"id": "m", "owned_by": "openai"}, {}, "query: a"),
+        ({"id": "m", "owned_by": "vllm"}, {"truncate_prompt_tokens": -1}, "query: a"),
+        (
+            OWN,
+            {
+                "truncate": "right",
+                "input_type": "query",
+                "return_dense": True,
+                "return_sparse": True,
+                "return_colbert": False,
+            },
+            "a",
+        ),
+    ],
+)
+async def test_each_server_gets_the_fields_that_it_knows(
+    entry: dict[str, Any], fields: dict[str, Any], text: str
+) -> None:
+    """OpenAI refuses unknown fields; before texts for others than this service goes the prompt."""
+    stub = Stub(vectors, [entry])
+    server = await stub.connect()
+    server.prompts = {Kind.QUERY: "query: "}
+    await server.ask(["a"], Kind.QUERY)
+    expected = {"model": "m", "input": [text], "encoding_format": "float", **fields}
+    assert stub.bodies == [expected]
+
+
+async def test_one_of_several_models_has_to_be_named() -> None:
+    """Without a name the only model is taken, and several are listed."""
+    two = [{"id": "a", "root": "a"}, {"id": "b", "root": "b"}]
+    with pytest.raises(BadConfiguration, match="several models, give --model: a, b"):
+        await Stub(vectors, two).connect(model=None)
+    assert (await Stub(vectors, two[:1]).connect(model=None)).model == "a"
+    with pytest.raises(BadConfiguration, match="give --model"):
+        await Stub(vectors).connect(model=None)
+
+
+async def test_this_service_says_what_it_is(fake: RunningGateway) -> None:
+    """Name, number format, context and kinds of vectors are read from a running gateway."""
+    async with servers.client(None) as http:
+        server = await servers.connect(http, fake.url, None)
+        rows = await server.ask(["w1", "w2"], Kind.QUERY)
+    about = server.about
+    assert (server.model, about.own, about.dtype) == ("fake", True, "float32")
+    assert about.max_tokens
+    assert [row[Output.DENSE].shape for row in rows] == [(1, 32), (1, 32)]
