@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
+from pathlib import Path  # noqa: TC003 - typer reads annotations
 from typing import Annotated, Any
 
 import typer
@@ -122,6 +124,33 @@ def keys_hash() -> None:
     if not key:
         raise BadConfiguration("there is no key on standard input; write one there")
     typer.echo(f"sha256:{digest(key.encode()).hex()}")
+
+
+canary = typer.Typer(no_args_is_help=True, help="Pin vectors, to prove later ones by.")
+app.add_typer(canary, name="canary")
+
+
+@canary.command("pin", context_settings=FLAGS)
+def canary_pin(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(help="JSON, for the setting canary_file.")],
+    config: Config = None,
+    server: Annotated[str, typer.Option(help="URL; else the settings' model is started.")] = "",
+    model: Annotated[str, typer.Option(help="One of several models.")] = "",
+    server_key: Annotated[str, typer.Option(envvar="CANARY_SERVER_KEY", help="Its API key.")] = "",
+) -> None:
+    """Write the vectors of 64 texts; exit 6 if there are none, 4 if the model does not load."""
+    settings = None if server else load_settings(context, config)[0]
+
+    from embedding_service import canary, telemetry  # noqa: PLC0415 - heavy
+
+    if settings is None:
+        pinned = canary.pin_server(server, file, name=model or None, key=server_key or None)
+    else:
+        telemetry.configure(settings.log_level, settings.log_format)
+        log = telemetry.get_logger()
+        pinned = asyncio.run(canary.pin_here(settings, log, file, model or None))
+    typer.echo(f"{file}: {len(pinned.texts)} texts, {pinned.dtype}, in {pinned.space}")
 
 
 @app.command()

@@ -21,7 +21,7 @@ StartupError                        ends the process: `exit_code`
 ├── PortInUse                       3
 ├── ModelNotLoaded                  4
 ├── NoModelLeft                     5                             while serving
-└── NoVectors                       6                             in `verify`
+└── NoVectors                       6                             in `verify` and `canary pin`
 """
 
 from __future__ import annotations

@@ -47,8 +47,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "local": BELOW_SERVICE | {"service"},
     "verify": BELOW_SERVICE | {"service", "local", "hub", "worker.location"},
     "server": BELOW_SERVICE | {"service", "http"},
+    "canary": BELOW_SERVICE | {"service", "local"},
     "commands": {"settings", "dropin"},
-    "cli": {"commands", "hub", "settings", "telemetry", "terminal", "http", "server"},
+    "cli": {"commands", "canary", "hub", "settings", "telemetry", "terminal", "http", "server"},
     "__main__": {"cli"},
 }
 VLLM = {"worker", "families.models"}  # the only places that import it, and torch, and transformers

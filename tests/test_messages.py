@@ -46,6 +46,7 @@ MADE_ELSEWHERE = {
     "http.auth": "a preset's, see dropin/preset.py",
     "http.keys": "pydantic's, about an entry",
     "http.problems": "Starlette's",
+    "service.canaries": "the system's or the decoder's, about a file",
     "settings.load": "pydantic's, about a setting",
     "settings.yaml_file": "the YAML reader's",
 }

@@ -161,14 +161,15 @@ class Generation:
             await asyncio.wait_for(self.process.wait(), STOP_GRACE_S)
         await self.bury("the server is shutting down")
 
-    async def bury(self, reason: str) -> None:
+    async def bury(self, reason: str, *, blames_inputs: bool = True) -> None:
         """Make sure that the process is gone, then fail its jobs with `WorkerDied`.
 
         In this order: while the process lives, it may still answer, and write its step record.
+        Inputs that were in the engine are not suspected unless the end may be their doing.
         """
         await self.process.end()
         running: defaultdict[int, list[int]] = defaultdict(list)
-        for job, index in StepRecord.read(self._line.step_path):
+        for job, index in StepRecord.read(self._line.step_path) if blames_inputs else ():
             running[job].append(index)
         self._line.close()
         for job, answer in self._pending.items():

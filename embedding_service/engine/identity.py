@@ -20,13 +20,15 @@ if TYPE_CHECKING:
 
     Plain = dict[str, Any]
 
-# The contents of the files count as `weights`, wherever they are and whatever the hub calls them.
-_FACTS_OF_PLACE = frozenset({"folder", "revision"})
 # How the files are computed, and by what: the same vectors but for their last digits. vLLM names
-# its class and may have another one for the same files in another version.
-_FACTS_OF_BUILD = frozenset({"architecture", "device", "dtype", "engine_version", "model_type"})
-# Named by the service as they come out beside the family and the files.
-_FACTS_OF_SERVICE = frozenset({"matryoshka"})
+# its class and may have another one for the same files in another version, and a version of ours
+# may add a kind of output, which leaves the others as they are.
+_FACTS_OF_BUILD = frozenset({
+    "architecture", "device", "dtype", "engine_version", "model_type", "outputs",
+})  # fmt: skip
+# The contents of the files count as `weights`, whatever the hub calls them; the service has the
+# sizes that `matryoshka` comes to.
+_FACTS_WITHOUT_EFFECT = frozenset({"matryoshka", "revision"})
 
 # The worker's facts say what these came to, "auto" and names resolved.
 _OPTIONS_IN_FACTS = frozenset({
@@ -35,8 +37,9 @@ _OPTIONS_IN_FACTS = frozenset({
 # These concern time, memory and readiness, or a choice of the request's; the service adds the
 # ranges in `calibration_file` and the sizes that `matryoshka` allows.
 _OPTIONS_OF_SERVICE = frozenset({
-    "aliases", "batch_timeout_ms", "calibration_file", "devices", "expected_dimension",
-    "gpu_memory_utilization", "matryoshka", "replicas", "required", "startup_timeout_s",
+    "aliases", "batch_timeout_ms", "calibration_file", "canary_file", "devices",
+    "expected_dimension", "gpu_memory_utilization", "matryoshka", "replicas", "required",
+    "startup_timeout_s",
 })  # fmt: skip
 OPTIONS_WITHOUT_EFFECT = _OPTIONS_IN_FACTS | _OPTIONS_OF_SERVICE
 # Of `engine_args`: in the facts; logging; how weights reach the device, not which; memory, wiring.
@@ -83,7 +86,7 @@ def of_engine(options: ModelOptions, facts: ModelFacts, tokenizer_json: bytes) -
         mode="json", exclude={*OPTIONS_WITHOUT_EFFECT, "engine_args"}, exclude_defaults=True
     )
     arguments = _without(options.engine_args, ARGUMENTS_WITHOUT_EFFECT)
-    known = _without(_told(facts), _FACTS_OF_PLACE | _FACTS_OF_SERVICE)
+    known = _without(_told(facts), _FACTS_WITHOUT_EFFECT)
     build = {"service": __version__, **_only(known, _FACTS_OF_BUILD)}
     build |= _only(chosen, OPTIONS_OF_BUILD)
     build |= _arguments(_only(arguments, ARGUMENTS_OF_BUILD))

@@ -6,6 +6,7 @@ Raises `ServiceError`s for what a client should hear, and `ModelNotLoaded` for w
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from dataclasses import replace
 from functools import partial
@@ -17,7 +18,7 @@ from embedding_service.engine.poison import Poison
 from embedding_service.engine.process import WorkerProcess
 from embedding_service.engine.replica import Replica
 from embedding_service.engine.states import State
-from embedding_service.errors import DeadlineExceeded, Unavailable
+from embedding_service.errors import DeadlineExceeded, ModelNotLoaded, Unavailable
 from embedding_service.types import Batch, BatchResult, Priority
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from embedding_service.engine import protocol
+    from embedding_service.engine.examination import Examine
     from embedding_service.engine.loaded import LoadedModel
     from embedding_service.engine.process import StartWorker
     from embedding_service.settings.model import ModelOptions
@@ -68,10 +70,21 @@ class ModelEngine:
             replica = Replica(index, start_generation, start_lock, self._changed.set, log)
             self.replicas.append(replica)
 
+    def have_examined(self, examine: Examine, *, every_s: float | None) -> None:
+        """Have each worker examined when it has loaded, and `every_s` from then on."""
+        for replica in self.replicas:
+            replica.examine, replica.examined_every_s = examine, every_s
+
     async def start(self) -> None:
-        """Load the model in every replica. Raises `ModelNotLoaded`."""
+        """Load the model in every replica. Raises `ModelNotLoaded`, also if none is believed."""
         for replica in self.replicas:
             await replica.start()
+        if set(self.states) == {State.QUARANTINED}:
+            reason = self.replicas[0].verdict.reason
+            raise ModelNotLoaded(
+                f"{self.options.model_name}: its vectors are not to be believed; use the "
+                f"files that the pin was made of, or pin anew: {reason}"
+            )
 
     async def stop(self) -> None:
         """End every worker."""
@@ -186,9 +199,10 @@ class ModelEngine:
         while not (ready := [r for r in self.replicas if r.state is State.READY]):
             wait_s = min(replica.ready_in_s for replica in self.replicas)
             if wait_until is None or self.dead or time.monotonic() + wait_s > wait_until:
+                retry_after_s = max(wait_s, RESTART_RETRY_S)
                 raise Unavailable(
                     f"{self.options.model_name} is not ready to answer; try again shortly",
-                    retry_after_s=max(wait_s, RESTART_RETRY_S),
+                    retry_after_s=None if math.isinf(wait_s) else retry_after_s,
                 )
             self._changed.clear()
             await self._changed.wait()

@@ -125,7 +125,7 @@ class ModelFacts(msgspec.Struct, frozen=True):
     empty for "any", and None for "no".
     `family` names its profile. `normalizes`: the checkpoint's last module scales vectors to length
     1, which the service does. Tokens of a prompt are left out of the vector unless `pools_prompts`.
-    `weights` is the hub's commit, or the stamp of the files in `folder`, see `engine/identity.py`.
+    `weights` is the digest of the contents of all its files, see `worker/fingerprint.py`.
     """
 
     architecture: str
@@ -143,7 +143,6 @@ class ModelFacts(msgspec.Struct, frozen=True):
     prompts: dict[str, str]
     default_prompt_name: str | None
     matryoshka: tuple[int, ...] | None
-    folder: str | None = None
     family: str = "plain"
     normalizes: bool = False
     pools_prompts: bool = True

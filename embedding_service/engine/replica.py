@@ -7,11 +7,13 @@ Everything that belongs to a single worker is in `engine/generation.py`.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from embedding_service.engine import protocol
+from embedding_service.engine import examination, protocol
+from embedding_service.engine.examination import PASSED, Verdict, believe
 from embedding_service.engine.generation import WorkerDied
 from embedding_service.engine.states import TRANSITIONS, Event, State
 from embedding_service.errors import ModelNotLoaded
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
     from structlog.typing import FilteringBoundLogger
 
+    from embedding_service.engine.examination import Examine
     from embedding_service.engine.generation import Generation
     from embedding_service.engine.loaded import LoadedModel
     from embedding_service.types import Batch, BatchResult
@@ -55,10 +58,11 @@ class Totals:
 
 @dataclass(eq=False)
 class Replica:
-    """One worker at a time, and its successors.
+    """One worker at a time, and its successors; `examine` says whether one is to be believed.
 
     `generation` is the number of the latest one, and `current` the one that takes jobs, if any;
-    `model` is what the latest has loaded. `changed` is called after every change of `state`.
+    `model` is what the latest has loaded, `verdict` the last one on it. `changed` is called after
+    every change of `state`.
     """
 
     index: int
@@ -66,10 +70,13 @@ class Replica:
     start_lock: asyncio.Lock
     changed: Callable[[], None]
     log: FilteringBoundLogger
+    examine: Examine = believe
+    examined_every_s: float | None = None
     state: State = State.STARTING
     generation: int = 0
     current: Generation | None = None
     model: LoadedModel | None = None
+    verdict: Verdict = PASSED
     _buried: Totals = Totals()
     _deaths: list[float] = field(default_factory=list)
     _start_began: float = 0.0
@@ -98,6 +105,8 @@ class Replica:
     @property
     def ready_in_s(self) -> float:
         """How long the next worker should still take to start, going by the last one."""
+        if self.state is State.QUARANTINED:
+            return math.inf
         return max(0.0, self._start_began + self._start_took_s - time.monotonic())
 
     @property
@@ -146,20 +155,81 @@ class Replica:
         self.current = worker
         if self.model != worker.model:
             self.model = worker.model
-        self._move(Event.HELLO)
+        try:
+            verdict = await examination.first(worker, self.examine(worker, self.index))
+        except ModelNotLoaded as error:
+            await worker.bury(str(error))
+            self._let_go(worker)
+            raise
+        self._note(verdict)
+        self._move(Event.HELLO if verdict.passed else Event.FAILED)
         return worker
+
+    def _note(self, verdict: Verdict) -> None:
+        self.verdict = verdict
+        if not verdict.passed:
+            self.log.error("not_believed", reason=verdict.reason, **verdict.log)
+        elif verdict.log:
+            self.log.info("canaries_passed", **verdict.log)
 
     async def _supervise(self, first: Generation) -> None:
         """Serve generation after generation until stopped, or until dying has become a habit."""
         worker: Generation | None = first
         while worker is not None:
-            reason = await worker.ended()
+            reason = await self._end_of(worker)
+            if reason is None:
+                worker = await self._replace_suspect(worker)
+                continue
             await worker.bury(reason)
             # No await from here to BACKOFF: jobs that failed with the worker look for another one
             # when they run next, and must not be given to the dead one again.
             self._let_go(worker)
             self._move(Event.EXITED)
             worker = await self._replace(reason)
+
+    async def _end_of(self, worker: Generation) -> str | None:
+        """Return why a worker has ended, or None once a READY one fails an examination."""
+        ended = asyncio.create_task(worker.ended())
+        try:
+            while True:
+                await asyncio.wait({ended}, timeout=self.examined_every_s)
+                await examination.idle(worker, ended)
+                if ended.done():
+                    return ended.result()
+                if not await self._examine_again(worker, ended):
+                    return None
+        finally:
+            ended.cancel()
+            await asyncio.wait({ended})
+
+    async def _examine_again(self, worker: Generation, ended: asyncio.Task[str]) -> bool:
+        """Examine a worker; return whether it may stay as it is: READY, or in quarantine."""
+        asking = asyncio.ensure_future(self.examine(worker, self.index))
+        try:
+            await asyncio.wait({ended, asking}, return_when=asyncio.FIRST_COMPLETED)
+            if ended.done():
+                return True
+            verdict = asking.result()
+        finally:
+            asking.cancel()
+            await asyncio.wait({asking})
+        self._note(verdict)
+        if self.state is State.QUARANTINED:
+            if verdict.passed:
+                self._move(Event.PASSED)
+            return True
+        return verdict.passed
+
+    async def _replace_suspect(self, worker: Generation) -> Generation | None:
+        """Start a worker in place of one that is not believed any more, which is no death."""
+        self._move(Event.SUSPECTED)  # first, so that it gets no more jobs
+        await worker.bury("it failed its canaries", blames_inputs=False)
+        self._let_go(worker)
+        try:
+            return await self._start_again(0.0)
+        except ModelNotLoaded as error:
+            self._move(Event.EXITED)
+            return await self._replace(str(error))
 
     def _let_go(self, worker: Generation) -> None:
         self._buried = self._buried.plus(worker.progress)

@@ -106,10 +106,9 @@ def files_of(folder: str) -> Iterator[tuple[Path, Path]]:
 
 
 def _counts(place: Path) -> bool:
-    if any(map(_FOLDERS_WITHOUT_EFFECT.fullmatch, place.parts[:-1])):
-        return False
+    elsewhere = any(map(_FOLDERS_WITHOUT_EFFECT.fullmatch, place.parts[:-1]))
     named = _NAMES_WITHOUT_EFFECT.fullmatch(place.name)
-    return named is None and place.suffix.lower() not in _SUFFIXES_WITHOUT_EFFECT
+    return not (elsewhere or named or place.suffix.lower() in _SUFFIXES_WITHOUT_EFFECT)
 
 
 def _is_second_copy(path: Path) -> bool:

@@ -53,7 +53,8 @@ class Dispatcher:
         operation = self._choose(exchange, resource, scope["method"], tree)
         read = partial(self._read_fields, operation, tree)
         fields, ignored = read() if work is _at_once else await work(read)
-        exchange.call.required = _required(headers, fields)
+        if fields is not None:
+            exchange.call.required = _required(headers, fields)
         request = Request(
             fields=fields,
             lifecycle=self.lifecycle,

@@ -70,7 +70,14 @@ class StateCollector(Collector):
         batches = HistogramMetricFamily(
             "embedding_batch_size", "Texts in an engine step.", labels=["model"]
         )
+        canary = GaugeMetricFamily(
+            "embedding_canary_cosine",
+            "Least cosine of a replica's canaries.",
+            labels=["model", "replica"],
+        )
         for model in self.lifecycle.service.models:
+            for index, cosine in model.canary_cosines.items():
+                canary.add_metric([model.name, str(index)], cosine)
             queued.add_metric([model.name], model.gate.held)
             limit.add_metric([model.name], model.gate.limit)
             states = Counter(replica.state for replica in model.engine.replicas)
@@ -80,7 +87,7 @@ class StateCollector(Collector):
                 labels = [model.name, str(replica.index)]
                 restarts.add_metric(labels, _restarts(replica))
             batches.add_metric([model.name], *_batch_sizes(model))
-        yield from (queued, limit, replicas, restarts, batches)
+        yield from (queued, limit, replicas, restarts, batches, canary)
 
 
 def _batch_sizes(model: ServedModel) -> tuple[list[tuple[str, int]], int]:

@@ -89,7 +89,7 @@ class Lifecycle:
         began = time.monotonic()
         self._log.info("loading", model=model.name, replicas=model.options.replicas)
         await model.engine.start()
-        facts = await asyncio.to_thread(model.open, self.service.settings)
+        facts = model.engine.loaded.facts
         model.load_s = time.monotonic() - began
         # Objects made at the start live for ever: to look through them again took a full collection
         # 50 ms, on this loop.

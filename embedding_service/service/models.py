@@ -6,11 +6,14 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from embedding_service.engine import examination
 from embedding_service.errors import InvalidRequest, ModelNotFound, ModelNotLoaded, Unavailable
+from embedding_service.service import canaries
 from embedding_service.service.admission import Gate
 from embedding_service.service.cache import MemoryCache
 from embedding_service.service.calibration import read_ranges
 from embedding_service.service.compute import Compute
+from embedding_service.service.examiner import Examiner
 from embedding_service.service.pairs import PairEncoder
 from embedding_service.service.prompts import Encoder
 from embedding_service.service.vector_space import vector_space
@@ -44,7 +47,7 @@ class ServedModel:
     So is `space`, where vectors of it live; scores live in none.
     `preparing` counts requests that are being tokenised and will reach the engine in a moment;
     `characters_per_token` is the mean of the last bulk requests. `ranges` (2, dimension) scales
-    int8 and uint8, if that was calibrated.
+    int8 and uint8, if that was calibrated. `canary_cosines` are the least ones of each replica.
     """
 
     options: ModelOptions
@@ -59,6 +62,7 @@ class ServedModel:
     preparing: int = 0
     characters_per_token: float = 4.0
     load_s: float = 0.0
+    canary_cosines: dict[int, float] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -199,7 +203,11 @@ class ModelRegistry:
         isolated = settings.cache_isolation == "tenant"
         compute = Compute(engine, gate, self.cache, self.shared, isolated=isolated)
         ranges = read_ranges(options.calibration_file) if options.calibration_file else None
-        return ServedModel(options, engine, compute, required=bool(options.required), ranges=ranges)
+        model = ServedModel(options, engine, compute, bool(options.required), ranges=ranges)
+        pinned = canaries.read(options.canary_file) if options.canary_file else None
+        examiner = Examiner(model, settings, pinned)
+        engine.have_examined(examiner, every_s=examination.EVERY_S if pinned else None)
+        return model
 
     def __iter__(self) -> Iterator[ServedModel]:
         return iter(self._models)

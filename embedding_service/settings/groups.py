@@ -30,8 +30,8 @@ GROUPS = (
         (
             *("task", "revision", "required", "trust_remote_code", "engine"),
             *("instruction_template", "default_instruction", "matryoshka", "expected_dimension"),
-            *("score_label", "token_ids", "calibration_file", "default_truncate"),
-            *("unknown_model", "echo_model"),
+            *("score_label", "token_ids", "calibration_file", "canary_file"),
+            *("default_truncate", "unknown_model", "echo_model"),
         ),
     ),
     Group(

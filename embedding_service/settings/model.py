@@ -123,6 +123,9 @@ class ModelOptions(EngineOptions):
         None,
         description="JSON file: `min` and `max` of each dimension, the range of int8 and uint8.",
     )
+    canary_file: Path | None = Field(
+        None, description="Pinned vectors that each worker has to come near, now and then again."
+    )
     expected_dimension: int | None = Field(
         None, ge=1, description="Refuse to start if vectors have another size."
     )

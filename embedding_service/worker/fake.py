@@ -132,26 +132,25 @@ class FakeBackend:
 
     def facts(self, dimension: int | None) -> ModelFacts:
         """Describe a model that does not exist, but for the files that `model_path` may have."""
-        folder = self.options.model_path
+        options = self.options
         return ModelFacts(
             architecture="Fake",
             model_type="fake",
             outputs=self.outputs,
             dimension=dimension,
-            max_tokens=self.options.max_model_len or 512,
+            max_tokens=options.max_model_len or 512,
             vocab_size=VOCABULARY,
             pooling="CLS",
-            dtype="float32",
-            device="cpu",
+            dtype="float32" if options.dtype in ("auto", "half") else options.dtype,
+            device="cpu" if options.device == "auto" else options.device,
             revision=None,
             weights=self._files.result() if self._files else self._name,
             engine_version="fake",
-            prompts=self.options.engine_args.get("prompts", {}),
+            prompts=options.engine_args.get("prompts", {}),
             default_prompt_name=None,
-            matryoshka=() if self.options.matryoshka else None,
-            folder=folder,
-            normalizes=self.options.engine_args.get("normalizes", False),
-            family=profiles.find(model_name=self.options.model_name).name,
+            matryoshka=() if options.matryoshka else None,
+            normalizes=options.engine_args.get("normalizes", False),
+            family=profiles.find(model_name=options.model_name).name,
         )
 
 

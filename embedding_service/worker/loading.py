@@ -88,7 +88,11 @@ def _try(backend: Backend) -> int | None:
     from tokenizers import Tokenizer  # noqa: PLC0415 - the worker alone needs it only here
 
     tokenizer = Tokenizer.from_str(backend.tokenizer_json.decode())
-    output = backend.facts(None).outputs[0]
+    facts = backend.facts(None)
+    # Files may fill texts up to 128 tokens (MiniLM's), and a model may be set to take fewer.
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(facts.max_tokens)
+    output = facts.outputs[0]
     asked = _pair(tokenizer) if output is Output.SCORE else _text(tokenizer)
     width = _compute(backend, [asked], output)
     texts = min(backend.limits.texts, backend.limits.tokens // len(asked.ids))

@@ -32,15 +32,10 @@ class Location:
     def __str__(self) -> str:
         """Where it comes from, for people."""
         if self.commit is None:
-            return f"folder {self.model}" if self.folder else self.model
+            return f"folder {self.model}" if Path(self.model).is_dir() else self.model
         if self.downloaded_bytes:
             return f"downloaded {self.downloaded_bytes / 1e6:.0f} MB, commit {self.commit[:12]}"
         return f"cache, commit {self.commit[:12]}"
-
-    @property
-    def folder(self) -> str | None:
-        """The operator's own folder, whose files may change under the same name."""
-        return self.model if self.commit is None and Path(self.model).is_dir() else None
 
 
 def resolve_model(options: ModelOptions) -> Location:

@@ -71,7 +71,7 @@ class VllmBackend:
         self.options = options
         self.device = _device(options)
         location = resolve_model(options)
-        self._commit, self._folder = location.commit, location.folder
+        self._commit = location.commit
         self.plan = planned(options)
         # Before the engine reads the files; `loading.load` has begun it before it imported vLLM.
         self._files = files or fingerprint(location.model)
@@ -180,7 +180,6 @@ class VllmBackend:
             prompts=plan.prompts,
             default_prompt_name=plan.default_prompt_name,
             matryoshka=_matryoshka(config, plan, dimension),
-            folder=self._folder,
             family=plan.profile.name,
             normalizes=recipe is not None and recipe.normalizes,
             pools_prompts=recipe is None or recipe.include_prompt,

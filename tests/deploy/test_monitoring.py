@@ -42,6 +42,7 @@ COUNTERS_AND_GAUGES: dict[str, set[str]] = {
     "embedding_cancellations_total": set(),
     "embedding_worker_restarts_total": {"model", "replica"},
     "embedding_replicas": {"model", "state"},
+    "embedding_canary_cosine": {"model", "replica"},
     "embedding_rate_limited_total": {"limit"},
     "embedding_redis_errors_total": {"use"},
     "embedding_redis_open": {"use"},

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import structlog
 
+from embedding_service.engine import examination
 from embedding_service.engine import generation as generation_module
 from embedding_service.engine import replica as replica_module
+from embedding_service.engine.examination import Verdict
 from embedding_service.engine.generation import WorkerDied
 from embedding_service.engine.replica import DEATHS_ALLOWED, Replica
 from embedding_service.engine.states import State
@@ -244,3 +246,50 @@ async def test_a_folder_that_was_removed_is_made_again(watched: Watched, tmp_pat
     await watched.die()
     await until(lambda: replica.state is READY)
     assert tmp_path.stat().st_mode & 0o777 == 0o700  # noqa: ASYNC240
+
+
+async def test_a_suspected_worker_is_replaced_without_blame(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its jobs go elsewhere, and their inputs are not suspected; it is no death. If the successor
+    fails as well it stays, without jobs, until it passes.
+    """
+    monkeypatch.setattr(examination, "IDLE_WITHIN_S", 0.05)
+    passes = asyncio.Event()
+    passes.set()
+
+    async def examine(*_: object) -> Verdict:
+        return Verdict(passed=passes.is_set(), reason="as the test says")
+
+    replica = watched.replica
+    replica.examine, replica.examined_every_s = examine, 0.02
+    await replica.start()
+    job = asyncio.create_task(replica.run(batch(3), more_coming=False))
+    await until(lambda: replica.outstanding_tokens == 3)
+    StepRecord(watched.workers.last.launch.step_path).write([(1, 0)])
+    passes.clear()
+    with pytest.raises(WorkerDied) as caught:
+        await job
+    assert caught.value.running == []
+    await until(lambda: replica.state is State.QUARANTINED)
+    await asyncio.sleep(0.2)
+    assert watched.states == [READY, BACKOFF, STARTING, State.QUARANTINED]
+    assert (replica.generation, replica.ready_in_s) == (2, float("inf"))
+    passes.set()
+    await until(lambda: replica.state is READY)
+    assert not replica._deaths
+
+
+async def test_a_quarantined_worker_that_dies_is_followed_by_another(watched: Watched) -> None:
+    """As any worker that dies."""
+    replica, verdicts = watched.replica, iter([Verdict(passed=False), examination.PASSED])
+
+    async def examine(*_: object) -> Verdict:
+        return next(verdicts)
+
+    replica.examine = examine
+    await replica.start()
+    assert replica.state is State.QUARANTINED
+    await watched.die()
+    await until(lambda: replica.state is READY)
+    assert watched.states == [State.QUARANTINED, BACKOFF, STARTING, READY]

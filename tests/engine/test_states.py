@@ -10,6 +10,9 @@ from embedding_service.engine.states import TRANSITIONS, Event, State
 
 LEADS_TO = {
     Event.HELLO: State.READY,
+    Event.FAILED: State.QUARANTINED,
+    Event.SUSPECTED: State.BACKOFF,
+    Event.PASSED: State.READY,
     Event.EXITED: State.BACKOFF,
     Event.RESTART: State.STARTING,
     Event.GAVE_UP: State.DEAD,
@@ -17,7 +20,10 @@ LEADS_TO = {
 }
 HAPPENS_IN = {
     Event.HELLO: {State.STARTING},
-    Event.EXITED: {State.STARTING, State.READY},
+    Event.FAILED: {State.STARTING},
+    Event.SUSPECTED: {State.READY},
+    Event.PASSED: {State.QUARANTINED},
+    Event.EXITED: {State.STARTING, State.READY, State.QUARANTINED},
     Event.RESTART: {State.BACKOFF},
     Event.GAVE_UP: {State.STARTING, State.BACKOFF},
     Event.STOP: set(State),

@@ -21,10 +21,13 @@ from embedding_service.engine import identity as names
 from embedding_service.engine.loaded import LoadedModel
 from embedding_service.engine.pool import ModelEngine
 from embedding_service.engine.protocol import ModelFacts
+from embedding_service.service import canaries
+from embedding_service.service.canaries import Direction
 from embedding_service.service.models import ModelRegistry
 from embedding_service.settings.gateway import Settings
 from embedding_service.settings.model import ModelOptions
 from embedding_service.settings.space_ids import read_ids
+from embedding_service.types import Output
 from embedding_service.worker.fake import FakeBackend
 
 if TYPE_CHECKING:
@@ -35,14 +38,13 @@ if TYPE_CHECKING:
     SpaceOf = Callable[..., VectorSpace]
 
 SPACE, BUILD, NEITHER = "space", "build", "neither"
-# For each option of a model another value, and what it changes. The fake engine takes none of
-# `dtype` and `device`; the facts below stand for them.
+# For each option of a model another value, and what it changes.
 OPTIONS: dict[str, tuple[Any, str]] = {
     "engine": ("fake", NEITHER),
-    "device": ("cpu", NEITHER),
+    "device": ("cuda", BUILD),
     "devices": ((1,), NEITHER),
     "replicas": (2, NEITHER),
-    "dtype": ("bfloat16", NEITHER),
+    "dtype": ("bfloat16", BUILD),
     "tensor_parallel_size": (2, BUILD),
     "gpu_memory_utilization": (0.3, NEITHER),
     "max_model_len": (100, SPACE),
@@ -63,13 +65,14 @@ OPTIONS: dict[str, tuple[Any, str]] = {
     "default_instruction": ("find", SPACE),
     "matryoshka": (True, SPACE),
     "calibration_file": ("RANGES", SPACE),
+    "canary_file": ("CANARIES", NEITHER),
     "expected_dimension": (32, NEITHER),
     "token_ids": ("native", SPACE),
 }
 FACTS: dict[str, tuple[Any, str]] = {
     "architecture": ("Other", BUILD),
     "model_type": ("other", BUILD),
-    "outputs": (("dense", "sparse"), SPACE),
+    "outputs": (("dense", "sparse"), BUILD),
     "dimension": (33, SPACE),
     "max_tokens": (7, SPACE),
     "vocab_size": (7, SPACE),
@@ -82,7 +85,6 @@ FACTS: dict[str, tuple[Any, str]] = {
     "prompts": ({"query": "q: "}, SPACE),
     "default_prompt_name": ("query", SPACE),
     "matryoshka": ((8,), SPACE),
-    "folder": ("/elsewhere", NEITHER),
     "family": ("nomic-v1.5", SPACE),
     "normalizes": (True, SPACE),
     "pools_prompts": (False, SPACE),
@@ -118,6 +120,9 @@ def space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SpaceOf:
     folder.mkdir()
     (folder / "model.safetensors").write_text("weights")
     ranges.write_text(json.dumps({"min": [0] * 32, "max": [1] * 32}))
+    pinned = tmp_path / "canaries.json"
+    vectors = [{Output.DENSE: Direction.of([1.0])}] * len(canaries.asked())
+    canaries.write(pinned, canaries.pin(vectors, model="m", space="s", build="b", dtype="float32"))
 
     def of(
         facts: dict[str, Any] | None = None, settings: dict[str, Any] | None = None, **options: Any
@@ -125,6 +130,7 @@ def space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SpaceOf:
         chosen = {"engine": "fake", "model_name": "plain", **options}
         chosen |= {"model_path": str(folder)} if options.get("model_path") == "FOLDER" else {}
         chosen |= {"calibration_file": ranges} if "calibration_file" in options else {}
+        chosen |= {"canary_file": pinned} if "canary_file" in options else {}
         return _open(ModelOptions(**chosen), facts or {}, Settings(**(settings or {})), tmp_path)
 
     return of
@@ -239,7 +245,7 @@ def test_ids_stay_from_version_to_version(space: SpaceOf) -> None:
     """A version that gives the same model another id makes people embed everything again: this
     digest changes only together with the directions of vectors.
     """
-    assert str(space()) == "plain@1240f80c0551"
+    assert str(space()) == "plain@cfc4487d0fe1"
 
 
 def test_ids_are_read_as_they_are_written(space: SpaceOf) -> None:

@@ -39,7 +39,6 @@ def location(folder: Path) -> Location:
 def test_a_folder_is_its_own_place(folder: Path) -> None:
     """A folder of the operator's has no commit, and its files are looked at."""
     assert location(folder) == Location(str(folder))
-    assert location(folder).folder == str(folder)
 
 
 @pytest.mark.parametrize(
