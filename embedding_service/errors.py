@@ -21,7 +21,10 @@ StartupError                        ends the process: `exit_code`
 ├── PortInUse                       3
 ├── ModelNotLoaded                  4
 ├── NoModelLeft                     5                             while serving
-└── NoVectors                       6                             in `verify` and `canary pin`
+├── NoVectors                       6                             in `verify` and `canary pin`
+├── BadInput                        10                            of a bulk job, from here on
+├── JobStopped                      11                            the same command goes on
+└── RowsFailed                      12                            and all others are done
 """
 
 from __future__ import annotations
@@ -324,3 +327,24 @@ class NoVectors(StartupError):
 
     remedy = "Try the other server with a single request, or use another `--against`."
     exit_code = 6
+
+
+class BadInput(StartupError):
+    """The input of a bulk job cannot be read, or is not of the kind that it is taken for."""
+
+    remedy = "Mend the file and the line that the message names, and run the same command again."
+    exit_code = 10
+
+
+class JobStopped(StartupError):
+    """A bulk job cannot go on: no space, no engine, no server. All that is done is kept."""
+
+    remedy = "Mend what the message names; the same command goes on."
+    exit_code = 11
+
+
+class RowsFailed(StartupError):
+    """A bulk job is done, and some of its rows have no vectors."""
+
+    remedy = "See `_errors.jsonl` in the output folder for the rows and their reasons."
+    exit_code = 12

@@ -119,6 +119,7 @@ def test_commands_have_known_flags(page: str, arguments: list[str]) -> None:
         command = imported(word) if word in ELSEWHERE else command.commands[word]
     own = {flag for param in command.params for flag in [*param.opts, *param.secondary_opts]}
     own |= {"--help", "-h"}
+    own |= {"-"}  # standard input
     unknown = [word for word in rest if word.startswith("-") and word.partition("=")[0] not in own]
     if isinstance(command, SettingsCommand) or "ignore_unknown_options" in command.context_settings:
         for word in unknown:

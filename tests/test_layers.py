@@ -45,6 +45,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "dropin": BELOW_SERVICE | {"service", "dialects"},
     "http": BELOW_SERVICE | {"service", "dialects", "dropin"},
     "local": BELOW_SERVICE | {"service"},
+    "bulk": BELOW_SERVICE | {"service", "dialects", "local", "bulk.servers"},
+    "bulk.command": BELOW_SERVICE | {"bulk", "commands"},
+    "bulk.servers": {"bulk"},
     "verify": BELOW_SERVICE | {"service", "local", "hub", "worker.location"},
     "server": BELOW_SERVICE | {"service", "http"},
     "canary": BELOW_SERVICE | {"service", "local"},
@@ -55,7 +58,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 VLLM = {"worker", "families.models"}  # the only places that import it, and torch, and transformers
 HEAVY = {"vllm", "torch", "transformers"}
 WEB = {"fastapi", "starlette", "uvicorn", "httptools", "httpx"}
-KNOW_HTTP = {"http", "server", "verify"}
+KNOW_HTTP = {"http", "server", "verify", "bulk.servers"}
 
 
 class Import(NamedTuple):

@@ -30,6 +30,9 @@ COMMANDS = {
         "embedding_service.commands.init",
         "Write a commented file of settings for a model of your choice.",
     ),
+    "embed": Elsewhere(
+        "embedding_service.bulk.command", "Embed a corpus, files to files; it can be continued."
+    ),
     "verify": Elsewhere(
         "embedding_service.verify.command",
         "Compare vectors with the reference library or another server.",

@@ -44,10 +44,11 @@ def load_settings(context: typer.Context, config: Path | None) -> tuple[Settings
     from embedding_service.settings import flags  # noqa: PLC0415 - see the module's docstring
     from embedding_service.settings.load import load  # noqa: PLC0415
 
-    return load(config, flags.read(context.args), presets=_presets)
+    return load(config, flags.read(context.args), presets=presets)
 
 
-def _presets() -> Mapping[str, Preset]:
+def presets() -> Mapping[str, Preset]:
+    """Return the presets by name."""
     from embedding_service.dropin.presets import PRESETS  # noqa: PLC0415 - imports numpy
 
     return PRESETS

@@ -55,8 +55,8 @@ def _break() -> None:
 class FakeBackend:
     """Vectors that depend on the token ids alone; `engine_args` may set `step_s` and `outputs`.
 
-    Also `steps_ahead`, `load_s`, `normalizes` of its facts, `refuse` with the reason why it should
-    not be loaded, and `tokenizer` with the file of another one.
+    Also `dimension`, `steps_ahead`, `load_s`, `normalizes` of its facts, `refuse` with the reason
+    why it should not be loaded, and `tokenizer` with the file of another one.
     """
 
     def __init__(self, options: ModelOptions) -> None:
@@ -66,6 +66,7 @@ class FakeBackend:
         self.options = options
         self.outputs = tuple(map(Output, knobs.get("outputs", ["dense"])))
         self.step_s = float(knobs.get("step_s", 0))
+        self.dimension = int(knobs.get("dimension", DIMENSION))
         texts = 32 if options.max_batch_size == "auto" else options.max_batch_size
         self.limits = StepLimits(texts=texts, tokens=2048)
         self.steps_ahead = int(knobs.get("steps_ahead", 1))
@@ -123,7 +124,10 @@ class FakeBackend:
         for word, fail in self._failures.items():
             if FAULTS[word] in seen:
                 fail()
-        return [(key, _rows(*asked)) for key, asked in batch.items()]
+        return [(key, self._rows(*asked)) for key, asked in batch.items()]
+
+    def _rows(self, ids: list[int], outputs: Outputs) -> Rows:
+        return {output: fake_vectors(ids, output, self.dimension) for output in outputs}
 
     @property
     def _name(self) -> str:
@@ -158,16 +162,12 @@ def _tokenizer_json(path: str | None) -> bytes:
     return Path(path).read_bytes() if path else fake_tokenizer().to_str().encode()
 
 
-def _rows(ids: list[int], outputs: Outputs) -> Rows:
-    return {output: fake_vectors(ids, output) for output in outputs}
-
-
-def fake_vectors(ids: list[int], output: Output) -> Floats:
+def fake_vectors(ids: list[int], output: Output, dimension: int = DIMENSION) -> Floats:
     """Return the rows of one input: seeded by its ids, NaN where `fault-nan` is among them."""
     seed = hashlib.sha256(np.asarray(ids, np.int32).tobytes() + output.encode()).digest()
     random = np.random.default_rng(np.frombuffer(seed, np.uint32))
     part = bge_m3.PARTS.get(output, _SCORE)
-    rows = random.standard_normal(part.shape(len(ids), DIMENSION)).astype(np.float32)
+    rows = random.standard_normal(part.shape(len(ids), dimension)).astype(np.float32)
     if part.unit:
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     if FAULTS["fault-nan"] in ids:

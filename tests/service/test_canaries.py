@@ -69,7 +69,7 @@ class Fault:
 def fault(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fault]:
     """Return what breaks engines."""
     found = Fault()
-    monkeypatch.setattr(engine, "_rows", found.rows)
+    monkeypatch.setattr(engine.FakeBackend, "_rows", lambda _, *asked: found.rows(*asked))
     yield found
     found.wrong = lambda _: False
 
@@ -204,14 +204,16 @@ def test_a_worker_that_ends_over_it_did_not_load(
 ) -> None:
     """An engine that the canaries end is told of as one that ended while it loaded."""
     warm_up = iter([False, False])  # one text, then a full step
-    rows = engine._rows
+    rows = engine.FakeBackend._rows
 
-    def rows_then_die(ids: list[int], outputs: frozenset[Output]) -> dict[Output, Floats]:
+    def rows_then_die(
+        self: engine.FakeBackend, ids: list[int], outputs: frozenset[Output]
+    ) -> dict[Output, Floats]:
         if len(ids) > 3 and Output.SPARSE in outputs and next(warm_up, True):
             raise RuntimeError("the device is gone")
-        return rows(ids, outputs)
+        return rows(self, ids, outputs)
 
-    monkeypatch.setattr(engine, "_rows", rows_then_die)
+    monkeypatch.setattr(engine.FakeBackend, "_rows", rows_then_die)
     gateway = start_gateway(**FAKE, engine_args=ALL, canary_file=pinned, wait=False)
     gateway.wait_ended()
     assert isinstance(gateway.error, ModelNotLoaded)

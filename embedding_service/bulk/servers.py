@@ -1,0 +1,259 @@
+"""Texts to vectors through running servers: this service's, or any that speaks OpenAI's API."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import itertools
+import random
+import time
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import numpy as np
+import orjson
+
+from embedding_service.bulk.embedder import PROBE, Answer
+from embedding_service.bulk.outputs import number_type
+from embedding_service.bulk.rows import Failure
+from embedding_service.errors import BadConfiguration, JobStopped
+from embedding_service.types import EmbedDtype, Output, Sparse
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from embedding_service.bulk.options import BulkOptions
+
+# Of each server: four requests of 256 texts, so that some wait there while one is computed.
+_ROWS_AT_ONCE = 1024
+_TIMEOUT_S = 300.0
+_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
+_PATIENCE_S = 900.0  # for servers that are started anew one after another, and load a model each
+# Nobody's doing, and worth another try: a timeout, too much at once, a server's own trouble.
+_SERVER_ERRORS = range(500, 600)
+_PASSING = {408, 429, *_SERVER_ERRORS}
+# The inputs' doing, where one of several may be at fault.
+_REFUSED = {400, 413, 422}
+
+
+class ServerEmbedder:
+    """Servers that give the same vectors, each asked in turn."""
+
+    def __init__(
+        self, urls: Sequence[str], options: BulkOptions, model: str, key: str | None
+    ) -> None:
+        headers = {"content-type": "application/json"}
+        if key:
+            headers["authorization"] = f"Bearer {key}"
+        self._client = httpx.AsyncClient(headers=headers, timeout=_TIMEOUT_S)
+        self._urls = [embeddings_url(url) for url in urls]
+        self._turns = itertools.count()
+        self._options = options
+        self._model = model
+        self._space: str | None = None
+        self._heard = time.monotonic()
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The model, and the vector space if the server names it."""
+        return {"model": self._model, "vector_space": self._space}
+
+    @property
+    def rows_at_once(self) -> int:
+        """As many rows as keep every server busy."""
+        return _ROWS_AT_ONCE * len(self._urls)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+    async def probe(self) -> Answer:
+        """Embed a word, and learn the vector space. Raises `BadConfiguration`."""
+        try:
+            response = await self._client.post(self._urls[0], content=self._body([PROBE]))
+        except httpx.HTTPError as error:
+            reason = str(error) or type(error).__name__
+            raise BadConfiguration(f"--server: {self._urls[0]}: {reason}") from None
+        if response.is_error:
+            _, reason = _reason(response)
+            raise BadConfiguration(f"--server: {self._urls[0]}: {response.status_code}: {reason}")
+        self._space = response.headers.get("x-vector-space")
+        return self._read(response, 1)
+
+    async def embed(self, texts: list[str]) -> Answer:
+        """Embed texts; where they are refused, each half by itself. Raises `JobStopped`."""
+        response = await self._ask(texts)
+        if not response.is_error:
+            return self._read(response, len(texts))
+        if len(texts) == 1:
+            return Answer({}, {0: Failure(*_reason(response))}, 0)
+        middle = len(texts) // 2
+        first = await self.embed(texts[:middle])
+        return _join(first, await self.embed(texts[middle:]), middle)
+
+    async def _ask(self, texts: list[str]) -> httpx.Response:
+        """Return an answer or a refusal of these very texts, however often it takes."""
+        body = self._body(texts)
+        for attempt in itertools.count():
+            url = self._urls[next(self._turns) % len(self._urls)]
+            response, reason = await self._ask_once(url, body)
+            if response is not None and not reason:
+                self._heard = time.monotonic()
+                return response
+            pause_s = _pause_s(attempt, response)
+            if time.monotonic() + pause_s - self._heard > _PATIENCE_S:
+                raise _stopped(url, reason)
+            await asyncio.sleep(pause_s)
+        raise AssertionError  # pragma: no cover - the loop has no end
+
+    async def _ask_once(self, url: str, body: bytes) -> tuple[httpx.Response | None, str]:
+        """Return what came, and why it is worth asking again. Raises `JobStopped` if it is not."""
+        try:
+            response = await self._client.post(url, content=body)
+        except httpx.HTTPError as error:
+            return None, str(error) or type(error).__name__
+        if not response.is_error or _is_final(response):
+            return response, ""
+        reason = f"{response.status_code}: {_reason(response)[1]}"
+        if response.status_code not in _PASSING:
+            raise _stopped(url, reason)
+        return response, reason
+
+    def _body(self, texts: list[str]) -> bytes:
+        options = self._options
+        fields: dict[str, Any] = {
+            "model": self._model,
+            "input": texts,
+            "encoding_format": "base64",
+            "dimensions": options.dimensions,
+            "input_type": options.input_type,
+            "instruction": options.instruction,
+            "prompt_name": options.prompt_name,
+        }
+        if options.truncate is not None:
+            fields["truncate"] = options.truncate
+        if not options.normalize:
+            fields["normalize"] = False
+        if options.embed_dtype is not EmbedDtype.FLOAT32:
+            fields["embed_dtype"] = options.embed_dtype
+        if options.outputs != (Output.DENSE,):
+            kinds = (Output.DENSE, Output.SPARSE, Output.COLBERT)
+            fields |= {f"return_{kind}": kind in options.outputs for kind in kinds}
+        return orjson.dumps({name: value for name, value in fields.items() if value is not None})
+
+    def _read(self, response: httpx.Response, count: int) -> Answer:
+        """Return the vectors of an answer. Raises `JobStopped` if it is none."""
+        space = response.headers.get("x-vector-space", self._space)
+        if space != self._space:
+            raise _stopped(str(response.url), f"its vectors are of {space}, not {self._space}")
+        try:
+            answer, items = self._parse(response.content)
+        except (KeyError, TypeError, ValueError) as error:
+            text = f"not the answer of an embeddings server ({type(error).__name__}: {error})"
+            raise _stopped(str(response.url), text) from None
+        if items != count:
+            raise _stopped(str(response.url), f"{items} vectors for {count} texts")
+        return answer
+
+    def _parse(self, content: bytes) -> tuple[Answer, int]:
+        tree = orjson.loads(content)
+        items = sorted(tree["data"], key=lambda item: int(item["index"]))
+        by_output = {kind: self._rows(kind, items) for kind in self._options.outputs}
+        tokens = int(tree.get("usage", {}).get("prompt_tokens", 0))
+        return Answer(by_output, {}, tokens), len(items)
+
+    def _rows(self, kind: Output, items: list[dict[str, Any]]) -> Any:
+        number = number_type(self._options.embed_dtype)
+        if kind is Output.DENSE:
+            return np.stack([_numbers(item["embedding"], number) for item in items])
+        if kind is Output.SPARSE:
+            return [_sparse(item["sparse_embedding"]) for item in items]
+        return [
+            _numbers(item["colbert_embedding"], number).reshape(item["colbert_shape"])
+            for item in items
+        ]
+
+
+async def served_model(url: str, key: str | None) -> str:
+    """Return the name of the only model of a server. Raises `BadConfiguration`."""
+    models_url = embeddings_url(url).removesuffix("embeddings") + "models"
+    try:
+        async with httpx.AsyncClient(headers=_authorization(key)) as client:
+            response = (await client.get(models_url)).raise_for_status()
+        names = {entry.get("root") or entry["id"] for entry in response.json()["data"]}
+    except (httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BadConfiguration(f"--server: {models_url}: {reason}") from None
+    if len(names) == 1:
+        return str(names.pop())
+    raise BadConfiguration(f"--model: name one of {', '.join(sorted(names)) or 'nothing'}")
+
+
+def _authorization(key: str | None) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"} if key else {}
+
+
+def embeddings_url(url: str) -> str:
+    """Return where embeddings are at a server's address, with or without its `/v1`."""
+    if not url.startswith(("http://", "https://")):
+        raise BadConfiguration(f"--server: {url!r} does not begin with http:// or https://")
+    base = url.rstrip("/").removesuffix("/embeddings").removesuffix("/v1")
+    return f"{base}/v1/embeddings"
+
+
+def _numbers(value: Any, number: np.dtype[Any]) -> Any:
+    """Return a vector; servers that do not know base64 send a list."""
+    if isinstance(value, list):
+        return np.array(value, number)
+    return np.frombuffer(base64.b64decode(value, validate=True), number)
+
+
+def _sparse(weights: dict[str, float]) -> Sparse:
+    pairs = sorted((int(name), weight) for name, weight in weights.items())
+    return Sparse(
+        np.array([name for name, _ in pairs], np.int64),
+        np.array([weight for _, weight in pairs], np.float32),
+    )
+
+
+def _join(first: Answer, second: Answer, middle: int) -> Answer:
+    """Put the answers about two halves together, the second of which begins at `middle`."""
+    failed = first.failed | {middle + index: why for index, why in second.failed.items()}
+    by_output = dict(first.by_output or second.by_output)
+    if first.by_output and second.by_output:
+        for kind, rows in first.by_output.items():
+            more = second.by_output[kind]
+            by_output[kind] = np.concatenate([rows, more]) if kind is Output.DENSE else rows + more
+    return Answer(by_output, failed, first.tokens + second.tokens)
+
+
+def _is_final(response: httpx.Response) -> bool:
+    """Whether it is no use to ask again: these texts are refused, or end an engine."""
+    if response.status_code in _REFUSED:
+        return True
+    told = response.headers.get("x-should-retry") == "false"
+    return told and response.status_code in _SERVER_ERRORS
+
+
+def _reason(response: httpx.Response) -> tuple[str, str]:
+    """Return code and message of an error."""
+    try:
+        error = orjson.loads(response.content)["error"]
+        return str(error.get("code") or "refused"), str(error["message"])[:1000]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return "refused", response.text[:200].strip() or response.reason_phrase
+
+
+def _pause_s(attempt: int, response: httpx.Response | None) -> float:
+    """Return how long to wait before another try: longer each time, or as the server says."""
+    asked: str = "0" if response is None else response.headers.get("retry-after", "0")
+    longest_s = min(_PAUSE_S * 2.0**attempt, _LONGEST_PAUSE_S)
+    pause_s = longest_s * random.uniform(0.5, 1)  # noqa: S311 - so that clients come apart
+    with contextlib.suppress(ValueError):  # a date
+        return max(pause_s, float(asked))
+    return pause_s
+
+
+def _stopped(url: str, reason: str) -> JobStopped:
+    return JobStopped(f"{url}: {reason}; the same command goes on where this one ends")

@@ -1,0 +1,260 @@
+"""The command in a process of its own: killed, interrupted and without room, nothing is lost and
+nothing there twice.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import pytest
+
+from tests.bulk.jobs import corpus, embed, files_of, texts_of, write_jsonl
+from tests.test_cli import ENVIRONMENT, ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+pytestmark = pytest.mark.process
+# 5 ms a step: a part of 500 rows takes a tenth of a second.
+SLOW = "{step_s: 0.005, dimension: 384}"
+ROWS, PART = 5000, 500
+
+
+class Command:
+    """`embedding-service embed` with the fake engine."""
+
+    def __init__(self, *arguments: str | Path, engine_args: str = SLOW, **options: Any) -> None:
+        self.process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "embedding_service", "embed", *map(str, arguments)),
+                *("--engine", "fake", "--model-name", "fake", "--log-format", "json"),
+                *("--engine-args", engine_args),
+            ],
+            cwd=ROOT,
+            env=ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            **options,
+        )
+
+    def wait_for(self, ready: Callable[[], bool]) -> bool:
+        """Return whether something came true before it ended."""
+        while self.process.poll() is None:
+            if ready():
+                return True
+            time.sleep(0.01)
+        return False
+
+    def worker(self) -> int | None:
+        """Return the process id of the engine, if there is one."""
+        pid = self.process.pid
+        found = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+        return int(found[0]) if found else None
+
+    def end(self, number: int = 0) -> tuple[int, list[str]]:
+        """Send a signal; return the exit status and the lines on standard error."""
+        if number:
+            self.process.send_signal(number)
+        _, words = self.process.communicate(timeout=100)
+        return self.process.returncode, words.decode().splitlines()
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a corpus, some rows of which have no vectors."""
+    path = tmp_path_factory.mktemp("texts") / "a.jsonl"
+    lines = [{"id": f"t{i}", "text": text} for i, text in enumerate(texts_of(ROWS))]
+    for row in range(0, ROWS, 700):
+        lines[row]["text"] = ""
+    return write_jsonl(path, lines)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Return the files that a run makes which nobody disturbs."""
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    settings = {"engine_args": {"step_s": 0.005, "dimension": 384}}
+    with pytest.raises(Exception, match="8 rows have no vectors"):
+        embed(texts, out=out, rows_per_part=PART, settings=settings)
+    return files_of(out)
+
+
+def parts_in(out: Path) -> int:
+    return len(list(out.glob("part-*")))
+
+
+def disturb(texts: Path, out: Path, target: str, chance: random.Random) -> int | None:
+    """Run the command and kill it, or its engine, at some moment; return its exit status."""
+    command = Command(texts, "--out", out, "--rows-per-part", str(PART))
+    wanted = parts_in(out) + chance.randrange(4)
+    if command.wait_for(lambda: command.worker() is not None and parts_in(out) >= wanted):
+        time.sleep(chance.uniform(0, 0.15))
+        victim = command.process.pid if target == "command" else command.worker()
+        if victim is not None and command.process.poll() is None:
+            os.kill(victim, signal.SIGKILL)
+    status, words = command.end()
+    assert "Traceback" not in "\n".join(words), words
+    return status
+
+
+def check_killed(texts: Path, out: Path, undisturbed: dict[str, bytes], kills: int) -> None:
+    """Kill so often; afterwards, every file is as if nothing had happened."""
+    chance = random.Random(kills)
+    for kill in range(kills):
+        status = disturb(texts, out, "engine" if kill % 3 == 1 else "command", chance)
+        assert status in (-signal.SIGKILL, 12)
+        if status == 12:
+            assert files_of(out) == undisturbed
+            (out / f"part-{chance.randrange(ROWS // PART):06d}.parquet").unlink()
+    status, words = Command(texts, "--out", out, "--rows-per-part", str(PART)).end()
+    assert status == 12, words
+    assert files_of(out) == undisturbed
+
+
+def test_nothing_is_lost_by_kills(
+    texts: Path, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    """Of the command and of its engine, at any moment: byte for byte the undisturbed files."""
+    check_killed(texts, tmp_path / "out", undisturbed, kills=3)
+
+
+@pytest.mark.soak
+def test_nothing_is_lost_by_twenty_kills(
+    texts: Path, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    """The same, twenty times."""
+    check_killed(texts, tmp_path / "out", undisturbed, kills=20)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_ends_at_once_and_can_be_continued(
+    number: int, texts: Path, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    """The status is a shell's, there is a line, no process and no unfinished file are left."""
+    out = tmp_path / "out"
+    command = Command(texts, "--out", out, "--rows-per-part", str(PART))
+    assert command.wait_for(lambda: parts_in(out) > 0)
+    worker, began = command.worker(), time.monotonic()
+    status, words = command.end(number)
+    assert time.monotonic() - began < 5
+    assert status == 128 + number
+    assert words[-1] == "embedding-service: stopped; the same command goes on from there"
+    assert not Path(f"/proc/{worker}").exists()
+    assert not list(out.glob(".*"))
+    assert 0 < parts_in(out) < ROWS // PART
+    if number == signal.SIGINT:
+        assert Command(texts, "--out", out, "--rows-per-part", str(PART)).end()[0] == 12
+        assert files_of(out) == undisturbed
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Return a folder on a disk of 2 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("only root can mount a small disk")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_told_and_can_be_continued(
+    texts: Path, undisturbed: dict[str, bytes], small_disk: Path
+) -> None:
+    """One line, and whole parts; once there is room, the rest is done."""
+    out = small_disk / "out"
+    filler = small_disk / "filler"
+    filler.write_bytes(bytes(200_000))
+    command = Command(texts, "--out", out, "--rows-per-part", str(PART))
+    status, words = command.end()
+    assert status == 11, words
+    assert words[-1].startswith(f"embedding-service: {out}: No space left on device; ")
+    assert parts_in(out) == 2
+    assert not list(out.glob(".*"))
+    subprocess.run(["mount", "-o", "remount,size=40m", str(small_disk)], check=True)
+    status, _ = Command(texts, "--out", out, "--rows-per-part", str(PART)).end()
+    assert status == 12
+    assert files_of(out) == undisturbed
+
+
+@pytest.mark.parametrize("form", ["parquet", "jsonl", "npy"])
+def test_a_write_that_fails_is_told(form: str, tmp_path: Path) -> None:
+    """In the middle of a part of any format: one line, and no unfinished file."""
+    path, out = corpus(tmp_path / "a.jsonl", 3000), tmp_path / "out"
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+
+    command = Command(path, "--out", out, "--format", form, preexec_fn=limit)
+    status, words = command.end()
+    assert status == 11, words
+    assert words[-1].startswith(f"embedding-service: {out}: File too large; ")
+    assert "Traceback" not in "\n".join(words)
+    assert [path.name for path in out.iterdir()] == ["_manifest.json"]
+
+
+def test_standard_input_is_read_once_and_can_be_sent_again(tmp_path: Path) -> None:
+    """A pipe is a corpus; another one is not taken for the same."""
+    path, out = corpus(tmp_path / "a.jsonl", 700), tmp_path / "out"
+
+    def send(file: Path) -> tuple[int, list[str]]:
+        with file.open("rb") as stream:
+            command = Command("-", "--out", out, "--rows-per-part", "300", stdin=stream)
+            return command.end()
+
+    assert send(path)[0] == 0
+    before = files_of(out)
+    (out / "part-000001.parquet").unlink()
+    assert send(path)[0] == 0
+    assert files_of(out) == before
+    other = write_jsonl(tmp_path / "b.jsonl", [{"id": 5, "text": "w1"}])
+    status, words = send(other)
+    assert status == 2
+    assert "inputs[0].first_line is " in words[-1]
+    assert files_of(out) == before
+
+
+def test_the_command_line_refuses_in_a_line(tmp_path: Path) -> None:
+    """No folder, a wrong setting, a setting for another's server: exit status 2."""
+    path = corpus(tmp_path / "a.jsonl", 1)
+    for arguments, reason in (
+        ([path], "--out: name the folder of the vectors"),
+        ([path, "--out", tmp_path / "out", "--prot", "1"], "--prot: no such setting"),
+        ([path, "--out", tmp_path / "out", "--server", "http://x"], "has its own settings"),
+    ):
+        status, words = Command(*arguments).end()
+        assert status == 2
+        assert len(words) == 1
+        assert reason in words[0]
+
+
+def test_a_dry_run_counts_and_measures(tmp_path: Path) -> None:
+    """Rows, tokens and time on standard output, and nothing is written."""
+    command = Command(corpus(tmp_path / "a.jsonl", 3000), "--dry-run")
+    words, _ = command.process.communicate(timeout=60)
+    assert command.process.returncode == 0
+    lines = words.decode().splitlines()
+    assert lines[0] == "3,000 rows"
+    assert lines[1] == "12,000 tokens, 4.0 a row"
+    assert lines[2].startswith("about ")
+    assert "rows/s" in lines[2]
+    assert lines[3] == "0 of the first 3,000 rows cannot be embedded"
+
+
+def test_a_job_without_a_terminal_tells_how_far_it_is(tmp_path: Path) -> None:
+    """The last line has the counts; in between there is one every half minute."""
+    command = Command(corpus(tmp_path / "a.jsonl", 700), "--out", tmp_path / "out")
+    status, words = command.end()
+    assert status == 0
+    last = orjson.loads(words[-1])
+    assert (last["event"], last["rows"], last["failed"]) == ("embedded", 700, 0)

@@ -1,0 +1,206 @@
+"""Jobs through running servers: the same rows, and patience where it helps."""
+
+from __future__ import annotations
+
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import pytest
+
+from embedding_service.bulk import servers
+from embedding_service.errors import BadConfiguration, JobStopped, RowsFailed
+from embedding_service.types import EmbedDtype, Output, Truncate
+from tests.bulk.jobs import (
+    corpus,
+    embed,
+    errors_of,
+    files_of,
+    rows_of,
+    texts_of,
+    write_jsonl,
+)
+from tests.conftest import FAKE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from tests.conftest import RunningGateway
+
+THREE = {"outputs": ["dense", "sparse", "colbert"]}
+
+
+class Other:
+    """Another server with OpenAI's API, which first gives `answers`: status, headers and body."""
+
+    def __init__(self, *answers: tuple[int, dict[str, str], bytes]) -> None:
+        self.answers = list(answers)
+        self.bodies: list[dict[str, Any]] = []
+        other = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                size = int(self.headers["content-length"])
+                other.bodies.append(orjson.loads(self.rfile.read(size)))
+                texts = other.bodies[-1]["input"]
+                status, headers, body = 200, {}, vectors(len(texts))
+                if other.answers and texts != ["a"]:
+                    status, headers, body = other.answers.pop(0)
+                self.send_response(status)
+                for name, value in {"content-length": str(len(body)), **headers}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        self.thread = threading.Thread(target=self.server.serve_forever, args=[0.02])
+        self.thread.start()
+
+    def close(self) -> None:
+        """Stop serving."""
+        self.server.shutdown()
+        self.thread.join()
+        self.server.server_close()
+
+
+def vectors(count: int) -> bytes:
+    """Return an answer with lists of numbers, in another order."""
+    items = [{"index": i, "embedding": [float(i), 1.0]} for i in reversed(range(count))]
+    return orjson.dumps({"data": items, "usage": {"prompt_tokens": count}})
+
+
+@pytest.fixture
+def other() -> Iterator[Callable[..., Other]]:
+    """Return a function that starts another server."""
+    started: list[Other] = []
+
+    def start(*answers: tuple[int, dict[str, str], bytes]) -> Other:
+        started.append(Other(*answers))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.close()
+
+
+@pytest.mark.parametrize("asked", [
+    {},
+    {"outputs": tuple(map(Output, THREE["outputs"])), "truncate": Truncate.CHUNK_MEAN},
+    {"embed_dtype": EmbedDtype.INT8, "truncate": Truncate.LEFT},
+])  # fmt: skip
+def test_a_server_gives_the_same_rows(
+    asked: dict[str, Any], tmp_path: Path, shared_gateway: Callable[..., RunningGateway]
+) -> None:
+    """The same files as with an engine of its own, those of rows that fail included."""
+    settings = {**FAKE, "engine_args": THREE}
+    url = shared_gateway(**settings).url
+    records = [{"id": i, "text": text} for i, text in enumerate(texts_of(900))]
+    records[7]["text"], records[500]["text"] = "w1 " * 600, "fault-reject"
+    path = write_jsonl(tmp_path / "a.jsonl", records)
+    local, remote = tmp_path / "local", tmp_path / "remote"
+    for out, more in ((local, {"settings": settings}), (remote, {"servers": [url, f"{url}/v1"]})):
+        with pytest.raises(RowsFailed, match="no vectors"):
+            embed(path, out=out, rows_per_part=500, **more, **asked)
+    parts = {name: content for name, content in files_of(local).items() if "part" in name}
+    found = files_of(remote)
+    for name, content in parts.items():
+        if name.endswith("parquet"):
+            assert found[name] == content
+    assert [error["row"] for error in errors_of(remote)] == [
+        error["row"] for error in errors_of(local)
+    ]
+
+
+def test_a_server_that_is_busy_or_gone_is_asked_again(
+    other: Callable[..., Other], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too much at once, its own trouble, a connection that breaks: no row is lost."""
+    monkeypatch.setattr(servers, "_PAUSE_S", 0.01)
+    busy = other((429, {"retry-after": "0.05"}, b"{}"), (503, {}, b"no"), (500, {}, b""))
+    gone = other()
+    gone.close()
+    out = tmp_path / "out"
+    embed(
+        corpus(tmp_path / "a.jsonl", 600),
+        out=out,
+        model="x",
+        servers=[busy.url, gone.url],
+    )
+    assert len(rows_of(out)) == 600
+    assert [vector[0] for vector in rows_of(out).values()][:256] == [float(i) for i in range(256)]
+
+
+def test_a_server_that_stays_away_stops_the_job(
+    other: Callable[..., Other], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a while the job ends with a line, and goes on later."""
+    monkeypatch.setattr(servers, "_PAUSE_S", 0.01)
+    monkeypatch.setattr(servers, "_PATIENCE_S", 0.1)
+    server = other(*[(503, {}, b'{"error": {"message": "loading"}}')] * 100)
+    path, out = corpus(tmp_path / "a.jsonl", 5), tmp_path / "out"
+    with pytest.raises(JobStopped, match="503: loading; the same command goes on"):
+        embed(path, out=out, model="x", servers=[server.url])
+    server.answers.clear()
+    embed(path, out=out, model="x", servers=[server.url])
+    assert len(rows_of(out)) == 5
+
+
+@pytest.mark.parametrize(("answer", "reason"), [
+    ((401, {}, b'{"error": {"message": "wrong key"}}'), "401: wrong key"),
+    ((200, {}, b"hello"), "not the answer of an embeddings server"),
+    ((200, {}, vectors(3)), "3 vectors for 5 texts"),
+    ((200, {"x-vector-space": "x@2"}, vectors(5)), "its vectors are of x@2, not None"),
+])  # fmt: skip
+def test_a_wrong_answer_stops_the_job(
+    answer: tuple[int, dict[str, str], bytes],
+    reason: str,
+    other: Callable[..., Other],
+    tmp_path: Path,
+) -> None:
+    """A key that is no longer known, or vectors that are not these texts', write nothing."""
+    server = other(answer)
+    out = tmp_path / "out"
+    with pytest.raises(JobStopped, match=reason):
+        embed(corpus(tmp_path / "a.jsonl", 5), out=out, model="x", servers=[server.url])
+    assert list(files_of(out)) == ["_manifest.json"]
+
+
+def test_refused_texts_are_found_by_halves(other: Callable[..., Other], tmp_path: Path) -> None:
+    """A 400 about several texts says nothing of most of them."""
+    refused = (400, {}, b'{"error": {"message": "too long", "code": "length"}}')
+    server = other(refused, refused, refused)
+    out = tmp_path / "out"
+    with pytest.raises(RowsFailed, match="1 row has"):
+        embed(corpus(tmp_path / "a.jsonl", 4), out=out, model="x", servers=[server.url])
+    assert [(error["id"], error["code"], error["reason"]) for error in errors_of(out)] == [
+        (0, "length", "too long")
+    ]
+    assert list(rows_of(out)) == [10, 20, 30]
+
+
+def test_only_what_was_asked_is_sent(other: Callable[..., Other], tmp_path: Path) -> None:
+    """Servers that know OpenAI's fields alone are not sent others for nothing."""
+    server = other()
+    embed(corpus(tmp_path / "a.jsonl", 1), out=tmp_path / "out", model="x", servers=[server.url])
+    assert server.bodies[-1].keys() == {"model", "input", "encoding_format"}
+
+
+def test_servers_are_checked_first(fake: RunningGateway, tmp_path: Path) -> None:
+    """An address, a model or a field that cannot be: one line, and no folder."""
+    path, out = corpus(tmp_path / "a.jsonl", 1), tmp_path / "out"
+    for more, reason in (
+        ({"servers": ["host:80"]}, "does not begin with http"),
+        ({"servers": ["http://127.0.0.1:9"]}, "--server: http://127.0.0.1:9/v1/models: "),
+        ({"servers": [fake.url], "model": "other"}, "404: The model `other` does not exist"),
+        ({"servers": [fake.url], "dimensions": 5}, "400: dimensions must be 32"),
+    ):
+        with pytest.raises(BadConfiguration, match=reason) as caught:
+            embed(path, out=out, **more)
+        assert "\n" not in str(caught.value)
+    assert not out.exists()
