@@ -6,6 +6,7 @@ ServiceError                        status  code
 ├── InvalidApiKey                   401     invalid_api_key
 ├── PermissionDenied                403     permission_denied
 ├── ModelNotFound                   404     model_not_found
+├── ObjectNotFound                  404     not_found             a file or a batch, or another's
 ├── RouteNotFound                   404     not_found
 ├── MethodNotAllowed                405     method_not_allowed
 ├── VectorSpaceMismatch             409     vector_space_mismatch
@@ -14,7 +15,8 @@ ServiceError                        status  code
 ├── Overloaded                      429     engine_overloaded     capacity: nobody's doing
 ├── EngineFailed                    500     engine_failed         this input, or a defect of ours
 ├── Unavailable                     503     unavailable           start-up, restart, drain
-└── DeadlineExceeded                504     deadline_exceeded
+├── DeadlineExceeded                504     deadline_exceeded
+└── StorageFull                     507     storage_full
 
 StartupError                        ends the process: `exit_code`
 ├── BadConfiguration                2
@@ -194,6 +196,15 @@ class ModelNotFound(ServiceError):
     code = "model_not_found"
 
 
+class ObjectNotFound(ServiceError):
+    """No file or batch with this id, or it belongs to somebody else."""
+
+    remedy = "See the lists at `/v1/files` and `/v1/batches`."
+    status = 404
+    type = "invalid_request_error"
+    code = "not_found"
+
+
 class RouteNotFound(ServiceError):
     """No such path."""
 
@@ -276,6 +287,16 @@ class DeadlineExceeded(ServiceError):
     status = 504
     type = "timeout_error"
     code = "deadline_exceeded"
+    should_retry = False
+
+
+class StorageFull(ServiceError):
+    """The disk has no room for what the client sends."""
+
+    remedy = "Delete files that are not needed; the operator can give `state_dir` more room."
+    status = 507
+    type = "storage_error"
+    code = "storage_full"
     should_retry = False
 
 

@@ -8,12 +8,15 @@ import gc
 import shutil
 import signal
 import socket
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
 from embedding_service import systemd
+from embedding_service.batches.batches import Batches
+from embedding_service.batches.store import Store
 from embedding_service.engine.process import WorkerProcess
 from embedding_service.engine.start import make_engines, make_runtime_dir
 from embedding_service.errors import BadConfiguration, PortInUse
@@ -21,6 +24,7 @@ from embedding_service.http.app import create_app
 from embedding_service.http.connection import connection_class
 from embedding_service.http.first_request import Place, first_steps
 from embedding_service.http.keys import KeyRing
+from embedding_service.http.rate_limits import budget_of
 from embedding_service.service.lifecycle import Lifecycle, Phase
 from embedding_service.service.rates import Rates, SharedCounters
 from embedding_service.service.redis import Breaker, connect
@@ -93,13 +97,16 @@ class Gateway:
         engines = make_engines(settings, self.folder, log, start_worker)
         self.service = EmbeddingService(settings, engines, metrics, self._shared_cache)
         self.lifecycle = Lifecycle(self.service, log, first_steps=self._first_steps)
+        rates = Rates(settings, metrics, self._share_counters(metrics))
+        self.batches = self._open_batches(rates) if settings.state_dir else None
         app = create_app(
             settings,
             self.lifecycle,
             keys=self.keys,
-            rates=Rates(settings, metrics, self._share_counters(metrics)),
+            rates=rates,
             tracer=self._tracer,
             log=log,
+            batches=self.batches,
         )
         self._server = _Server(_uvicorn_config(settings, app))
         self._stop = asyncio.Event()
@@ -123,12 +130,23 @@ class Gateway:
         breaker = Breaker("rates", metrics, self.log)
         return SharedCounters(self._redis, breaker, prefix=self.settings.redis_prefix)
 
+    def _open_batches(self, rates: Rates) -> Batches:
+        assert self.settings.state_dir is not None  # noqa: S101 - called then
+        return Batches(
+            Store(self.settings.state_dir),
+            self.lifecycle,
+            owners=self.keys,
+            budget=partial(budget_of, rates),
+            log=self.log,
+        )
+
     async def run(self) -> int:
         """Listen, load, serve until `stop`; return the exit status. Raises `StartupError`."""
         serving = asyncio.create_task(self._server.serve(self.sockets))
         loading = asyncio.create_task(self.lifecycle.load())
         stopping = asyncio.create_task(self._stop.wait())
         watching = asyncio.create_task(self.lifecycle.watch())
+        others = [asyncio.create_task(self.batches.run())] if self.batches else []
         try:
             await _first_of(loading, stopping, watching)
             if loading.done():
@@ -139,7 +157,7 @@ class Gateway:
                 watching.result()  # raises: no model is left
             return 0
         finally:
-            await self._shut_down(serving, loading, stopping, watching)
+            await self._shut_down(serving, loading, stopping, watching, *others)
 
     def stop(self) -> None:
         """Begin to drain; called again, stop waiting."""
@@ -162,6 +180,8 @@ class Gateway:
         try:
             await asyncio.to_thread(self.keys.reload)
             self.log.info("reloaded", keys=len(self.keys))
+            if self.batches is not None:
+                self.batches.owners_have_changed()
         except BadConfiguration as error:
             self.log.error("reload_failed", reason=str(error))  # noqa: TRY400 - one line says it
         if ready:
@@ -170,7 +190,10 @@ class Gateway:
     async def _drain(self, serving: asyncio.Task[None]) -> None:
         """Answer what was accepted; a second signal, which ends `serving`, cuts this short."""
         grace_s, timeout_s = self.settings.drain_grace_s, self.settings.drain_timeout_s
-        draining = asyncio.create_task(self.lifecycle.drain(grace_s=grace_s, timeout_s=timeout_s))
+        draining = asyncio.gather(
+            self.lifecycle.drain(grace_s=grace_s, timeout_s=timeout_s),
+            *([self.batches.drain(timeout_s)] if self.batches else []),
+        )
         await _first_of(draining, serving)
         draining.cancel()
         _remove_paths(self.sockets)
@@ -184,6 +207,8 @@ class Gateway:
         _remove_paths(self.sockets)
         self._server.should_exit = self._server.force_exit = True
         await asyncio.gather(*others, serving, return_exceptions=True)
+        if self.batches is not None:
+            await self.batches.close()
         await self.lifecycle.stop()
         if self._shared_cache is not None:
             await self._shared_cache.close()
@@ -225,7 +250,7 @@ def _connect_tracer(endpoint: str) -> Tracer:
     return Tracer(endpoint)
 
 
-async def _first_of(*tasks: asyncio.Task[Any]) -> None:
+async def _first_of(*tasks: asyncio.Future[Any]) -> None:
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
 
 

@@ -137,6 +137,7 @@ class Metrics:
             "redis_errors", "Times that Redis failed or was too slow.", "use"
         )
         self.redis_open = gauge("redis_open", "1 while Redis is left alone.", "use")
+        self.batch_lines = counter("batch_lines", "Lines of batches, by how they ended.", "result")
         gauge("build_info", "1.", "version").labels(__version__).set(1)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:

@@ -6,10 +6,10 @@ the same for all of them; an operation is a function from `Request` to `Answer` 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Generic, Protocol, TypeVar
 
 import orjson
 from pydantic import BaseModel
@@ -40,7 +40,7 @@ class Request(Generic[FieldsT]):
     errors call the fields; an operation may change it once it knows better. `prefix` is the path
     under which a proxy serves this gateway, `sent_path` the path as it was sent. `known` are the
     entity tags that the client has (If-None-Match). `work` does what grows with the body: at once
-    if that is small, else in a thread.
+    if that is small, else in a thread. `parts` are those of a streamed body, as they arrive.
     """
 
     fields: FieldsT
@@ -56,6 +56,8 @@ class Request(Generic[FieldsT]):
     known: str = ""
     prefix: str = ""
     sent_path: str = ""
+    content_type: str = ""
+    parts: AsyncIterator[bytes] | None = None
 
     @property
     def service(self) -> EmbeddingService:
@@ -80,12 +82,16 @@ def whole(number: float) -> float:
 
 @dataclass(slots=True)
 class Answer:
-    """An answer: `body` in one piece, or in small ones that are rendered while they are sent."""
+    """An answer: `body` in one piece, or in small ones that are rendered while they are sent.
+
+    A `file` is sent in place of it, from its beginning to its end, and closed.
+    """
 
     body: bytes | Iterator[bytes] = b""
     headers: Mapping[str, str] = field(default_factory=dict)
     status: int = 200
     media_type: str | None = "application/json"
+    file: BinaryIO | None = None
 
     @classmethod
     def json(
@@ -139,7 +145,8 @@ class Operation:
     `check` may refuse a body before its fields are validated. `errors` is for an operation whose
     errors are not written like those of its dialect. `alias_of` is the path whose rate counts here,
     too. A `probe` is served while draining, logged
-    only when it fails, and answers HEAD too.
+    only when it fails, and answers HEAD too. With `streamed_bytes`, a body of at most so many is
+    handed over as it arrives, in place of being read first.
     """
 
     path: str
@@ -157,6 +164,7 @@ class Operation:
     access: Access = Access.KEY
     probe: bool = False
     alias_of: str | None = None
+    streamed_bytes: int | None = None
     documented: bool = True
     parameters: tuple[dict[str, Any], ...] = ()
     responses: Mapping[int | str, dict[str, Any]] | None = None

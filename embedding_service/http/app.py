@@ -16,10 +16,12 @@ from embedding_service.dialects.errors import OPENAI
 from embedding_service.dropin import embed, records
 from embedding_service.dropin.presets import NO_PRESET, PRESETS
 from embedding_service.errors import ServiceError
-from embedding_service.http import documentation, metrics, operations, page, problems
+from embedding_service.http import batches as batch_routes
+from embedding_service.http import documentation, files, metrics, operations, page, problems
 from embedding_service.http.auth import Auth
 from embedding_service.http.body import Body
 from embedding_service.http.dispatch import Dispatcher, Shortcut
+from embedding_service.http.lines import LineReader
 from embedding_service.http.openapi import document, route_options
 from embedding_service.http.paths import Paths
 from embedding_service.http.rate_limits import RateLimit
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
     from structlog.typing import FilteringBoundLogger
 
+    from embedding_service.batches.batches import Batches
     from embedding_service.dialects.dialect import Dialect
     from embedding_service.dropin.preset import Preset
     from embedding_service.http.keys import KeyRing
@@ -72,7 +75,7 @@ EXPOSED_HEADERS = (
 )
 
 
-def create_app(
+def create_app(  # noqa: PLR0913 - all parts of a gateway meet here
     settings: Settings,
     lifecycle: Lifecycle,
     *,
@@ -80,21 +83,23 @@ def create_app(
     rates: Rates,
     tracer: Tracer | None,
     log: FilteringBoundLogger,
+    batches: Batches | None = None,
     dialects: Sequence[Dialect | Callable[[Settings], Dialect]] = DIALECTS,
 ) -> ASGIApp:
-    """Return the whole gateway as one ASGI application."""
+    """Return the whole gateway as one ASGI application; `batches` answer their lines by it."""
     preset = PRESETS[settings.preset] if settings.preset else NO_PRESET
     app = _fastapi()
-    table = create_table(settings, lifecycle, app, preset=preset, dialects=dialects)
+    table = create_table(
+        settings, lifecycle, app, preset=preset, dialects=dialects, batches=batches
+    )
     if preset.metrics is not None:
         preset.metrics(lifecycle)
-    dispatcher = Dispatcher(lifecycle, table.errors)
-    for resource in table:
-        _add_routes(app, resource, dispatcher)
+    dispatcher = _dispatcher(app, table, lifecycle)
+    if batches is not None:
+        batches.reader = LineReader(dispatcher, table, log)
 
-    onion: ASGIApp = Shortcut(app, dispatcher)
-    onion = Body(
-        onion,
+    onion: ASGIApp = Body(
+        Shortcut(app, dispatcher),
         max_bytes=settings.max_body_bytes,
         pause_s=settings.body_timeout_s,
         gate=lifecycle.service.bodies,
@@ -141,7 +146,7 @@ def _with_cors(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
     return CORSMiddleware(
         app,
         allow_origins=origins,
-        allow_methods=["GET", "POST"],
+        allow_methods=["GET", "POST", "DELETE"],
         allow_headers=["*"],
         expose_headers=EXPOSED_HEADERS,
     )
@@ -154,13 +159,17 @@ def create_table(
     *,
     preset: Preset,
     dialects: Sequence[Dialect | Callable[[Settings], Dialect]],
+    batches: Batches | None = None,
 ) -> RouteTable:
     """Return which operation answers where."""
 
     def mounted() -> Iterator[Dialect]:
         for entry in dialects:
             yield preset.adapt(entry(settings) if callable(entry) else entry)
-        yield metrics.dialect(lifecycle)
+        if batches is not None:
+            yield preset.adapt(files.dialect(batches.store, settings))
+            yield preset.adapt(batch_routes.dialect(batches))
+        yield metrics.dialect(lifecycle, batches)
         if settings.docs != "off":
             access = Access.OPEN if settings.docs == "open" else Access.KEY
             yield documentation.dialect(app.title, lambda: document(app, table), access)
@@ -175,6 +184,14 @@ def create_table(
         default_errors=OPENAI,
     )
     return table
+
+
+def _dispatcher(app: FastAPI, table: RouteTable, lifecycle: Lifecycle) -> Dispatcher:
+    """Register every path, and return what answers there."""
+    dispatcher = Dispatcher(lifecycle, table.errors)
+    for resource in table:
+        _add_routes(app, resource, dispatcher)
+    return dispatcher
 
 
 def _add_routes(app: FastAPI, resource: Resource, dispatcher: Dispatcher) -> None:

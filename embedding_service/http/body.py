@@ -28,6 +28,8 @@ _MOST_DIGITS = 18
 # A body that comes in one piece of at most so much is not held against others: every setting of a
 # limit is larger, and a thousand of them are less than one of the largest.
 _UNCOUNTED_BYTES = 1024
+# A streamed body may take so long, if it does not pause: 200 MB at 0.5 Mbit/s.
+_UPLOAD_S = 3600.0
 WITHOUT_BODY = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -51,11 +53,16 @@ class Body:
         if scope["type"] != "http" or scope["method"] in WITHOUT_BODY:
             await self.app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        if _is_above(headers.get("content-length"), self.max_bytes):
-            raise self._too_large()
+        headers, exchange = Headers(scope=scope), exchange_of(scope)
+        streamed = exchange.operation.streamed_bytes if exchange.operation else None
+        if _is_above(headers.get("content-length"), streamed or self.max_bytes):
+            raise _too_large(streamed or self.max_bytes)
         coding = headers.get("content-encoding", "identity").strip().lower()
-        exchange = exchange_of(scope)
+        if streamed is not None:
+            exchange.call.deadline = exchange.started + _UPLOAD_S
+            exchange.parts = self._stream(receive, coding, exchange.call, max_bytes=streamed)
+            await self.app(scope, receive, send)
+            return
         exchange.body = await self._read(receive, coding, exchange.call)
         await self._serve(scope, receive, send)
 
@@ -85,9 +92,20 @@ class Body:
             gone.remove_done_callback(leave)
             gone.cancel()
 
+    async def _stream(
+        self, receive: Receive, coding: str, call: Call, *, max_bytes: int
+    ) -> AsyncIterator[bytes]:
+        """Yield a body of at most `max_bytes` as it arrives, and as it is inflated."""
+        _check_coding(coding)
+        first, size = await self._next(receive, call.deadline), 0
+        async for part in self._parts(first, receive, coding, call.deadline, max_bytes):
+            size += len(part)
+            if size > max_bytes:
+                raise _too_large(max_bytes)
+            yield part
+
     async def _read(self, receive: Receive, coding: str, call: Call) -> bytes:
-        if coding not in ("identity", "gzip"):
-            raise _invalid("content-encoding must be gzip or absent")
+        _check_coding(coding)
         first = await self._next(receive, call.deadline)
         if coding == "identity" and not first.get("more_body", False):
             part: bytes = first.get("body", b"")
@@ -96,9 +114,9 @@ class Body:
         lease = Lease(self.gate)
         call.leases.callback(lease.release)
         parts: list[bytes] = []
-        async for part in self._parts(first, receive, coding, call.deadline):
+        async for part in self._parts(first, receive, coding, call.deadline, self.max_bytes):
             if lease.held + len(part) > self.max_bytes:
-                raise self._too_large()
+                raise _too_large(self.max_bytes)
             lease.add(len(part))
             parts.append(part)
         if len(parts) == 1:
@@ -108,7 +126,7 @@ class Body:
         return await asyncio.to_thread(b"".join, parts)
 
     async def _parts(
-        self, message: Message, receive: Receive, coding: str, deadline: float
+        self, message: Message, receive: Receive, coding: str, deadline: float, max_bytes: int
     ) -> AsyncIterator[bytes]:
         """Yield the body as it arrives, or as it is inflated; `message` is its first part."""
         inflate = zlib.decompressobj(wbits=31) if coding == "gzip" else None
@@ -117,8 +135,8 @@ class Body:
         while more:
             part = message.get("body", b"")
             received += len(part)
-            if received > self.max_bytes:
-                raise self._too_large()
+            if received > max_bytes:
+                raise _too_large(max_bytes)
             if inflate is None:
                 yield part
             elif part:
@@ -148,10 +166,16 @@ class Body:
             raise ClientGone
         return message
 
-    def _too_large(self) -> BodyTooLarge:
-        return BodyTooLarge(
-            f"the request body is larger than {self.max_bytes} bytes; send fewer inputs at a time"
-        )
+
+def _check_coding(coding: str) -> None:
+    if coding not in ("identity", "gzip"):
+        raise InvalidRequest("content-encoding must be gzip or absent")
+
+
+def _too_large(max_bytes: int) -> BodyTooLarge:
+    return BodyTooLarge(
+        f"the request body is larger than {max_bytes} bytes; send fewer inputs at a time"
+    )
 
 
 def _is_above(content_length: str | None, limit: int) -> bool:

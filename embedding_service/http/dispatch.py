@@ -10,7 +10,7 @@ from starlette.datastructures import Headers, QueryParams
 from embedding_service.dialects.dialect import Request
 from embedding_service.dialects.fields import Limits, read_fields
 from embedding_service.errors import InvalidRequest, RouteNotFound
-from embedding_service.http.answers import PIECE_BYTES, AnswerResponse
+from embedding_service.http.answers import PIECE_BYTES, AnswerResponse, FileResponse
 from embedding_service.http.exchange import exchange_of
 from embedding_service.http.json_body import parse_object
 from embedding_service.http.json_values import has_more_values
@@ -19,6 +19,7 @@ from embedding_service.settings.space_ids import read_ids
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from starlette.responses import Response
     from starlette.types import ASGIApp, Receive, Scope, Send
 
     from embedding_service.dialects.dialect import Answer, Operation, Tree, Work
@@ -44,17 +45,36 @@ class Dispatcher:
         self.settings = lifecycle.service.settings
         self.default_errors = default_errors
 
-    async def answer(self, scope: Scope, resource: Resource) -> AnswerResponse:
+    async def answer(self, scope: Scope, resource: Resource) -> Response:
         """Return the answer of the operation that a request means. Raises `ServiceError`."""
-        exchange = exchange_of(scope)
-        headers = Headers(scope=scope)
+        exchange, headers = exchange_of(scope), Headers(scope=scope)
         sent_bytes, work = len(exchange.body), self._work(exchange)
         tree = await self._read_tree(exchange, headers.get("content-type"), work)
         operation = self._choose(exchange, resource, scope["method"], tree)
+        if operation.request is not None:
+            exchange.call.required = _required(headers)
+        answer = await self._run(
+            exchange, operation, tree, work, **_about(scope, headers, resource)
+        )
+        if operation.request is not None:
+            self._reserve(answer, sent_bytes, exchange.call)
+        return AnswerResponse(answer) if answer.file is None else FileResponse(answer)
+
+    async def answer_tree(self, exchange: Exchange, resource: Resource, tree: Tree) -> Answer:
+        """Return the answer to a body that came in no request of its own. Raises `ServiceError`."""
+        operation = self._choose(exchange, resource, "POST", tree)
+        threads, deadline = self.lifecycle.service.threads, exchange.call.deadline
+        work: Work = partial(threads.run, deadline=deadline)
+        return await self._run(exchange, operation, tree, work)
+
+    async def _run(
+        self, exchange: Exchange, operation: Operation, tree: Tree, work: Work, **more: Any
+    ) -> Answer:
+        """Validate the fields and have the operation work."""
         read = partial(self._read_fields, operation, tree)
         fields, ignored = read() if work is _at_once else await work(read)
-        if fields is not None:
-            exchange.call.required = _required(headers, fields)
+        if (in_body := getattr(fields, "require_vector_space", None)) is not None:
+            exchange.call.required += (in_body,)
         request = Request(
             fields=fields,
             lifecycle=self.lifecycle,
@@ -63,14 +83,13 @@ class Dispatcher:
             names=exchange.names,
             work=work,
             ignored=ignored,
-            **_about(scope, headers),
+            parts=exchange.parts,
+            **more,
         )
         answer = await operation.handle(request)
         if (space := exchange.call.space) is not None:
             exchange.headers["x-vector-space"] = space.id
-        if operation.request is not None:
-            self._reserve(answer, sent_bytes, exchange.call)
-        return AnswerResponse(answer)
+        return answer
 
     def _reserve(self, answer: Answer, sent_bytes: int, call: Call) -> None:
         """Reserve what was made in one piece, or what a rendered answer may repeat.
@@ -147,28 +166,27 @@ class Shortcut:
         await response(scope, receive, send)
 
 
-def _about(scope: Scope, headers: Headers) -> dict[str, Any]:
+def _about(scope: Scope, headers: Headers, resource: Resource) -> dict[str, Any]:
     """Return what an operation may want to know of its request, beside the fields."""
     state, query = scope["state"], scope["query_string"]
     return {
-        "path": scope.get("path_params", {}),
+        "path": scope.get("path_params") or resource.parameters(scope["path"]),
         "query": QueryParams(query) if query else {},
         "accept": headers.get("accept", ""),
+        "content_type": headers.get("content-type", ""),
         "known": headers.get("if-none-match", ""),
         "prefix": state.get("prefix", ""),
         "sent_path": state.get("sent_path", ""),
     }
 
 
-def _required(headers: Headers, fields: Any) -> tuple[frozenset[str], ...]:
-    """Return the vector spaces that header and body require. Raises `InvalidRequest`."""
-    in_body = getattr(fields, "require_vector_space", None)
-    required = () if in_body is None else (in_body,)
+def _required(headers: Headers) -> tuple[frozenset[str], ...]:
+    """Return the vector spaces that the header requires. Raises `InvalidRequest`."""
     sent = headers.getlist(REQUIRED_SPACE)
     if not sent:
-        return required
+        return ()
     try:
-        return (*required, read_ids(",".join(sent)))
+        return (read_ids(",".join(sent)),)
     except ValueError as error:
         raise InvalidRequest(
             f"{REQUIRED_SPACE} must be right: {error}", param=REQUIRED_SPACE

@@ -13,6 +13,8 @@ from starlette.datastructures import Headers
 from embedding_service.service.call import Call
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from starlette.types import Scope
 
     from embedding_service.dialects.dialect import Operation
@@ -34,8 +36,8 @@ class Exchange:
 
     `resource` is served at its path, if anything is, and `operation` is the only one that the
     request can mean before its body is known. `headers` go out with any answer; `body` is complete
-    once `Body` has read it. Errors are written as `errors` and call fields by `names`; `code` is
-    that of the error that was answered.
+    once `Body` has read it, or `parts` are handed on as they arrive. Errors are written as `errors`
+    and call fields by `names`; `code` is that of the error that was answered.
     """
 
     id: str
@@ -51,6 +53,7 @@ class Exchange:
     code: str = "other"
     answered: bool = False
     body: bytes = b""
+    parts: AsyncIterator[bytes] | None = None
 
     @property
     def route(self) -> str:

@@ -55,7 +55,7 @@ def first_steps(settings: Settings, models: Iterable[ServedModel], place: Place)
         steps["socket"] = place.socket
     elif settings.docs != "off":
         steps["docs"] = f"{place.url}/docs"
-    if place.socket is None and getattr(settings, "ui", "off") != "off":
+    if place.socket is None and settings.ui != "off":
         steps["page"] = f"{place.url}/ui"
     ready = [model for model in models if model.facts is not None]
     for model in reversed(ready):  # the first of each kind stays

@@ -16,10 +16,10 @@ from pydantic import TypeAdapter, ValidationError
 from embedding_service.errors import BadConfiguration
 from embedding_service.settings.keys import KeySettings
 from embedding_service.settings.load import one_line
-from embedding_service.types import Tenant
+from embedding_service.types import ANYONE, Tenant
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
     from pathlib import Path
 
     from embedding_service.settings.gateway import Settings
@@ -45,7 +45,21 @@ class KeyRing:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._tenants = _read(settings)
+        self._take(_read(settings))
+
+    def _take(self, tenants: dict[bytes, Tenant]) -> None:
+        self._tenants = tenants
+        known = tenants.values() or (ANYONE,)
+        self._by_name = {tenant.name: tenant for tenant in known}
+
+    @property
+    def names(self) -> Collection[str]:
+        """The names of all owners; without keys, there is one that stands for everybody."""
+        return self._by_name.keys()
+
+    def owner(self, name: str) -> Tenant | None:
+        """Return the owner of this name, with the rights that it has now."""
+        return self._by_name.get(name)
 
     def __len__(self) -> int:
         return len(self._tenants)
@@ -57,7 +71,7 @@ class KeyRing:
             raise BadConfiguration(
                 "api_keys: none is left, and a running service is not opened to everybody; add one"
             )
-        self._tenants = tenants
+        self._take(tenants)
 
     def find(self, presented: bytes) -> Tenant | None:
         """Return the owner of a key.

@@ -25,6 +25,8 @@ from embedding_service.engine.states import State
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from embedding_service.batches.batches import Batches
+    from embedding_service.batches.ledger import Counts
     from embedding_service.engine.replica import Replica
     from embedding_service.service.lifecycle import Lifecycle
     from embedding_service.service.models import ServedModel
@@ -35,8 +37,9 @@ _ACCESS = {"open": Access.OPEN, "loopback": Access.LOCAL, "key": Access.KEY}
 class StateCollector(Collector):
     """The gateway's present state, read when somebody asks."""
 
-    def __init__(self, lifecycle: Lifecycle) -> None:
+    def __init__(self, lifecycle: Lifecycle, batches: Batches | None = None) -> None:
         self.lifecycle = lifecycle
+        self.batches = batches
 
     def collect(self) -> Iterator[Metric]:
         """Yield every family, without touching what requests use."""
@@ -52,6 +55,8 @@ class StateCollector(Collector):
             yield _counter("cache_misses", "Results that it did not know.", cache.misses)
             yield _gauge("cache_bytes", "Bytes that it holds.", cache.bytes)
             yield _gauge("cache_entries", "Results that it holds.", cache.entries)
+        if self.batches is not None:
+            yield from _batches(self.batches.counts)
         yield from self._models()
 
     def _models(self) -> Iterator[Metric]:
@@ -88,6 +93,20 @@ class StateCollector(Collector):
                 restarts.add_metric(labels, _restarts(replica))
             batches.add_metric([model.name], *_batch_sizes(model))
         yield from (queued, limit, replicas, restarts, batches, canary)
+
+
+def _batches(counts: Counts) -> Iterator[Metric]:
+    """Yield what the database said a moment ago; instances that share it say the same."""
+    statuses = GaugeMetricFamily("embedding_batches", "Batches.", labels=["status"])
+    for status, number in counts.by_status.items():
+        statuses.add_metric([status], number)
+    yield statuses
+    yield _gauge("batch_oldest_seconds", "Age of the oldest unfinished batch.", counts.oldest_s)
+    yield _gauge(
+        "batch_stalled_seconds",
+        "Longest that none of an owner's unfinished batches has moved.",
+        counts.stalled_s,
+    )
 
 
 def _batch_sizes(model: ServedModel) -> tuple[list[tuple[str, int]], int]:
@@ -187,9 +206,9 @@ async def show_metrics(request: Request[None]) -> Answer:
     return Answer(encode(request.service.metrics.registry), media_type=content_type)
 
 
-def dialect(lifecycle: Lifecycle) -> Dialect:
+def dialect(lifecycle: Lifecycle, batches: Batches | None = None) -> Dialect:
     """Return the operations; `metrics` of the settings says for whom `/metrics` is."""
-    lifecycle.service.metrics.registry.register(StateCollector(lifecycle))
+    lifecycle.service.metrics.registry.register(StateCollector(lifecycle, batches))
     operations = [
         Operation(
             path="/stats",

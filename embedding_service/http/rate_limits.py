@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from embedding_service.http.body import WITHOUT_BODY
 from embedding_service.http.exchange import exchange_of
+from embedding_service.service.call import Unlimited
 from embedding_service.service.rates import TokenBudget, over_limit
 from embedding_service.types import ANYONE
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from embedding_service.http.exchange import Exchange
+    from embedding_service.service.call import Budget
     from embedding_service.service.rates import Rates, Window
     from embedding_service.types import Tenant
 
@@ -72,6 +74,13 @@ class RateLimit:
             if budget.last is not None:
                 _show(exchange, "tokens", budget.last)
             raise
+
+
+def budget_of(rates: Rates, tenant: Tenant) -> Budget:
+    """Return what an owner's batches may have computed; their requests are not counted."""
+    rate = rates.tokens(tenant)
+    caller = "batches" if tenant is ANYONE else f"key:{tenant.name}"
+    return Unlimited() if rate is None else TokenBudget(rates, caller, rate)
 
 
 def _show(exchange: Exchange, kind: str, window: Window) -> None:

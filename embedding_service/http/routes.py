@@ -51,6 +51,11 @@ class Resource:
         """Return the first of this path and its other names that has a rate."""
         return next((path for path in (self.path, *self.names) if path in rates), self.path)
 
+    def parameters(self, path: str) -> dict[str, str]:
+        """Return the parts of a path that this template names."""
+        found = compile_path(self.path)[0].fullmatch(path) if "{" in self.path else None
+        return found.groupdict() if found else {}
+
     def choose(self, method: str, tree: Tree) -> Mounted:
         """Return the operation that a body means. Raises `InvalidRequest` for none, or several."""
         mounted = self.methods[method]

@@ -41,6 +41,8 @@ class Call:
     `stages` notes when each part of the work began, and the seconds it took. Errors about the
     inputs as a whole name `field`. `required` are sets of vector spaces, by their digits, each of
     which has to hold that of the model; `space` is the one in which the answer was computed.
+    `bulk` is for work for which nobody waits: it gives way to requests, and leaves the cache to
+    them.
     """
 
     deadline: float
@@ -49,6 +51,7 @@ class Call:
     leases: ExitStack = dataclasses.field(default_factory=ExitStack)
     stages: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
     field: Field = Field.INPUT
+    bulk: bool = False
     required: tuple[frozenset[str], ...] = ()
     space: VectorSpace | None = None
 

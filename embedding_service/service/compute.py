@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from embedding_service.service.cache import Key, MemoryCache, digest
 from embedding_service.service.outputs import KINDS
 from embedding_service.service.single_flight import SingleFlight
+from embedding_service.service.turns import Turns
 from embedding_service.service.vectors import is_finite
 from embedding_service.types import Batch, BatchResult
 
@@ -58,6 +59,7 @@ class Compute:
     cache: MemoryCache | None
     shared: SharedCache | None = None
     isolated: bool = False
+    turns: Turns = field(default_factory=Turns)
     space: str = ""
     # By the outputs asked for: a caller that wants more than a flight brings computes it itself.
     flights: defaultdict[frozenset[Output], SingleFlight[bytes, Rows]] = field(
@@ -77,10 +79,12 @@ class Compute:
     async def run(self, batch: Batch, *, call: Call, more_coming: bool) -> Computed:
         """Return the results of a batch in its order.
 
-        Raises what the engine, the gate and the budget raise.
+        Bulk work passes by the cache, where it would take the place of what queries ask for, and is
+        in no flight, where a query would wait for it. Raises what the engine, the gate and the
+        budget raise.
         """
         began = time.monotonic()
-        if self.cache is None:
+        if self.cache is None or call.bulk:
             result = await self._compute(batch, call, more_coming=more_coming)
             cached = [False] * len(batch.ids)
         else:
@@ -95,9 +99,14 @@ class Compute:
     async def _compute(self, batch: Batch, call: Call, *, more_coming: bool) -> BatchResult:
         """Have the engine work, within what is admitted and what the caller may spend."""
         tokens = sum(map(len, batch.ids))
+        if call.bulk:  # half of the queue is for requests
+            self.gate.check(tokens + self.gate.limit // 2)
         with self.gate.admit(tokens, param=call.field):
             async with call.budget.spend(tokens):
-                return await self.engine.run(batch, more_coming=more_coming)
+                result = await self.engine.run(batch, more_coming=more_coming)
+        if call.bulk:
+            await self.turns.wait()
+        return result
 
 
 class _Search:

@@ -94,7 +94,7 @@ class EmbeddingService:
         call.enter(model.vector_space)
         job, cut = checks.cut_texts(settings, job)
         checks.check_embed(settings, model, encoder, job)
-        call.leases.enter_context(self.requests.admit(1))
+        self._count_in(call)
         prefix, job = encoder.prefix(job, alias), encoder.completed(job)
         prepared = await self._prepare(
             model,
@@ -151,7 +151,7 @@ class EmbeddingService:
                 param="weights",
                 code="not_supported_by_model",
             )
-        call.leases.enter_context(self.requests.admit(1))
+        self._count_in(call)
         prepared = await self._prepare(
             model,
             call,
@@ -234,7 +234,14 @@ class EmbeddingService:
         checks.check_answer(amount, self.settings.max_response_bytes, call.field)
         self._hold(max(amount, held), call)
 
+    def _count_in(self, call: Call) -> None:
+        """Count a request among those that are computed or waiting; bulk work takes no place."""
+        if not call.bulk:
+            call.leases.enter_context(self.requests.admit(1))
+
     def _hold(self, amount: int, call: Call) -> None:
+        if call.bulk:  # half of the room is for requests
+            self.answers.check(amount + self.answers.limit // 2)
         call.leases.enter_context(self.answers.admit(amount, param=call.field))
 
     def _allowed(self, model: ServedModel, call: Call) -> ServedModel:
@@ -299,7 +306,8 @@ class EmbeddingService:
     ) -> Computed:
         """Have token ids computed, unless a cache knows the answer."""
         ids, began = prepared.ids, time.monotonic()
-        priority = Priority.INTERACTIVE if len(ids) <= INTERACTIVE_TEXTS else Priority.BULK
+        few = len(ids) <= INTERACTIVE_TEXTS and not call.bulk
+        priority = Priority.INTERACTIVE if few else Priority.BULK
         batch = Batch(ids, outputs, priority, call.deadline, prepared.boundaries)
         computed = await model.compute.run(batch, call=call, more_coming=model.preparing > 0)
         if not all(computed.cached):

@@ -174,6 +174,20 @@ class Settings(ModelOptions, BaseSettings):
         None, description="Folder for sockets (mode 0700); default: a fresh one."
     )
 
+    state_dir: Path | None = Field(
+        None, description="Holds files and batches (/v1/files, /v1/batches); default: neither."
+    )
+    max_file_bytes: int = Field(200 << 20, ge=1024, description="Largest uploaded file.")
+    max_files: int = Field(1000, ge=1, description="Most files of one key.")
+    max_stored_bytes: int = Field(
+        20 << 30, ge=1024, description="Most bytes in the files of one key."
+    )
+    file_ttl_s: float = Field(
+        2_592_000, ge=3600, description="Longest that files and finished batches are kept."
+    )
+    max_batches: int = Field(100, ge=1, description="Most unfinished batches of one key.")
+    max_batch_lines: int = Field(50_000, ge=1, description="Most requests in one batch.")
+
     max_inputs: int = Field(2048, ge=1, description="Most inputs in one request.")
     max_text_characters: int | None = Field(
         None, ge=1, description="Most characters of one text; default: no limit."

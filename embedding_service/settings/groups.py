@@ -67,6 +67,14 @@ GROUPS = (
         ),
     ),
     Group(
+        "Files and batches",
+        ("state_dir",),
+        (
+            *("max_file_bytes", "max_files", "max_stored_bytes", "file_ttl_s"),
+            *("max_batches", "max_batch_lines"),
+        ),
+    ),
+    Group(
         "Timeouts",
         ("request_timeout_s", "startup_timeout_s", "drain_timeout_s"),
         ("header_timeout_s", "body_timeout_s", "send_timeout_s", "drain_grace_s", "keep_alive_s"),

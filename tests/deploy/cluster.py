@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 SHIPPED = DEPLOY / "nginx" / "embedding-service.conf"
 SERVERS = "    server 127.0.0.1:8890 max_fails=0;\n    server 127.0.0.1:8891 max_fails=0;\n"
+STATE = "    server 127.0.0.1:8890 max_fails=0; # keeps the state\n"
 START_S = 120  # a generous limit on waits; nothing here is judged by its speed
 
 
@@ -133,6 +134,7 @@ def run_nginx(folder: Path, ports: Sequence[int], changes: dict[str, str] | None
     (port,) = free_ports(1)
     ours = {
         SERVERS: "".join(f"    server 127.0.0.1:{each} max_fails=0;\n" for each in ports),
+        STATE: "".join(f"    server 127.0.0.1:{each} max_fails=0;\n" for each in ports),
         "listen 80;": f"listen 127.0.0.1:{port};",
         "listen [::]:80;": "",
         "/var/log/nginx/embedding-service.log": str(folder / "access.log"),

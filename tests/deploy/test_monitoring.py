@@ -46,6 +46,10 @@ COUNTERS_AND_GAUGES: dict[str, set[str]] = {
     "embedding_rate_limited_total": {"limit"},
     "embedding_redis_errors_total": {"use"},
     "embedding_redis_open": {"use"},
+    "embedding_batches": {"status"},
+    "embedding_batch_lines_total": {"result"},
+    "embedding_batch_oldest_seconds": set(),
+    "embedding_batch_stalled_seconds": set(),
     "embedding_ready": set(),
     "embedding_build_info": {"version"},
     "process_resident_memory_bytes": set(),
@@ -114,9 +118,11 @@ def test_every_expression_asks_for_what_there_is(expression: str) -> None:
     assert selectors
 
 
-def test_the_gateway_has_these_metrics(start_gateway: Callable[..., RunningGateway]) -> None:
+def test_the_gateway_has_these_metrics(
+    start_gateway: Callable[..., RunningGateway], tmp_path: Path
+) -> None:
     """Every metric named above is there, of the right kind, and no sample of it has other labels."""
-    gateway = start_gateway(**FAKE, metrics="open", cache_max_bytes=1 << 20)
+    gateway = start_gateway(**FAKE, metrics="open", cache_max_bytes=1 << 20, state_dir=tmp_path)
     with gateway.client() as client:
         client.post("/v1/embeddings", json={"model": "fake", "input": ["w1", "w1"]})
         client.post("/v1/embeddings", json={"model": "no such", "input": "w1"})

@@ -99,14 +99,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
 SETTINGS_WITHOUT_EFFECT = {
     "allow_anonymous", "api_keys", "api_keys_env", "api_keys_file", "body_timeout_s",
     "cache_isolation", "cache_max_bytes", "cache_max_entries", "cache_shared", "cache_ttl_s",
-    "cors_origins", "docs", "drain_grace_s", "drain_timeout_s", "echo_model", "environment",
+    "cors_origins", "docs", "drain_grace_s", "drain_timeout_s", "echo_model", "environment", "file_ttl_s",
     "header_timeout_s", "host", "keep_alive_s", "log_format", "log_level",
-    "max_body_bytes", "max_body_values", "max_concurrent_requests", "max_inflight_body_bytes",
+    "max_batches", "max_batch_lines", "max_body_bytes", "max_body_values", "max_files",
+    "max_file_bytes", "max_stored_bytes", "max_concurrent_requests", "max_inflight_body_bytes",
     "max_inflight_response_bytes", "max_inputs", "max_queued_tokens", "max_request_tokens",
     "max_response_bytes", "metrics", "model_checksum", "models", "otlp_endpoint", "port",
     "preset", "rate_limit_paths", "rate_limit_requests", "rate_limit_tokens", "redis_prefix",
     "redis_url", "request_timeout_s", "root_path", "runtime_dir", "send_timeout_s",
-    "service_name", "trusted_proxies", "ui", "uds", "unknown_model", "workers",
+    "service_name", "state_dir", "trusted_proxies", "ui", "uds", "unknown_model", "workers",
 }  # fmt: skip
 # These count together with another one; each has a test below.
 SETTINGS_TOGETHER = {"max_text_characters", "sparse_token_mapping", "sparse_index_space"}

@@ -1,0 +1,1 @@
+"""Bulk work: jobs that outlive a request, and their state."""

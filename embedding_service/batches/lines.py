@@ -1,0 +1,233 @@
+"""The lines of a batch: OpenAI's envelope around a request, read, checked and answered.
+
+`{"custom_id", "method": "POST", "url", "body"}` comes in; `{"id", "custom_id", "response",
+"error"}` goes out (https://platform.openai.com/docs/api-reference/batch).
+"""
+
+from __future__ import annotations
+
+import codecs
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import orjson
+
+from embedding_service.batches.store import new_id
+from embedding_service.errors import InvalidRequest, ServiceError, VectorSpaceMismatch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from typing import BinaryIO
+
+    from embedding_service.service.call import Call
+    from embedding_service.service.models import ModelRegistry
+
+RERANK = "/v1/rerank"
+ENDPOINTS = ("/v1/embeddings", RERANK)
+_SLICE_LINES, _SLICE_BYTES = 64, 256 << 10  # read at a time, in a thread
+_MOST_ID_CHARACTERS = 512
+_MOST_ERRORS = 100
+_OK = 200
+
+
+@dataclass(slots=True)
+class Answered:
+    """The answer to one line; with `retry_s` there is none yet, and the line may try again then."""
+
+    status: int = _OK
+    request_id: str = ""
+    body: tuple[bytes, ...] = ()
+    tokens: int = 0
+    model: str | None = None
+    retry_s: float | None = None
+
+
+class Reader(Protocol):
+    """The dialects' side: how a line is parsed, and how its body is answered."""
+
+    def parse(self, raw: bytes) -> dict[str, Any]:
+        """Return the JSON object of a line. Raises `InvalidRequest`."""
+
+    async def answer(self, endpoint: str, body: Mapping[str, Any], call: Call) -> Answered:
+        """Answer a body as the endpoint does; errors are answers, in its words."""
+
+
+class Numbered(NamedTuple):
+    """A line as it is: its number in the file (from 1), its place among those not blank."""
+
+    number: int
+    place: int
+    raw: bytes
+
+
+class Line(NamedTuple):
+    """A line that was read: its place among the lines that are not blank, its id, its body."""
+
+    place: int
+    custom_id: str
+    body: Mapping[str, Any]
+    size: int
+
+    @property
+    def texts(self) -> int:
+        """About how many texts it has."""
+        lists = (self.body.get(name) for name in ("input", "documents"))
+        return max(len(each) if isinstance(each, list) else 1 for each in lists)
+
+
+class BadLine(Exception):
+    """A line for which its batch is refused."""
+
+    def __init__(self, code: str, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.param = param
+
+
+def read_slices(file: BinaryIO, longest_bytes: int) -> Iterator[list[Numbered]]:
+    """Yield some lines at a time.
+
+    Of a line that is too long no more than its beginning is read, and nothing after it.
+    """
+    number = place = size = 0
+    lines: list[Numbered] = []
+    while raw := file.readline(longest_bytes + 1):
+        number += 1
+        if number == 1:
+            raw = raw.removeprefix(codecs.BOM_UTF8)
+        if raw.strip():
+            lines.append(Numbered(number, place, raw))
+            place, size = place + 1, size + len(raw)
+        if len(lines) >= _SLICE_LINES or size >= _SLICE_BYTES or len(raw) > longest_bytes:
+            if lines:
+                yield lines
+            lines, size = [], 0
+        if len(raw) > longest_bytes:
+            return
+    if lines:
+        yield lines
+
+
+def read_line(numbered: Numbered, reader: Reader, endpoint: str) -> Line:
+    """Read the envelope. Raises `BadLine`; whether the body is right shows when it runs."""
+    try:
+        tree = reader.parse(numbered.raw)
+    except InvalidRequest as error:
+        raise BadLine("invalid_json_line", str(error), error.param) from None
+    for name, kind in (("custom_id", str), ("method", str), ("url", str), ("body", dict)):
+        if name not in tree:
+            raise BadLine("missing_required_parameter", f"{name} is required", name)
+        if not isinstance(tree[name], kind):
+            needed = "an object" if kind is dict else "a string"
+            raise BadLine("invalid_request", f"{name} must be {needed}", name)
+    if not 0 < len(tree["custom_id"]) <= _MOST_ID_CHARACTERS:
+        why = f"custom_id must have from 1 to {_MOST_ID_CHARACTERS} characters"
+        raise BadLine("invalid_custom_id", why, "custom_id")
+    if tree["method"] != "POST":
+        raise BadLine("invalid_method", "method must be POST", "method")
+    if tree["url"] != endpoint:
+        raise BadLine("mismatched_url", f"url must be the batch's endpoint, {endpoint}", "url")
+    return Line(numbered.place, tree["custom_id"], tree["body"], len(numbered.raw))
+
+
+class Check:
+    """The check of a whole input file; `errors` are what OpenAI's batches report."""
+
+    def __init__(
+        self,
+        reader: Reader,
+        models: ModelRegistry,
+        *,
+        endpoint: str,
+        call: Call,
+        most_lines: int,
+        longest_bytes: int,
+    ) -> None:
+        self.total = 0
+        self.errors: list[dict[str, Any]] = []
+        self._reader = reader
+        self._models = models
+        self._endpoint = endpoint
+        self._call = call
+        self._most_lines = most_lines
+        self._longest_bytes = longest_bytes
+        self._ids: set[str] = set()
+
+    @property
+    def ended(self) -> bool:
+        """Whether enough is known."""
+        return len(self.errors) >= _MOST_ERRORS or self.total > self._most_lines
+
+    def add(self, lines: list[Numbered]) -> None:
+        """Check some lines."""
+        for each in lines:
+            try:
+                self._check(each)
+            except BadLine as error:
+                self._refuse(error, each.number)
+
+    def end(self) -> list[dict[str, Any]]:
+        """Return what is wrong with the file."""
+        if self.total > self._most_lines:
+            self.errors.clear()
+            why = f"max_batch_lines of this server is {self._most_lines}; make several batches"
+            self._refuse(BadLine("too_many_lines", f"the file has more lines than allowed: {why}"))
+        if not self.total:
+            self._refuse(BadLine("empty_file", "the file has no request in it"))
+        return self.errors[:_MOST_ERRORS]
+
+    def _check(self, numbered: Numbered) -> None:
+        self.total += 1
+        if len(numbered.raw) > self._longest_bytes:
+            why = f"the line is longer than {self._longest_bytes} bytes, which no request may be"
+            raise BadLine("line_too_long", why)
+        line = read_line(numbered, self._reader, self._endpoint)
+        if line.custom_id in self._ids:
+            raise BadLine("duplicate_custom_id", "custom_id is there twice", "custom_id")
+        self._ids.add(line.custom_id)
+        self._check_rights(line.body.get("model"))
+
+    def _check_rights(self, name: object) -> None:
+        """Raise `BadLine` for a model of others, or of a vector space that is not wanted.
+
+        A model that is not served, or not ready, is for its line to meet.
+        """
+        try:
+            asked = name if isinstance(name, str) else None
+            model, _ = self._models.find(asked, scores=self._endpoint == RERANK)
+            if self._call.tenant.may_use(model.options.names):
+                if self._endpoint != RERANK:
+                    self._call.enter(model.vector_space)
+                return
+        except VectorSpaceMismatch as error:
+            raise BadLine(str(error.code), error.message, "body.model") from None
+        except ServiceError:
+            return
+        raise BadLine("permission_denied", f"this key may not use {model.name}", "body.model")
+
+    def _refuse(self, error: BadLine, line: int | None = None) -> None:
+        self.errors.append(
+            {"code": error.code, "message": str(error), "param": error.param, "line": line}
+        )
+
+
+def answered_line(line: Line, answered: Answered) -> tuple[bytes, ...]:
+    """Return the line of the output or error file; the answer's body is in it as it is."""
+    head = _head(line) + b'"response":{"status_code":%d,"request_id":%s,"body":' % (
+        answered.status,
+        orjson.dumps(answered.request_id),
+    )
+    return head, *answered.body, b'},"error":null}\n'
+
+
+def unanswered_line(line: Line, code: str, message: str) -> tuple[bytes, ...]:
+    """Return the line of the error file for a request that never ran."""
+    error = orjson.dumps({"code": code, "message": message})
+    return (_head(line) + b'"response":null,"error":' + error + b"}\n",)
+
+
+def _head(line: Line) -> bytes:
+    return b'{"id":"%s","custom_id":%s,' % (
+        new_id("batch_req_").encode(),
+        orjson.dumps(line.custom_id),
+    )

@@ -1,0 +1,112 @@
+"""The results of a batch on the disk: segments while it runs, one file each at its end.
+
+Under each lease an instance writes files of its own. What another one still writes that has lost
+its lease is in no byte that the ledger counts.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+
+from embedding_service.batches.store import sync
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    from embedding_service.batches.ledger import Batch, Segment
+    from embedding_service.batches.store import Store
+
+KINDS = ("output", "error")
+_COPIED_BYTES = 1 << 20
+
+
+class Sizes(NamedTuple):
+    """Bytes of the two files that are whole lines, and on the disk."""
+
+    output: int = 0
+    error: int = 0
+
+
+class Writer:
+    """The two files of one lease. All of it blocks."""
+
+    def __init__(self, store: Store, batch: Batch) -> None:
+        self.sizes = Sizes()
+        with ExitStack() as opened:
+            paths = [_segment(store, batch.id, batch.fence, kind) for kind in KINDS]
+            self._files = [opened.enter_context(_create(path)) for path in paths]
+            sync(store.segments)
+            self._opened = opened.pop_all()
+
+    def append(self, parts: Sequence[Iterable[bytes]]) -> Sizes:
+        """Write behind what is there, for each file; a failed attempt is written over by the next.
+
+        Raises `OSError`.
+        """
+        written = Sizes(*map(_append, self._files, self.sizes, parts))
+        self.sizes = written
+        return written
+
+    def close(self) -> None:
+        """Close both files."""
+        self._opened.close()
+
+
+def join(store: Store, batch: Batch, segments: Iterable[Segment], *, kind: str, name: str) -> int:
+    """Make one file of a kind from all segments; return its bytes. None is made of nothing."""
+    part, size = store.path(f"{name}.part"), 0
+    with part.open("wb") as whole:
+        for segment in segments:
+            length = segment.output_bytes if kind == "output" else segment.error_bytes
+            if length:
+                _copy(_segment(store, batch.id, segment.fence, kind), whole, length)
+                size += length
+        whole.flush()
+        os.fsync(whole.fileno())
+    if not size:
+        part.unlink()
+        return 0
+    part.rename(store.path(name))
+    sync(store.files)
+    return size
+
+
+def clear(store: Store, batch_id: str) -> None:
+    """Remove the segments of a batch that has ended."""
+    for path in store.segments.glob(f"{batch_id}.*"):
+        path.unlink(missing_ok=True)
+
+
+def _segment(store: Store, batch_id: str, fence: int, kind: str) -> Path:
+    return store.segments / f"{batch_id}.{fence}.{kind}"
+
+
+def _create(path: Path) -> BinaryIO:
+    # Unbuffered: what the disk did not take is not written again when the file is closed.
+    return path.open("wb", buffering=0)
+
+
+def _append(file: BinaryIO, size: int, parts: Iterable[bytes]) -> int:
+    content = memoryview(b"".join(parts))
+    if not content:
+        return size
+    file.seek(size)
+    written = 0
+    while written < len(content):
+        written += file.write(content[written:])
+    os.fsync(file.fileno())
+    return size + written
+
+
+def _copy(path: Path, whole: BinaryIO, length: int) -> None:
+    """Append the first `length` bytes of a file."""
+    with path.open("rb") as source:
+        while length:
+            piece = source.read(min(length, _COPIED_BYTES))
+            if not piece:
+                raise OSError(f"{path.name} is shorter than the ledger says")
+            whole.write(piece)
+            length -= len(piece)

@@ -1,0 +1,195 @@
+"""The results of a batch: on the disk first, then in the ledger, and joined at the end.
+
+While the disk is full, a write is tried again and again; nothing is lost by it but time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+from embedding_service.batches import files, ledger
+from embedding_service.batches.files import StoredFile
+from embedding_service.batches.ledger import Progress
+from embedding_service.batches.output import KINDS, Writer, clear, join
+from embedding_service.batches.store import new_id
+from embedding_service.errors import ServiceError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from structlog.typing import FilteringBoundLogger
+
+    from embedding_service.batches.ledger import Batch, Segment
+    from embedding_service.batches.lines import Line
+    from embedding_service.batches.store import Store
+    from embedding_service.settings.gateway import Settings
+    from embedding_service.telemetry import Metrics
+
+_T = TypeVar("_T")
+_RETRY_S = 5.0
+
+
+class Settled(NamedTuple):
+    """A line with its result."""
+
+    line: Line
+    parts: tuple[bytes, ...]
+    failed: bool
+    tokens: int = 0
+    model: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """The store and what bounds it."""
+
+    store: Store
+    settings: Settings
+    metrics: Metrics
+    log: FilteringBoundLogger
+
+
+class Results:
+    """The results of one batch under one lease."""
+
+    def __init__(self, around: Surroundings, batch: Batch) -> None:
+        self.stopping = False
+        self.held_bytes = 0
+        self.held = contextlib.ExitStack()  # what the service reserves for unwritten results
+        self._around = around
+        self._batch = batch
+        self._settled: list[Settled] = []
+        self._writer: Writer | None = None
+        self._progress = Progress(
+            bytearray(batch.done), batch.completed, batch.failed, batch.tokens, batch.model
+        )
+
+    @property
+    def done(self) -> int:
+        """How many lines have settled."""
+        return self._progress.completed + self._progress.failed
+
+    def is_done(self, place: int) -> bool:
+        """Tell whether a line has settled."""
+        return bool(self._progress.done[place >> 3] >> (place & 7) & 1)
+
+    def add(self, settled: Settled) -> None:
+        """Take a result; `commit` writes it."""
+        self._settled.append(settled)
+        self.held_bytes += sum(map(len, settled.parts))
+
+    async def close(self) -> None:
+        """Drop what has not been written."""
+        self.held.close()
+        if self._writer is not None:
+            await asyncio.to_thread(self._writer.close)
+
+    async def commit(self) -> None:
+        """Write all that was added, then say so in the ledger. Raises `LeaseLost`."""
+        settled, self._settled, self.held_bytes = self._settled, [], 0
+        held, self.held = self.held, contextlib.ExitStack()
+        if not settled:
+            return
+        with held:
+            failed = self._count(settled)
+            await self._keep_trying(lambda: asyncio.to_thread(self._write, settled))
+            advance, store = ledger.advance, self._around.store
+            await self._keep_trying(lambda: store.run(advance, self._batch, self._progress))
+        lines = self._around.metrics.batch_lines
+        lines.labels("failed").inc(failed)
+        lines.labels("completed").inc(len(settled) - failed)
+
+    def _count(self, settled: list[Settled]) -> int:
+        """Note what the next write makes true; return how many lines failed."""
+        progress = self._progress
+        for each in settled:
+            progress.done[each.line.place >> 3] |= 1 << (each.line.place & 7)
+            progress.tokens += each.tokens
+            progress.model = progress.model or each.model
+        failed = sum(each.failed for each in settled)
+        progress.failed += failed
+        progress.completed += len(settled) - failed
+        return failed
+
+    def _write(self, settled: list[Settled]) -> None:
+        if self._writer is None:
+            self._writer = Writer(self._around.store, self._batch)
+        parts = [_parts(settled, failed=kind == "error") for kind in KINDS]
+        sizes = self._writer.append(parts)
+        self._progress.output_bytes, self._progress.error_bytes = sizes
+
+    async def finish(self, status: str) -> None:
+        """Join the results and end the batch. Raises `LeaseLost`."""
+        store, batch = self._around.store, self._batch
+        segments = await self._keep_trying(lambda: store.run(ledger.finalize, batch))
+        made = [await self._join(segments, kind) for kind in KINDS]
+        kept, errors = made, None
+        try:
+            if over := await self._over_quota(made):
+                status, kept, errors = "failed", [None, None], [over]
+            output, error = kept
+            await self._keep_trying(
+                lambda: store.run(
+                    ledger.finish, batch, status, output=output, error=error, errors=errors
+                )
+            )
+        except BaseException:
+            kept = [None, None]
+            raise
+        finally:
+            unused = [file.id for file in made if file is not None and file not in kept]
+            await asyncio.to_thread(files.remove, store, unused)
+        await asyncio.to_thread(clear, store, batch.id)
+        self._log_end(status)
+
+    def _log_end(self, status: str) -> None:
+        batch, progress = self._batch, self._progress
+        self._around.log.info(
+            "batch_ended",
+            status=status,
+            total=batch.total,
+            completed=progress.completed,
+            failed=progress.failed,
+            seconds=int(time.time()) - batch.created_at,
+        )
+
+    async def _join(self, segments: list[Segment], kind: str) -> StoredFile | None:
+        store, batch, file_id = self._around.store, self._batch, new_id("file-")
+        size = await self._keep_trying(
+            lambda: asyncio.to_thread(join, store, batch, segments, kind=kind, name=file_id)
+        )
+        if not size:
+            return None
+        now, longest_s = int(time.time()), self._around.settings.file_ttl_s
+        expires_at = now + int(min(longest_s, batch.output_ttl_s or longest_s))
+        name = f"{batch.id}_{kind}.jsonl"
+        return StoredFile(file_id, batch.owner, "batch_output", name, size, now, expires_at)
+
+    async def _over_quota(self, made: list[StoredFile | None]) -> dict[str, object] | None:
+        """Return the error of a batch whose results have no room among its owner's files."""
+        most = self._around.settings.max_stored_bytes
+        _, used = await self._around.store.run(files.usage, self._batch.owner)
+        if used + sum(file.bytes for file in made if file) <= most:
+            return None
+        why = f"the results have no room: max_stored_bytes of this server is {most}; delete files"
+        return {"code": "storage_limit_exceeded", "message": why, "param": None, "line": None}
+
+    async def _keep_trying(self, attempt: Callable[[], Awaitable[_T]]) -> _T:
+        """Attempt a write until the disk takes it, or this instance ends."""
+        while True:
+            try:
+                return await attempt()
+            except (OSError, ServiceError) as error:
+                self._around.log.error("batch_not_written", reason=str(error))  # noqa: TRY400
+                if self.stopping:
+                    raise
+                await asyncio.sleep(_RETRY_S)
+
+
+def _parts(settled: list[Settled], *, failed: bool) -> list[bytes]:
+    return list(chain.from_iterable(each.parts for each in settled if each.failed is failed))

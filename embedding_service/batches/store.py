@@ -1,0 +1,185 @@
+"""The state of files and batches: an SQLite database and a folder of files, in `state_dir`.
+
+Instances of one host share both. Each call is one transaction in a thread of its own, so that
+nothing here ever waits for a disk on the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import secrets
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
+
+from embedding_service.errors import BadConfiguration, ServiceError, StorageFull, Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+VERSION = 1
+_SCHEMA = """
+CREATE TABLE files (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    owner TEXT NOT NULL,
+    purpose TEXT NOT NULL,
+    filename TEXT NOT NULL,
+    bytes INTEGER NOT NULL,
+    created_at INTEGER NOT NULL,
+    expires_at INTEGER NOT NULL
+);
+CREATE INDEX files_of_owner ON files (owner, seq);
+CREATE TABLE batches (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    owner TEXT NOT NULL,
+    endpoint TEXT NOT NULL,
+    input_file_id TEXT NOT NULL,
+    completion_window TEXT NOT NULL,
+    metadata TEXT,
+    output_ttl_s INTEGER,
+    required_spaces TEXT,
+    status TEXT NOT NULL DEFAULT 'validating',
+    created_at INTEGER NOT NULL,
+    in_progress_at INTEGER,
+    finalizing_at INTEGER,
+    completed_at INTEGER,
+    failed_at INTEGER,
+    expired_at INTEGER,
+    cancelling_at INTEGER,
+    cancelled_at INTEGER,
+    expires_at INTEGER NOT NULL,
+    output_file_id TEXT,
+    error_file_id TEXT,
+    errors TEXT,
+    model TEXT,
+    total INTEGER NOT NULL DEFAULT 0,
+    completed INTEGER NOT NULL DEFAULT 0,
+    failed INTEGER NOT NULL DEFAULT 0,
+    tokens INTEGER NOT NULL DEFAULT 0,
+    done BLOB NOT NULL DEFAULT x'',
+    holder TEXT,
+    fence INTEGER NOT NULL DEFAULT 0,
+    lease_until REAL NOT NULL DEFAULT 0,
+    progress_at REAL NOT NULL
+);
+CREATE INDEX batches_of_owner ON batches (owner, seq);
+CREATE INDEX batches_by_status ON batches (status, seq);
+CREATE TABLE segments (
+    batch_id TEXT NOT NULL,
+    fence INTEGER NOT NULL,
+    output_bytes INTEGER NOT NULL,
+    error_bytes INTEGER NOT NULL,
+    PRIMARY KEY (batch_id, fence)
+);
+"""
+_BUSY_S = 10.0  # how long another instance's transaction, of milliseconds, is waited for
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+class Store:
+    """The database and the folders of one `state_dir`. Raises `BadConfiguration` if it has none."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files = folder / "files"
+        self.segments = folder / "batches"
+        try:
+            for path in (folder, self.files, self.segments):
+                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._db = _open(folder / "state.sqlite3")
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            raise BadConfiguration(f"state_dir: {folder}: {reason}") from None
+        except sqlite3.Error as error:
+            raise BadConfiguration(f"state_dir: {folder}: its database: {error}") from None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="state")
+
+    async def run(
+        self,
+        work: Callable[Concatenate[sqlite3.Connection, _P], _T],
+        *args: _P.args,
+        **options: _P.kwargs,
+    ) -> _T:
+        """Return what `work` returns, once all that it wrote is on the disk.
+
+        Raises what it raises, and then nothing is written; `StorageFull`, `Unavailable`.
+        """
+        whole = partial(self._transact, lambda: work(self._db, *args, **options))
+        return await asyncio.get_running_loop().run_in_executor(self._thread, whole)
+
+    async def close(self) -> None:
+        """Close the database."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._db.close)
+        self._thread.shutdown(wait=False)
+
+    def path(self, file_id: str) -> Path:
+        """Return where the content of a file is; ids are ours, and never a client's words."""
+        return self.files / file_id
+
+    def _transact(self, work: Callable[[], _T]) -> _T:
+        db = self._db
+        try:
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                result = work()
+            except BaseException:
+                if db.in_transaction:  # SQLite itself has undone it where the disk is full
+                    db.execute("ROLLBACK")
+                raise
+            db.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise storage_error(error) from error
+        return result
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    """Open the database, and make its tables if it is new. Raises `BadConfiguration`."""
+    db = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
+    path.chmod(0o600)
+    db.row_factory = sqlite3.Row
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("PRAGMA synchronous = FULL")  # a finished line stays finished after a power cut
+    db.execute("BEGIN IMMEDIATE")  # another instance may be making the tables
+    version = int(db.execute("PRAGMA user_version").fetchone()[0])
+    if version > VERSION:
+        db.close()
+        raise BadConfiguration(
+            f"state_dir: {path} was written by a newer version of this service; use another folder"
+        )
+    if version == 0:
+        for statement in _SCHEMA.split(";\n"):
+            db.execute(statement)
+        db.execute(f"PRAGMA user_version = {VERSION}")
+    db.execute("COMMIT")
+    return db
+
+
+def storage_error(error: OSError | sqlite3.Error) -> ServiceError:
+    """Return the answer to a client whose data could not be written or read."""
+    full = isinstance(error, OSError) and error.errno in _FULL
+    if full or getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+        return StorageFull("the server has no room left for files; try again later")
+    return Unavailable("the server cannot reach its files at the moment; try again shortly")
+
+
+def new_id(prefix: str) -> str:
+    """Return an id that nobody can guess: 128 random bits."""
+    return prefix + secrets.token_hex(16)
+
+
+def sync(path: Path) -> None:
+    """Have a folder's names survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,263 @@
+"""OpenAI's batches: `/v1/batches`, where `state_dir` is set."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, StringConstraints
+
+from embedding_service.batches import ledger
+from embedding_service.batches.ledger import Batch
+from embedding_service.batches.lines import ENDPOINTS
+from embedding_service.batches.store import new_id
+from embedding_service.dialects.dialect import Answer, Dialect, Operation, Request
+from embedding_service.dialects.errors import OPENAI
+from embedding_service.dialects.fields import BareFields, Fields
+from embedding_service.errors import InvalidRequest
+from embedding_service.http.files import PAGE, checked_ttl_s, page_of, page_size
+
+if TYPE_CHECKING:
+    from embedding_service.batches.batches import Batches
+    from embedding_service.dialects.errors import Responses
+
+_WINDOW, _WINDOW_S = "24h", 86_400
+_MOST_METADATA = 16
+_MOST_BATCHES_A_PAGE, _BATCHES_A_PAGE = 100, 20
+_MetadataKey = Annotated[str, StringConstraints(max_length=64)]
+_MetadataValue = Annotated[str, StringConstraints(max_length=512)]
+
+
+class ExpiresAfter(BareFields):
+    """How long results are kept."""
+
+    anchor: str
+    seconds: int
+
+
+class BatchRequest(Fields):
+    """A batch to make."""
+
+    input_file_id: str = Field(description="A file uploaded with the purpose `batch`.")
+    endpoint: str = Field(description=f"One of {', '.join(ENDPOINTS)}.")
+    completion_window: str = Field(description="24h.")
+    metadata: dict[_MetadataKey, _MetadataValue] | None = Field(None, max_length=_MOST_METADATA)
+    output_expires_after: ExpiresAfter | None = None
+
+
+class BatchFault(BaseModel):
+    """A reason why a batch failed."""
+
+    code: str
+    message: str
+    param: str | None
+    line: int | None
+
+
+class BatchFaults(BaseModel):
+    """The reasons why a batch failed."""
+
+    object: Literal["list"] = "list"
+    data: list[BatchFault]
+
+
+class RequestCounts(BaseModel):
+    """Lines by how they ended."""
+
+    total: int
+    completed: int
+    failed: int
+
+
+class BatchUsage(BaseModel):
+    """Tokens of the lines that were answered."""
+
+    input_tokens: int
+    input_tokens_details: dict[str, int] = {"cached_tokens": 0}
+    output_tokens: int = 0
+    output_tokens_details: dict[str, int] = {"reasoning_tokens": 0}
+    total_tokens: int
+
+
+class BatchObject(BaseModel):
+    """A batch, as OpenAI describes it."""
+
+    id: str
+    object: Literal["batch"] = "batch"
+    endpoint: str
+    model: str | None
+    errors: BatchFaults | None
+    input_file_id: str
+    completion_window: str
+    status: Literal[ledger.STATUSES]  # type: ignore[valid-type]
+    output_file_id: str | None
+    error_file_id: str | None
+    created_at: int
+    in_progress_at: int | None
+    expires_at: int
+    finalizing_at: int | None
+    completed_at: int | None
+    failed_at: int | None
+    expired_at: int | None
+    cancelling_at: int | None
+    cancelled_at: int | None
+    request_counts: RequestCounts
+    usage: BatchUsage
+    metadata: dict[str, str] | None
+
+
+class BatchList(BaseModel):
+    """A page of batches."""
+
+    object: Literal["list"] = "list"
+    data: list[BatchObject]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class BatchRoutes:
+    """The operations on batches of one store."""
+
+    def __init__(self, batches: Batches) -> None:
+        self._batches = batches
+        self._store = batches.store
+
+    async def create(self, request: Request[BatchRequest]) -> Answer:
+        """Have the lines of a file computed, when nothing else is waiting."""
+        fields, now = request.fields, int(time.time())
+        _check(fields)
+        batch = Batch(
+            id=new_id("batch_"),
+            owner=request.call.tenant.name,
+            endpoint=fields.endpoint,
+            input_file_id=fields.input_file_id,
+            completion_window=fields.completion_window,
+            created_at=now,
+            expires_at=now + _WINDOW_S,
+            metadata=fields.metadata,
+            output_ttl_s=_output_ttl_s(fields.output_expires_after),
+            required_spaces=[sorted(ids) for ids in request.call.required] or None,
+        )
+        most = request.settings.max_batches
+        made = await self._store.run(ledger.create, batch, most=most)
+        self._batches.wake()
+        request.log["batch"] = made.id
+        return Answer.json(shown(made))
+
+    async def list(self, request: Request[None]) -> Answer:
+        """List the key's batches, the newest first."""
+        found, has_more = await self._store.run(
+            ledger.page,
+            request.call.tenant.name,
+            after=request.query.get("after"),
+            limit=page_size(request.query, _MOST_BATCHES_A_PAGE, default=_BATCHES_A_PAGE),
+        )
+        data = [shown(batch).model_dump() for batch in found]
+        return Answer.json(page_of(data, has_more=has_more))
+
+    async def retrieve(self, request: Request[None]) -> Answer:
+        """Describe a batch."""
+        return await self._answer(request, ledger.find)
+
+    async def cancel(self, request: Request[None]) -> Answer:
+        """Have a batch end early; the results that it has are kept."""
+        answer = await self._answer(request, ledger.cancel)
+        self._batches.wake()
+        return answer
+
+    async def _answer(self, request: Request[None], work: Any) -> Answer:
+        owner, batch_id = request.call.tenant.name, request.path["batch_id"]
+        return Answer.json(shown(await self._store.run(work, owner, batch_id)))
+
+
+def _check(fields: BatchRequest) -> None:
+    """Raise `InvalidRequest` for what is not offered."""
+    if fields.endpoint not in ENDPOINTS:
+        names = " or ".join(ENDPOINTS)
+        raise InvalidRequest(f"endpoint must be {names}", param="endpoint")
+    if fields.completion_window != _WINDOW:
+        raise InvalidRequest(f"completion_window must be {_WINDOW}", param="completion_window")
+
+
+def _output_ttl_s(expires: ExpiresAfter | None) -> int | None:
+    if expires is None:
+        return None
+    return checked_ttl_s(expires.anchor, expires.seconds, "output_expires_after")
+
+
+def shown(batch: Batch) -> BatchObject:
+    """Return a batch in OpenAI's shape."""
+    times = {name: getattr(batch, name) for name in BatchObject.model_fields if name[-3:] == "_at"}
+    faults = None if batch.errors is None else BatchFaults.model_validate({"data": batch.errors})
+    counts = {"total": batch.total, "completed": batch.completed, "failed": batch.failed}
+    return BatchObject(
+        id=batch.id,
+        endpoint=batch.endpoint,
+        model=batch.model,
+        errors=faults,
+        input_file_id=batch.input_file_id,
+        completion_window=batch.completion_window,
+        status=batch.status,
+        output_file_id=batch.output_file_id,
+        error_file_id=batch.error_file_id,
+        request_counts=RequestCounts(**counts),
+        usage=BatchUsage(input_tokens=batch.tokens, total_tokens=batch.tokens),
+        metadata=batch.metadata,
+        **times,
+    )
+
+
+_ID = {"name": "batch_id", "in": "path", "required": True, "schema": {"type": "string"}}
+
+
+def dialect(batches: Batches) -> Dialect:
+    """Return the operations on batches."""
+    routes, errors = BatchRoutes(batches), OPENAI.responses()
+    unknown: Responses = {
+        404: {**errors[404], "description": "No batch with this id belongs to the key."}
+    }
+    first: dict[str, Any] = {
+        "input_file_id": "file-abc123",
+        "endpoint": ENDPOINTS[0],
+        "completion_window": _WINDOW,
+    }
+    return Dialect(
+        "Batches",
+        OPENAI,
+        (
+            Operation(
+                path="/v1/batches",
+                handle=routes.create,
+                summary="Make a batch",
+                request=BatchRequest,
+                example=first,
+                response=BatchObject,
+            ),
+            Operation(
+                path="/v1/batches",
+                method="GET",
+                handle=routes.list,
+                summary="List batches",
+                response=BatchList,
+                parameters=PAGE,
+            ),
+            Operation(
+                path="/v1/batches/{batch_id}",
+                method="GET",
+                handle=routes.retrieve,
+                summary="Describe a batch",
+                response=BatchObject,
+                parameters=(_ID,),
+                responses=unknown,
+            ),
+            Operation(
+                path="/v1/batches/{batch_id}/cancel",
+                handle=routes.cancel,
+                summary="Cancel a batch",
+                response=BatchObject,
+                parameters=(_ID,),
+                responses=unknown,
+            ),
+        ),
+    )
