@@ -80,9 +80,15 @@ class Columns:
 
 
 def choose(sources: Sequence[Source], options: BulkOptions) -> Columns:
-    """Return the columns that all sources have, as the first one has them. Raises `BadInput`."""
-    columns = _of_first(sources[0], options)
-    for source in sources:
+    """Return the columns that all sources have, as the first one has them.
+
+    Files without anything in them do not count, unless all are empty. Raises `BadInput`.
+    """
+    filled = [source for source in sources if _kinds(source) is not None]
+    if not filled:
+        raise BadInput(f"{sources[0].name}: there is nothing in it")
+    columns = _of_first(filled[0], options)
+    for source in filled:
         if source.format is not InputFormat.LINES:
             _check(source, columns)
     return columns
@@ -90,7 +96,7 @@ def choose(sources: Sequence[Source], options: BulkOptions) -> Columns:
 
 def _of_first(source: Source, options: BulkOptions) -> Columns:
     wanted = options.id_column
-    kinds = {} if source.format is InputFormat.LINES else _kinds(source)
+    kinds = _kinds(source) or {}
     key = wanted if wanted is not None else DEFAULT_ID if DEFAULT_ID in kinds else None
     if not key:
         return Columns(options.column, None, IdKind.ROW)
@@ -104,15 +110,18 @@ def _of_first(source: Source, options: BulkOptions) -> Columns:
     return Columns(options.column, key, kind)
 
 
-def _kinds(source: Source) -> dict[str, IdKind | None]:
-    """Return the columns of a source, each with the kind of id that it could be."""
+def _kinds(source: Source) -> dict[str, IdKind | None] | None:
+    """Return the columns of a source, each with the kind of id it could be; None: it is empty."""
+    if source.format is InputFormat.LINES:
+        return {}
     if source.format is InputFormat.PARQUET:
         with reading(source), source.open_parquet() as file:
             return {field.name: _id_kind(field.type) for field in file.schema_arrow}
     if source.format is InputFormat.JSONL:
         kinds = {int: IdKind.INTEGER, str: IdKind.TEXT}
-        return {name: kinds.get(type(value)) for name, value in _first_record(source).items()}
-    return dict.fromkeys(_header(source), IdKind.TEXT)
+        record = _first_record(source)
+        return record and {name: kinds.get(type(value)) for name, value in record.items()}
+    return dict.fromkeys(_header(source), IdKind.TEXT) or None
 
 
 def _check(source: Source, columns: Columns) -> None:
@@ -120,13 +129,11 @@ def _check(source: Source, columns: Columns) -> None:
         with reading(source), source.open_parquet() as file:
             columns.check_schema(file.schema_arrow, source)
         return
-    names: Iterable[str]
-    names = _first_record(source) if source.format is InputFormat.JSONL else _header(source)
     for name in filter(None, (columns.text, columns.key)):
-        _require(name, names, source)
+        _require(name, _kinds(source) or (), source)
 
 
-def _first_record(source: Source) -> dict[str, Any]:
+def _first_record(source: Source) -> dict[str, Any] | None:
     """Return the first object of JSONL. Raises `BadInput` if the first line holds none."""
     for count, line in enumerate(first_lines(source), 1):
         if line.isspace():
@@ -135,15 +142,12 @@ def _first_record(source: Source) -> dict[str, Any]:
         if isinstance(record, str):
             raise BadInput(f"{source.name}:{count}: {record} (--input-format lines: plain texts)")
         return record
-    raise BadInput(f"{source.name}: there is nothing in it")
+    return None
 
 
 def _header(source: Source) -> list[str]:
     lines = (line.removeprefix(BOM) for line in first_lines(source))
-    header = open_table(source, lines)[1]
-    if not header:
-        raise BadInput(f"{source.name}: there is nothing in it")
-    return header
+    return open_table(source, lines)[1]
 
 
 def _require(name: str, names: Iterable[str], source: Source) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -51,6 +52,7 @@ Normalize = Annotated[bool, Option(help="Scale vectors to length 1.")]
 Model = Annotated[str | None, Option(help="One of several models, or an alias.")]
 Server = Annotated[list[str] | None, Option(help="Have this server embed; may be repeated.")]
 KeyEnv = Annotated[str, Option(help="Variable that holds the key for --server.")]
+Ray = Annotated[str | None, Option(help="On this Ray cluster: an address, auto, or local.")]
 DryRun = Annotated[bool, Option("--dry-run", help="Tell how much it is, and how long it takes.")]
 Config = Annotated[
     Path | None, Option("--config", "-c", envvar="EMBEDDING_CONFIG", help="YAML file of settings.")
@@ -78,6 +80,7 @@ def embed(  # noqa: PLR0913 - each is a flag
     model: Model = None,
     server: Server = None,
     api_key_env: KeyEnv = "OPENAI_API_KEY",
+    ray: Ray = None,
     dry_run: DryRun = False,
     config: Config = None,
 ) -> None:
@@ -89,8 +92,7 @@ def embed(  # noqa: PLR0913 - each is a flag
     from embedding_service.bulk import run
 
     names, settings_flags = split(inputs)
-    if out is None and not dry_run:
-        raise BadConfiguration("--out: name the folder of the vectors")
+    _check_out(out, dry_run=dry_run)
     options = BulkOptions(
         column=column,
         id_column=id_column,
@@ -106,7 +108,7 @@ def embed(  # noqa: PLR0913 - each is a flag
         rows_per_part=rows_per_part,
         bad_lines=bad_lines,
     )
-    work = run.Work(names, input_format, options, None if dry_run else out, model)
+    work = run.Work(names, input_format, options, None if dry_run else out, model, ray=ray)
     if server:
         if settings_flags:
             named = settings_flags[0]
@@ -131,6 +133,16 @@ def _with_settings(
 def register(app: typer.Typer, _: object) -> None:
     """Add the command to the program; it reads settings itself, from among its inputs."""
     app.command(context_settings=FLAGS)(embed)
+
+
+def _check_out(out: Path | None, *, dry_run: bool) -> None:
+    if out is None and not dry_run:
+        raise BadConfiguration("--out: name the folder of the vectors")
+    if out is not None and re.match(r"[a-z0-9+]{2,}:/", str(out)):  # a path has one of its slashes
+        raise BadConfiguration(
+            "--out: parts are renamed once they are complete, which stores cannot do; name a "
+            "folder of this machine, and copy it"
+        )
 
 
 def split(arguments: Iterable[str]) -> tuple[list[str], list[str]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from embedding_service.bulk.job import Job
+from embedding_service.bulk.pipeline import Pipeline
 from embedding_service.bulk.progress import Progress
 from embedding_service.bulk.rows import Reader
 from embedding_service.errors import BadConfiguration
@@ -53,7 +53,7 @@ async def measure(corpus: Corpus, embedder: Embedder, rows_per_part: int) -> Non
     rows = await asyncio.to_thread(corpus.reader().skip, sys.maxsize)
     progress = Progress(structlog.get_logger(), None)
     reader = _Minute(corpus)
-    job = Job(reader, embedder, _Nowhere(), progress, rows_per_part=rows_per_part)
+    job = Pipeline(reader, embedder, _Nowhere(), progress, rows_per_part=rows_per_part)
     with progress.shown():
         reader.until = time.monotonic() + MEASURED_S
         await job.run()

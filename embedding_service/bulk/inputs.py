@@ -51,6 +51,10 @@ class Source:
     size: int | None = None
     changed_ns: int | None = None
 
+    def is_in(self, folder: Path | None) -> bool:
+        """Whether this is a file below a folder of this machine."""
+        return folder is not None and folder.absolute() in Path(self.name).parents
+
     def identity(self) -> dict[str, Any]:
         """Return what a changed file would differ in."""
         if self.filesystem is None:
@@ -161,17 +165,20 @@ def first_line(error: Exception) -> str:
     return str(text).strip().splitlines()[0][:300]
 
 
-def find(given: Iterable[str], form: InputFormat | None = None) -> list[Source]:
+def find(
+    given: Iterable[str], form: InputFormat | None = None, out: Path | None = None
+) -> list[Source]:
     """Return the files that paths, folders, patterns and URLs mean, each group in order.
 
-    Raises `BadConfiguration` for what nobody could read, `BadInput` for what is not there.
+    What lies in the folder `out` is left out: it may be below one of the inputs. Raises
+    `BadConfiguration` for what nobody could read, `BadInput` for what is not there.
     """
     found: list[Source] = []
     for name in given:
         if name == STDIN:
             found.append(Source("-", "", None, form or InputFormat.JSONL))
         else:
-            found += _find_files(name, form)
+            found += [source for source in _find_files(name, form) if not source.is_in(out)]
     if not found:
         raise BadConfiguration("there is no input; name files, or - for standard input")
     seen: set[str] = set()

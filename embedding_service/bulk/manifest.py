@@ -12,6 +12,7 @@ import errno
 import fcntl
 import os
 import time
+import uuid
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MANIFEST, ERRORS = "_manifest.json", "_errors.jsonl"
+SPACE = "_space.json"  # of the first engine of a cluster, until the manifest has it
 _PART_ERRORS = "_errors"  # the folder of each part's
 _VERSION = 1
 # Written anew now and then: a billion rows are 50,000 parts.
@@ -82,7 +84,11 @@ class Folder:
     def commit(self, part: Part) -> None:
         """Make a part one that is done. Raises `OSError`."""
         part.commit()
-        self.rows[part.name] = part.rows
+        self.note(part.name, part.rows)
+
+    def note(self, name: str, rows: int) -> None:
+        """Count a part that is done. Raises `OSError`."""
+        self.rows[name] = rows
         if time.monotonic() - self._written > _EVERY_S:
             self._write()
 
@@ -131,6 +137,7 @@ class Folder:
         """Read the manifest, if there is one. Raises `BadConfiguration` if it is another job's."""
         if (found := _read_manifest(self.path)) is None:
             return
+        found["made_of"] |= known_space(self.path)
         if wrong := list(differences(found["made_of"], self.identity)):
             raise BadConfiguration(
                 f"{self.path} is of another job: {'; '.join(wrong)}. Take another folder"
@@ -161,8 +168,9 @@ class Part:
         self.failures: list[bytes] = []
         self.name = name
         self._folder = folder
-        self._temporary = folder / f".{name}.tmp"
-        self.beside = folder / f".{name}.ids.tmp"
+        own = uuid.uuid4().hex[:8]  # a node that was given up may still write the same part
+        self._temporary = folder / f".{name}.{own}.tmp"
+        self.beside = folder / f".{name}.{own}.ids.tmp"
         self.file = self._temporary.open("wb")
 
     def commit(self) -> None:
@@ -210,6 +218,13 @@ def _read_manifest(folder: Path) -> dict[str, Any] | None:
     return tree
 
 
+def known_space(folder: Path) -> dict[str, Any]:
+    """Return what the engines of a cluster have agreed on, if anything."""
+    with contextlib.suppress(FileNotFoundError):
+        return dict(orjson.loads((folder / SPACE).read_bytes()))
+    return {}
+
+
 def differences(found: Any, wanted: Any, place: str = "") -> Iterator[str]:
     """Yield where two trees differ, for a person; what only `found` has may be asked for later."""
     if isinstance(found, dict) and isinstance(wanted, dict):
@@ -242,7 +257,7 @@ def stopping(path: Path) -> Iterator[None]:
 
 def replace(path: Path, lines: Iterable[bytes]) -> None:
     """Write a file so that it has its old content or all of the new one, whatever happens."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         with temporary.open("wb") as file:
             file.writelines(lines)

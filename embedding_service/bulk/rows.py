@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
@@ -15,7 +15,7 @@ from embedding_service.bulk.options import BadLines, InputFormat
 from embedding_service.errors import BadInput
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from embedding_service.bulk.columns import Columns
     from embedding_service.bulk.inputs import Source
@@ -61,12 +61,22 @@ class Corpus:
         """Return what reads them from the start."""
         return Reader(self)
 
+    def reader_from(self, row: int, rows_of_sources: Sequence[int]) -> Reader:
+        """Return what reads them from a row on, without opening the files before it."""
+        first, before = 0, 0
+        while first < len(self.sources) and before + rows_of_sources[first] <= row:
+            before += rows_of_sources[first]
+            first += 1
+        reader = Reader(replace(self, sources=self.sources[first:]), before)
+        reader.skip(row - before)
+        return reader
+
 
 class Reader:
     """All rows of some sources. `skip` passes over rows without parsing them."""
 
-    def __init__(self, corpus: Corpus) -> None:
-        self.number = 0
+    def __init__(self, corpus: Corpus, number: int = 0) -> None:
+        self.number = number
         self.bytes_read = 0  # of the files, as far as they have been read
         self._finished_bytes = 0
         self._columns = corpus.columns
@@ -78,6 +88,8 @@ class Reader:
 
     def skip(self, rows: int) -> int:
         """Pass over so many rows; return how many there were."""
+        if not rows:
+            return 0
         ahead, self._ahead = self._ahead, []
         self._to_skip = rows - len(ahead)
         after = next(self._rows, None)
@@ -168,6 +180,8 @@ class Reader:
 
     def _read_table(self, source: Source, stream: IO[bytes]) -> Iterator[Row]:
         table, header = open_table(source, _lines(source, stream))
+        if not header:
+            return
         text, key = self._columns.places(header, source)
         while True:
             try:

@@ -17,9 +17,9 @@ from embedding_service import telemetry
 from embedding_service.bulk import columns, inputs
 from embedding_service.bulk.dry_run import measure
 from embedding_service.bulk.embedder import EngineEmbedder
-from embedding_service.bulk.job import Job, Sink
 from embedding_service.bulk.manifest import ERRORS, Folder
 from embedding_service.bulk.outputs import Layout
+from embedding_service.bulk.pipeline import Pipeline, Sink
 from embedding_service.bulk.progress import Progress
 from embedding_service.bulk.rows import Corpus
 from embedding_service.engine.process import WorkerProcess
@@ -44,7 +44,8 @@ _OBJECTS_BETWEEN_COLLECTIONS = 20_000  # as in a gateway: nothing here is garbag
 class Work:
     """What the command was asked for. Without `out` it is only measured.
 
-    The engine is that of `settings`, unless there are `servers`, which want a `key`.
+    The engine is that of `settings`, unless there are `servers`, which want a `key`. `ray` is the
+    address of a cluster, "local" for one of this machine.
     """
 
     names: list[str]
@@ -55,6 +56,7 @@ class Work:
     settings: Settings | None = None
     servers: tuple[str, ...] = ()
     key: str | None = field(default=None, repr=False)
+    ray: str | None = None
     start_worker: StartWorker = WorkerProcess.start
 
 
@@ -87,12 +89,14 @@ async def _until_stopped(work: Work) -> int:
         working.result()
         return 0
     sys.stderr.write("embedding-service: stopped; the same command goes on from there\n")
+    if work.ray:  # a thread waits for the cluster, which ends the job once this process is gone
+        os._exit(_INTERRUPTED + signals[0])
     return _INTERRUPTED + signals[0]
 
 
 async def do(work: Work, log: FilteringBoundLogger) -> None:
     """Do the work within a running loop. Raises `StartupError`s."""
-    sources = await asyncio.to_thread(inputs.find, work.names, work.read_as)
+    sources = await asyncio.to_thread(inputs.find, work.names, work.read_as, work.out)
     chosen = await asyncio.to_thread(columns.choose, sources, work.options)
     corpus = Corpus(sources, chosen, work.options.bad_lines)
     if work.out is None:
@@ -115,17 +119,37 @@ def _made_of(corpus: Corpus, options: BulkOptions) -> dict[str, Any]:
     }
 
 
+async def _fill_on_ray(
+    folder: Folder, work: Work, corpus: Corpus, log: FilteringBoundLogger
+) -> None:
+    """Have a cluster write all parts that are missing. Raises `StartupError`s."""
+    from embedding_service.bulk.on_ray import embed_parts
+
+    if work.settings is None or any(source.filesystem is None for source in corpus.sources):
+        raise BadConfiguration("--ray: needs files that all nodes see, and engines of its own")
+    folder.claim({})
+    settings = _of_one_model(work.settings, work.model)
+    await asyncio.to_thread(embed_parts, work.ray, corpus, work.options, settings, folder, log)
+
+
 async def _fill(folder: Folder, work: Work, corpus: Corpus, log: FilteringBoundLogger) -> None:
     """Write all parts that are missing. Raises `RowsFailed` if rows are."""
+    if work.ray:
+        await _fill_on_ray(folder, work, corpus, log)
+    else:
+        await _fill_here(folder, work, corpus, log)
+    if failed := folder.finish():
+        rows = "row has" if failed == 1 else "rows have"
+        raise RowsFailed(f"{failed} {rows} no vectors; see {folder.path / ERRORS}")
+
+
+async def _fill_here(folder: Folder, work: Work, corpus: Corpus, log: FilteringBoundLogger) -> None:
     async with AsyncExitStack() as stack:
         embedder, example = await _embedder(work, log, stack)
         folder.claim(embedder.identity)
         layout = Layout(work.options, corpus.columns.kind, example.by_output)
         sink = Sink(folder, layout, work.options.rows_per_part)
         await embed_rows(corpus, embedder, sink, work.options.rows_per_part, log)
-    if failed := folder.finish():
-        rows = "row has" if failed == 1 else "rows have"
-        raise RowsFailed(f"{failed} {rows} no vectors; see {folder.path / ERRORS}")
 
 
 async def embed_rows(
@@ -133,7 +157,7 @@ async def embed_rows(
 ) -> None:
     """Have all rows that are missing embedded and written. Raises `BadInput`, `JobStopped`."""
     progress = Progress(log, corpus.bytes)
-    job = Job(corpus.reader(), embedder, sink, progress, rows_per_part=rows_per_part)
+    job = Pipeline(corpus.reader(), embedder, sink, progress, rows_per_part=rows_per_part)
     with progress.shown():
         await job.run()
     log.info("embedded", **progress.figures())

@@ -50,6 +50,7 @@ def embed(
     read_as: InputFormat | None = None,
     model: str | None = None,
     servers: Sequence[str] = (),
+    ray: str | None = None,
     settings: dict[str, Any] | None = None,
     **options: Any,
 ) -> list[dict[str, Any]]:
@@ -69,6 +70,7 @@ def embed(
         model,
         None if servers else Settings(**FAKE | (settings or {})),
         tuple(servers),
+        ray=ray,
         start_worker=ThreadWorker.start,
     )
     asyncio.run(run.do(work, structlog.wrap_logger(None, processors=[keep])))

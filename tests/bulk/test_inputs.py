@@ -177,3 +177,13 @@ def test_reading_is_told_in_bytes(tmp_path: Path) -> None:
     assert 0 < source.bytes_read <= sizes[0]
     source.take(1 << 20, 1 << 30)
     assert source.bytes_read == sum(sizes)
+
+
+def test_empty_files_among_others_do_not_count(tmp_path: Path) -> None:
+    """Systems that write shards leave some without a row."""
+    for name in ("a.jsonl", "b.csv", "c.txt"):
+        (tmp_path / name).touch()
+    write_parquet(tmp_path / "d.parquet", text=pa.array([], pa.string()))
+    corpus(tmp_path / "e.jsonl", 3)
+    assert [row.id for row in rows(tmp_path / "a.jsonl", tmp_path / "e.jsonl")] == [0, 10, 20]
+    assert [row.text for row in rows(tmp_path)] == texts_of(3)

@@ -4,8 +4,10 @@ nothing there twice.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -42,8 +44,7 @@ class Command:
             cwd=ROOT,
             env=ENVIRONMENT,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            **options,
+            **{"stderr": subprocess.PIPE, **options},
         )
 
     def wait_for(self, ready: Callable[[], bool]) -> bool:
@@ -65,7 +66,7 @@ class Command:
         if number:
             self.process.send_signal(number)
         _, words = self.process.communicate(timeout=100)
-        return self.process.returncode, words.decode().splitlines()
+        return self.process.returncode, (words or b"").decode().splitlines()
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +230,7 @@ def test_the_command_line_refuses_in_a_line(tmp_path: Path) -> None:
     path = corpus(tmp_path / "a.jsonl", 1)
     for arguments, reason in (
         ([path], "--out: name the folder of the vectors"),
+        ([path, "--out", "s3://bucket/vectors"], "name a folder of this machine"),
         ([path, "--out", tmp_path / "out", "--prot", "1"], "--prot: no such setting"),
         ([path, "--out", tmp_path / "out", "--server", "http://x"], "has its own settings"),
     ):
@@ -258,3 +260,19 @@ def test_a_job_without_a_terminal_tells_how_far_it_is(tmp_path: Path) -> None:
     assert status == 0
     last = orjson.loads(words[-1])
     assert (last["event"], last["rows"], last["failed"]) == ("embedded", 700, 0)
+
+
+def test_a_terminal_has_a_bar(tmp_path: Path) -> None:
+    """With rows, tokens a second and the time left, on standard error."""
+    master, slave = os.openpty()
+    command = Command(corpus(tmp_path / "a.jsonl", 3000), "--out", tmp_path / "out", stderr=slave)
+    os.close(slave)
+    shown = b""
+    with contextlib.suppress(OSError):  # the other end is closed
+        while more := os.read(master, 1 << 16):
+            shown += more
+    os.close(master)
+    assert command.end()[0] == 0
+    assert re.search(rb"[\d,]+ rows, [\d,]+ tokens/s", shown)
+    assert "━".encode() in shown
+    assert re.search(rb"\d:\d\d:\d\d", shown)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import orjson
 import pyarrow as pa
 import pytest
 
@@ -281,3 +282,16 @@ def test_outputs_are_checked(text: str, form: OutputFormat, reason: str) -> None
     """Only vectors can be written, and sparse ones are no array."""
     with pytest.raises(BadConfiguration, match=reason):
         command._read_outputs(text, form)
+
+
+def test_a_clusters_space_counts_before_the_manifest_has_it(tmp_path: Path) -> None:
+    """Parts that a cluster had begun are not gone on with by another model."""
+    path, out = corpus(tmp_path / "a.jsonl", 5), tmp_path / "out"
+    embed(path, out=out)
+    manifest = orjson.loads((out / "_manifest.json").read_bytes())
+    space = {name: manifest["made_of"].pop(name) for name in ("model", "vector_space")}
+    (out / "_manifest.json").write_bytes(orjson.dumps(manifest | {"complete": False}))
+    (out / "_space.json").write_bytes(orjson.dumps(space))
+    other = {"model_name": "other"}
+    assert "model is 'fake', and not 'other'" in refusal(path, out=out, settings=other)
+    embed(path, out=out)

@@ -11,7 +11,7 @@ import pyarrow.dataset as ds
 import pytest
 from pyarrow import parquet
 
-from embedding_service.bulk import job as job_module
+from embedding_service.bulk import pipeline, progress
 from embedding_service.bulk.embedder import EngineEmbedder
 from embedding_service.bulk.options import BadLines, OutputFormat
 from embedding_service.errors import JobStopped, RowsFailed
@@ -56,6 +56,16 @@ def test_rows_become_parts(tmp_path: Path) -> None:
     assert list(manifest["parts"].values()) == [300, 300, 100]
     assert log[-1] | {"rows": 700, "failed": 0} == log[-1]
     assert log[-1]["tokens_per_s"] > 0
+
+
+def test_vectors_may_lie_below_the_texts(tmp_path: Path) -> None:
+    """Parts are no inputs of the job that makes them."""
+    corpus(tmp_path / "a.jsonl", 700)
+    out = tmp_path / "vectors"
+    embed(tmp_path, out=out, rows_per_part=300)
+    (out / "part-000001.parquet").unlink()
+    embed(tmp_path, out=out, rows_per_part=300)
+    assert len(rows_of(out)) == 700
 
 
 def test_a_complete_job_is_left_alone(tmp_path: Path) -> None:
@@ -307,23 +317,23 @@ def test_memory_is_bounded_by_what_is_in_flight(
 ) -> None:
     """However slow the engine is, no more rows are read than keep it busy."""
     taken = landed = most = 0
-    take, land = job_module.Job._read, job_module.Job._land
+    take, land = pipeline.Pipeline._read, pipeline.Pipeline._land
 
-    async def read(self: job_module.Job, work: Any, *arguments: int) -> Any:
+    async def read(self: pipeline.Pipeline, work: Any, *arguments: int) -> Any:
         nonlocal taken, most
         rows = await take(self, work, *arguments)
         taken += len(rows) if isinstance(rows, list) else 0
         most = max(most, taken - landed)
         return rows
 
-    async def count(self: job_module.Job) -> None:
+    async def count(self: pipeline.Pipeline) -> None:
         nonlocal landed
         rows = len(self._in_flight[0].rows)
         await land(self)
         landed += rows
 
-    monkeypatch.setattr(job_module.Job, "_read", read)
-    monkeypatch.setattr(job_module.Job, "_land", count)
+    monkeypatch.setattr(pipeline.Pipeline, "_read", read)
+    monkeypatch.setattr(pipeline.Pipeline, "_land", count)
     embed(corpus(tmp_path / "a.jsonl", 9000), out=tmp_path / "out")
     assert taken == landed == 9000
     assert 2048 <= most <= 2048 + 256
@@ -382,3 +392,14 @@ def test_the_example_for_qdrant_works(tmp_path: Path, monkeypatch: pytest.Monkey
         "pages", unit_vectors(*texts_of(30))[7].tolist(), using="dense", limit=1
     )
     assert [point.id for point in found.points] == [70]
+
+
+def test_the_time_left_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Now and then a line says how far it is, going by the bytes of the inputs."""
+    monkeypatch.setattr(progress, "_EVERY_S", 0)
+    log = embed(corpus(tmp_path / "a.jsonl", 6000), out=tmp_path / "out", rows_per_part=3000)
+    lines = [entry for entry in log if entry["event"] == "embedding"]
+    assert [line["rows"] for line in lines] == sorted(line["rows"] for line in lines)
+    assert lines[0]["left_s"] >= 0
+    assert lines[-1]["left_s"] == 0
+    assert lines[-1]["rows"] == 6000

@@ -19,9 +19,9 @@ from embedding_service.errors import BadInput
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
 
     from embedding_service.bulk.embedder import Embedder
-    from embedding_service.bulk.manifest import Folder
     from embedding_service.bulk.outputs import Layout, Writer
     from embedding_service.bulk.progress import Progress
     from embedding_service.bulk.rows import Row
@@ -61,6 +61,18 @@ class Origin(Protocol):
         """Return the next rows, none at the end."""
 
 
+class Place(Protocol):
+    """Where parts go, as `Folder` has it."""
+
+    path: Path
+
+    def is_done(self, name: str) -> bool:
+        """Whether the part of this name is complete."""
+
+    def commit(self, part: Part) -> None:
+        """Make a part one that is done."""
+
+
 class Target(Protocol):
     """Takes what is done, as `Sink` does."""
 
@@ -77,7 +89,7 @@ class Target(Protocol):
         """Remove the part that is open."""
 
 
-class Job:
+class Pipeline:
     """Embeds all rows of an origin into a target."""
 
     def __init__(
@@ -184,7 +196,10 @@ class Job:
 class Sink:
     """Writes groups, which come in order, part by part. A part ends with its last row."""
 
-    def __init__(self, folder: Folder, layout: Layout, rows_per_part: int) -> None:
+    def __init__(
+        self, folder: Place, layout: Layout, rows_per_part: int, *, first: int = 0
+    ) -> None:
+        self._first = first  # part of the job, which is the reader's number 0
         self._folder = folder
         self._layout = layout
         self._rows_per_part = rows_per_part
@@ -193,7 +208,7 @@ class Sink:
 
     def is_done(self, number: int) -> bool:
         """Whether a part is complete."""
-        return self._folder.is_done(self._layout.name(number))
+        return self._folder.is_done(self._layout.name(self._first + number))
 
     def add(self, number: int, rows: list[Row], answer: Answer) -> None:
         """Write the rows that have vectors, and why the others have none. Raises `JobStopped`."""
@@ -215,7 +230,8 @@ class Sink:
     def _of(self, number: int) -> tuple[Part, Writer]:
         """Return the part of this number, and what writes it."""
         if self._part is None or self._writer is None:
-            self._part = Part(self._folder.path, self._layout.name(number))
+            name = self._layout.name(self._first + number)
+            self._part = Part(self._folder.path, name)
             self._writer = self._layout.writer(self._part.file, self._part.beside)
         return self._part, self._writer
 

@@ -1,0 +1,233 @@
+"""The same job on a Ray cluster: one actor for each device, or for each node without one.
+
+Ray Data hands out the numbers of the parts that are missing, and hands a part out again when its
+node dies. An actor has an engine of its own, reads the rows of a part from the shared files, and
+writes it into the shared folder as a single process does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+import os
+import threading
+from contextlib import AsyncExitStack
+from itertools import accumulate
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from embedding_service import telemetry
+from embedding_service.bulk.embedder import EngineEmbedder
+from embedding_service.bulk.manifest import SPACE, Part, differences, known_space, replace
+from embedding_service.bulk.outputs import Layout
+from embedding_service.bulk.pipeline import Pipeline, Sink
+from embedding_service.bulk.progress import Progress
+from embedding_service.bulk.rows import Corpus, Reader
+from embedding_service.errors import BadConfiguration, JobStopped, StartupError
+from embedding_service.local import local_service
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Iterator
+    from pathlib import Path
+
+    from structlog.typing import FilteringBoundLogger
+
+    from embedding_service.bulk.manifest import Folder
+    from embedding_service.bulk.options import BulkOptions
+    from embedding_service.bulk.rows import Row
+    from embedding_service.settings.gateway import Settings
+
+
+def embed_parts(
+    address: str | None,
+    corpus: Corpus,
+    options: BulkOptions,
+    settings: Settings,
+    folder: Folder,
+    log: FilteringBoundLogger,
+) -> None:
+    """Have all missing parts made by a cluster. Raises `StartupError`s."""
+    ray = _ray()
+    if not ray.is_initialized():
+        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+    resources = _resources(ray.nodes(), settings)
+    counts = list(_count(corpus))
+    layout_name = f"part-{{:06d}}.{options.format}"
+    parts = range(-(-sum(counts) // options.rows_per_part))
+    missing = [part for part in parts if not folder.is_done(layout_name.format(part))]
+    log.info("on_ray", parts=len(parts), missing=len(missing), **resources)
+    more = (corpus, counts, options, settings, folder.path, folder.identity)
+    progress = Progress(log, None)
+    with progress.shown():
+        for row in _results(ray, missing, more, resources):
+            folder.note(layout_name.format(row["part"]), row["rows"])
+            progress.add(row["rows"] + row["failed"], row["tokens"], row["failed"], 0)
+    log.info("embedded", **progress.figures())
+    folder.claim(known_space(folder.path))
+    (folder.path / SPACE).unlink(missing_ok=True)
+
+
+def _ray() -> Any:
+    """Return Ray. Raises `BadConfiguration` where it is not installed."""
+    try:
+        importlib.import_module("ray.data")
+        return importlib.import_module("ray")
+    except ImportError as error:
+        reason = f"--ray: {error}; pip install -r requirements-ray.txt"
+        raise BadConfiguration(reason) from None
+
+
+def _results(
+    ray: Any, missing: list[int], more: tuple[Any, ...], resources: dict[str, float]
+) -> Iterator[dict[str, Any]]:
+    """Yield what actors say of each part. Raises `JobStopped` with the cause of a failure."""
+    if not missing:
+        return
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    actors = int(resources.pop("actors"))
+    numbers = ray.data.from_items([{"part": part} for part in missing])
+    done = numbers.repartition(len(missing)).map_batches(
+        PartEmbedder,
+        fn_constructor_args=more,
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=min(actors, len(missing))),
+        **resources,
+    )
+    try:
+        yield from done.iter_rows()
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, StartupError):
+            raise cause from None
+        last = str(error).strip().splitlines()[-1][:300]
+        raise JobStopped(f"Ray: {last}; the same command goes on where this one ends") from None
+
+
+def _resources(nodes: list[dict[str, Any]], settings: Settings) -> dict[str, float]:
+    """Return how many actors there are, and what each takes of its node.
+
+    Actors that take every CPU leave none for the tasks that feed them, and all stand still. Raises
+    `BadConfiguration`.
+    """
+    alive = [node["Resources"] for node in nodes if node["Alive"]]
+    model = settings.served_models[0]
+    devices = model.replicas * model.tensor_parallel_size
+    gpus = sum(int(node.get("GPU", 0)) // devices for node in alive)
+    if gpus:
+        return {"actors": gpus, "num_gpus": devices, "num_cpus": 1}
+    least = min(int(node.get("CPU", 0)) for node in alive)
+    if least < 2:  # noqa: PLR2004 - one for the actor
+        raise BadConfiguration(
+            f"--ray: each node needs two logical CPUs, one of them for reading; a node has {least}"
+        )
+    return {"actors": len(alive), "num_cpus": least - 1}
+
+
+def _count(corpus: Corpus) -> Iterator[int]:
+    """Yield the number of rows of each source."""
+    for source in corpus.sources:
+        one = Corpus([source], corpus.columns, corpus.bad_lines)
+        yield one.reader().skip(1 << 62)
+
+
+class PartEmbedder:
+    """An actor: an engine, and an event loop in a thread that watches it between parts."""
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        counts: list[int],
+        options: BulkOptions,
+        settings: Settings,
+        out: Path,
+        made_of: dict[str, Any],
+    ) -> None:
+        self._corpus = corpus
+        self._starts = [0, *accumulate(counts)]
+        self._counts = counts
+        self._options = options
+        self._place = _Shared(out)
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        self._stack = AsyncExitStack()
+        self._embedder: EngineEmbedder = self._run(self._load(settings))
+        self._place.agree(self._embedder.identity, made_of)
+        example = self._run(self._embedder.probe())
+        self._layout = Layout(options, corpus.columns.kind, example.by_output)
+
+    async def _load(self, settings: Settings) -> EngineEmbedder:
+        service = await self._stack.enter_async_context(
+            local_service(settings, telemetry.get_logger())
+        )
+        return EngineEmbedder(service, self._options, None)
+
+    def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
+        """Make the parts of these numbers."""
+        made = [self._run(self._make(int(part))) for part in batch["part"]]
+        return {name: list(map(itemgetter(name), made)) for name in made[0]}
+
+    async def _make(self, part: int) -> dict[str, int]:
+        options, place = self._options, self._place
+        rows = options.rows_per_part
+        reader = self._corpus.reader_from(part * rows, self._counts)
+        progress = Progress(telemetry.get_logger(), None)
+        sink = Sink(place, self._layout, rows, first=part)
+        job = Pipeline(_Bounded(reader, rows), self._embedder, sink, progress, rows_per_part=rows)
+        await job.run()
+        good = progress.rows - progress.failed
+        return {"part": part, "rows": good, "failed": progress.failed, "tokens": progress.tokens}
+
+
+class _Bounded:
+    """The first rows of a reader."""
+
+    def __init__(self, reader: Reader, rows: int) -> None:
+        self._reader = reader
+        self._left = rows
+        self.bytes_read = 0
+
+    def skip(self, rows: int) -> int:
+        raise NotImplementedError
+
+    def take(self, rows: int, characters: int) -> list[Row]:
+        if not self._left:
+            return []
+        taken = self._reader.take(min(rows, self._left), characters)
+        self._left -= len(taken)
+        return taken
+
+
+class _Shared:
+    """The folder as an actor has it: whoever handed out the parts knows which are done."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def is_done(self, name: str) -> bool:  # noqa: ARG002 - it was asked for
+        return False
+
+    def commit(self, part: Part) -> None:
+        part.commit()
+
+    def agree(self, identity: dict[str, Any], made_of: dict[str, Any]) -> None:
+        """Make sure that all engines are of one space. Raises `BadConfiguration`."""
+        path = self.path / SPACE
+        if not path.exists():
+            own = path.with_name(f".space.{os.getpid()}.tmp")
+            replace(own, [orjson.dumps(identity)])
+            try:
+                os.link(own, path)
+            except FileExistsError:
+                pass
+            finally:
+                own.unlink()
+        for known in (known_space(self.path), made_of):
+            if wrong := list(differences(known, identity)):
+                raise BadConfiguration(f"{self.path} is of another model: {'; '.join(wrong)}")
