@@ -68,6 +68,7 @@ soak: install-test ## run what takes long (an hour); writes docs/reliability.md
 
 bench: install-test ## measure this machine beside vLLM's server and others
 	@$(VENV)/bin/python -m benchmarks.run $(ARGS)
+	@$(if $(ARGS),,$(VENV)/bin/python -m benchmarks.bulk)
 
 clean: ## remove .venv and everything built
 	rm -rf $(VENV) .bench build dist *.egg-info .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis
