@@ -186,6 +186,14 @@ def test_only_the_workers_side_imports_vllm(module: str) -> None:
     assert foreign(module) & HEAVY == set()
 
 
+@pytest.mark.parametrize("module", [name for name in MODULES if name])
+def test_tables_are_read_by_bulk_jobs_alone(module: str) -> None:
+    """pyarrow is imported under bulk/ and nowhere else, and there only where it is used."""
+    found = [entry for entry in imports(module) if entry.target.partition(".")[0] == "pyarrow"]
+    assert not found or place(module).startswith("bulk")
+    assert all(entry.lazy or entry.typing_only for entry in found)
+
+
 def test_dialects_do_not_import_each_other() -> None:
     """A dialect stands on what all share, so that each can be read and dropped alone."""
     dialects = {
