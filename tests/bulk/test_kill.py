@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import pytest
 
+from embedding_service.types import Truncate
 from tests.bulk.jobs import corpus, embed, files_of, texts_of, write_jsonl
 from tests.test_cli import ENVIRONMENT, ROOT
 
@@ -85,7 +86,7 @@ def undisturbed(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     out = tmp_path_factory.mktemp("undisturbed") / "out"
     settings = {"engine_args": {"step_s": 0.005, "dimension": 384}}
     with pytest.raises(Exception, match="8 rows have no vectors"):
-        embed(texts, out=out, rows_per_part=PART, settings=settings)
+        embed(texts, out=out, rows_per_part=PART, settings=settings, truncate=Truncate.ERROR)
     return files_of(out)
 
 
