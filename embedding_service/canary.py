@@ -5,12 +5,9 @@ From a running server over its API, or from engines that are started for it.
 
 from __future__ import annotations
 
-import json
-import urllib.error
-import urllib.request
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
+import httpx
 import numpy as np
 
 from embedding_service.errors import BadConfiguration, NoVectors, ServiceError
@@ -141,11 +138,10 @@ class _Server:
     """A server of this kind at a URL, with or without `/v1`."""
 
     def __init__(self, url: str, key: str | None) -> None:
-        if urlsplit(url).scheme not in ("http", "https"):
+        if not url.startswith(("http://", "https://")):
             raise BadConfiguration(f"--server: {url} is not the URL of a server")
         self.url = url.rstrip("/").removesuffix("/v1")
-        self._headers = {"content-type": "application/json"}
-        self._headers |= {"authorization": f"Bearer {key}"} if key else {}
+        self._headers = {"authorization": f"Bearer {key}"} if key else {}
 
     def get(self, path: str) -> Json:
         """Return what is at a path. Raises `NoVectors`."""
@@ -159,16 +155,18 @@ class _Server:
         return list(answer["data"])
 
     def _ask(self, path: str, body: Json | None) -> tuple[Json, Any]:
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, self._headers)  # noqa: S310 - http
+        url, method = self.url + path, "GET" if body is None else "POST"
         try:
-            with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:  # noqa: S310
-                return json.loads(response.read()), response.headers
-        except urllib.error.HTTPError as error:
-            said = error.read(_SHOWN_CHARACTERS).decode(errors="replace")
-            raise NoVectors(f"{self.url}{path}: {error.code}: {' '.join(said.split())}") from None
-        except OSError as error:
-            reason = getattr(error, "reason", error)
-            raise NoVectors(f"{self.url}{path} cannot be reached: {reason}") from None
+            # No redirect is followed: another host would get the key.
+            response = httpx.request(
+                method, url, json=body, headers=self._headers, timeout=_TIMEOUT_S
+            )
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise NoVectors(f"{url} cannot be reached: {error}") from None
+        if not response.is_success:
+            said = " ".join(response.text[:_SHOWN_CHARACTERS].split())
+            raise NoVectors(f"{url}: {response.status_code}: {said}")
+        try:
+            return response.json(), response.headers
         except ValueError:
-            raise NoVectors(f"{self.url}{path}: its answer is not JSON") from None
+            raise NoVectors(f"{url}: its answer is not JSON") from None

@@ -59,7 +59,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 VLLM = {"worker", "families.models"}  # the only places that import it, and torch, and transformers
 HEAVY = {"vllm", "torch", "transformers"}
 WEB = {"fastapi", "starlette", "uvicorn", "httptools", "httpx"}
-KNOW_HTTP = {"http", "server", "verify", "bulk.servers"}
+KNOW_HTTP = {"http", "server", "verify", "bulk.servers", "canary"}
 
 
 class Import(NamedTuple):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from embedding_service.batches import ledger
 from embedding_service.batches.lines import (
+    BadLine,
     Check,
     answered_line,
     read_line,
@@ -94,7 +95,18 @@ class Job:
         self._changed.set()
 
     async def run(self) -> None:
-        """Work until the batch or this instance ends. Raises `LeaseLost`."""
+        """Work until the batch or this instance ends. Raises `LeaseLost`.
+
+        A file that can be read no more (it is gone, or limits are lower than when it was checked)
+        fails its batch, which else would be taken up again and again.
+        """
+        try:
+            await self._run()
+        except BadLine as error:
+            fault = {"code": error.code, "message": str(error), "param": error.param, "line": None}
+            await self._results.finish("failed", [fault])
+
+    async def _run(self) -> None:
         if self.expired:
             self.end("expired")
         if self.batch.in_progress_at is None and not self._halted:
@@ -105,6 +117,8 @@ class Job:
             await self._run_lines()
         if self._complete or self._ending:
             await self._results.finish(self._ending or "completed")
+        elif not self._stopping:
+            raise BadLine("invalid_file", "the input file has fewer lines than when it was checked")
         else:
             await self._tools.store.run(ledger.release, self.batch)
             self._log.info("batch_left", done=self._results.done, total=self.batch.total)
@@ -165,7 +179,11 @@ class Job:
     async def _slices(self) -> AsyncGenerator[list[Numbered], None]:
         longest = self._tools.service.settings.max_body_bytes
         path = self._tools.store.path(self.batch.input_file_id)
-        with await asyncio.to_thread(path.open, "rb") as file:
+        try:
+            opened = await asyncio.to_thread(path.open, "rb")
+        except FileNotFoundError:
+            raise BadLine("file_not_found", "the input file has no content any more") from None
+        with opened as file:
             slices = read_slices(file, longest)
             while lines := await asyncio.to_thread(next, slices, None):
                 yield lines

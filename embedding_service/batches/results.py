@@ -10,7 +10,7 @@ import contextlib
 import time
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from embedding_service.batches import files, ledger
 from embedding_service.batches.files import StoredFile
@@ -123,12 +123,12 @@ class Results:
         sizes = self._writer.append(parts)
         self._progress.output_bytes, self._progress.error_bytes = sizes
 
-    async def finish(self, status: str) -> None:
+    async def finish(self, status: str, errors: list[dict[str, Any]] | None = None) -> None:
         """Join the results and end the batch. Raises `LeaseLost`."""
         store, batch = self._around.store, self._batch
         segments = await self._keep_trying(lambda: store.run(ledger.finalize, batch))
         made = [await self._join(segments, kind) for kind in KINDS]
-        kept, errors = made, None
+        kept = made
         try:
             if over := await self._over_quota(made):
                 status, kept, errors = "failed", [None, None], [over]
@@ -138,6 +138,9 @@ class Results:
                     ledger.finish, batch, status, output=output, error=error, errors=errors
                 )
             )
+        except asyncio.CancelledError:
+            kept = made  # the ledger may have taken them yet; else the sweep removes them
+            raise
         except BaseException:
             kept = [None, None]
             raise

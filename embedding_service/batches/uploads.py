@@ -69,7 +69,7 @@ class Upload:
         await _on_disk(self._rename)
         try:
             await self._store.run(files.add, whole, quota)
-        except BaseException:
+        except Exception:  # not a cancellation: the row may come yet, and needs its content
             with contextlib.suppress(OSError):
                 self._path.unlink(missing_ok=True)
             raise

@@ -84,7 +84,7 @@ def embed(  # noqa: PLR0913 - each is a flag
     dry_run: DryRun = False,
     config: Config = None,
 ) -> None:
-    """Embed a corpus. Takes the settings of `serve` as flags, too.
+    """Embed a corpus, files to files; it can be continued. Takes the settings of `serve`, too.
 
     Complete parts stay, however it ends; the same command goes on from there. Exit status 12: done,
     and some rows have no vectors; _errors.jsonl lists them.

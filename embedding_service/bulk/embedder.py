@@ -130,14 +130,14 @@ class EngineEmbedder:
     async def _compute(self, batch: Batch) -> BatchResult:
         """Have the engine work, once there is one. Raises `EngineFailed`, `JobStopped`."""
         engine = self._model.engine
-        while not engine.dead:
+        while not engine.out_of_service:
             try:
                 return await engine.run(batch)
             except Unavailable:
                 await asyncio.sleep(_PAUSE_S)
         raise JobStopped(
-            f"the engine of {self._model.name} died too often; the same command goes on where this "
-            "one ends"
+            f"the engine of {self._model.name} died too often, or is in quarantine (see the log); "
+            "the same command goes on where this one ends"
         )
 
     async def _compute_apart(self, texts: list[str], read: _Read) -> tuple[BatchResult, _Read]:

@@ -94,7 +94,7 @@ class ServerEmbedder:
 
     async def _ask(self, texts: list[str]) -> httpx.Response:
         """Return an answer or a refusal of these very texts, however often it takes."""
-        body = self._body(texts)
+        body, began = self._body(texts), time.monotonic()
         for attempt in itertools.count():
             url = self._urls[next(self._turns) % len(self._urls)]
             response, reason = await self._ask_once(url, body)
@@ -102,7 +102,8 @@ class ServerEmbedder:
                 self._heard = time.monotonic()
                 return response
             pause_s = _pause_s(attempt, response)
-            if time.monotonic() + pause_s - self._heard > _PATIENCE_S:
+            # Of the time before this there may have been nothing to ask: inputs can be slow.
+            if time.monotonic() + pause_s - max(self._heard, began) > _PATIENCE_S:
                 raise _stopped(url, reason)
             await asyncio.sleep(pause_s)
         raise AssertionError  # pragma: no cover - the loop has no end
@@ -145,7 +146,7 @@ class ServerEmbedder:
     def _read(self, response: httpx.Response, count: int) -> Answer:
         """Return the vectors of an answer. Raises `JobStopped` if it is none."""
         space = response.headers.get("x-vector-space", self._space)
-        if space != self._space:
+        if _hex(space) != _hex(self._space):
             raise _stopped(str(response.url), f"its vectors are of {space}, not {self._space}")
         try:
             answer, items = self._parse(response.content)
@@ -200,6 +201,11 @@ def embeddings_url(url: str) -> str:
         raise BadConfiguration(f"--server: {url!r} does not begin with http:// or https://")
     base = url.rstrip("/").removesuffix("/embeddings").removesuffix("/v1")
     return f"{base}/v1/embeddings"
+
+
+def _hex(space: str | None) -> str | None:
+    """Return the part of an id that is compared: servers may call the same space otherwise."""
+    return None if space is None else space.rpartition("@")[2]
 
 
 def _numbers(value: Any, number: np.dtype[Any]) -> Any:

@@ -24,10 +24,14 @@ IDLE_WITHIN_S, LOOK_EVERY_S = 600.0, 1.0
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether a worker passed, why not, and numbers for the log."""
+    """Whether a worker passed, why not, and numbers for the log.
+
+    `answered` is false where it was too busy to be asked, which says nothing about its vectors.
+    """
 
     passed: bool
     reason: str = ""
+    answered: bool = True
     log: dict[str, Any] = field(default_factory=dict)
 
 

@@ -130,6 +130,12 @@ class ModelEngine:
         return all(replica.state in (State.DEAD, State.STOPPED) for replica in self.replicas)
 
     @property
+    def out_of_service(self) -> bool:
+        """Whether no replica works, and none is being started: all are dead or in quarantine."""
+        ended = (State.DEAD, State.STOPPED, State.QUARANTINED)
+        return all(replica.state in ended for replica in self.replicas)
+
+    @property
     def supervised(self) -> bool:
         """Whether every worker is still watched, and would be replaced."""
         return all(replica.supervised for replica in self.replicas)

@@ -213,6 +213,9 @@ class Replica:
         finally:
             asking.cancel()
             await asyncio.wait({asking})
+        if not verdict.answered:  # a restart would take from a busy service what it lacks
+            self.log.warning("not_examined", reason=verdict.reason)
+            return True
         self._note(verdict)
         if self.state is State.QUARANTINED:
             if verdict.passed:

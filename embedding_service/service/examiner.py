@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from embedding_service.engine.examination import PASSED, Verdict
-from embedding_service.errors import ModelNotLoaded, ServiceError
+from embedding_service.errors import DeadlineExceeded, ModelNotLoaded, ServiceError
 from embedding_service.service import canaries, checks
 from embedding_service.service.compute import Computed
 from embedding_service.service.finish import finish
@@ -85,6 +85,8 @@ class Examiner:
         texts = [(canary.text, canary.input_type) for canary in pinned.texts]
         try:
             found = await vectors(model, self._settings, worker, texts, pinned.outputs)
+        except DeadlineExceeded as error:
+            return Verdict(passed=False, reason=f"no canaries: {error.message}", answered=False)
         except ServiceError as error:
             model.canary_cosines[replica] = 0.0
             return Verdict(passed=False, reason=f"no canaries: {error.message}")

@@ -123,7 +123,8 @@ async def connect(http: httpx.AsyncClient, url: str, model: str | None) -> Serve
         info = {}  # of another model
     server = Server(http, root, name, _about(f"{name} at {root}", entry, info))
     server.kind = str(entry.get("owned_by"))
-    server.outputs = set(map(Output, entry.get("outputs") or ["dense"])) & _KINDS
+    # Another version may name kinds that this one does not know.
+    server.outputs = _KINDS.intersection(entry.get("outputs") or ["dense"])
     return server
 
 

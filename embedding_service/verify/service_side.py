@@ -37,7 +37,8 @@ def alone_settings(settings: Settings, models: list[ModelOptions]) -> Settings:
     """
     return settings.model_copy(
         update={
-            "models": tuple(models),
+            # Not quarantined for what is to be found out.
+            "models": tuple(model.model_copy(update={"canary_file": None}) for model in models),
             "cache_max_bytes": 0,
             "redis_url": None,
             "max_inputs": TEXTS_AT_ONCE,

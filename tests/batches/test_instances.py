@@ -108,6 +108,24 @@ def test_the_sdks_example_over_a_kill_and_a_restart(tmp_path: Path) -> None:
     gateway.end()
 
 
+def test_a_file_that_is_gone_fails_its_batch(
+    start_gateway: Callable[..., RunningGateway], tmp_path: Path
+) -> None:
+    """It is not taken up again and again; the results that there are stay."""
+    settings = {**FAKE, "engine_args": {"step_s": 0.05}, "state_dir": tmp_path}
+    gateway = start_gateway(**settings, drain_grace_s=0)
+    with gateway.client() as http:
+        batch = start(http, jsonl(lines(COUNT)))
+        source = wait(http, batch, "in_progress", done=50)["input_file_id"]
+    gateway.stop()
+    (tmp_path / "files" / source).unlink()
+    gateway = start_gateway(**settings)
+    with gateway.client() as http:
+        ended = wait(http, batch, timeout_s=20)
+        assert (ended["status"], ended["errors"]["data"][0]["code"]) == ("failed", "file_not_found")
+        assert len(results(http, ended["output_file_id"])) >= 50
+
+
 def made(store: Store, tenant: str = "a") -> Batch:
     """Return a batch that an instance works on."""
     now = int(time.time())

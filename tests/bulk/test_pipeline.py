@@ -14,6 +14,7 @@ from pyarrow import parquet
 from embedding_service.bulk import pipeline, progress
 from embedding_service.bulk.embedder import EngineEmbedder
 from embedding_service.bulk.options import BadLines, OutputFormat
+from embedding_service.engine.states import State
 from embedding_service.errors import JobStopped, RowsFailed
 from embedding_service.types import EmbedDtype, InputType, Output, Truncate
 from tests.bulk.jobs import (
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from embedding_service.bulk.embedder import Answer
+    from embedding_service.types import Batch, BatchResult
     from tests.conftest import RunningGateway
 
 THREE = {"outputs": ["dense", "sparse", "colbert"]}
@@ -392,6 +394,20 @@ def test_the_example_for_qdrant_works(tmp_path: Path, monkeypatch: pytest.Monkey
         "pages", unit_vectors(*texts_of(30))[7].tolist(), using="dense", limit=1
     )
     assert [point.id for point in found.points] == [70]
+
+
+def test_quarantine_ends_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines that are not believed any more are not waited for."""
+    compute = EngineEmbedder._compute
+
+    async def quarantined(self: EngineEmbedder, batch: Batch) -> BatchResult:
+        for replica in self._model.engine.replicas:
+            replica.state = State.QUARANTINED
+        return await asyncio.wait_for(compute(self, batch), 5)
+
+    monkeypatch.setattr(EngineEmbedder, "_compute", quarantined)
+    with pytest.raises(JobStopped, match="in quarantine"):
+        embed(corpus(tmp_path / "a.jsonl", 3), out=tmp_path / "out")
 
 
 def test_the_time_left_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -171,6 +171,17 @@ def test_a_wrong_answer_stops_the_job(
     assert list(files_of(out)) == ["_manifest.json"]
 
 
+def test_only_the_hex_of_a_space_is_compared(
+    other: Callable[..., Other], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two servers may have two names for one space."""
+    monkeypatch.setattr(servers, "PROBE", "b")  # so that it is answered by the list as well
+    names = [(200, {"x-vector-space": f"{name}@{'1' * 12}"}, vectors(1)) for name in "xy"]
+    server, out = other(*names), tmp_path / "out"
+    embed(corpus(tmp_path / "a.jsonl", 1), out=out, model="x", servers=[server.url])
+    assert len(rows_of(out)) == 1
+
+
 def test_refused_texts_are_found_by_halves(other: Callable[..., Other], tmp_path: Path) -> None:
     """A 400 about several texts says nothing of most of them."""
     refused = (400, {}, b'{"error": {"message": "too long", "code": "length"}}')

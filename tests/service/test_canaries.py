@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,8 +17,8 @@ import pytest
 from embedding_service import canary
 from embedding_service.engine import examination
 from embedding_service.engine.states import State
-from embedding_service.errors import BadConfiguration, ModelNotLoaded, NoVectors
-from embedding_service.service import canaries
+from embedding_service.errors import BadConfiguration, DeadlineExceeded, ModelNotLoaded, NoVectors
+from embedding_service.service import canaries, examiner
 from embedding_service.service.canaries import Direction
 from embedding_service.service.canary_texts import TEXTS
 from embedding_service.types import Output
@@ -186,6 +187,22 @@ def test_a_ready_replica_is_examined_now_and_then(
     assert gateway.stop() == 0
 
 
+def test_a_replica_that_is_busy_stays(
+    start_gateway: Start, pinned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Canaries that find no time under load say nothing about its vectors."""
+    monkeypatch.setattr(examination, "EVERY_S", 0.05)
+    gateway = start_gateway(**FAKE, engine_args=ALL, canary_file=pinned)
+
+    async def late(*_: object) -> None:
+        raise DeadlineExceeded("the inputs waited for too long")
+
+    monkeypatch.setattr(examiner, "vectors", late)
+    wait_for(lambda: len(logged(gateway, "not_examined")) > 1)
+    assert states(gateway) == [State.READY]
+    assert gateway.gateway.service.models.default.engine.replicas[0].generation == 1
+
+
 def test_files_that_change_while_it_serves(start_gateway: Start, tmp_path: Path) -> None:
     """A worker that has loaded other files than the first would answer in another space."""
     (tmp_path / "model.safetensors").write_text("weights")
@@ -304,6 +321,29 @@ def test_servers_that_give_no_vectors(start_gateway: Start, pinned: Path, tmp_pa
     with pytest.raises(BadConfiguration, match="No such file or directory"):
         canary.pin_server(gateway.url, tmp_path / "none" / "x", name=None, key=KEY)
     assert not path.exists()
+
+
+def test_a_redirect_gets_no_key(tmp_path: Path) -> None:
+    """Another host does not learn the key of the one that is named."""
+    asked = []
+
+    class Elsewhere(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(302)
+            self.send_header("location", "/other")
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Elsewhere) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        with pytest.raises(NoVectors, match="/v1/models: 302"):
+            canary.pin_server(url, tmp_path / "new.json", name=None, key=KEY)
+    assert asked == ["/v1/models"]
 
 
 @pytest.mark.process

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from embedding_service.verify.compare import THRESHOLDS
+from embedding_service.service.canaries import LEAST_COSINE
+from embedding_service.verify import compare
 from embedding_service.verify.progress import Progress
 from embedding_service.verify.run import Options, compare_side
 from embedding_service.verify.sides import Kind, Refused
@@ -167,10 +168,19 @@ def noisy(size: float):
     return spoil
 
 
+def test_neighbours_are_found_by_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many texts are looked at together, the ten nearest are the same."""
+    rows = np.random.default_rng(1).normal(size=(50, 8)).astype(np.float32)
+    whole = compare._nearest(rows)
+    monkeypatch.setattr(compare, "_ROWS_AT_ONCE", 7)
+    assert compare._nearest(rows) == whole
+    assert all(index not in near for index, near in enumerate(whole))
+
+
 @pytest.mark.parametrize(("size", "dtype"), [(0.0005, "float32"), (0.02, "bfloat16")])
 async def test_rounding_is_no_fault(true, size: float, dtype: str) -> None:
     """Noise of the size of a number format passes at that format's threshold and names nothing."""
-    result = await verified(ToySide(spoil=noisy(size)), true, threshold=THRESHOLDS[dtype])
+    result = await verified(ToySide(spoil=noisy(size)), true, threshold=LEAST_COSINE[dtype])
     assert result.right, result.lines()
 
 
@@ -178,14 +188,14 @@ async def test_bias_of_the_size_of_rounding_is_no_fault(true) -> None:
     """A dimension that bfloat16 moves by 1 % among texts that it moves as much is not named."""
     noise, bias = noisy(0.012), scaled(1.012)
     side = ToySide(spoil=lambda rows: bias(noise(rows)))
-    result = await verified(side, true, threshold=THRESHOLDS["bfloat16"])
+    result = await verified(side, true, threshold=LEAST_COSINE["bfloat16"])
     assert result.right, result.lines()
 
 
 async def test_more_noise_than_the_format_has_is_a_fault(true) -> None:
     """bfloat16's noise fails at float32's threshold."""
     result = await verified(ToySide(spoil=noisy(0.02)), true)
-    assert result.threshold == THRESHOLDS["float32"]
+    assert result.threshold == LEAST_COSINE["float32"]
     assert not result.right
 
 
