@@ -137,15 +137,18 @@ def canary_pin(
     config: Config = None,
     server: Annotated[str, typer.Option(help="URL; else the settings' model is started.")] = "",
     model: Annotated[str, typer.Option(help="One of several models.")] = "",
-    server_key: Annotated[str, typer.Option(envvar="CANARY_SERVER_KEY", help="Its API key.")] = "",
 ) -> None:
-    """Write the vectors of 64 texts; exit 6 if there are none, 4 if the model does not load."""
+    """Write the vectors of 64 texts; exit 6 if there are none, 4 if the model does not load.
+
+    The key of --server is in the variable SERVER_KEY.
+    """
     settings = None if server else load_settings(context, config)[0]
 
     from embedding_service import canary, telemetry  # noqa: PLC0415 - heavy
 
     if settings is None:
-        pinned = canary.pin_server(server, file, name=model or None, key=server_key or None)
+        key = os.environ.get("SERVER_KEY")
+        pinned = canary.pin_server(server, file, name=model or None, key=key)
     else:
         telemetry.configure(settings.log_level, settings.log_format)
         log = telemetry.get_logger()

@@ -50,8 +50,9 @@ Dtype = Annotated[EmbedDtype, Option(help="Number format of the vectors.")]
 Cut = Annotated[Truncate | None, Option(help="For over-long texts; default: default_truncate.")]
 Normalize = Annotated[bool, Option(help="Scale vectors to length 1.")]
 Model = Annotated[str | None, Option(help="One of several models, or an alias.")]
-Server = Annotated[list[str] | None, Option(help="Have this server embed; may be repeated.")]
-KeyEnv = Annotated[str, Option(help="Variable that holds the key for --server.")]
+Server = Annotated[
+    list[str] | None, Option(help="Have this server embed; may be repeated. Its key: $SERVER_KEY.")
+]
 Ray = Annotated[str | None, Option(help="On this Ray cluster: an address, auto, or local.")]
 DryRun = Annotated[bool, Option("--dry-run", help="Tell how much it is, and how long it takes.")]
 Config = Annotated[
@@ -79,7 +80,6 @@ def embed(  # noqa: PLR0913 - each is a flag
     normalize: Normalize = True,
     model: Model = None,
     server: Server = None,
-    api_key_env: KeyEnv = "OPENAI_API_KEY",
     ray: Ray = None,
     dry_run: DryRun = False,
     config: Config = None,
@@ -113,7 +113,7 @@ def embed(  # noqa: PLR0913 - each is a flag
         if settings_flags:
             named = settings_flags[0]
             raise BadConfiguration(f"{named}: with --server, the server has its own settings")
-        work = replace(work, servers=tuple(server), key=os.environ.get(api_key_env))
+        work = replace(work, servers=tuple(server), key=os.environ.get("SERVER_KEY"))
     else:
         work = _with_settings(work, config, flags.read(settings_flags), truncate)
     raise typer.Exit(run.run(work))

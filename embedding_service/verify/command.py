@@ -5,6 +5,7 @@ Imports nothing heavy, so that `--help` of the whole program stays fast.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -44,12 +45,6 @@ _AgainstModel = Annotated[str | None, typer.Option(help="Its name at the --again
 _Reference = Annotated[
     str | None, typer.Option(help="Folder or hub name that the reference library reads.")
 ]
-_ServerKey = Annotated[
-    str | None, typer.Option(envvar="VERIFY_SERVER_KEY", help="API key of --server.")
-]
-_AgainstKey = Annotated[
-    str | None, typer.Option(envvar="VERIFY_AGAINST_KEY", help="API key of --against.")
-]
 _Texts = Annotated[
     Path | None,
     typer.Option(help="Texts, a line each, or .json, .jsonl; default: 200 built-in ones."),
@@ -77,8 +72,6 @@ def register(app: typer.Typer, load: Load) -> None:
         model: _Model = None,  # noqa: ARG001
         against_model: _AgainstModel = None,  # noqa: ARG001
         reference: _Reference = None,  # noqa: ARG001
-        server_key: _ServerKey = None,  # noqa: ARG001
-        against_key: _AgainstKey = None,  # noqa: ARG001
         texts: _Texts = None,  # noqa: ARG001
         longest_tokens: _Longest = 8192,  # noqa: ARG001 - 32,768 take a CPU half an hour
         threshold: _Threshold = None,  # noqa: ARG001
@@ -87,7 +80,8 @@ def register(app: typer.Typer, load: Load) -> None:
     ) -> None:
         """Compare vectors with the reference library or another server.
 
-        Takes the settings that `serve` takes, and computes without listening.
+        Takes the settings that `serve` takes, and computes without listening. Keys of --server and
+        --against are in the variables SERVER_KEY and AGAINST_KEY.
         """
         settings, _ = load(context, config)
         results = _run(context.params, settings)
@@ -107,7 +101,10 @@ def _run(given: dict[str, Any], settings: Settings) -> list[ModelResult]:
 
     if given["reference"] is not None and given["against"] is not None:
         raise BadConfiguration("--reference and --against are two things to compare with: give one")
-    chosen = {name: given[name] for name in Options.__dataclass_fields__}
+    chosen = {name: given[name] for name in Options.__dataclass_fields__ if name in given}
+    # Not by flags, which everybody sees in the list of processes.
+    chosen["server_key"] = os.environ.get("SERVER_KEY")
+    chosen["against_key"] = os.environ.get("AGAINST_KEY")
     telemetry.configure("warning", settings.log_format)
     log = telemetry.get_logger()
     return asyncio.run(Verification(Options(**chosen), settings, log, Progress()).run())

@@ -31,6 +31,14 @@ BATCH_TEXTS: Final = {"cpu": 32, "cuda": 256}
 BATCH_TOKENS: Final = {"cpu": 2048, "cuda": 16384}
 # Each text ends in a block of the cache of its own.
 _BLOCK_TOKENS: Final = {"cpu": 64, "cuda": 16}
+# Ways to read the weights that the plan and the vector space were made of, and arguments that name
+# files which neither has seen.
+_LOADS_THE_SAME: Final = frozenset({
+    "auto", "hf", "safetensors", "fastsafetensors", "instanttensor", "runai_streamer",
+})  # fmt: skip
+_OTHER_FILES: Final = (
+    "model", "model_weights", "tokenizer", "tokenizer_revision", "hf_config_path",
+)  # fmt: skip
 # On CUDA the next step is prepared while the device computes one; a CPU does both itself.
 STEPS_AHEAD: Final = {"cpu": 1, "cuda": 2}
 # On a CPU vLLM asks at the start whether so much of the memory is free, and takes what it needs.
@@ -42,6 +50,7 @@ def engine_arguments(plan: Plan, options: ModelOptions, device: str) -> EngineAr
 
     Raises `ModelRefused` about a wrong entry of `engine_args`.
     """
+    _check_sources(options.engine_args)
     plugin.register()
     own = _pooling(plan) | options.engine_args | {"hf_overrides": plan.overrides}
     try:
@@ -51,6 +60,21 @@ def engine_arguments(plan: Plan, options: ModelOptions, device: str) -> EngineAr
         raise ModelRefused(f"engine_args: {wrong}") from error
     _complete(args, plan, options, device)
     return args
+
+
+def _check_sources(arguments: Json) -> None:
+    """Raise `ModelRefused` for files that were not looked at: vectors would be of another model."""
+    if named := next((name for name in _OTHER_FILES if name in arguments), None):
+        raise ModelRefused(
+            f"engine_args: {named} names files that nobody has compared; put them into the folder "
+            "of model_path"
+        )
+    form = arguments.get("load_format", "auto")
+    if form not in _LOADS_THE_SAME:
+        raise ModelRefused(
+            f"engine_args: load_format {form!r} reads other files than safetensors, which the model "
+            f"is known by; use one of {', '.join(sorted(_LOADS_THE_SAME))}"
+        )
 
 
 def _pooling(plan: Plan) -> Json:
