@@ -154,7 +154,8 @@ class Job:
             self.batch = replace(self.batch, status="failed")
             self._log.warning("batch_failed", errors=len(errors), code=errors[0]["code"])
         else:
-            await self._begin(check.total)
+            # A restart with other settings must not put vectors of another space into the output.
+            await self._begin(check.total, check.spaces if check.loaded else set())
 
     def _new_check(self, tenant: Tenant) -> Check:
         service = self._tools.service
@@ -167,7 +168,9 @@ class Job:
             longest_bytes=service.settings.max_body_bytes,
         )
 
-    async def _begin(self, total: int) -> None:
+    async def _begin(self, total: int, spaces: set[str]) -> None:
+        required = [*(self.batch.required_spaces or ()), *([sorted(spaces)] if spaces else ())]
+        self.batch = replace(self.batch, required_spaces=required or None)
         await self._tools.store.run(ledger.begin, self.batch, total=total)
         done, now = bytes((total + 7) // 8), int(time.time())
         self.batch = replace(

@@ -225,12 +225,15 @@ def release(db: sqlite3.Connection, batch: Batch) -> None:
 
 
 def begin(db: sqlite3.Connection, batch: Batch, *, total: int) -> None:
-    """Note that the input file is valid, and has so many lines. Raises `LeaseLost`."""
+    """Note that the input file is valid, its spaces and number of lines. Raises `LeaseLost`."""
     setting = (
-        "total = :total, in_progress_at = :now, progress_at = :now, done = zeroblob(:size), "
+        "required_spaces = :spaces, total = :total, done = zeroblob(:size), "
+        "in_progress_at = :now, progress_at = :now, "
         "status = CASE status WHEN 'validating' THEN 'in_progress' ELSE status END"
     )
-    _update(db, batch, setting, total=total, size=(total + 7) // 8, now=int(time.time()))
+    spaces = None if batch.required_spaces is None else json.dumps(batch.required_spaces)
+    size, now = (total + 7) // 8, int(time.time())
+    _update(db, batch, setting, spaces=spaces, total=total, size=size, now=now)
 
 
 def advance(db: sqlite3.Connection, batch: Batch, progress: Progress) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import orjson
 
 from embedding_service.batches.store import new_id
-from embedding_service.errors import InvalidRequest, ServiceError, VectorSpaceMismatch
+from embedding_service.errors import InvalidRequest, ServiceError, Unavailable, VectorSpaceMismatch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -131,7 +131,10 @@ def read_line(numbered: Numbered, reader: Reader, endpoint: str) -> Line:
 
 
 class Check:
-    """The check of a whole input file; `errors` are what OpenAI's batches report."""
+    """The check of a whole input file; `errors` are what OpenAI's batches report.
+
+    `spaces` are those of the models that lines name, all of them if these are `loaded`.
+    """
 
     def __init__(
         self,
@@ -145,6 +148,8 @@ class Check:
     ) -> None:
         self.total = 0
         self.errors: list[dict[str, Any]] = []
+        self.spaces: set[str] = set()
+        self.loaded = True
         self._reader = reader
         self._models = models
         self._endpoint = endpoint
@@ -198,9 +203,13 @@ class Check:
             if self._call.tenant.may_use(model.options.names):
                 if self._endpoint != RERANK:
                     self._call.enter(model.vector_space)
+                    self.spaces.add(model.vector_space.hex)
                 return
         except VectorSpaceMismatch as error:
             raise BadLine(str(error.code), error.message, "body.model") from None
+        except Unavailable:
+            self.loaded = False
+            return
         except ServiceError:
             return
         raise BadLine("permission_denied", f"this key may not use {model.name}", "body.model")

@@ -72,8 +72,8 @@ def _check_sources(arguments: Json) -> None:
     form = arguments.get("load_format", "auto")
     if form not in _LOADS_THE_SAME:
         raise ModelRefused(
-            f"engine_args: load_format {form!r} reads other files than safetensors, which the model "
-            f"is known by; use one of {', '.join(sorted(_LOADS_THE_SAME))}"
+            f"engine_args: load_format {form!r} reads other files than safetensors, by which "
+            f"the model is known; use one of {', '.join(sorted(_LOADS_THE_SAME))}"
         )
 
 

@@ -383,3 +383,25 @@ def test_the_vector_space_is_that_of_the_batch(
         failed = results(http, batch["error_file_id"])["other"]["response"]
         assert failed["body"]["error"]["code"] == "vector_space_mismatch"
     gateway.stop()
+
+
+def test_an_output_has_one_space_over_a_restart(
+    start_gateway: Callable[..., RunningGateway], tmp_path: Path
+) -> None:
+    """Lines that are left when the service comes back with another model get no vectors of it."""
+    options = {**FAKE, "state_dir": tmp_path}
+    gateway = start_gateway(**options, engine_args={"step_s": 0.05}, drain_grace_s=0)
+    with gateway.client() as http:
+        batch = start(http, jsonl(lines(3000)))
+        wait(http, batch, "in_progress", done=1)
+    gateway.stop()
+    gateway = start_gateway(**options, default_truncate="right")
+    with gateway.client() as http:
+        found = wait(http, batch)
+        counts = found["request_counts"]
+        assert counts["completed"] > 0
+        assert counts["failed"] > 0
+        failed = results(http, found["error_file_id"])
+        codes = {each["response"]["body"]["error"]["code"] for each in failed.values()}
+        assert codes == {"vector_space_mismatch"}
+    gateway.stop()
