@@ -17,7 +17,7 @@ from embedding_service.http.json_values import has_more_values
 from embedding_service.settings.space_ids import read_ids
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from starlette.responses import Response
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 # and so do 40,000 empty lists in 120 KB.
 INLINE_BYTES = 128 << 10
 INLINE_VALUES = 8192
-REQUIRED_SPACE = "x-require-vector-space"
+REQUIRED_SPACE = b"x-require-vector-space"
 _SHOWN_PATH_CHARACTERS = 100
 
 
@@ -47,12 +47,13 @@ class Dispatcher:
 
     async def answer(self, scope: Scope, resource: Resource) -> Response:
         """Return the answer of the operation that a request means. Raises `ServiceError`."""
-        exchange, headers = exchange_of(scope), Headers(scope=scope)
+        # Looked up by a dictionary: Starlette's `Headers` goes through all of them each time.
+        exchange, headers = exchange_of(scope), dict(scope["headers"])
         sent_bytes, work = len(exchange.body), self._work(exchange)
-        tree = await self._read_tree(exchange, headers.get("content-type"), work)
+        tree = await self._read_tree(exchange, _text(headers, b"content-type"), work)
         operation = self._choose(exchange, resource, scope["method"], tree)
         if operation.request is not None:
-            exchange.call.required = _required(headers)
+            exchange.call.required = _required(scope) if REQUIRED_SPACE in headers else ()
         answer = await self._run(
             exchange, operation, tree, work, **_about(scope, headers, resource)
         )
@@ -166,31 +167,31 @@ class Shortcut:
         await response(scope, receive, send)
 
 
-def _about(scope: Scope, headers: Headers, resource: Resource) -> dict[str, Any]:
+def _text(headers: Mapping[bytes, bytes], name: bytes) -> str:
+    return headers.get(name, b"").decode("latin-1")
+
+
+def _about(scope: Scope, headers: Mapping[bytes, bytes], resource: Resource) -> dict[str, Any]:
     """Return what an operation may want to know of its request, beside the fields."""
     state, query = scope["state"], scope["query_string"]
     return {
         "path": scope.get("path_params") or resource.parameters(scope["path"]),
         "query": QueryParams(query) if query else {},
-        "accept": headers.get("accept", ""),
-        "content_type": headers.get("content-type", ""),
-        "known": headers.get("if-none-match", ""),
+        "accept": _text(headers, b"accept"),
+        "content_type": _text(headers, b"content-type"),
+        "known": _text(headers, b"if-none-match"),
         "prefix": state.get("prefix", ""),
         "sent_path": state.get("sent_path", ""),
     }
 
 
-def _required(headers: Headers) -> tuple[frozenset[str], ...]:
+def _required(scope: Scope) -> tuple[frozenset[str], ...]:
     """Return the vector spaces that the header requires. Raises `InvalidRequest`."""
-    sent = headers.getlist(REQUIRED_SPACE)
-    if not sent:
-        return ()
+    name = REQUIRED_SPACE.decode()
     try:
-        return (read_ids(",".join(sent)),)
+        return (read_ids(",".join(Headers(scope=scope).getlist(name))),)
     except ValueError as error:
-        raise InvalidRequest(
-            f"{REQUIRED_SPACE} must be right: {error}", param=REQUIRED_SPACE
-        ) from None
+        raise InvalidRequest(f"{name} must be right: {error}", param=name) from None
 
 
 async def _at_once(work: Callable[[], Any]) -> Any:
