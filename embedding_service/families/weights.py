@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 import struct
 from pathlib import Path
@@ -14,22 +15,29 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 # A deny-list: a file of an unknown kind counts. These are for people, for other programs than vLLM
-# (those of `hub.py`, which are not fetched), or hidden.
+# (those of `hub.py`, which are not fetched), left over from training (vLLM skips the `.bin` and
+# `.pt` among them as well), or hidden.
 _SUFFIXES_WITHOUT_EFFECT = frozenset({
-    ".csv", ".gif", ".html", ".ipynb", ".jpeg", ".jpg", ".md", ".pdf", ".png", ".rst", ".svg",
-    ".webp",
+    ".bak", ".csv", ".gif", ".html", ".ipynb", ".jpeg", ".jpg", ".log", ".md", ".pdf", ".png",
+    ".rst", ".svg", ".webp",
     ".gguf", ".h5", ".mlmodel", ".msgpack", ".onnx", ".onnx_data", ".ot", ".tflite",
 })  # fmt: skip
-_NAMES_WITHOUT_EFFECT = re.compile(r"\..*|(?i:license|notice|readme)\b.*|consolidated.*")
-_FOLDERS_WITHOUT_EFFECT = re.compile(r"\..*|onnx|openvino|coreml|original|__pycache__")
+_NAMES_WITHOUT_EFFECT = re.compile(
+    r"\..*|(?i:license|notice|readme)\b.*|consolidated.*|openvino_model\..*|.*\.onnx\.data"
+    r"|training_args\.bin|(optimizer|scheduler|scaler)\.(bin|pt)|rng_state.*\.pth"
+    r"|trainer_state\.json|((all|predict|test|train)|.*eval.*)_results\.(json|txt)"
+    r"|events\.out\.tfevents.*|nohup\.out|requirements\.txt|Dockerfile|gitattributes"
+    r"|(MD5|SHA1|SHA256)SUMS|Thumbs\.db|.*~"
+)
+_FOLDERS_WITHOUT_EFFECT = re.compile(r"\..*|onnx|openvino|coreml|original|__pycache__|runs")
 _SECOND_COPY = re.compile(r"pytorch_model.*\.bin(\.index\.json)?")
 
 
 def weights_stamp(folder: str) -> str:
     """Return a hash of the names, sizes and times of the files, which holds on this machine."""
-    total = hashlib.sha256(str(Path(folder).resolve()).encode())
+    total = hashlib.sha256(os.fsencode(Path(folder).resolve()))
     for place, path in files_of(folder):
-        total.update(f"\0{place}\0{file_stamp(path)}".encode())
+        total.update(b"\0%b\0%b" % (os.fsencode(place), file_stamp(path).encode()))
     return total.hexdigest()
 
 
@@ -44,21 +52,15 @@ def file_stamp(path: Path) -> str:
     return f"{status.st_size}-{times}-{status.st_ino}"
 
 
-def weights_digest(
-    folder: str, *, stamp: str, digest_of: Callable[[Path], bytes] | None = None
-) -> str:
+def weights_digest(folder: str, digest_of: Callable[[Path], bytes] | None = None) -> str:
     """Return a hash of the files' contents, the same on every machine; reading them takes a while.
 
-    `digest_of` may know a file's sha256 without reading it. If the files are not (or no longer)
-    those of the `stamp`, it is the stamp itself, which no other machine has.
+    `digest_of` may know a file's sha256 without reading it. Raises `OSError`.
     """
     total = hashlib.sha256()
-    try:
-        for place, path in files_of(folder):
-            total.update(f"{place}\0".encode() + (digest_of or sha256)(path))
-        return total.hexdigest() if weights_stamp(folder) == stamp else stamp
-    except OSError:
-        return stamp
+    for place, path in files_of(folder):
+        total.update(os.fsencode(place) + b"\0" + (digest_of or sha256)(path))
+    return total.hexdigest()
 
 
 def sha256(path: Path) -> bytes:
@@ -98,17 +100,28 @@ def files_of(folder: str) -> Iterator[tuple[Path, Path]]:
     """Yield the place in the folder and the path of each file that can change numbers.
 
     Weights that are there as safetensors are not read from other files, nor fetched from the hub.
+    Raises `OSError`.
     """
-    for path in sorted(Path(folder).rglob("*")):
+    for path in sorted(_inside(Path(folder), frozenset())):
         place = path.relative_to(folder)
         if _counts(place) and path.is_file() and not _is_second_copy(path):
             yield place, path
 
 
+def _inside(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
+    """Yield what is in a folder and those below, which may be links, as they are to the engine."""
+    if (real := folder.resolve()) in above:  # a link to where it is itself
+        return
+    for path in folder.iterdir():
+        if not path.is_dir():
+            yield path
+        elif not _FOLDERS_WITHOUT_EFFECT.fullmatch(path.name):
+            yield from _inside(path, above | {real})
+
+
 def _counts(place: Path) -> bool:
-    elsewhere = any(map(_FOLDERS_WITHOUT_EFFECT.fullmatch, place.parts[:-1]))
     named = _NAMES_WITHOUT_EFFECT.fullmatch(place.name)
-    return not (elsewhere or named or place.suffix.lower() in _SUFFIXES_WITHOUT_EFFECT)
+    return not (named or place.suffix.lower() in _SUFFIXES_WITHOUT_EFFECT)
 
 
 def _is_second_copy(path: Path) -> bool:

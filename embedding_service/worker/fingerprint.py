@@ -10,8 +10,13 @@ import hashlib
 import os
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from embedding_service.families.weights import file_stamp, sha256, weights_digest, weights_stamp
+from embedding_service.worker.backend import ModelRefused
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 # Smaller files are read again each time: looking a digest up takes as long.
 _LEAST_KEPT_BYTES = 1 << 20
@@ -23,25 +28,61 @@ class Fingerprint:
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
-        self._stamp = weights_stamp(folder)  # of the files as they are before the engine reads them
-        self._digest = self._stamp
+        self._digests = Digests(cache_folder())
+        with self._readable():
+            self._stamp = weights_stamp(folder)  # as the files are before the engine reads them
+        self._digest: str | None = None
+        self._error: OSError | None = None
         self._thread = threading.Thread(target=self._read, name="fingerprint", daemon=True)
         self._thread.start()
 
     def _read(self) -> None:
-        kept = Digests(cache_folder())
-        self._digest = weights_digest(self._folder, stamp=self._stamp, digest_of=kept.of)
+        try:
+            digest = weights_digest(self._folder, self._digests.of)
+            if weights_stamp(self._folder) == self._stamp:
+                self._digest = digest
+        except OSError as error:
+            self._error = error
 
     def result(self) -> str:
         """Return the digest of the files that were loaded.
 
-        If they have changed meanwhile, a stamp that no other machine has.
+        Raises `ModelRefused` if one cannot be read, or if nobody knows which contents the engine
+        has read. Times, owners and modes may change meanwhile.
         """
         self._thread.join()
-        with contextlib.suppress(OSError):
-            if weights_stamp(self._folder) == self._stamp:
-                return self._digest
-        return self._stamp
+        with self._readable():
+            if self._error is not None:
+                raise self._error
+            if self._is_as_before():
+                return str(self._digest)
+        raise ModelRefused(
+            f"the model's files changed while the engine read them; start it again once nothing "
+            f"writes to {self._folder}"
+        )
+
+    def _is_as_before(self) -> bool:
+        if self._digest is None:
+            return False
+        if weights_stamp(self._folder) == self._stamp:
+            return True
+        return weights_digest(self._folder, self._digests.of) == self._digest
+
+    @contextlib.contextmanager
+    def _readable(self) -> Iterator[None]:
+        """Raise `ModelRefused` for an `OSError`."""
+        try:
+            yield
+        except OSError as error:
+            raise ModelRefused(
+                f"{_shown(error.filename or self._folder)} cannot be read, and may make the "
+                f"model's numbers: {error.strerror}; let the service's user read it, or remove it"
+            ) from None
+
+
+def _shown(path: str | bytes) -> str:
+    """Return a path as text, whatever bytes are in it."""
+    return os.fsencode(path).decode(errors="replace")
 
 
 def fingerprint(model: str) -> Fingerprint | None:

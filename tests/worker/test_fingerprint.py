@@ -10,6 +10,7 @@ import pytest
 
 from embedding_service.families.weights import sha256
 from embedding_service.worker import fingerprint as kept
+from embedding_service.worker.backend import ModelRefused
 from embedding_service.worker.fingerprint import Fingerprint, cache_folder, fingerprint
 
 if TYPE_CHECKING:
@@ -23,7 +24,12 @@ COUNTED = (
 )  # fmt: skip
 IGNORED = (
     "README.md", "LICENSE", ".gitattributes", ".cache/x.json", "onnx/model.bin", "a.png",
-    "pytorch_model.bin", "model.onnx", "tf_model.h5",
+    "pytorch_model.bin", "model.onnx", "tf_model.h5", "openvino_model.xml", "model.onnx.data",
+    "training_args.bin", "optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth",
+    "rng_state_0.pth", "trainer_state.json", "all_results.json", "my_eval_sts_results.txt",
+    "runs/Jan01/events.out.tfevents.1", "events.out.tfevents.2", "train.log", "nohup.out",
+    "requirements.txt", "Dockerfile", "SHA256SUMS", "Thumbs.db", "config.json.bak", "config.json~",
+    "gitattributes",
 )  # fmt: skip
 
 
@@ -78,14 +84,61 @@ def test_files_for_others_do_not_count(folder: Path, name: str) -> None:
     assert digest(folder) == before
 
 
-def test_files_that_change_meanwhile_are_not_believed(folder: Path, tmp_path: Path) -> None:
-    """Nobody knows which of the two the engine has read: no other machine gives it this name."""
-    copy = shutil.copytree(folder, tmp_path / "copy")
+def test_linked_folders_count_as_folders(folder: Path, tmp_path: Path) -> None:
+    """The engine follows links: those to a folder above are passed over, and not for ever."""
+    linked = shutil.copytree(folder, tmp_path / "linked")
+    (linked / "2_Dense").rename(tmp_path / "elsewhere")
+    (linked / "2_Dense").symlink_to(tmp_path / "elsewhere")
+    assert digest(linked) == digest(folder)
+    (linked / "1_Pooling" / "around").symlink_to(linked)
+    assert digest(linked) == digest(folder)
+    (tmp_path / "elsewhere" / "model.safetensors").write_text("others")
+    assert digest(linked) != digest(folder)
+
+
+def test_files_that_change_meanwhile_are_refused(folder: Path) -> None:
+    """Nobody knows which of the two the engine has read: it is to be started again."""
     reading = Fingerprint(str(folder))
-    shutil.copyfile(copy / "vocab.txt", folder / "vocab.txt")
-    assert reading.result() != digest(copy)
+    reading._thread.join()
+    (folder / "vocab.txt").write_text("others")
+    with pytest.raises(ModelRefused, match="changed while the engine read them") as caught:
+        reading.result()
+    assert "\n" not in str(caught.value)
+    reading = Fingerprint(str(folder))
+    reading._thread.join()
     shutil.rmtree(folder)
-    assert reading.result() != digest(copy)
+    with pytest.raises(ModelRefused):
+        reading.result()
+
+
+def test_contents_count_and_not_their_circumstances(folder: Path) -> None:
+    """Another mode, time or inode while the engine loads, or a file of no effect, changes no id."""
+    known = digest(folder)
+    reading = Fingerprint(str(folder))
+    reading._thread.join()
+    (folder / "vocab.txt").chmod(0o600)
+    os.utime(folder / "config.json", ns=(1, 1))
+    shutil.copyfile(folder / "merges.txt", folder / "merges.part~")
+    (folder / "merges.part~").replace(folder / "merges.txt")
+    assert reading.result() == known
+
+
+def test_a_name_in_another_encoding(folder: Path) -> None:
+    """A file's name is bytes, which need not be text."""
+    known = digest(folder)
+    (folder / os.fsdecode(b"caf\xe9.txt")).write_text("coffee")
+    assert digest(folder) != known
+
+
+def test_a_file_that_cannot_be_read_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its contents may count, so that no id is right without them."""
+
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(kept, "sha256", refuse)
+    with pytest.raises(ModelRefused, match=r"config\.json cannot be read.*Permission denied"):
+        digest(folder)
 
 
 @pytest.fixture
