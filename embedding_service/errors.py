@@ -337,7 +337,7 @@ class ModelNotLoaded(StartupError):
 
 
 class NoModelLeft(StartupError):
-    """Every model has died too often; who started the service should hear of it."""
+    """Every model has died too often, or files of one have changed while it was served."""
 
     remedy = "Look for `engine_died` in the log, mend what it says, and start again."
     exit_code = 5

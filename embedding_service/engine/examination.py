@@ -26,12 +26,14 @@ IDLE_WITHIN_S, LOOK_EVERY_S = 600.0, 1.0
 class Verdict:
     """Whether a worker passed, why not, and numbers for the log.
 
-    `answered` is false where it was too busy to be asked, which says nothing about its vectors.
+    `answered` is false where it was too busy to be asked, which says nothing about its vectors;
+    `outdated` is true where the worker has other files than the service: it will never pass.
     """
 
     passed: bool
     reason: str = ""
     answered: bool = True
+    outdated: bool = False
     log: dict[str, Any] = field(default_factory=dict)
 
 

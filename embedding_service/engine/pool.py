@@ -136,6 +136,11 @@ class ModelEngine:
         return all(replica.state in ended for replica in self.replicas)
 
     @property
+    def outdated(self) -> bool:
+        """Whether no replica works, and some has loaded other files than those that are served."""
+        return self.out_of_service and any(each.verdict.outdated for each in self.replicas)
+
+    @property
     def supervised(self) -> bool:
         """Whether every worker is still watched, and would be replaced."""
         return all(replica.supervised for replica in self.replicas)

@@ -53,6 +53,7 @@ class Examiner:
         if ingredients != self._first:
             return Verdict(
                 passed=False,
+                outdated=True,
                 reason="the model's files have changed since the service started: other workers "
                 "and stored vectors are in another vector space; restart the service to serve them",
             )

@@ -84,6 +84,7 @@ class Lifecycle:
         except Exception as error:  # noqa: BLE001 - whatever it is, the others are served
             self._log.error("model_not_loaded", model=model.name, reason=str(error))
             await model.engine.stop()
+            model.close()
 
     async def _load(self, model: ServedModel) -> None:
         began = time.monotonic()
@@ -127,11 +128,11 @@ class Lifecycle:
     async def watch(self) -> None:
         """Feed systemd's watchdog while every worker is supervised, and measure the loop's lag.
 
-        Raises `NoModelLeft` when all models are dead.
+        Raises `NoModelLeft` when all models are dead, or the files of a required one have changed.
         """
         every_s, fed_at = systemd.watchdog_every_s(), 0.0
         engines = [model.engine for model in self.service.models]
-        while not all(engine.dead for engine in engines):
+        while (end := self._reason_to_end()) is None:
             now = time.monotonic()
             due = every_s is not None and now - fed_at >= every_s
             if due and all(engine.supervised for engine in engines):
@@ -140,9 +141,20 @@ class Lifecycle:
             await asyncio.sleep(PULSE_S)
             lag_s = time.monotonic() - now - PULSE_S
             self.service.metrics.event_loop_lag.observe(max(0.0, lag_s))
-        raise NoModelLeft(
-            "no model is left: every engine died too often; see engine_died in the log"
-        )
+        raise NoModelLeft(end)
+
+    def _reason_to_end(self) -> str | None:
+        """Return why a new process would be of more use than this one, if that is so."""
+        models = list(self.service.models)
+        if all(model.engine.dead for model in models):
+            return "no model is left: every engine died too often; see engine_died in the log"
+        for model in models:
+            if model.required and model.engine.outdated:
+                return (
+                    f"the files of {model.name} have changed, and no engine has the old ones; "
+                    "start the service again to serve the new ones"
+                )
+        return None
 
     async def drain(self, *, grace_s: float, timeout_s: float) -> None:
         """Refuse new requests, and wait until all accepted ones are answered, at least `grace_s`.

@@ -145,6 +145,10 @@ class ServedModel:
             self.compute.space, self.encoder = self.space.hex, encoder
         return facts
 
+    def close(self) -> None:
+        """Forget what `open` made of a model that is not served after all."""
+        self.encoder = self.pairs = self.space = None
+
     def embedder(self) -> Encoder:
         """Return the encoder. Raises `Unavailable` while loading; `InvalidRequest` if it scores."""
         if self.encoder is not None:

@@ -17,10 +17,17 @@ import pytest
 from embedding_service import canary
 from embedding_service.engine import examination
 from embedding_service.engine.states import State
-from embedding_service.errors import BadConfiguration, DeadlineExceeded, ModelNotLoaded, NoVectors
+from embedding_service.errors import (
+    BadConfiguration,
+    DeadlineExceeded,
+    ModelNotLoaded,
+    NoModelLeft,
+    NoVectors,
+)
 from embedding_service.service import canaries, examiner
 from embedding_service.service.canaries import Direction
 from embedding_service.service.canary_texts import TEXTS
+from embedding_service.service.lifecycle import PULSE_S
 from embedding_service.types import Output
 from embedding_service.worker import fake as engine
 from tests.calls import embed, error_of
@@ -204,16 +211,46 @@ def test_a_replica_that_is_busy_stays(
 
 
 def test_files_that_change_while_it_serves(start_gateway: Start, tmp_path: Path) -> None:
-    """A worker that has loaded other files than the first would answer in another space."""
+    """A worker that has loaded other files than the first would answer in another space. Once all
+    have, the process ends, so that its supervisor starts it with the new files.
+    """
     (tmp_path / "model.safetensors").write_text("weights")
-    gateway = start_gateway(**FAKE, model_path=str(tmp_path))
+    gateway = start_gateway(**FAKE, model_path=str(tmp_path), replicas=2)
     (tmp_path / "model.safetensors").write_text("other weights")
     gateway.workers["fake", 0].kill()
-    wait_for(lambda: states(gateway) == [State.QUARANTINED])
+    wait_for(lambda: states(gateway) == [State.QUARANTINED, State.READY])
     assert "files have changed" in logged(gateway, "not_believed")[0]["reason"]
     with gateway.client() as http:
-        error_of(embed(http, input="w1"), 503)
-        assert http.get("/readyz").status_code == 503
+        assert embed(http, input="w1").status_code == 200
+    time.sleep(2 * PULSE_S)
+    assert gateway.error is None
+    gateway.workers["fake", 1].kill()
+    gateway.wait_ended()
+    assert isinstance(gateway.error, NoModelLeft)
+    assert "files of fake have changed" in str(gateway.error)
+
+
+@pytest.mark.parametrize("kind", ["dense", "score"])
+def test_an_optional_model_that_fails_is_not_served(
+    start_gateway: Start, pinned: Path, kind: str
+) -> None:
+    """It is not listed, its requests are told why, and the others are served."""
+    sound = {"model_name": "sound", "gpu_memory_utilization": 0.2}
+    wrong = {**sound, "model_name": "wrong", "canary_file": pinned}
+    wrong |= {"engine_args": {"outputs": [kind], "dimension": 16}}
+    gateway = start_gateway(engine="fake", port=0, models=[sound, wrong])
+    wait_for(lambda: bool(logged(gateway, "model_not_loaded")))
+    model = gateway.gateway.service.models.get("wrong")
+    assert model is not None
+    wait_for(lambda: model.engine.dead)
+    with gateway.client() as http:
+        assert [entry["id"] for entry in http.get("/v1/models").json()["data"]] == ["sound"]
+        path, body = "/v1/embeddings", {"input": "w1"}
+        if kind == "score":
+            path, body = "/v1/rerank", {"query": "w1", "documents": ["w2"]}
+        failed = error_of(http.post(path, json={"model": "wrong", **body}), 503)
+        assert "could not be loaded" in failed["message"]
+        assert embed(http, model="sound", input="w1").status_code == 200
 
 
 def test_a_worker_that_ends_over_it_did_not_load(
