@@ -5,9 +5,14 @@ from __future__ import annotations
 import re
 
 HEX_DIGITS = 12
-_ID = re.compile(rf"(?:[^,@]+@)?([0-9a-f]{{{HEX_DIGITS},64}})", re.IGNORECASE)
 _IN_SCHEMA = rf" *([^,@]+@)?[0-9a-fA-F]{{{HEX_DIGITS},64}} *"
 IDS_PATTERN = rf"^{_IN_SCHEMA}(,{_IN_SCHEMA})*$"
+# A name may hold `@` and commas where it is not written as answers have it. So HEX follows the last
+# `@`, a comma ends an id only after HEX, and no name holds an id: a comma may be missing there.
+_HEX = rf"[0-9a-f]{{{HEX_DIGITS},64}}"
+_ID = re.compile(rf"(?!.*@{_HEX}\b.*@)(?:.*@)?({_HEX})", re.IGNORECASE)
+_AROUND = ", \t\r\n"
+_END = re.compile(rf"(?<=[0-9a-f]{{{HEX_DIGITS}}})\s*,", re.IGNORECASE)
 _NONE = (
     f"is not the id of a vector space: NAME@HEX, with {HEX_DIGITS} or more hexadecimal digits, as "
     "answers have it in x-vector-space"
@@ -25,11 +30,12 @@ def read_ids(text: str) -> frozenset[str]:
         raise ValueError(
             f"a list of vector spaces must not have more than {_MOST_CHARACTERS} characters"
         )
-    return frozenset(map(_read_id, text.split(",")))
+    ids = (id_.strip(_AROUND) for id_ in _END.split(text.rstrip(_AROUND)))
+    return frozenset(map(_read_id, ids))
 
 
 def _read_id(text: str) -> str:
-    match = _ID.fullmatch(text.strip())
+    match = _ID.fullmatch(text)
     if match is None:
-        raise ValueError(f"{text.strip()[:_SHOWN_CHARACTERS]!a} {_NONE}")
+        raise ValueError(f"{text[:_SHOWN_CHARACTERS]!a} {_NONE}")
     return match[1].lower()

@@ -254,6 +254,9 @@ def test_ids_are_read_as_they_are_written(space: SpaceOf) -> None:
     one, other = space(), space(model_name="other, too")
     assert read_ids(f" {one} ,{other}") == {one.hex, other.hex}
     assert read_ids(one.hex.upper()) == {one.hex}
-    for wrong in ("", ",", "name@", "name@xyz", f"name@{one.hex[:-1]}", f"{one} {other}", "é"):
+    assert read_ids(f"other, too@{other.hex},{one.hex} , a@b@{one.hex},") == {one.hex, other.hex}
+    without = ("", ",", ",,", "name@", "name@xyz", f"name@{one.hex[:-1]}", "é", "one,other")
+    beside = (f"x,{one.hex}", f"{one},other", f"{one},,other@x", f"{one} {other}")
+    for wrong in without + beside:
         with pytest.raises(ValueError, match="is not the id of a vector space"):
             read_ids(wrong)
