@@ -10,7 +10,7 @@ import contextlib
 import time
 from typing import TYPE_CHECKING, Protocol
 
-from embedding_service.batches import files, ledger
+from embedding_service.batches import files, ledger, output
 from embedding_service.batches.instances import Instance
 from embedding_service.batches.job import Job, Tools
 from embedding_service.batches.ledger import Counts, LeaseLost
@@ -121,11 +121,11 @@ class Batches:
                 self._log.info("batches_cancelled", batches=cancelled, reason="their key is gone")
         for job in list(self._jobs.values()):
             await self._renew(job)
-        if dead := self._instance.dead(await self.store.run(ledger.holders)):
+        if dead := self._instance.dead(await self.store.read(ledger.holders)):
             await self.store.run(ledger.end_leases, dead)
         while await self._take_one():
             pass
-        self.counts = await self.store.run(ledger.count)
+        self.counts = await self.store.read(ledger.count)
         if time.monotonic() >= self._swept_at + _SWEEP_S:
             self._swept_at = time.monotonic()
             await self._sweep()
@@ -189,9 +189,13 @@ class Batches:
         now = time.time()
         expired = await self.store.run(files.expire, now)
         await self.store.run(ledger.forget, now - self._lifecycle.service.settings.file_ttl_s)
-        known = await self.store.run(files.ids)
+        known = await self.store.read(files.ids)
+        written = await asyncio.to_thread(output.batches, self.store)
+        # Read after the names of the segments, so that a new batch is in it before its segments.
+        ended = written - await self.store.read(ledger.unfinished)
         await asyncio.to_thread(files.remove, self.store, expired)
         await asyncio.to_thread(files.sweep, self.store, known, now)
+        await asyncio.to_thread(output.clear, self.store, ended)
         await asyncio.to_thread(self._instance.sweep)
         if expired:
             self._log.info("files_expired", files=len(expired))

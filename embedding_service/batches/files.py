@@ -43,16 +43,16 @@ class Quota:
     files: int
     bytes: int
 
-    def check(self, db: sqlite3.Connection, file: StoredFile) -> None:
+    def check(self, db: sqlite3.Connection, owner: str, new_bytes: int) -> None:
         """Raise `InvalidRequest` if there is no room for another file."""
-        count, size = usage(db, file.owner)
+        count, size = usage(db, owner)
         if count >= self.files:
             raise InvalidRequest(
                 f"there are {count} files already, and max_files of this server is {self.files}; "
                 "delete some",
                 code="file_limit_exceeded",
             )
-        if size + file.bytes > self.bytes:
+        if size + new_bytes > self.bytes:
             raise InvalidRequest(
                 f"your files have {size} bytes, and max_stored_bytes of this server is "
                 f"{self.bytes}; delete some",
@@ -75,7 +75,7 @@ def usage(db: sqlite3.Connection, owner: str) -> tuple[int, int]:
 def add(db: sqlite3.Connection, file: StoredFile, quota: Quota | None = None) -> None:
     """Enter a file whose content is in its place. Raises `InvalidRequest` beyond the quota."""
     if quota is not None:
-        quota.check(db, file)
+        quota.check(db, file.owner, file.bytes)
     db.execute(f"INSERT INTO files ({_COLUMNS}) VALUES ({_PLACES})", astuple(file))
 
 

@@ -21,7 +21,8 @@ from embedding_service.batches.lines import (
     read_slices,
     unanswered_line,
 )
-from embedding_service.batches.results import Results, Settled, Surroundings
+from embedding_service.batches.results import Results, Settled
+from embedding_service.batches.store import may_pass
 from embedding_service.service.call import Call
 
 if TYPE_CHECKING:
@@ -75,9 +76,7 @@ class Job:
         self._results = self._new_results()
 
     def _new_results(self) -> Results:
-        service = self._tools.service
-        around = Surroundings(self._tools.store, service.settings, service.metrics, self._log)
-        return Results(around, self.batch)
+        return Results(self._tools.store, self._tools.service, self._log, self.batch)
 
     @property
     def expired(self) -> bool:
@@ -97,14 +96,13 @@ class Job:
     async def run(self) -> None:
         """Work until the batch or this instance ends. Raises `LeaseLost`.
 
-        A file that can be read no more (it is gone, or limits are lower than when it was checked)
-        fails its batch, which else would be taken up again and again.
+        A file that can be read or written no more (it is gone, or limits are lower than when it was
+        checked) fails its batch, which else would be taken up again and again.
         """
         try:
             await self._run()
         except BadLine as error:
-            fault = {"code": error.code, "message": str(error), "param": error.param, "line": None}
-            await self._results.finish("failed", [fault])
+            await self._results.finish("failed", [error.fault()])
 
     async def _run(self) -> None:
         if self.expired:
@@ -186,6 +184,11 @@ class Job:
             opened = await asyncio.to_thread(path.open, "rb")
         except FileNotFoundError:
             raise BadLine("file_not_found", "the input file has no content any more") from None
+        except OSError as error:
+            if may_pass(error):
+                raise
+            why = f"the server cannot read the input file: {error.strerror}"
+            raise BadLine("storage_failed", why) from error
         with opened as file:
             slices = read_slices(file, longest)
             while lines := await asyncio.to_thread(next, slices, None):

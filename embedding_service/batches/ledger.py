@@ -197,6 +197,12 @@ def acquire(
     return _batch(rows[0]) if rows else None
 
 
+def unfinished(db: sqlite3.Connection) -> set[str]:
+    """Return the ids of all batches that have not ended."""
+    query = f"SELECT id FROM batches WHERE status IN {UNFINISHED}"
+    return {row[0] for row in db.execute(query).fetchall()}
+
+
 def holders(db: sqlite3.Connection) -> list[str]:
     """Return who holds leases."""
     query = f"SELECT DISTINCT holder FROM batches WHERE status IN {UNFINISHED} AND holder NOTNULL"

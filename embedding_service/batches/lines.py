@@ -76,12 +76,16 @@ class Line(NamedTuple):
 
 
 class BadLine(Exception):
-    """A line for which its batch is refused."""
+    """A line, or a fault of the disk, for which its batch fails."""
 
     def __init__(self, code: str, message: str, param: str | None = None) -> None:
         super().__init__(message)
         self.code = code
         self.param = param
+
+    def fault(self, line: int | None = None) -> dict[str, Any]:
+        """Return it as OpenAI's batches report it."""
+        return {"code": self.code, "message": str(self), "param": self.param, "line": line}
 
 
 def read_slices(file: BinaryIO, longest_bytes: int) -> Iterator[list[Numbered]]:
@@ -111,9 +115,11 @@ def read_slices(file: BinaryIO, longest_bytes: int) -> Iterator[list[Numbered]]:
 def read_line(numbered: Numbered, reader: Reader, endpoint: str) -> Line:
     """Read the envelope. Raises `BadLine`; whether the body is right shows when it runs."""
     try:
-        tree = reader.parse(numbered.raw)
+        tree = reader.parse(numbered.raw.rstrip())
     except InvalidRequest as error:
-        raise BadLine("invalid_json_line", str(error), error.param) from None
+        why = error.message.replace("the request body", f"line {numbered.number}")
+        why = why.replace(" at line 1 column", " at column")  # of the file, not of this line
+        raise BadLine("invalid_json_line", why, error.param) from None
     for name, kind in (("custom_id", str), ("method", str), ("url", str), ("body", dict)):
         if name not in tree:
             raise BadLine("missing_required_parameter", f"{name} is required", name)
@@ -215,9 +221,7 @@ class Check:
         raise BadLine("permission_denied", f"this key may not use {model.name}", "body.model")
 
     def _refuse(self, error: BadLine, line: int | None = None) -> None:
-        self.errors.append(
-            {"code": error.code, "message": str(error), "param": error.param, "line": line}
-        )
+        self.errors.append(error.fault(line))
 
 
 def answered_line(line: Line, answered: Answered) -> tuple[bytes, ...]:

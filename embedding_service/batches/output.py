@@ -1,7 +1,7 @@
 """The results of a batch on the disk: segments while it runs, one file each at its end.
 
-Under each lease an instance writes files of its own. What another one still writes that has lost
-its lease is in no byte that the ledger counts.
+Under each lease an instance writes files of its own. The ledger counts no byte of those that an
+instance writes after it has lost its lease.
 """
 
 from __future__ import annotations
@@ -74,10 +74,16 @@ def join(store: Store, batch: Batch, segments: Iterable[Segment], *, kind: str, 
     return size
 
 
-def clear(store: Store, batch_id: str) -> None:
-    """Remove the segments of a batch that has ended."""
-    for path in store.segments.glob(f"{batch_id}.*"):
-        path.unlink(missing_ok=True)
+def batches(store: Store) -> set[str]:
+    """Return the ids of the batches that have segments."""
+    return {path.name.partition(".")[0] for path in store.segments.iterdir()}
+
+
+def clear(store: Store, ended: Iterable[str]) -> None:
+    """Remove the segments of batches that have ended."""
+    for batch_id in ended:
+        for path in store.segments.glob(f"{batch_id}.*"):
+            path.unlink(missing_ok=True)
 
 
 def _segment(store: Store, batch_id: str, fence: int, kind: str) -> Path:

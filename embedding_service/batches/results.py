@@ -1,22 +1,24 @@
 """The results of a batch: on the disk first, then in the ledger, and joined at the end.
 
-While the disk is full, a write is tried again and again; nothing is lost by it but time.
+While the disk is full, a write is tried again and again; nothing is lost by it but time. What no
+waiting mends (a folder that is gone, rights that are missing) fails the batch.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
-from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from embedding_service.batches import files, ledger
 from embedding_service.batches.files import StoredFile
 from embedding_service.batches.ledger import Progress
+from embedding_service.batches.lines import BadLine
 from embedding_service.batches.output import KINDS, Writer, clear, join
-from embedding_service.batches.store import new_id
+from embedding_service.batches.store import may_pass, new_id
 from embedding_service.errors import ServiceError
 
 if TYPE_CHECKING:
@@ -27,8 +29,7 @@ if TYPE_CHECKING:
     from embedding_service.batches.ledger import Batch, Segment
     from embedding_service.batches.lines import Line
     from embedding_service.batches.store import Store
-    from embedding_service.settings.gateway import Settings
-    from embedding_service.telemetry import Metrics
+    from embedding_service.service.service import EmbeddingService
 
 _T = TypeVar("_T")
 _RETRY_S = 5.0
@@ -44,24 +45,18 @@ class Settled(NamedTuple):
     model: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """The store and what bounds it."""
-
-    store: Store
-    settings: Settings
-    metrics: Metrics
-    log: FilteringBoundLogger
-
-
 class Results:
     """The results of one batch under one lease."""
 
-    def __init__(self, around: Surroundings, batch: Batch) -> None:
+    def __init__(
+        self, store: Store, service: EmbeddingService, log: FilteringBoundLogger, batch: Batch
+    ) -> None:
         self.stopping = False
         self.held_bytes = 0
         self.held = contextlib.ExitStack()  # what the service reserves for unwritten results
-        self._around = around
+        self._store = store
+        self._service = service
+        self._log = log
         self._batch = batch
         self._settled: list[Settled] = []
         self._writer: Writer | None = None
@@ -90,7 +85,7 @@ class Results:
             await asyncio.to_thread(self._writer.close)
 
     async def commit(self) -> None:
-        """Write all that was added, then say so in the ledger. Raises `LeaseLost`."""
+        """Write all that was added, then say so in the ledger. Raises `LeaseLost`, `BadLine`."""
         settled, self._settled, self.held_bytes = self._settled, [], 0
         held, self.held = self.held, contextlib.ExitStack()
         if not settled:
@@ -98,9 +93,9 @@ class Results:
         with held:
             failed = self._count(settled)
             await self._keep_trying(lambda: asyncio.to_thread(self._write, settled))
-            advance, store = ledger.advance, self._around.store
+            advance, store = ledger.advance, self._store
             await self._keep_trying(lambda: store.run(advance, self._batch, self._progress))
-        lines = self._around.metrics.batch_lines
+        lines = self._service.metrics.batch_lines
         lines.labels("failed").inc(failed)
         lines.labels("completed").inc(len(settled) - failed)
 
@@ -118,16 +113,19 @@ class Results:
 
     def _write(self, settled: list[Settled]) -> None:
         if self._writer is None:
-            self._writer = Writer(self._around.store, self._batch)
+            self._writer = Writer(self._store, self._batch)
         parts = [_parts(settled, failed=kind == "error") for kind in KINDS]
         sizes = self._writer.append(parts)
         self._progress.output_bytes, self._progress.error_bytes = sizes
 
     async def finish(self, status: str, errors: list[dict[str, Any]] | None = None) -> None:
         """Join the results and end the batch. Raises `LeaseLost`."""
-        store, batch = self._around.store, self._batch
+        store, batch = self._store, self._batch
         segments = await self._keep_trying(lambda: store.run(ledger.finalize, batch))
-        made = [await self._join(segments, kind) for kind in KINDS]
+        try:
+            made = [await self._join(segments, kind) for kind in KINDS]
+        except BadLine as lost:
+            status, made, errors = "failed", [None, None], [*(errors or ()), lost.fault()]
         kept = made
         try:
             if over := await self._over_quota(made):
@@ -147,12 +145,12 @@ class Results:
         finally:
             unused = [file.id for file in made if file is not None and file not in kept]
             await asyncio.to_thread(files.remove, store, unused)
-        await asyncio.to_thread(clear, store, batch.id)
+        await asyncio.to_thread(clear, store, [batch.id])
         self._log_end(status)
 
     def _log_end(self, status: str) -> None:
         batch, progress = self._batch, self._progress
-        self._around.log.info(
+        self._log.info(
             "batch_ended",
             status=status,
             total=batch.total,
@@ -162,36 +160,48 @@ class Results:
         )
 
     async def _join(self, segments: list[Segment], kind: str) -> StoredFile | None:
-        store, batch, file_id = self._around.store, self._batch, new_id("file-")
+        store, batch, file_id = self._store, self._batch, new_id("file-")
         size = await self._keep_trying(
             lambda: asyncio.to_thread(join, store, batch, segments, kind=kind, name=file_id)
         )
         if not size:
             return None
-        now, longest_s = int(time.time()), self._around.settings.file_ttl_s
+        now, longest_s = int(time.time()), self._service.settings.file_ttl_s
         expires_at = now + int(min(longest_s, batch.output_ttl_s or longest_s))
         name = f"{batch.id}_{kind}.jsonl"
         return StoredFile(file_id, batch.owner, "batch_output", name, size, now, expires_at)
 
     async def _over_quota(self, made: list[StoredFile | None]) -> dict[str, object] | None:
         """Return the error of a batch whose results have no room among its owner's files."""
-        most = self._around.settings.max_stored_bytes
-        _, used = await self._around.store.run(files.usage, self._batch.owner)
+        most = self._service.settings.max_stored_bytes
+        _, used = await self._store.read(files.usage, self._batch.owner)
         if used + sum(file.bytes for file in made if file) <= most:
             return None
         why = f"the results have no room: max_stored_bytes of this server is {most}; delete files"
         return {"code": "storage_limit_exceeded", "message": why, "param": None, "line": None}
 
     async def _keep_trying(self, attempt: Callable[[], Awaitable[_T]]) -> _T:
-        """Attempt a write until the disk takes it, or this instance ends."""
+        """Attempt a write until the disk takes it, or this instance ends.
+
+        Raises `BadLine` for what no waiting mends.
+        """
         while True:
             try:
                 return await attempt()
             except (OSError, ServiceError) as error:
-                self._around.log.error("batch_not_written", reason=str(error))  # noqa: TRY400
+                reason = str(error.__cause__ or error)
+                self._log.error("batch_not_written", reason=reason)
+                if isinstance(error, OSError) and not may_pass(error):
+                    raise BadLine("storage_failed", _why(error)) from error
                 if self.stopping:
                     raise
                 await asyncio.sleep(_RETRY_S)
+
+
+def _why(error: OSError) -> str:
+    """Return what a client may know of it: no path."""
+    reason = os.strerror(error.errno) if error.errno else "they are not whole"
+    return f"the server could not write or read the results: {reason}"
 
 
 def _parts(settled: list[Settled], *, failed: bool) -> list[bytes]:

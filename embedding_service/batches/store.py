@@ -1,7 +1,7 @@
 """The state of files and batches: an SQLite database and a folder of files, in `state_dir`.
 
-Instances of one host share both. Each call is one transaction in a thread of its own, so that
-nothing here ever waits for a disk on the event loop.
+Instances of one host share both. Each call is one transaction in a thread: one thread writes, and
+another one reads, which never waits for a writer. The event loop never waits for a disk.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
+
+import structlog
 
 from embedding_service.errors import BadConfiguration, ServiceError, StorageFull, Unavailable
 
@@ -83,6 +85,8 @@ CREATE TABLE segments (
 """
 _BUSY_S = 10.0  # how long another instance's transaction, of milliseconds, is waited for
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+# A disk with room again, one that is mended, descriptors that others close.
+_PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE})
 
 
 class Store:
@@ -95,13 +99,14 @@ class Store:
         try:
             for path in (folder, self.files, self.segments):
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._db = _open(folder / "state.sqlite3")
+            path = folder / "state.sqlite3"
+            self._writer = _Connection(_open(path), "BEGIN IMMEDIATE")
+            self._reader = _Connection(_connect(path, "ON"), "BEGIN")
         except OSError as error:
             reason = error.strerror or type(error).__name__
             raise BadConfiguration(f"state_dir: {folder}: {reason}") from None
         except sqlite3.Error as error:
             raise BadConfiguration(f"state_dir: {folder}: its database: {error}") from None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="state")
 
     async def run(
         self,
@@ -113,24 +118,53 @@ class Store:
 
         Raises what it raises, and then nothing is written; `StorageFull`, `Unavailable`.
         """
-        whole = partial(self._transact, lambda: work(self._db, *args, **options))
-        return await asyncio.get_running_loop().run_in_executor(self._thread, whole)
+        return await self._writer.run(lambda db: work(db, *args, **options))
+
+    async def read(
+        self,
+        work: Callable[Concatenate[sqlite3.Connection, _P], _T],
+        *args: _P.args,
+        **options: _P.kwargs,
+    ) -> _T:
+        """Return what `work` reads; all that `run` had written by then is there.
+
+        Raises what it raises, and `Unavailable`.
+        """
+        return await self._reader.run(lambda db: work(db, *args, **options))
 
     async def close(self) -> None:
         """Close the database."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._db.close)
-        self._thread.shutdown(wait=False)
+        await self._reader.close()
+        await self._writer.close()
 
     def path(self, file_id: str) -> Path:
         """Return where the content of a file is; ids are ours, and never a client's words."""
         return self.files / file_id
 
-    def _transact(self, work: Callable[[], _T]) -> _T:
+
+class _Connection:
+    """A connection, and the thread that alone uses it; `begin` starts its transactions."""
+
+    def __init__(self, db: sqlite3.Connection, begin: str) -> None:
+        self._db = db
+        self._begin = begin
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="state")
+
+    async def run(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
+        """Return what `work` returns, as one transaction. Raises `StorageFull`, `Unavailable`."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, partial(self._transact, work))
+
+    async def close(self) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._db.close)
+        self._thread.shutdown(wait=False)
+
+    def _transact(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
         db = self._db
         try:
-            db.execute("BEGIN IMMEDIATE")
+            db.execute(self._begin)
             try:
-                result = work()
+                result = work(db)
             except BaseException:
                 if db.in_transaction:  # SQLite itself has undone it where the disk is full
                     db.execute("ROLLBACK")
@@ -141,11 +175,17 @@ class Store:
         return result
 
 
+def _connect(path: Path, query_only: str = "OFF") -> sqlite3.Connection:
+    db = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
+    db.row_factory = sqlite3.Row
+    db.execute(f"PRAGMA query_only = {query_only}")
+    return db
+
+
 def _open(path: Path) -> sqlite3.Connection:
     """Open the database, and make its tables if it is new. Raises `BadConfiguration`."""
-    db = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
+    db = _connect(path)
     path.chmod(0o600)
-    db.row_factory = sqlite3.Row
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = FULL")  # a finished line stays finished after a power cut
     db.execute("BEGIN IMMEDIATE")  # another instance may be making the tables
@@ -164,11 +204,17 @@ def _open(path: Path) -> sqlite3.Connection:
 
 
 def storage_error(error: OSError | sqlite3.Error) -> ServiceError:
-    """Return the answer to a client whose data could not be written or read."""
+    """Return the answer to a client whose data could not be written or read; log the cause."""
+    structlog.get_logger().error("state_not_reached", reason=str(error))
     full = isinstance(error, OSError) and error.errno in _FULL
     if full or getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
         return StorageFull("the server has no room left for files; try again later")
     return Unavailable("the server cannot reach its files at the moment; try again shortly")
+
+
+def may_pass(error: OSError) -> bool:
+    """Tell whether the same attempt may succeed later."""
+    return error.errno in _PASSING
 
 
 def new_id(prefix: str) -> str:

@@ -147,7 +147,7 @@ class BatchRoutes:
 
     async def list(self, request: Request[None]) -> Answer:
         """List the key's batches, the newest first."""
-        found, has_more = await self._store.run(
+        found, has_more = await self._store.read(
             ledger.page,
             request.call.tenant.name,
             after=request.query.get("after"),
@@ -158,17 +158,15 @@ class BatchRoutes:
 
     async def retrieve(self, request: Request[None]) -> Answer:
         """Describe a batch."""
-        return await self._answer(request, ledger.find)
+        owner, batch_id = request.call.tenant.name, request.path["batch_id"]
+        return Answer.json(shown(await self._store.read(ledger.find, owner, batch_id)))
 
     async def cancel(self, request: Request[None]) -> Answer:
         """Have a batch end early; the results that it has are kept."""
-        answer = await self._answer(request, ledger.cancel)
-        self._batches.wake()
-        return answer
-
-    async def _answer(self, request: Request[None], work: Any) -> Answer:
         owner, batch_id = request.call.tenant.name, request.path["batch_id"]
-        return Answer.json(shown(await self._store.run(work, owner, batch_id)))
+        batch = await self._store.run(ledger.cancel, owner, batch_id)
+        self._batches.wake()
+        return Answer.json(shown(batch))
 
 
 def _check(fields: BatchRequest) -> None:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 INLINE_BYTES = 128 << 10
 INLINE_VALUES = 8192
 REQUIRED_SPACE = b"x-require-vector-space"
+_STATEFUL = ("/v1/files", "/v1/batches")
 _SHOWN_PATH_CHARACTERS = 100
 
 
@@ -159,6 +160,10 @@ class Shortcut:
         if resource is None and scope["type"] == "http":
             # FastAPI would take `/metrics` and a line end for `/metrics`, past the rules of both.
             path = scope["path"][:_SHOWN_PATH_CHARACTERS]
+            if path.startswith(_STATEFUL) and self.dispatcher.settings.state_dir is None:
+                raise RouteNotFound(
+                    "files and batches are off here; set state_dir, or ask the operator to"
+                )
             raise RouteNotFound(f"there is nothing at {scope['method']} {path}; see /docs")
         if resource is None or scope["method"] != "POST" or "POST" not in resource.methods:
             await self.app(scope, receive, send)

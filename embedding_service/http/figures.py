@@ -5,7 +5,7 @@ Nothing is kept for it: rates and quantiles follow from the differences of two a
 
 from __future__ import annotations
 
-import os
+import secrets
 import socket
 import time
 from collections import defaultdict
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 Routes = Callable[[], Container[str]]
 Counts = dict[str, float]
 _FIRST_ERROR_STATUS = 400
+_PROCESS = secrets.token_hex(4)
 
 
 class CacheFigures(BaseModel):
@@ -74,14 +75,14 @@ class RequestFigures(BaseModel):
 
 
 class Figures(RequestFigures):
-    """The present state of one instance.
+    """The present state of one instance, and of the models that the key may use.
 
-    `pid` tells an instance from the one before it, whose counters it does not continue. `time` is
-    monotonic, in seconds.
+    `process` tells an instance from the one before it, whose counters it does not continue. It is
+    the instance's name too for a key that may not use all models. `time` is monotonic, in seconds.
     """
 
     instance: str
-    pid: int
+    process: str
     version: str
     time: float
     status: str
@@ -104,10 +105,11 @@ def operation(path: str, routes: Routes) -> Operation:
 
 
 def _figures(request: Request[None], routes: Container[str]) -> Figures:
-    state, metrics, cache = stats(request.lifecycle), request.service.metrics, request.models.cache
+    tenant, metrics, cache = request.call.tenant, request.service.metrics, request.models.cache
+    state = stats(request.lifecycle, tenant)
     return Figures(
-        instance=_instance(request.settings),
-        pid=os.getpid(),
+        instance=_PROCESS if tenant.models is not None else _instance(request.settings),
+        process=_PROCESS,
         version=__version__,
         time=time.monotonic(),
         status=state.status,
@@ -137,6 +139,7 @@ def _models(
             engine=_buckets(engine[model.name]),
         )
         for model in models
+        if model.name in states
     ]
 
 

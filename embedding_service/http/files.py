@@ -80,6 +80,7 @@ class FileRoutes:
         file_id, max_bytes = new_id("file-"), self._settings.max_file_bytes
         assert request.parts is not None  # noqa: S101 - the body is streamed
         owner = request.call.tenant.name
+        await self._store.read(self._quota.check, owner, 1)  # no file is empty
         with self._uploading(owner):
             async with Upload(self._store, file_id, max_bytes=max_bytes) as upload:
                 async for part in request.parts:
@@ -110,7 +111,7 @@ class FileRoutes:
 
     async def list(self, request: Request[None]) -> Answer:
         """List the key's files, the newest first."""
-        found, has_more = await self._store.run(
+        found, has_more = await self._store.read(
             files.page,
             request.call.tenant.name,
             after=request.query.get("after"),
@@ -145,7 +146,7 @@ class FileRoutes:
 
     async def _find(self, request: Request[None]) -> StoredFile:
         owner = request.call.tenant.name
-        return await self._store.run(files.find, owner, request.path["file_id"])
+        return await self._store.read(files.find, owner, request.path["file_id"])
 
 
 def _check_form(form: Form, size: int) -> None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from embedding_service.engine.replica import Replica
     from embedding_service.service.lifecycle import Lifecycle
     from embedding_service.service.models import ServedModel
+    from embedding_service.types import Tenant
 
 _ACCESS = {"open": Access.OPEN, "loopback": Access.LOCAL, "key": Access.KEY}
 
@@ -161,16 +162,17 @@ class Stats(BaseModel):
     models: dict[str, ModelStats]
 
 
-def stats(lifecycle: Lifecycle) -> Stats:
-    """Return the present state."""
+def stats(lifecycle: Lifecycle, tenant: Tenant) -> Stats:
+    """Return the present state, and that of the models that a key may use."""
     service = lifecycle.service
+    usable = (each for each in service.models if tenant.may_use(each.options.names))
     return Stats(
         status="ready" if lifecycle.ready else lifecycle.phase,
         uptime_s=round(time.monotonic() - lifecycle.started, 1),
         requests_in_flight=lifecycle.in_flight,
         answer_bytes_held=service.answers.held,
         body_bytes_held=service.bodies.held,
-        models={model.name: _model_stats(model) for model in service.models},
+        models={model.name: _model_stats(model) for model in usable},
     )
 
 
@@ -197,7 +199,7 @@ def _replica_stats(replica: Replica) -> ReplicaStats:
 
 async def show_stats(request: Request[None]) -> Answer:
     """Count requests, tokens and steps."""
-    return Answer.json(stats(request.lifecycle))
+    return Answer.json(stats(request.lifecycle, request.call.tenant))
 
 
 async def show_metrics(request: Request[None]) -> Answer:

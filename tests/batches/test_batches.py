@@ -193,6 +193,10 @@ def test_a_broken_file_fails_its_batch(
     fault = batch["errors"]["data"][0]
     assert (fault["code"], fault["line"]) == (code, number)
     assert fault["message"]
+    assert "request body" not in fault["message"]
+    if code == "invalid_json_line":
+        assert fault["message"].startswith(f"line {number} ")
+        assert fault["message"].count("line") == 1  # its own alone
     assert (batch["output_file_id"], batch["error_file_id"]) == (None, None)
 
 

@@ -9,6 +9,7 @@ import sqlite3
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
 from typing import TYPE_CHECKING, Any
 
 import openai
@@ -234,6 +235,24 @@ def test_bounds_are_kept(gateway: RunningGateway, http: httpx.Client) -> None:
     assert len(list(folder(gateway).iterdir())) == 5
 
 
+def test_a_full_quota_is_told_before_the_upload(
+    gateway: RunningGateway, http: httpx.Client
+) -> None:
+    """An upload for which there is no room is refused before its content is waited for."""
+    for _ in range(5):
+        upload(http, b"x")
+    connection = HTTPConnection(gateway.url.removeprefix("http://"), timeout=10)
+    connection.putrequest("POST", "/v1/files")
+    connection.putheader("authorization", "Bearer key-a")
+    connection.putheader("content-type", "multipart/form-data; boundary=b")
+    connection.putheader("content-length", "100000")
+    connection.endheaders(form(FILE)[:20])
+    answer = connection.getresponse()
+    assert answer.status == 400
+    assert json.load(answer)["error"]["code"] == "file_limit_exceeded"
+    connection.close()
+
+
 def test_a_compressed_form_is_bounded_inflated(gateway: RunningGateway, http: httpx.Client) -> None:
     """gzip is read, and counts as what it becomes."""
     import gzip
@@ -344,9 +363,11 @@ def test_names_are_shown_and_never_used(sent: str, shown: str) -> None:
 
 
 def test_without_a_folder_there_are_no_files(client: httpx.Client) -> None:
-    """Where `state_dir` is not set, there is nothing at these paths."""
-    for path in ("/v1/files", "/v1/batches"):
+    """Where `state_dir` is not set, these paths name the setting; others never do."""
+    for path in ("/v1/files", "/v1/files/file-1/content", "/v1/batches", "/v1/batches/batch_1"):
         assert error(client.get(path))[:2] == (404, "not_found")
+        assert "state_dir" in client.get(path).json()["error"]["message"]
+    assert "state_dir" not in client.get("/v1/nowhere").text
 
 
 def test_the_document_describes_them(gateway: RunningGateway, http: httpx.Client) -> None:

@@ -226,7 +226,7 @@ def test_figures_count(keyed: httpx.Client) -> None:
     assert embed(keyed, input="", headers=headers).status_code == 400
     after = keyed.get("/ui/figures", headers=headers).json()
     assert after["instance"] == before["instance"]
-    assert after["pid"] == before["pid"]
+    assert after["process"] == before["process"]
     assert after["time"] > before["time"]
     assert (after["status"], after["requests_in_flight"]) == ("ready", 0)
     assert after["requests"] - before["requests"] == 4

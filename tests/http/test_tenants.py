@@ -88,6 +88,16 @@ def test_other_models_are_refused(
         )
 
 
+def test_figures_are_of_the_keys_models(gateway: RunningGateway) -> None:
+    """A key for some models sees neither the others' counters, nor the host's name."""
+    for key, names in (("all", {"open", "closed"}), ("one", {"open"}), ("second", {"closed"})):
+        with with_key(gateway, f"key-for-{key}") as http:
+            figures, stats = http.get("/ui/figures").json(), http.get("/stats").json()
+        assert {each["name"] for each in figures["models"]} == names
+        assert stats["models"].keys() == names
+        assert (figures["instance"] == figures["process"]) is (key != "all")
+
+
 @pytest.mark.parametrize(("path", "body"), WITHOUT_MODEL)
 def test_routes_without_a_model_are_no_way_around(
     gateway: RunningGateway, path: str, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch

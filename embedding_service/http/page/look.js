@@ -51,7 +51,7 @@ async function ask() {
 function keep(figures) {
   const since = figures.time - KEPT_S - QUANTILES_OVER_S;
   const before = histories.get(figures.instance) ?? [];
-  const continued = before.filter((each) => each.pid === figures.pid && each.time >= since);
+  const continued = before.filter((each) => each.process === figures.process && each.time >= since);
   histories.set(figures.instance, [...continued, figures]);
   const names = [...histories.keys()];
   if (names.length !== $("look-instance").length) fill($("look-instance"), names);
