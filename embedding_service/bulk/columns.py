@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from embedding_service.bulk.inputs import first_lines, reading
 from embedding_service.bulk.options import InputFormat
-from embedding_service.bulk.rows import BOM, Failure, open_table, parse
+from embedding_service.bulk.rows import Failure, encodes, open_table, parse
 from embedding_service.errors import BadInput
 
 if TYPE_CHECKING:
@@ -37,20 +37,22 @@ class Columns:
     key: str | None
     kind: IdKind
 
-    def identify(self, key: object, number: int) -> tuple[int | str, Failure | None]:
+    def identify(self, key: object, number: int) -> tuple[int | str | None, Failure | None]:
         """Return the id of a row, and why it has none of its own."""
         if self.kind is IdKind.ROW:
             return number, None
         if type(key) is int and key in _INT64:
             return (key if self.kind is IdKind.INTEGER else str(key)), None
         if type(key) is str and self.kind is IdKind.TEXT:
-            return key, None
+            if encodes(key):
+                return key, None
+            return None, Failure("bad_id", f"{self.key} is not UTF-8")
         wanted = "a whole number" if self.kind is IdKind.INTEGER else "text"
         return self.without(number), Failure("bad_id", f"{self.key} is not {wanted}")
 
-    def without(self, number: int) -> int | str:
-        """Return the id of a row that is not known: its number where that is one."""
-        return number if self.kind is IdKind.ROW else ""
+    def without(self, number: int) -> int | None:
+        """Return the id of a row whose own is not known: its number where that is one."""
+        return number if self.kind is IdKind.ROW else None
 
     def places(self, header: list[str], source: Source) -> tuple[int, int]:
         """Return where a table's columns are, -1 for none. Raises `BadInput`."""
@@ -62,13 +64,9 @@ class Columns:
 
     def check_schema(self, schema: Any, source: Source) -> None:
         """Raise `BadInput` for a Parquet file without these columns, or with others than text."""
-        import pyarrow as pa
-
         for name in filter(None, (self.text, self.key)):
             _require(name, schema.names, source)
-        kind = schema.field(self.text).type
-        if pa.types.is_dictionary(kind):
-            kind = kind.value_type
+        kind = _decoded(schema.field(self.text).type)
         if not _is_text(kind):
             raise BadInput(f"{source.name}: the column {self.text!r} is {kind} and no text")
         if self.key is not None and _id_kind(schema.field(self.key).type) is None:
@@ -129,8 +127,9 @@ def _check(source: Source, columns: Columns) -> None:
         with reading(source), source.open_parquet() as file:
             columns.check_schema(file.schema_arrow, source)
         return
+    names = (_kinds(source) or ()) if source.format is InputFormat.JSONL else _header(source)
     for name in filter(None, (columns.text, columns.key)):
-        _require(name, _kinds(source) or (), source)
+        _require(name, names, source)
 
 
 def _first_record(source: Source) -> dict[str, Any] | None:
@@ -138,7 +137,7 @@ def _first_record(source: Source) -> dict[str, Any] | None:
     for count, line in enumerate(first_lines(source), 1):
         if line.isspace():
             continue
-        record = parse(line.removeprefix(BOM))
+        record = parse(line)
         if isinstance(record, str):
             raise BadInput(f"{source.name}:{count}: {record} (--input-format lines: plain texts)")
         return record
@@ -146,14 +145,16 @@ def _first_record(source: Source) -> dict[str, Any] | None:
 
 
 def _header(source: Source) -> list[str]:
-    lines = (line.removeprefix(BOM) for line in first_lines(source))
-    return open_table(source, lines)[1]
+    return open_table(source, first_lines(source))[1]
 
 
 def _require(name: str, names: Iterable[str], source: Source) -> None:
-    if name not in names:
-        known = ", ".join(names)[:300] or "none"
+    found = list(names)
+    if name not in found:
+        known = ", ".join(found)[:300] or "none"
         raise BadInput(f"{source.name}: there is no column {name!r}; it has {known}")
+    if found.count(name) > 1:
+        raise BadInput(f"{source.name}: there are {found.count(name)} columns {name!r}")
 
 
 def _is_text(kind: Any) -> bool:
@@ -162,9 +163,16 @@ def _is_text(kind: Any) -> bool:
     return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
 
 
+def _decoded(kind: Any) -> Any:
+    from pyarrow import types
+
+    return kind.value_type if types.is_dictionary(kind) else kind
+
+
 def _id_kind(kind: Any) -> IdKind | None:
     from pyarrow import types
 
+    kind = _decoded(kind)
     if types.is_integer(kind):
         return IdKind.INTEGER
     return IdKind.TEXT if _is_text(kind) else None

@@ -10,7 +10,7 @@ import io
 import re
 import sys
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
 STDIN = "-"
+BOM = b"\xef\xbb\xbf"
 SUFFIXES = {
     ".jsonl": InputFormat.JSONL,
     ".ndjson": InputFormat.JSONL,
@@ -34,6 +35,7 @@ CODECS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://")
 _WILD = re.compile(r"[*?\[]")
 _BUFFER_BYTES = 1 << 20
+LONGEST_LINE_BYTES = 64 << 20
 _REMOTE_BUFFER_BYTES = 8 << 20  # one request of a store
 # Google's client otherwise tries for fifteen minutes.
 _GCS_RETRY = "retry_limit_seconds=30"
@@ -53,7 +55,9 @@ class Source:
 
     def is_in(self, folder: Path | None) -> bool:
         """Whether this is a file below a folder of this machine."""
-        return folder is not None and folder.absolute() in Path(self.name).parents
+        if folder is None or self.filesystem is None or not self._is_local:
+            return False
+        return folder.resolve() in Path(self.path).resolve().parents
 
     def identity(self) -> dict[str, Any]:
         """Return what a changed file would differ in."""
@@ -120,17 +124,26 @@ class _Raw(io.RawIOBase):
 
 
 class _StandardInput:
-    """Standard input, whose first line can be seen before it is read."""
+    """Standard input, whose first lines can be seen before it is read."""
 
     def __init__(self) -> None:
-        self.first = sys.stdin.buffer.readline(_BUFFER_BYTES)
+        self._seen: list[bytes] = []
+
+    def lines(self) -> Iterator[bytes]:
+        """Yield lines from the first one on, each of which is kept for `whole`."""
+        yield from self._seen
+        while line := sys.stdin.buffer.readline(LONGEST_LINE_BYTES):
+            self._seen.append(line)
+            yield line
 
     @property
     def digest(self) -> str:
-        return hashlib.sha256(self.first).hexdigest()
+        """Return the hash of the first line that is not blank."""
+        first = next((line for line in self.lines() if not line.isspace()), b"")
+        return hashlib.sha256(first).hexdigest()
 
     def whole(self) -> IO[bytes]:
-        raw = _Raw(sys.stdin.buffer, self.first)
+        raw = _Raw(sys.stdin.buffer, b"".join(self._seen))
         return cast("IO[bytes]", io.BufferedReader(raw, _BUFFER_BYTES))
 
 
@@ -142,10 +155,23 @@ def _standard_input() -> _StandardInput:
 def first_lines(source: Source) -> Iterator[bytes]:
     """Yield the first lines of a source without using them up."""
     if source.filesystem is None:
-        yield _standard_input().first
+        yield from _bounded(source, _standard_input().lines())
         return
     with reading(source), source.open() as (stream, _):
-        yield from stream
+        yield from lines_of(source, stream)
+
+
+def lines_of(source: Source, stream: IO[bytes]) -> Iterator[bytes]:
+    """Yield the lines of a stream, of bounded length. Raises `BadInput`."""
+    return _bounded(source, iter(partial(stream.readline, LONGEST_LINE_BYTES), b""))
+
+
+def _bounded(source: Source, lines: Iterable[bytes]) -> Iterator[bytes]:
+    for count, line in enumerate(lines, 1):
+        if len(line) == LONGEST_LINE_BYTES:
+            raise BadInput(f"{source.name}:{count}: a line of more than {len(line)} bytes")
+        if text := line.removeprefix(BOM) if count == 1 else line:
+            yield text
 
 
 @contextlib.contextmanager
@@ -155,6 +181,8 @@ def reading(source: Source) -> Iterator[None]:
 
     try:
         yield
+    except UnicodeError:
+        raise BadInput(f"{source.name}: a name that is not UTF-8; rename it") from None
     except (OSError, EOFError, pa.ArrowException) as error:
         raise BadInput(f"{source.name}: {first_line(error)}") from None
 
@@ -254,7 +282,7 @@ def _hidden(path: str, folder: str) -> bool:
 
 def _source(system: Any, scheme: str, info: Any, form: InputFormat | None) -> Source:
     path = Path(info.path)
-    codec = CODECS.get(path.suffix)
+    codec = CODECS.get(path.suffix.lower())
     suffix = path.with_suffix("").suffix if codec else path.suffix
     found = form or SUFFIXES.get(suffix.lower())
     name = scheme + info.path

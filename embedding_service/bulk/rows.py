@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import islice
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
-from embedding_service.bulk.inputs import reading
+from embedding_service.bulk.inputs import LONGEST_LINE_BYTES, lines_of, reading
 from embedding_service.bulk.options import BadLines, InputFormat
 from embedding_service.errors import BadInput
 
@@ -20,10 +19,9 @@ if TYPE_CHECKING:
     from embedding_service.bulk.columns import Columns
     from embedding_service.bulk.inputs import Source
 
-_LONGEST_LINE_BYTES = 64 << 20
 _PARQUET_ROWS = 1024  # at a time
-BOM = b"\xef\xbb\xbf"
 _MISSING = object()
+_UNCLOSED = "unexpected end of data"  # as the csv module says it
 
 
 class Failure(NamedTuple):
@@ -37,7 +35,7 @@ class Row(NamedTuple):
     """One row of the inputs; `number` counts from 0 over all of them."""
 
     number: int
-    id: int | str
+    id: int | str | None
     text: str
     place: str
     failure: Failure | None = None
@@ -142,14 +140,17 @@ class Reader:
             failure = failure or Failure("not_text", reason)
         elif not text:
             failure = failure or Failure("empty", "the text is empty")
-        elif not _encodes(text):
+        elif not encodes(text):
             failure = failure or Failure("not_utf8", "the text is not UTF-8")
         return Row(number, name, "" if failure else str(text), place, failure)
 
     def _bad(self, place: str, reason: str) -> Row:
         """Return a row that stands for a line which cannot be read. Raises `BadInput`."""
         if self._bad_lines is BadLines.STOP:
-            raise BadInput(f"{place}: {reason}; mend it, or pass over such lines: --bad-lines skip")
+            raise BadInput(
+                f"{place}: {reason}; --bad-lines skip passes over such lines and goes on in the "
+                "same folder; a mended file is another job, for a new folder"
+            )
         number = self.number
         self.number += 1
         return Row(number, self._columns.without(number), "", place, Failure("bad_line", reason))
@@ -162,7 +163,7 @@ class Reader:
 
     def _read_jsonl(self, source: Source, stream: IO[bytes]) -> Iterator[Row]:
         text, key = self._columns.text, self._columns.key
-        for count, line in enumerate(_lines(source, stream), 1):
+        for count, line in enumerate(lines_of(source, stream), 1):
             if line.isspace() or self._passes():
                 continue
             place = f"{source.name}:{count}"
@@ -173,28 +174,31 @@ class Reader:
                 yield self._row(record.get(text, _MISSING), key and record.get(key), place)
 
     def _read_lines(self, source: Source, stream: IO[bytes]) -> Iterator[Row]:
-        for count, line in enumerate(_lines(source, stream), 1):
+        for count, line in enumerate(lines_of(source, stream), 1):
             if not self._passes():
                 text = line.rstrip(b"\r\n").decode(errors="surrogateescape")
                 yield self._row(text, None, f"{source.name}:{count}")
 
     def _read_table(self, source: Source, stream: IO[bytes]) -> Iterator[Row]:
-        table, header = open_table(source, _lines(source, stream))
+        table, header = open_table(source, lines_of(source, stream))
         if not header:
             return
         text, key = self._columns.places(header, source)
         while True:
+            began = table.line_num + 1
             try:
                 for fields in table:
+                    place, began = f"{source.name}:{table.line_num}", table.line_num + 1
                     if not fields or self._passes():
                         continue
-                    place = f"{source.name}:{table.line_num}"
                     if len(fields) == len(header):
                         yield self._row(fields[text], fields[key] if key >= 0 else None, place)
                     else:
                         reason = f"{len(fields)} fields under {len(header)} names"
                         yield self._bad(place, reason)
             except csv.Error as error:
+                if str(error) == _UNCLOSED:
+                    raise BadInput(f"{source.name}:{began}: a quote that is never closed") from None
                 if not self._passes():
                     yield self._bad(f"{source.name}:{table.line_num}", str(error))
             else:
@@ -220,7 +224,7 @@ class Reader:
             if self._passes(len(batch)):
                 read += len(batch)
                 continue
-            values = [batch.column(name).to_pylist() for name in names]
+            values = [_plain(batch.column(name)) for name in names]
             keys = values[1] if len(values) > 1 else [None] * len(batch)
             for text, key in zip(values[0], keys, strict=True):
                 if not self._passes():
@@ -228,16 +232,17 @@ class Reader:
                 read += 1
 
 
-def _lines(source: Source, stream: IO[bytes]) -> Iterator[bytes]:
-    """Yield the lines of a stream, of bounded length. Raises `BadInput`."""
-    lines = iter(partial(stream.readline, _LONGEST_LINE_BYTES), b"")
-    first = next(lines, b"").removeprefix(BOM)
-    if first:
-        yield first
-    for count, line in enumerate(lines, 2):
-        if len(line) == _LONGEST_LINE_BYTES:
-            raise BadInput(f"{source.name}:{count}: a line of more than {len(line)} bytes")
-        yield line
+def _plain(column: Any) -> list[Any]:
+    """Return the values of an Arrow column; bytes that are not UTF-8 as in other formats."""
+    import pyarrow as pa
+
+    try:
+        return list(column.to_pylist())
+    except UnicodeDecodeError:
+        if pa.types.is_dictionary(column.type):
+            column = column.dictionary_decode()
+        found = column.cast(pa.large_binary()).to_pylist()
+    return [value and value.decode(errors="surrogateescape") for value in found]
 
 
 def parse(line: bytes) -> dict[str, Any] | str:
@@ -251,13 +256,14 @@ def parse(line: bytes) -> dict[str, Any] | str:
 
 def open_table(source: Source, lines: Iterable[bytes]) -> tuple[Any, list[str]]:
     """Return a reader of CSV or TSV, and its header, which has been read."""
-    csv.field_size_limit(_LONGEST_LINE_BYTES)
+    csv.field_size_limit(LONGEST_LINE_BYTES)
     delimiter = "\t" if source.format is InputFormat.TSV else ","
-    table = csv.reader(_decoded(lines), delimiter=delimiter)
+    table = csv.reader(_decoded(lines), delimiter=delimiter, strict=True)
     try:
         return table, next(table, [])
     except csv.Error as error:
-        raise BadInput(f"{source.name}:1: {error}") from None
+        reason = "a quote that is never closed" if str(error) == _UNCLOSED else error
+        raise BadInput(f"{source.name}:1: {reason}") from None
 
 
 def _decoded(lines: Iterable[bytes]) -> Iterator[str]:
@@ -265,7 +271,8 @@ def _decoded(lines: Iterable[bytes]) -> Iterator[str]:
         yield line.decode(errors="surrogateescape")
 
 
-def _encodes(text: str) -> bool:
+def encodes(text: str) -> bool:
+    """Whether a text has a form in UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
+import os
+import sys
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pytest
 
+from embedding_service.bulk import inputs as module
 from embedding_service.bulk.columns import choose
 from embedding_service.bulk.inputs import find
 from embedding_service.bulk.options import BulkOptions, InputFormat
 from embedding_service.bulk.rows import Corpus
+from embedding_service.errors import BadInput
 from tests.bulk.jobs import corpus, texts_of, write_jsonl, write_parquet
 
 if TYPE_CHECKING:
@@ -159,13 +164,79 @@ def test_an_id_may_be_named_or_left_out(tmp_path: Path) -> None:
 
 def test_lines_without_a_break_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that is one endless line does not fill the memory."""
-    from embedding_service.bulk import rows as module
-    from embedding_service.errors import BadInput
-
-    monkeypatch.setattr(module, "_LONGEST_LINE_BYTES", 100)
+    monkeypatch.setattr(module, "LONGEST_LINE_BYTES", 100)
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": "w1"}, {"text": "x" * 200}])
     with pytest.raises(BadInput, match=r"a\.jsonl:2: a line of more than 100 bytes"):
         rows(path)
+    for name in ("b.jsonl", "b.txt", "b.csv"):
+        path = write_jsonl(tmp_path / name, [{"text": "x" * 200}])
+        with pytest.raises(BadInput, match=rf"{name}:1: a line of more than 100 bytes"):
+            rows(path)
+
+
+def pipe(content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have these bytes on standard input, as if nothing had looked at it."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    module._standard_input.cache_clear()
+
+
+@pytest.mark.parametrize("start", [b"", b"\n \n", b"\xef\xbb\xbf"])
+def test_a_pipe_has_the_rows_of_a_file(start: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blank lines before the first object do not count, and a text may have megabytes."""
+    text = "x" * (3 << 20)
+    pipe(start + b'{"text": "%s"}\n{"text": "w1"}\n' % text.encode(), monkeypatch)
+    assert [row.text for row in rows("-")] == [text, "w1"]
+
+
+def test_bytes_that_are_no_text_fail_alone(tmp_path: Path) -> None:
+    """In texts and in ids, of tables and of Parquet, whatever the column's encoding."""
+    (tmp_path / "a.csv").write_bytes(b"id,text\n\xff,w1\nb,\xff\nc,w3\n")
+    ids, texts = (
+        pa.array(values, pa.binary()).view(pa.string())
+        for values in ([b"\xff", b"b", b"c"], [b"w1", b"\xff", b"w3"])
+    )
+    write_parquet(tmp_path / "a.parquet", id=ids, text=texts)
+    coded = {"id": ids.dictionary_encode(), "text": texts.dictionary_encode()}
+    write_parquet(tmp_path / "b.parquet", **coded)
+    for name in ("a.csv", "a.parquet", "b.parquet"):
+        found = rows(tmp_path / name)
+        assert [row.id for row in found] == [None, "b", "c"]
+        assert [row.failure and row.failure.code for row in found] == ["bad_id", "not_utf8", None]
+
+
+def test_a_quote_that_is_never_closed_swallows_no_rows(tmp_path: Path) -> None:
+    """It is told with the line on which it opens, also where bad lines are passed over."""
+    path = tmp_path / "a.csv"
+    path.write_text('id,text\n1,w1\n2,"w2\n3,w3\n4,w4\n', encoding="utf-8")
+    for bad_lines in ("stop", "skip"):
+        with pytest.raises(BadInput, match=r"a\.csv:3: a quote that is never closed"):
+            rows(path, bad_lines=bad_lines)
+    path.write_text('id,text\n1,"w1\n2,"w2"\n', encoding="utf-8")
+    with pytest.raises(BadInput, match=r"a\.csv:3: ',' expected after"):
+        rows(path)
+
+
+def test_a_name_that_is_no_text_is_told(tmp_path: Path) -> None:
+    """Given by itself or in a folder."""
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.jsonl")
+    with open(name, "w", encoding="utf-8") as file:  # noqa: PTH123
+        file.write('{"text": "w1"}\n')
+    for given in (name, tmp_path):
+        with pytest.raises(BadInput, match="a name that is not UTF-8; rename it"):
+            rows(given)
+
+
+def test_names_are_read_in_any_case(tmp_path: Path) -> None:
+    """Suffixes of formats and of codecs."""
+    path = compressed(corpus(tmp_path / "a.jsonl", 3), "gz")
+    assert len(rows(path.rename(tmp_path / "A.JSONL.GZ"))) == 3
+
+
+def test_ids_may_be_dictionary_encoded(tmp_path: Path) -> None:
+    """As pandas writes categories."""
+    ids = pa.array(["a", "b", "a"]).dictionary_encode()
+    path = write_parquet(tmp_path / "a.parquet", id=ids, text=["w"] * 3)
+    assert [row.id for row in rows(path)] == ["a", "b", "a"]
 
 
 def test_reading_is_told_in_bytes(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from embedding_service.bulk import command
 from embedding_service.bulk.inputs import find
@@ -35,6 +36,12 @@ def broken_parquet(folder: Path) -> Path:
     content = path.read_bytes()
     path.write_bytes(content[:-20])
     return path
+
+
+def two_columns(folder: Path) -> Path:
+    table = pa.table([["w1"], ["w2"]], names=["text", "text"])
+    parquet.write_table(table, folder / "a.parquet")
+    return folder / "a.parquet"
 
 
 def damaged(folder: Path, name: str) -> Path:
@@ -96,6 +103,16 @@ INPUTS: dict[str, tuple[Callable[[Path], Path], dict[str, Any], str]] = {
         lambda folder: write_jsonl(folder / "a.csv", ["a,b", "1,2"]),
         {},
         "a.csv: there is no column 'text'; it has a, b",
+    ),
+    "a column that is there twice": (
+        lambda folder: write_jsonl(folder / "a.csv", ["text,text", "1,2"]),
+        {},
+        "a.csv: there are 2 columns 'text'",
+    ),
+    "a column of Parquet that is there twice": (
+        two_columns,
+        {},
+        "a.parquet: there are 2 columns 'text'",
     ),
     "broken Parquet": (broken_parquet, {}, "a.parquet: "),
     "no Parquet": (
