@@ -39,7 +39,7 @@ class _Nowhere:
     def add(self, number: int, rows: list[Row], answer: Answer) -> None:
         pass
 
-    def finish(self) -> None:
+    def end(self, rows: int) -> None:
         pass
 
     def abandon(self) -> None:
@@ -48,7 +48,7 @@ class _Nowhere:
 
 async def measure(corpus: Corpus, embedder: Embedder, rows_per_part: int) -> None:
     """Print rows, tokens and time on standard output. Raises `BadConfiguration`, `BadInput`."""
-    if any(source.filesystem is None for source in corpus.sources):
+    if corpus.is_piped:
         raise BadConfiguration("--dry-run reads twice, and standard input can be read once")
     rows = await asyncio.to_thread(corpus.reader().skip, sys.maxsize)
     progress = Progress(structlog.get_logger(), None)

@@ -58,7 +58,7 @@ class Embedder(Protocol):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides about its numbers, as JSON has it; `model` is its name."""
+        """All that decides about its numbers, as JSON has it; `model` is its name."""
 
     @property
     def rows_at_once(self) -> int:
@@ -95,8 +95,9 @@ class EngineEmbedder:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The model, and the space of its vectors."""
-        return {"model": self._model.name, "vector_space": self._model.vector_space.id}
+        """The model, the space of its vectors, and the text before each of the corpus."""
+        space = self._model.vector_space.id
+        return {"model": self._model.name, "vector_space": space, "prompt": self._prefix}
 
     @property
     def rows_at_once(self) -> int:

@@ -13,13 +13,14 @@ import fcntl
 import os
 import time
 import uuid
-from itertools import chain
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import orjson
+from pydantic import BaseModel
 
-from embedding_service.bulk.outputs import count_rows, sync
-from embedding_service.errors import BadConfiguration, JobStopped
+from embedding_service.bulk.outputs import count_lines, count_rows, sync
+from embedding_service.errors import BadConfiguration, BadInput, JobStopped
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -33,16 +34,37 @@ _VERSION = 1
 _EVERY_S = 5.0
 
 
-class Folder:
-    """One job's folder, held by one process at a time. `identity` is what its rows depend on."""
+class Manifest(BaseModel):
+    """The content of `_manifest.json`: the good rows of each part, and what they were made of.
 
-    def __init__(self, path: Path, identity: dict[str, Any]) -> None:
+    `engine` stands for the settings of the engine: others may mean other numbers, or not.
+    """
+
+    version: int = _VERSION
+    made_of: dict[str, Any]
+    engine: str | None = None
+    complete: bool
+    rows: int
+    parts: dict[str, int]
+
+
+class Folder:
+    """One job's folder, held by one process at a time. `identity` is what its rows depend on.
+
+    A part with fewer rows than `least`, those that failed included, counts as missing: of inputs
+    that may have been cut short, the last part may go on.
+    """
+
+    def __init__(self, path: Path, identity: dict[str, Any], *, least: int = 0) -> None:
         self.path = path
         self.identity = identity
+        self.engine: str | None = None
+        self._least = least
         self.rows: dict[str, int] = {}
         self.complete = False
         self._lock: int | None = None
         self._written = 0.0
+        _check_place(path)
         if path.exists():
             try:
                 self._hold()
@@ -73,7 +95,28 @@ class Folder:
 
     def is_done(self, name: str) -> bool:
         """Whether the part of this name is complete."""
-        return name in self.rows or self._find(name)
+        found = name in self.rows or self._find(name)
+        return found and (self._least == 0 or self._taken(name) >= self._least)
+
+    def _taken(self, name: str) -> int:
+        """Return how many rows of the inputs a part stands for."""
+        failed = count_lines(errors_path(self.path, name))
+        return (self.rows[name] if name in self.rows else count_rows(self.path / name)) + failed
+
+    def check_end(self, rows: int, rows_per_part: int) -> None:
+        """Refuse inputs that end before the parts do. Raises `BadInput`."""
+        last = max((path.name for path in self.path.glob("part-*")), key=_number, default=None)
+        if last is None:
+            return
+        name = last.replace(".ids.", ".")
+        if not (self.path / name).exists():
+            return
+        known = _number(name) * rows_per_part + self._taken(name)
+        if rows < known:
+            raise BadInput(
+                f"the inputs end after {rows} rows, and {self.path} has {known}: something cut "
+                "them short, or it is another job, for another folder"
+            )
 
     def _find(self, name: str) -> bool:
         if not (self.path / name).exists():
@@ -94,34 +137,31 @@ class Folder:
 
     def errors(self) -> Iterator[bytes]:
         """Yield the errors of all parts, a line each, in their order."""
-        for path in sorted((self.path / _PART_ERRORS).glob("*.jsonl"), key=_by_number):
+        lists = (self.path / _PART_ERRORS).glob("part-*.jsonl")
+        for path in sorted(lists, key=lambda path: _number(path.name)):
             with path.open("rb") as file:
                 yield from file
 
+    def failed(self) -> int:
+        """Return how many rows have no vectors."""
+        return sum(1 for _ in self.errors())
+
     def finish(self) -> int:
         """Merge the errors, and note that all is done; return the number of errors."""
-        count = 0
-
-        def counted() -> Iterator[bytes]:
-            nonlocal count
-            for line in self.errors():
-                count += 1
-                yield line
-
         with stopping(self.path):
-            lines = counted()
-            if (first := next(lines, None)) is not None:
-                replace(self.path / ERRORS, chain([first], lines))
+            failed = self.failed()
+            if failed:
+                replace(self.path / ERRORS, self.errors())
+            else:
+                (self.path / ERRORS).unlink(missing_ok=True)
             self.complete = True
             self._write()
-        return count
+        return failed
 
     def _hold(self) -> None:
         """Keep other processes out. Raises `BadConfiguration` if one is in."""
         if self._lock is not None:
             return
-        if not self.path.is_dir():
-            raise BadConfiguration(f"{self.path} is a file; --out has to be a folder")
         lock = os.open(self.path, os.O_RDONLY)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -137,25 +177,27 @@ class Folder:
         """Read the manifest, if there is one. Raises `BadConfiguration` if it is another job's."""
         if (found := _read_manifest(self.path)) is None:
             return
-        found["made_of"] |= known_space(self.path)
-        if wrong := list(differences(found["made_of"], self.identity)):
+        made_of = found.made_of | known_space(self.path)
+        if wrong := list(differences(made_of, self.identity)):
             raise BadConfiguration(
                 f"{self.path} is of another job: {'; '.join(wrong)}. Take another folder"
             )
-        self.identity = found["made_of"] | self.identity
-        known = found["parts"].items()
+        self.identity = made_of | self.identity
+        self.engine = self.engine or found.engine
+        known = found.parts.items()
         self.rows = {name: rows for name, rows in known if (self.path / name).exists()}
-        self.complete = found["complete"] and len(self.rows) == len(known)
+        self.complete = found.complete and len(self.rows) == len(known) and not self._least
 
     def _write(self) -> None:
-        tree = {
-            "version": _VERSION,
-            "made_of": self.identity,
-            "complete": self.complete,
-            "rows": sum(self.rows.values()),
-            "parts": dict(sorted(self.rows.items())),
-        }
-        replace(self.path / MANIFEST, [orjson.dumps(tree, option=orjson.OPT_INDENT_2)])
+        tree = Manifest(
+            made_of=self.identity,
+            engine=self.engine,
+            complete=self.complete,
+            rows=sum(self.rows.values()),
+            parts=dict(sorted(self.rows.items())),
+        )
+        content = orjson.dumps(tree.model_dump(), option=orjson.OPT_INDENT_2)
+        replace(self.path / MANIFEST, [content])
         self._written = time.monotonic()
 
 
@@ -174,14 +216,17 @@ class Part:
         self.file = self._temporary.open("wb")
 
     def commit(self) -> None:
-        """Give everything its name, the part itself last."""
+        """Give everything its name, the part itself last; what an earlier try left is removed."""
         sync(self.file)
         self.file.close()
         stem, _, suffix = self.name.partition(".")
-        errors = self._folder / _PART_ERRORS / f"{stem}.jsonl"
+        errors = errors_path(self._folder, self.name)
+        (self._folder / self.name).unlink(missing_ok=True)
         if self.failures:
             errors.parent.mkdir(exist_ok=True)
             replace(errors, self.failures)
+        else:
+            errors.unlink(missing_ok=True)
         if self.beside.exists():
             self.beside.rename(self._folder / f"{stem}.ids.{suffix}")
         self._temporary.rename(self._folder / self.name)
@@ -195,47 +240,98 @@ class Part:
             path.unlink(missing_ok=True)
 
 
-def _by_number(path: Path) -> tuple[int, str]:
-    return len(path.name), path.name
+def errors_path(folder: Path, part: str) -> Path:
+    """Return where the errors of a part are listed."""
+    return folder / _PART_ERRORS / f"{part.partition('.')[0]}.jsonl"
 
 
-def _read_manifest(folder: Path) -> dict[str, Any] | None:
+def _number(part: str) -> int:
+    """Return the number of a part by its name."""
+    digits = part.removeprefix("part-").partition(".")[0]
+    return int(digits) if digits.isdecimal() else -1
+
+
+def _check_place(path: Path) -> None:
+    """Raise `BadConfiguration` where a folder cannot be, or cannot be written to."""
+    place = next(p for p in (path, *path.absolute().parents) if os.path.lexists(p))
+    if not place.is_dir():
+        kind = "a file" if place.exists() else "a link to nothing"
+        raise BadConfiguration(f"{place} is {kind}; --out has to be a folder")
+    if place != path and not os.access(place, os.W_OK | os.X_OK):
+        raise BadConfiguration(f"--out: {place}: {os.strerror(errno.EACCES)}")
+
+
+def _read_manifest(folder: Path) -> Manifest | None:
     """Return the manifest of a folder, None for an empty folder. Raises `BadConfiguration`."""
     path = folder / MANIFEST
     try:
-        found = orjson.loads(path.read_bytes())
-        if found["version"] != _VERSION:
-            raise BadConfiguration(f"{path} is of version {found['version']}; take another folder")
+        tree = orjson.loads(path.read_bytes())
+        if tree["version"] != _VERSION:
+            raise BadConfiguration(f"{path} is of version {tree['version']}; take another folder")
+        return Manifest.model_validate(tree)
     except FileNotFoundError:
         if any(entry.name[0] != "." for entry in folder.iterdir()):
             raise BadConfiguration(
                 f"{folder} holds something else, and no {MANIFEST}; take another folder"
             ) from None
         return None
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OSError):
         raise BadConfiguration(f"{path} is damaged; take another folder") from None
-    tree: dict[str, Any] = found
-    return tree
 
 
 def known_space(folder: Path) -> dict[str, Any]:
     """Return what the engines of a cluster have agreed on, if anything."""
-    with contextlib.suppress(FileNotFoundError):
+    try:
         return dict(orjson.loads((folder / SPACE).read_bytes()))
-    return {}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError, OSError):
+        raise BadConfiguration(f"{folder / SPACE} is damaged; take another folder") from None
 
 
-def differences(found: Any, wanted: Any, place: str = "") -> Iterator[str]:
-    """Yield where two trees differ, for a person; what only `found` has may be asked for later."""
-    if isinstance(found, dict) and isinstance(wanted, dict):
+def differences(found: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]:
+    """Yield where two identities differ, for a person; `found` may have more.
+
+    Where both know the vector space its hex alone is compared: a model may have several names.
+    """
+    spaces = found.get("vector_space"), wanted.get("vector_space")
+    if all(spaces) and len({hex_of(str(space)) for space in spaces}) == 1:
+        wanted = wanted | {"vector_space": spaces[0], "model": found.get("model")}
+    yield from _differences(found, wanted)
+
+
+def hex_of(space: str) -> str:
+    """Return the part of a vector space's id that is compared."""
+    return space.rpartition("@")[2]
+
+
+def _differences(found: Any, wanted: Any, place: str = "") -> Iterator[str]:
+    if _is_input(found) and _is_input(wanted) and found["path"] == wanted["path"]:
+        if found != wanted:
+            yield _changed(wanted)
+    elif isinstance(found, dict) and isinstance(wanted, dict):
         for name, value in wanted.items():
             where = f"{place}.{name}" if place else str(name)
-            yield from differences(found.get(name, value), value, where)
+            yield from _differences(found.get(name, value), value, where)
     elif isinstance(found, list) and isinstance(wanted, list) and len(found) == len(wanted):
         for index, (was, value) in enumerate(zip(found, wanted, strict=True)):
-            yield from differences(was, value, f"{place}[{index}]")
+            yield from _differences(was, value, f"{place}[{index}]")
     elif found != wanted:
         yield f"its {place} is {_shown(found)}, and not {_shown(wanted)}"
+
+
+def _is_input(value: Any) -> bool:
+    return isinstance(value, dict) and "path" in value
+
+
+def _changed(source: dict[str, Any]) -> str:
+    """Say what is different about an input that has been seen before."""
+    if "first_line" in source:
+        return "standard input begins with another line"
+    if not source["changed_ns"]:
+        return f"{source['path']} has been changed"
+    when = datetime.fromtimestamp(source["changed_ns"] / 1e9, UTC)
+    return f"{source['path']} was changed at {when:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _shown(value: Any) -> str:

@@ -45,21 +45,24 @@ def embed_parts(
     address: str | None,
     corpus: Corpus,
     options: BulkOptions,
-    settings: Settings,
+    engine: tuple[Settings, str | None],
     folder: Folder,
     log: FilteringBoundLogger,
 ) -> None:
-    """Have all missing parts made by a cluster. Raises `StartupError`s."""
+    """Have all missing parts made by a cluster. Raises `StartupError`s.
+
+    `engine`: its settings, and the name or alias that its model is asked for by.
+    """
     ray = _ray()
     if not ray.is_initialized():
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
-    resources = _resources(ray.nodes(), settings)
+    resources = _resources(ray.nodes(), engine[0])
     counts = list(_count(corpus))
     layout_name = f"part-{{:06d}}.{options.format}"
     parts = range(-(-sum(counts) // options.rows_per_part))
     missing = [part for part in parts if not folder.is_done(layout_name.format(part))]
     log.info("on_ray", parts=len(parts), missing=len(missing), **resources)
-    more = (corpus, counts, options, settings, folder.path, folder.identity)
+    more = (corpus, counts, options, engine, folder.path, folder.identity)
     progress = Progress(log, None)
     with progress.shown():
         for row in _results(ray, missing, more, resources):
@@ -142,7 +145,7 @@ class PartEmbedder:
         corpus: Corpus,
         counts: list[int],
         options: BulkOptions,
-        settings: Settings,
+        engine: tuple[Settings, str | None],
         out: Path,
         made_of: dict[str, Any],
     ) -> None:
@@ -154,16 +157,16 @@ class PartEmbedder:
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
         self._stack = AsyncExitStack()
-        self._embedder: EngineEmbedder = self._run(self._load(settings))
+        self._embedder: EngineEmbedder = self._run(self._load(*engine))
         self._place.agree(self._embedder.identity, made_of)
         example = self._run(self._embedder.probe())
         self._layout = Layout(options, corpus.columns.kind, example.by_output)
 
-    async def _load(self, settings: Settings) -> EngineEmbedder:
+    async def _load(self, settings: Settings, name: str | None) -> EngineEmbedder:
         service = await self._stack.enter_async_context(
             local_service(settings, telemetry.get_logger())
         )
-        return EngineEmbedder(service, self._options, None)
+        return EngineEmbedder(service, self._options, name)
 
     def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
@@ -215,6 +218,9 @@ class _Shared:
 
     def commit(self, part: Part) -> None:
         part.commit()
+
+    def check_end(self, rows: int, rows_per_part: int) -> None:
+        pass
 
     def agree(self, identity: dict[str, Any], made_of: dict[str, Any]) -> None:
         """Make sure that all engines are of one space. Raises `BadConfiguration`."""

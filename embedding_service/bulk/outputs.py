@@ -238,8 +238,16 @@ def count_rows(path: Path) -> int:
         return int(parquet.read_metadata(path).num_rows)
     if path.suffix == ".npy":
         return len(np.load(path, mmap_mode="r"))
-    with path.open("rb") as file:
-        return sum(1 for _ in file)
+    return count_lines(path)
+
+
+def count_lines(path: Path) -> int:
+    """Return how many lines a file has, none where it is not there."""
+    try:
+        with path.open("rb") as file:
+            return sum(1 for _ in file)
+    except FileNotFoundError:
+        return 0
 
 
 def sync(file: IO[bytes]) -> None:

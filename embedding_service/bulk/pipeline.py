@@ -72,6 +72,9 @@ class Place(Protocol):
     def commit(self, part: Part) -> None:
         """Make a part one that is done."""
 
+    def check_end(self, rows: int, rows_per_part: int) -> None:
+        """Refuse inputs that end before the parts do."""
+
 
 class Target(Protocol):
     """Takes what is done, as `Sink` does."""
@@ -82,8 +85,8 @@ class Target(Protocol):
     def add(self, number: int, rows: list[Row], answer: Answer) -> None:
         """Take rows of a part, and their vectors."""
 
-    def finish(self) -> None:
-        """Complete the part that is open."""
+    def end(self, rows: int) -> None:
+        """Complete the part that is open: the inputs have so many rows."""
 
     def abandon(self) -> None:
         """Remove the part that is open."""
@@ -106,6 +109,7 @@ class Pipeline:
         self._sink = sink
         self._progress = progress
         self._rows_per_part = rows_per_part
+        self._rows = 0  # of the inputs, as far as they have been read
         self._in_flight: deque[Group] = deque()
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="read")
         self._writing = ThreadPoolExecutor(1, thread_name_prefix="write")
@@ -119,7 +123,7 @@ class Pipeline:
                 await self._land_all()  # all that is before a broken line
                 raise
             await self._land_all()
-            await self._write(self._sink.finish)
+            await self._write(self._sink.end, self._rows)
         finally:
             await self._clear()
 
@@ -141,6 +145,7 @@ class Pipeline:
         while True:
             if left == self._rows_per_part and self._sink.is_done(part):
                 skipped = await self._read(self._reader.skip, left)
+                self._rows += skipped
                 self._progress.skip(skipped, self._reader.bytes_read)
                 if skipped < left:
                     return
@@ -151,6 +156,7 @@ class Pipeline:
             if not rows:
                 return
             yield part, rows
+            self._rows += len(rows)
             left -= len(rows)
             if not left:
                 part, left = part + 1, self._rows_per_part
@@ -234,6 +240,17 @@ class Sink:
             self._part = Part(self._folder.path, name)
             self._writer = self._layout.writer(self._part.file, self._part.beside)
         return self._part, self._writer
+
+    def end(self, rows: int) -> None:
+        """Complete the last part; without a row, there is one all the same, for its schema.
+
+        Raises `BadInput`, `JobStopped`.
+        """
+        self._folder.check_end(rows, self._rows_per_part)
+        if not rows and not self.is_done(0):
+            with stopping(self._folder.path):
+                self._of(0)
+        self.finish()
 
     def finish(self) -> None:
         """Complete the part that is open. Raises `JobStopped`."""

@@ -55,6 +55,11 @@ class Corpus:
         sizes = [source.size for source in self.sources]
         return None if None in sizes else sum(size or 0 for size in sizes)
 
+    @property
+    def is_piped(self) -> bool:
+        """Whether some of it is standard input, which may end anywhere."""
+        return any(source.filesystem is None for source in self.sources)
+
     def reader(self) -> Reader:
         """Return what reads them from the start."""
         return Reader(self)

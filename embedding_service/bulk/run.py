@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import hashlib
 import os
 import signal
 import sys
@@ -42,7 +43,7 @@ _OBJECTS_BETWEEN_COLLECTIONS = 20_000  # as in a gateway: nothing here is garbag
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What the command was asked for. Without `out` it is only measured.
+    """The request of one command. Without `out` it is only measured.
 
     The engine is that of `settings`, unless there are `servers`, which want a `key`. `ray` is the
     address of a cluster, "local" for one of this machine.
@@ -104,11 +105,39 @@ async def do(work: Work, log: FilteringBoundLogger) -> None:
             embedder, _ = await _embedder(work, log, stack)
             await measure(corpus, embedder, work.options.rows_per_part)
         return
-    with closing(Folder(work.out, _made_of(corpus, work.options))) as folder:
-        if folder.complete:
-            log.info("complete", folder=str(folder.path), rows=sum(folder.rows.values()))
-        else:
-            await _fill(folder, work, corpus, log)
+    least = work.options.rows_per_part if corpus.is_piped else 0
+    with closing(Folder(work.out, _made_of(corpus, work.options), least=least)) as folder:
+        await _complete(folder, work, corpus, log)
+
+
+async def _complete(folder: Folder, work: Work, corpus: Corpus, log: FilteringBoundLogger) -> None:
+    """Fill a folder, unless that is done. Raises `RowsFailed` if rows have no vectors.
+
+    With the settings of before the engine is not started for a folder that is complete; with others
+    it is, since only then its vector space is known.
+    """
+    engine = _engine(work)
+    known, folder.engine = folder.engine, engine
+    was_complete = folder.complete
+    if was_complete and engine is not None and engine == known:
+        failed = folder.failed()
+    else:
+        await (_fill_on_ray if work.ray else _fill_here)(folder, work, corpus, log)
+        failed = folder.finish()
+    if was_complete:
+        log.info("complete", folder=str(folder.path), rows=sum(folder.rows.values()))
+    if failed:
+        rows = "row has" if failed == 1 else "rows have"
+        raise RowsFailed(f"{failed} {rows} no vectors; see {folder.path / ERRORS}")
+
+
+def _engine(work: Work) -> str | None:
+    """Return a hash of what the engine is started with; a server's is not known."""
+    if work.settings is None:
+        return None
+    settings = _of_one_model(work.settings, work.model)
+    text = f"{work.model} {settings.model_dump_json(exclude_defaults=True)}"
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _made_of(corpus: Corpus, options: BulkOptions) -> dict[str, Any]:
@@ -125,28 +154,26 @@ async def _fill_on_ray(
     """Have a cluster write all parts that are missing. Raises `StartupError`s."""
     from embedding_service.bulk.on_ray import embed_parts
 
-    if work.settings is None or any(source.filesystem is None for source in corpus.sources):
+    if work.settings is None or corpus.is_piped:
         raise BadConfiguration("--ray: needs files that all nodes see, and engines of its own")
+    if folder.complete:
+        raise BadConfiguration(
+            f"{folder.path} is complete, with other settings of the engine; without --ray the "
+            "engine is started, and compared"
+        )
     folder.claim({})
     settings = _of_one_model(work.settings, work.model)
-    await asyncio.to_thread(embed_parts, work.ray, corpus, work.options, settings, folder, log)
-
-
-async def _fill(folder: Folder, work: Work, corpus: Corpus, log: FilteringBoundLogger) -> None:
-    """Write all parts that are missing. Raises `RowsFailed` if rows are."""
-    if work.ray:
-        await _fill_on_ray(folder, work, corpus, log)
-    else:
-        await _fill_here(folder, work, corpus, log)
-    if failed := folder.finish():
-        rows = "row has" if failed == 1 else "rows have"
-        raise RowsFailed(f"{failed} {rows} no vectors; see {folder.path / ERRORS}")
+    engine = (settings, work.model)
+    await asyncio.to_thread(embed_parts, work.ray, corpus, work.options, engine, folder, log)
 
 
 async def _fill_here(folder: Folder, work: Work, corpus: Corpus, log: FilteringBoundLogger) -> None:
+    """Write all parts that are missing. Raises `StartupError`s."""
     async with AsyncExitStack() as stack:
         embedder, example = await _embedder(work, log, stack)
         folder.claim(embedder.identity)
+        if folder.complete:
+            return
         layout = Layout(work.options, corpus.columns.kind, example.by_output)
         sink = Sink(folder, layout, work.options.rows_per_part)
         await embed_rows(corpus, embedder, sink, work.options.rows_per_part, log)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
+import sys
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -12,7 +14,7 @@ import pyarrow.dataset as ds
 import structlog
 from pyarrow import parquet
 
-from embedding_service.bulk import run
+from embedding_service.bulk import inputs, run
 from embedding_service.bulk.options import BulkOptions
 from embedding_service.settings.gateway import Settings
 from tests.conftest import FAKE
@@ -21,6 +23,8 @@ from tests.in_process import ThreadWorker
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
+
+    import pytest
 
     from embedding_service.bulk.options import InputFormat
 
@@ -45,7 +49,7 @@ def corpus(path: Path, count: int) -> Path:
 
 
 def embed(
-    *inputs: Path | str,
+    *names: Path | str,
     out: Path | None,
     read_as: InputFormat | None = None,
     model: str | None = None,
@@ -63,7 +67,7 @@ def embed(
         raise structlog.DropEvent
 
     work = run.Work(
-        list(map(str, inputs)),
+        list(map(str, names)),
         read_as,
         BulkOptions(**options),
         out,
@@ -75,6 +79,12 @@ def embed(
     )
     asyncio.run(run.do(work, structlog.wrap_logger(None, processors=[keep])))
     return log
+
+
+def pipe(content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have these bytes on standard input, as if nothing had looked at it."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    inputs._standard_input.cache_clear()
 
 
 def files_of(out: Path) -> dict[str, bytes]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
-import io
 import os
-import sys
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -18,7 +16,7 @@ from embedding_service.bulk.inputs import find
 from embedding_service.bulk.options import BulkOptions, InputFormat
 from embedding_service.bulk.rows import Corpus
 from embedding_service.errors import BadInput
-from tests.bulk.jobs import corpus, texts_of, write_jsonl, write_parquet
+from tests.bulk.jobs import corpus, pipe, texts_of, write_jsonl, write_parquet
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -172,12 +170,6 @@ def test_lines_without_a_break_are_bounded(tmp_path: Path, monkeypatch: pytest.M
         path = write_jsonl(tmp_path / name, [{"text": "x" * 200}])
         with pytest.raises(BadInput, match=rf"{name}:1: a line of more than 100 bytes"):
             rows(path)
-
-
-def pipe(content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have these bytes on standard input, as if nothing had looked at it."""
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
-    module._standard_input.cache_clear()
 
 
 @pytest.mark.parametrize("start", [b"", b"\n \n", b"\xef\xbb\xbf"])

@@ -224,7 +224,7 @@ def test_standard_input_is_read_once_and_can_be_sent_again(tmp_path: Path) -> No
     other = write_jsonl(tmp_path / "b.jsonl", [{"id": 5, "text": "w1"}])
     status, words = send(other)
     assert status == 2
-    assert "inputs[0].first_line is " in words[-1]
+    assert "standard input begins with another line" in words[-1]
     assert files_of(out) == before
 
 

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import orjson
+import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 from pyarrow import parquet
 
-from embedding_service.bulk import pipeline, progress
+from embedding_service.bulk import pipeline, progress, run
 from embedding_service.bulk.embedder import EngineEmbedder
 from embedding_service.bulk.options import BadLines, OutputFormat
 from embedding_service.engine.states import State
-from embedding_service.errors import JobStopped, RowsFailed
+from embedding_service.errors import BadInput, JobStopped, RowsFailed
 from embedding_service.types import EmbedDtype, InputType, Output, Truncate
 from tests.bulk.jobs import (
     corpus,
     embed,
     errors_of,
     files_of,
+    pipe,
     rows_of,
     texts_of,
     write_jsonl,
@@ -70,14 +73,59 @@ def test_vectors_may_lie_below_the_texts(tmp_path: Path) -> None:
     assert len(rows_of(out)) == 700
 
 
-def test_a_complete_job_is_left_alone(tmp_path: Path) -> None:
-    """Once more, nothing is loaded and nothing written."""
-    path, out = corpus(tmp_path / "a.jsonl", 5), tmp_path / "out"
-    embed(path, out=out)
+@pytest.mark.parametrize("bad", [0, 2])
+def test_a_complete_job_is_left_alone(
+    bad: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once more, nothing is loaded and nothing written, and rows that failed are told again."""
+    records = [{"text": text} for text in [*texts_of(5), *[""] * bad]]
+    path, out = write_jsonl(tmp_path / "a.jsonl", records), tmp_path / "out"
+    ends = pytest.raises(RowsFailed, match="2 rows have") if bad else contextlib.nullcontext()
+    with ends:
+        embed(path, out=out)
     before = files_of(out)
-    log = embed(path, out=out, settings={"engine_args": {"refuse": "it was loaded"}})
-    assert [entry["event"] for entry in log] == ["complete"]
+    monkeypatch.setattr(run, "local_service", None)
+    with ends:
+        log = embed(path, out=out)
+        assert [entry["event"] for entry in log] == ["complete"]
     assert files_of(out) == before
+
+
+def test_a_pipe_that_was_cut_short_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its last part is made anew with the rows behind it; a shorter one than before is refused."""
+    lines = [orjson.dumps({"id": i, "text": text}) + b"\n" for i, text in enumerate(texts_of(47))]
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    for count in (25, 25, 30, 38, 47):
+        pipe(b"".join(lines[:count]), monkeypatch)
+        embed("-", out=out, rows_per_part=10)
+        assert list(rows_of(out)) == list(range(count))
+    pipe(b"".join(lines), monkeypatch)
+    embed("-", out=whole, rows_per_part=10)
+    assert files_of(out) == files_of(whole)
+    for count in (5, 20, 45):
+        pipe(b"".join(lines[:count]), monkeypatch)
+        with pytest.raises(BadInput, match=f"the inputs end after {count} rows, and .* has 47"):
+            embed("-", out=out, rows_per_part=10)
+        assert list(rows_of(out)) == list(range(47))
+
+
+def test_vectors_below_the_texts_by_another_path_are_no_inputs(tmp_path: Path) -> None:
+    """A folder may be named through a link, or with dots."""
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    corpus(texts / "a.jsonl", 30)
+    (tmp_path / "link").symlink_to(texts)
+    for out in (tmp_path / "link" / "out", texts / ".." / "texts" / "out"):
+        for _ in range(2):
+            embed(texts, out=out, rows_per_part=10)
+            (out / "part-000001.parquet").unlink()
+
+
+def test_no_rows_make_an_empty_data_set(tmp_path: Path) -> None:
+    """It has the columns of one that is not empty."""
+    path = write_parquet(tmp_path / "a.parquet", text=pa.array([], pa.string()))
+    embed(path, out=tmp_path / "out")
+    assert ds.dataset(tmp_path / "out", format="parquet").schema.names == ["id", "dense"]
 
 
 @pytest.mark.parametrize("done", [[0], [1], [0, 2], [1, 2]])
@@ -113,6 +161,18 @@ def test_parts_count_where_the_manifest_lags(tmp_path: Path) -> None:
     log = embed(path, out=out, rows_per_part=300)
     assert log[-1]["done_before"] == 700
     assert log[-1]["rows"] == 0
+    assert files_of(out) == before
+
+
+def test_errors_of_an_earlier_try_are_forgotten(tmp_path: Path) -> None:
+    """A row whose part was not complete is not in both lists after another try."""
+    path, out = corpus(tmp_path / "a.jsonl", 30), tmp_path / "out"
+    embed(path, out=out, rows_per_part=10)
+    before = files_of(out)
+    (out / "part-000001.parquet").unlink()
+    (out / "_errors").mkdir()
+    (out / "_errors" / "part-000001.jsonl").write_bytes(b'{"row": 12}\n')
+    embed(path, out=out, rows_per_part=10)
     assert files_of(out) == before
 
 

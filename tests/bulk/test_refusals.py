@@ -212,6 +212,35 @@ def test_another_job_is_refused_with_what_differs(case: str, tmp_path: Path) -> 
     assert reason in text
 
 
+def test_a_complete_folder_is_of_its_model(tmp_path: Path) -> None:
+    """Other settings of the engine are compared by starting it; the same model is let in."""
+    path, out = write_jsonl(tmp_path / "a.jsonl", [{"text": "w1"}]), tmp_path / "out"
+    embed(path, out=out, settings={"matryoshka": True})
+    for settings, reason in (
+        (
+            {"model_name": "other", "engine_args": {"dimension": 48}},
+            "model is 'fake', and not 'oth",
+        ),
+        ({"engine_args": {"dimension": 48}}, "vector_space is 'fake@"),
+    ):
+        assert reason in refusal(path, out=out, settings={"matryoshka": True} | settings)
+    log = embed(path, out=out, settings={"matryoshka": True, "max_batch_size": 3})
+    assert [entry["event"] for entry in log][-1] == "complete"
+
+
+def test_an_aliass_prompt_counts(tmp_path: Path) -> None:
+    """The same model with another text before each is another job."""
+    path, out = write_jsonl(tmp_path / "a.jsonl", [{"text": "w1"}]), tmp_path / "out"
+    settings = {
+        "engine_args": {"prompts": {"query": "w9 "}},
+        "aliases": {"asking": {"prompt_name": "query"}},
+    }
+    embed(path, out=out, settings=settings)
+    assert "its prompt is '', and not 'w9 '" in refusal(
+        path, out=out, settings=settings, model="asking"
+    )
+
+
 def test_other_inputs_are_refused(tmp_path: Path) -> None:
     """A file that has changed, another one, or one more."""
     path, out = corpus(tmp_path / "a.jsonl", 5), tmp_path / "out"
@@ -220,7 +249,7 @@ def test_other_inputs_are_refused(tmp_path: Path) -> None:
     assert f"inputs[0].path is '{path}', and not '{other}'" in refusal(other, out=out)
     assert "inputs is 1 items, and not 2 items" in refusal(path, other, out=out)
     corpus(path, 6)
-    assert "inputs[0].size is " in refusal(path, out=out)
+    assert f"of another job: {path} was changed at 20" in refusal(path, out=out)
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
@@ -229,12 +258,19 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     out.mkdir()
     (out / "letter.txt").write_text("dear")
     assert f"{out} holds something else, and no _manifest.json" in refusal(path, out=out)
-    (out / "_manifest.json").write_text("{}")
-    assert "_manifest.json is damaged" in refusal(path, out=out)
+    for damaged in ("{}", "[]", "{", '{"version": 1}', '{"version": 1, "made_of": 5, "parts": []}'):
+        (out / "_manifest.json").write_text(damaged)
+        assert "_manifest.json is damaged" in refusal(path, out=out)
     (out / "_manifest.json").write_text('{"version": 7}')
     assert "_manifest.json is of version 7" in refusal(path, out=out)
     assert f"{path} is a file; --out has to be a folder" in refusal(path, out=path)
-    assert "Not a directory" in refusal(path, out=path / "below")
+    assert f"{path} is a file; --out has to be a folder" in refusal(path, out=path / "below")
+    (out / "_manifest.json").unlink()
+    (out / "_manifest.json").mkdir()
+    assert "_manifest.json is damaged" in refusal(path, out=out)
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "nothing")
+    assert f"{link} is a link to nothing" in refusal(path, out=link)
 
 
 def test_a_folder_has_one_writer(tmp_path: Path) -> None:
