@@ -56,7 +56,10 @@ def check_config(
     schema: Annotated[bool, typer.Option("--schema", help="Print a JSON Schema instead.")] = False,
     help_all: HelpAll = False,
 ) -> None:
-    """Print the settings in force, secrets masked; exit 2 if one is wrong."""
+    """Print the settings in force, secrets masked; exit as `serve` would if one is wrong.
+
+    Folders and files that they name have to be here; no model is loaded.
+    """
     if schema:
         from embedding_service.settings.schema import schema_text  # noqa: PLC0415
 
@@ -65,6 +68,10 @@ def check_config(
     settings, warnings = load_settings(context, config)
     for warning in warnings:
         typer.echo(f"warning: {warning}", err=True)
+
+    from embedding_service import preflight  # noqa: PLC0415 - once the settings are right
+
+    preflight.check(settings)
     typer.echo(yaml.safe_dump(settings.effective(), sort_keys=False, allow_unicode=True), nl=False)
 
 
@@ -137,12 +144,18 @@ def canary_pin(
     config: Config = None,
     server: Annotated[str, typer.Option(help="URL; else the settings' model is started.")] = "",
     model: Annotated[str, typer.Option(help="One of several models.")] = "",
+    *,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
 ) -> None:
     """Write the vectors of 64 texts; exit 6 if there are none, 4 if the model does not load.
 
     The key of --server is in the variable SERVER_KEY.
     """
     settings = None if server else load_settings(context, config)[0]
+    if file.exists() and not force:
+        raise BadConfiguration(
+            f"{file} exists and is left as it is; name another file, or give --force"
+        )
 
     from embedding_service import canary, telemetry  # noqa: PLC0415 - heavy
 

@@ -16,8 +16,11 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from embedding_service import __version__
+from embedding_service.cli import app
+from embedding_service.errors import BadConfiguration, NoVectors, StartupError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -249,6 +252,54 @@ def test_check_config_refuses_what_serve_would_refuse() -> None:
     checked, served = run("check-config", "--dtype", "fp16"), run("serve", "--dtype", "fp16")
     assert checked.returncode == served.returncode == 2
     assert checked.stderr == served.stderr
+
+
+NOWHERE = "/proc/nowhere/x"
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "status"),
+    [
+        ("model_path", NOWHERE, 4),
+        ("canary_file", NOWHERE, 2),
+        ("calibration_file", NOWHERE, 2),
+        ("api_keys_file", NOWHERE, 2),
+        ("redis_url", "localhost:6379", 2),
+        ("state_dir", NOWHERE, 2),
+        ("runtime_dir", NOWHERE, 2),
+    ],
+)
+def test_check_config_looks_at_files_and_urls(setting: str, value: str, status: int) -> None:
+    """A file that is not there, or a URL of another form, is found before anything is loaded."""
+    flag = f"--{setting.replace('_', '-')}"
+    result = CliRunner().invoke(app, ["check-config", flag, value])
+    assert isinstance(result.exception, StartupError)
+    assert result.exception.exit_code == status
+    assert f"{setting}: " in str(result.exception)
+    assert result.stdout == ""
+
+
+def test_check_config_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Folders that `serve` would make are not made."""
+    there = tmp_path / "there"
+    there.mkdir()
+    for folder in (there, tmp_path / "new" / "state"):
+        result = CliRunner().invoke(app, ["check-config", "--state-dir", str(folder)])
+        assert result.exit_code == 0
+    assert list(tmp_path.rglob("*")) == [there]
+
+
+def test_pinned_vectors_are_not_overwritten(tmp_path: Path) -> None:
+    """A file of canaries that is there stays, without --force, and nobody is asked for others."""
+    path = tmp_path / "canaries.json"
+    path.write_text("mine")
+    arguments = ["canary", "pin", str(path), "--server", "http://127.0.0.1:1"]
+    result = CliRunner().invoke(app, arguments)
+    assert isinstance(result.exception, BadConfiguration)
+    assert str(result.exception).endswith("left as it is; name another file, or give --force")
+    assert path.read_text() == "mine"
+    result = CliRunner().invoke(app, [*arguments, "--force"])
+    assert isinstance(result.exception, NoVectors)
 
 
 @pytest.mark.process

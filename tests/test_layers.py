@@ -51,9 +51,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bulk.servers": {"bulk"},
     "verify": BELOW_SERVICE | {"service", "local", "hub", "worker.location"},
     "server": BELOW_SERVICE | {"service", "http", "batches"},
+    "preflight": BELOW_SERVICE | {"service", "http", "worker.backend", "worker.location"},
     "canary": BELOW_SERVICE | {"service", "local"},
     "commands": {"settings", "dropin"},
-    "cli": {"commands", "canary", "hub", "settings", "telemetry", "terminal", "http", "server"},
+    "cli": {
+        *("commands", "canary", "hub", "settings", "telemetry", "terminal", "http", "server"),
+        "preflight",
+    },
     "__main__": {"cli"},
 }
 VLLM = {"worker", "families.models"}  # the only places that import it, and torch, and transformers
