@@ -152,9 +152,20 @@ def test_commands_run(
 ) -> None:
     """Commands that need no model do as they are typed."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "my-model").mkdir()
+    (tmp_path / "my-model" / "config.json").write_text("{}")
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert result.output
+
+
+def test_the_second_model_is_as_init_writes_it() -> None:
+    """The page shows the models of the file that its next sentence names."""
+    page = (block for block in blocks("yaml") if block.page.name == "getting-started.md")
+    shown = next(yaml.safe_load(block.text) for block in page if "rerank" in block.text)
+    arguments = ["init", "--model", "bge-m3", "--reranker", "-o", "-"]
+    written = yaml.safe_load(CliRunner().invoke(app, arguments).stdout)
+    assert shown == {"models": written["models"]}
 
 
 @pytest.mark.parametrize("arguments", CURLS, ids=" ".join)

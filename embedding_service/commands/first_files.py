@@ -6,6 +6,7 @@ A line of a template that begins with `@WORD ` is kept where WORD is wanted; `$n
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from string import Template
 from typing import Final
 
 import yaml
+
+from embedding_service.errors import BadConfiguration
 
 MODELS: Final = {
     "qwen3-0.6b": "Qwen/Qwen3-Embedding-0.6B",
@@ -32,6 +35,7 @@ PLATFORMS: Final = {
     "kubernetes": "kubernetes.yaml",
 }
 _PLAIN: Final = re.compile(r"[\w./-]+", re.ASCII)
+_MODEL_FILES: Final = ("config.json", "modules.json")  # old layouts have but the second
 SCHEMA: Final = "embedding-service.schema.json"
 
 
@@ -62,7 +66,7 @@ class Choice:
             "tag": "cuda" if self.gpu else "cpu",
             "dockerfile": "Dockerfile" if self.gpu else "Dockerfile.cpu",
             "schema": SCHEMA,
-            "file": self.file.name,
+            "file": "FILE" if str(self.file) == "-" else self.file.name,
             "config": _in_unit(f"EMBEDDING_CONFIG={self.file.absolute()}"),
             "program": _in_unit(str(Path(sys.executable).with_name("embedding-service"))),
             "user": getuser(),
@@ -91,7 +95,7 @@ class Choice:
 
     @property
     def hidden(self) -> list[Path]:
-        """What the systemd unit needs and cannot see: it has a /tmp of its own, and no root."""
+        """Files that the systemd unit needs and cannot see: it has its own /tmp, and no /root."""
         if self.platform != "systemd":
             return []
         needed = [Path(sys.prefix), self.file.absolute(), *filter(None, [self.folder])]
@@ -119,13 +123,21 @@ def _is_hidden(path: Path) -> bool:
     return any(path.is_relative_to(place) for place in places)
 
 
-def chosen(model: str, file: Path, *, reranker: bool, gpu: bool, platform: str | None) -> Choice:
-    """Read a model's short name, its name on the hub, or a folder's path."""
-    path = Path(model).expanduser()
-    if model in MODELS or not (path.is_dir() or model.startswith((".", "/", "~"))):
-        return Choice(MODELS.get(model, model), file, None, reranker, gpu, platform)
-    folder = path.absolute()
-    return Choice(folder.name, file, folder, reranker, gpu, platform)
+def find_model(text: str, *, here: bool = True) -> tuple[str, Path | None]:
+    """Read a model's short name, its name on the hub, or a folder's path: its name and its folder.
+
+    Raises `BadConfiguration` if there is no model in the folder, which has to be `here`.
+    """
+    path = Path(text).expanduser()
+    if text in MODELS or not (path.is_dir() or text.startswith((".", "/", "~"))):
+        return MODELS.get(text, text), None
+    folder = Path(os.path.abspath(path))  # noqa: PTH100 - without `..`, and links as they are
+    if here and not any((folder / name).is_file() for name in _MODEL_FILES):
+        raise BadConfiguration(
+            f"--model: {folder} holds no config.json, so it is not a model; "
+            f"give {', '.join(MODELS)}, a hub's name, or a folder"
+        )
+    return folder.name, folder
 
 
 def settings_text(choice: Choice) -> str:

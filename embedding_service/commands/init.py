@@ -60,9 +60,14 @@ def init(
     if model is None and not asking:
         names = ", ".join(first_files.MODELS)
         raise BadConfiguration(f"--model is missing: give {names}, a hub's name, or a folder")
-    choice = first_files.chosen(
-        model or _ask_model(first_files.MODELS),
+    if model is None:
+        name, folder = _ask_model()
+    else:  # a cluster has its folders on volumes
+        name, folder = first_files.find_model(model, here=platform is not Platform.KUBERNETES)
+    choice = first_files.Choice(
+        name,
         output,
+        folder,
         reranker=_ask_reranker(asking=asking) if reranker is None else reranker,
         gpu=(device or _ask_device(asking=asking)) is Device.GPU,
         platform=platform or _ask_platform(asking=asking),
@@ -78,16 +83,28 @@ def register(app: typer.Typer, _: object) -> None:
     app.command("init")(init)
 
 
-def _ask_model(models: dict[str, str]) -> str:
-    for number, name in enumerate(models.values(), 1):
+def _ask_model() -> tuple[str, Path | None]:
+    """Return a model's name and its folder, after as many questions as it takes."""
+    from embedding_service.commands.first_files import MODELS, find_model  # noqa: PLC0415
+
+    known = dict(enumerate(MODELS, 1))
+    for number, name in enumerate(MODELS.values(), 1):
         typer.echo(f"  {number}  {name}", err=True)
-    answer = str(typer.prompt("Model (a number, a hub's name or a folder)", default="1", err=True))
-    known = dict(enumerate(models, 1))
-    return known[int(answer)] if answer.isdigit() and int(answer) in known else answer
+    while True:
+        question = "Model (a number, a hub's name or a folder)"
+        answer = str(typer.prompt(question, default="1", err=True)).strip()
+        if answer.isdecimal() and int(answer) not in known:
+            others = f"1 to {len(known)}, a hub's name, or a folder"
+            typer.echo(f"There is no {answer}; give {others}", err=True)
+            continue
+        try:
+            return find_model(known[int(answer)] if answer.isdecimal() else answer)
+        except BadConfiguration as error:
+            typer.echo(str(error).removeprefix("--model: "), err=True)
 
 
 def _ask_reranker(*, asking: bool) -> bool:
-    return asking and typer.confirm("A reranker beside it?", default=False, err=True)
+    return asking and _one_of("A reranker beside it?", ["y", "n"], "n") == "y"
 
 
 def _ask_device(*, asking: bool) -> Device:
@@ -111,6 +128,7 @@ def _one_of(question: str, answers: list[str], default: str) -> str:
         answer = str(typer.prompt(text, default=str(default), err=True)).strip().lower()
         if answer in known:
             return answer
+        typer.echo(f"Give one of {', '.join(known)}", err=True)
 
 
 def _write(choice: Choice) -> None:
@@ -137,7 +155,9 @@ def _write(choice: Choice) -> None:
     else:
         for path in choice.hidden:
             typer.echo(
-                f"Note: the unit cannot read {path}; move it, /opt is a place for it", err=True
+                f"Note: the unit cannot read {path}; run init again in a folder that it can read, "
+                "such as /opt/embedding",
+                err=True,
             )
         name = first_files.PLATFORMS[choice.platform]
         typer.echo(f"Next: the commands in the first lines of {name}")

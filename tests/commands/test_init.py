@@ -33,7 +33,7 @@ MODELS = (
     "bge-m3",
     "intfloat/e5-small",
     "./my model: 1",
-    "/srv/null",
+    "./null",
 )
 PLATFORMS = {
     None: None,
@@ -59,6 +59,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def make_model(folder: Path) -> None:
+    """Make what passes for a model's folder."""
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+
+
 def uncommented(text: str) -> str:
     """Return the file with every setting that it proposes."""
     lines = text.splitlines()
@@ -72,6 +78,8 @@ def test_every_combination_is_accepted(
     model: str, reranker: bool, device: str, platform: str | None, folder: Path
 ) -> None:
     """The settings are valid as they are, and with every proposal taken up; so is what starts them."""
+    if model.startswith("."):
+        make_model(folder / model)
     flags = ["--model", model, "--reranker" if reranker else "--no-reranker", "--device", device]
     init(*flags, *(["--for", platform] if platform else []))
     file = folder / "embedding-service.yaml"
@@ -148,7 +156,7 @@ def test_the_last_line_is_the_next_step(folder: Path) -> None:
 def test_a_unit_that_cannot_read_its_files_is_told(folder: Path) -> None:
     """What lies in /tmp, which is another one for the unit, is named at once."""
     assert str(folder).startswith("/tmp/")
-    note = f"Note: the unit cannot read {folder}/embedding-service.yaml"
+    note = f"Note: the unit cannot read {folder}/embedding-service.yaml; run init again in a folder"
     assert note in init("--model", "bge-m3", "--for", "systemd")
     assert "Note" not in init("--model", "bge-m3", "--for", "compose", "-o", "b.yaml")
 
@@ -156,12 +164,13 @@ def test_a_unit_that_cannot_read_its_files_is_told(folder: Path) -> None:
 def test_a_folder_has_no_revision(folder: Path) -> None:
     """What only the hub has is not proposed for a folder."""
     assert "#revision" in init("--model", "bge-m3", "-o", "-")
+    make_model(folder / "mine")
     assert "#revision" not in init("--model", "./mine", "-o", "-")
 
 
 def test_a_folder_is_where_containers_have_it(folder: Path) -> None:
     """A folder is served from its own place, and in a container from where it is mounted."""
-    (folder / "mine").mkdir()
+    make_model(folder / "mine")
     init("--model", "mine", "-o", "a.yaml")
     (alone,) = load(folder / "a.yaml")[0].served_models
     assert alone.model_path == str(folder / "mine")
@@ -198,12 +207,32 @@ def test_it_prints_to_a_pipe() -> None:
     """`--output -` writes no file."""
     text = init("--model", "qwen3-8b", "-o", "-", "--device", "cpu")
     assert yaml.safe_load(text)["model_name"] == "Qwen/Qwen3-Embedding-8B"
+    assert "--config FILE\n" in text
     assert list(Path.cwd().iterdir()) == []
+
+
+def test_a_folder_without_a_model_is_refused(folder: Path) -> None:
+    """A folder that is not there, or has no model, is named; a cluster has its folders elsewhere."""
+    (folder / "empty").mkdir()
+    for model in ("./nothere", "empty", "/nowhere/at/all", "~nobody/x"):
+        with pytest.raises(BadConfiguration, match=r"holds no config.json, .* or a folder$"):
+            init("--model", model)
+    assert [path.name for path in folder.iterdir()] == ["empty"]
+    init("--model", "/models/mine", "--for", "kubernetes")
+
+
+def test_a_path_is_written_without_detours(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`..` of the shell's folder means nothing to a reader of the file."""
+    make_model(folder / "mine")
+    (folder / "here").mkdir()
+    monkeypatch.chdir(folder / "here")
+    tree = yaml.safe_load(init("--model", "../mine", "-o", "-"))
+    assert tree["model_path"] == str(folder / "mine")
 
 
 @pytest.mark.process
 def test_on_a_terminal_it_asks(folder: Path) -> None:
-    """Without flags it asks four questions, and Enter takes what stands in brackets."""
+    """Without flags it asks four questions, each until its answer means something."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-m", "embedding_service", "init"],
@@ -213,9 +242,15 @@ def test_on_a_terminal_it_asks(folder: Path) -> None:
         stderr=theirs,
     )
     os.close(theirs)
-    os.write(ours, b"4\ny\ncpu\nmoon\nsystemd\n")
+    os.write(ours, b"9\n./nothere\n4\nperhaps\ny\ncpu\nmoon\nsystemd\n")
     assert process.wait(60) == 0
+    said = os.read(ours, 1 << 16).decode()
+    assert "There is no 9; give 1 to 4, a hub's name, or a folder" in said
+    assert "nothere holds no config.json" in said
+    assert "Give one of y, n" in said
+    assert "Give one of nothing, systemd, compose, kubernetes" in said
     os.close(ours)
     models = load(folder / "embedding-service.yaml")[0].served_models
     assert [model.model_name for model in models] == ["BAAI/bge-m3", "BAAI/bge-reranker-v2-m3"]
+    assert list(models[1].aliases) == ["bge-reranker-v2-m3", "reranker"]
     assert (folder / "embedding-service.service").exists()
