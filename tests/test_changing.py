@@ -52,6 +52,13 @@ def test_every_path_on_the_page_exists() -> None:
     assert len(paths(PAGE)) > 30
 
 
+def test_a_task_stands_there_once() -> None:
+    """No row and no section is there twice, as merges of branches leave them."""
+    sections = re.findall(r"^## (.+)$", PAGE, re.MULTILINE)
+    assert len(ROWS) == len(TABLE) > 10
+    assert len(set(sections)) == len(sections) > 10
+
+
 @pytest.mark.parametrize("task", ROWS)
 def test_every_check_can_be_run(task: str) -> None:
     """The command of a task names tests and targets that exist."""
