@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from embedding_service.errors import BadConfiguration
 from embedding_service.settings.keys import KeySettings
-from embedding_service.settings.load import one_line
+from embedding_service.settings.problems import one_line
 from embedding_service.types import ANYONE, Tenant
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Field,
     SecretStr,
     WithJsonSchema,
@@ -21,9 +22,9 @@ from embedding_service.settings.space_ids import read_ids
 _RATE = r"[1-9]\d* ?(/|per) ?([1-9]\d* ?)?(second|minute|hour|day)s?"
 
 
-def _check_rate(rate: str) -> str:
-    if not re.fullmatch(_RATE, rate):
-        raise ValueError("a rate is written like 100/minute or 5000/2 hours")
+def _check_rate(rate: object) -> object:
+    if not (isinstance(rate, str) and re.fullmatch(_RATE, rate)):
+        raise ValueError("expected a number a time, such as 100/minute or 5000/2 hours")
     return rate
 
 
@@ -35,7 +36,7 @@ def _check_spaces(ids: tuple[str, ...]) -> tuple[str, ...]:
 
 Rate = Annotated[
     str,
-    AfterValidator(_check_rate),
+    BeforeValidator(_check_rate),
     WithJsonSchema({"type": "string", "pattern": f"^{_RATE}$", "examples": ["100/minute"]}),
 ]
 

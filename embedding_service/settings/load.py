@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from types import MappingProxyType
+import re
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import ValidationError
@@ -17,15 +17,11 @@ from pydantic_settings import EnvSettingsSource, InitSettingsSource, SettingsErr
 from embedding_service.errors import BadConfiguration
 from embedding_service.settings import old_variables, service_links, yaml_file
 from embedding_service.settings.gateway import ENV_PREFIX, Settings
-from embedding_service.settings.model import ModelOptions
+from embedding_service.settings.problems import did_you_mean, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
-
-    from pydantic_core import ErrorDetails
-
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class PresetRules(Protocol):
@@ -55,20 +51,13 @@ def load(
     except ValidationError as error:
         raise BadConfiguration(one_line(error, set_by)) from None
     except SettingsError as error:  # a variable should hold JSON and does not
-        raise BadConfiguration(str(error).splitlines()[0]) from None
+        field = re.search(r'field "(\w+)"', str(error))
+        name = f"{ENV_PREFIX}{field[1]}".upper() if field else "a variable"
+        raise BadConfiguration(f"{name}: expected JSON, such as [{{}}] or {{}}") from None
     if settings.preset is not None:
         _check_preset(settings, settings.preset, presets())
     _check_exposure(settings)
     return settings, [*warnings, *_unknown_variables(settings.environment), *_links_of_vllm()]
-
-
-def one_line(error: ValidationError, set_by: Mapping[str, str] = _NOTHING) -> str:
-    """Return every problem with its place and never a value, which might be a secret.
-
-    `set_by` names the variable that set a setting.
-    """
-    items = error.errors(include_url=False, include_context=False, include_input=False)
-    return "; ".join(_problem(item, set_by) for item in items)
 
 
 def _merge(flags: Mapping[str, Any], tree: dict[str, Any]) -> Settings:
@@ -78,25 +67,6 @@ def _merge(flags: Mapping[str, Any], tree: dict[str, Any]) -> Settings:
         InitSettingsSource(Settings, tree),
     )
     return Settings(_build_sources=(sources, {}))  # type: ignore[call-arg] # BaseSettings takes it
-
-
-def _problem(item: ErrorDetails, set_by: Mapping[str, str]) -> str:
-    place = item["loc"]
-    where = ".".join(map(str, place))
-    what = item["msg"].removeprefix("Value error, ")
-    if item["type"] == "extra_forbidden":
-        fields = ModelOptions.model_fields if place[0] == "models" else Settings.model_fields
-        what = "no such setting" + _did_you_mean(str(place[-1]), fields)
-    if where in set_by:
-        where = f"{set_by[where]} (which sets {where})"
-    return f"{where}: {what}" if where else what
-
-
-def _did_you_mean(name: str, fields: Iterable[str]) -> str:
-    from difflib import get_close_matches  # noqa: PLC0415 - only on the way out
-
-    close = get_close_matches(name, fields, n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def _refuse_service_link() -> None:
@@ -117,9 +87,7 @@ def _links_of_vllm() -> list[str]:
 
 def _check_preset(settings: Settings, name: str, presets: Mapping[str, PresetRules]) -> None:
     if name not in presets:
-        *others, last = [repr(known) for known in presets] or ["nothing"]
-        allowed = f"{', '.join(others)} or {last}" if others else last
-        raise BadConfiguration(f"preset: Input should be {allowed}")
+        raise BadConfiguration(f"preset: expected one of {', '.join(presets) or 'nothing'}")
     presets[name].check(settings)
 
 
@@ -151,6 +119,6 @@ def _unknown_variables(old: Iterable[str]) -> list[str]:
         ours = ours and not service_links.is_service_link(name, os.environ[name])
         if ours and name.upper() not in known:
             setting = name.removeprefix(ENV_PREFIX).lower()
-            hint = _did_you_mean(setting, Settings.model_fields)
+            hint = did_you_mean(setting, Settings.model_fields)
             warnings.append(f"{name} is set and means nothing here{hint}")
     return warnings

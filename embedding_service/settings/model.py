@@ -28,7 +28,11 @@ CommaSeparated = Annotated[tuple[_Item, ...], NoDecode, BeforeValidator(comma_se
 
 def _alias_mapping(value: object) -> object:
     value = comma_separated(value)
-    return {name: {} for name in value} if isinstance(value, list) else value
+    if not isinstance(value, list):
+        return value
+    if not all(isinstance(name, str) for name in value):
+        raise ValueError("expected a list of names; put a number in quotes")
+    return {name: {} for name in value}
 
 
 class Strict(BaseModel):

@@ -228,12 +228,12 @@ def test_keys_beyond_ascii_are_utf_8(path: Path) -> None:
             "entry 1: an entry has name, key, models, requests, tokens, require_vector_space and nothing else",
         ),
         (f"- key: {SECRET}\n  modles: [fake]\n", "an entry has name, key, models"),
-        (f"- key: {SECRET}\n  name: ''\n", "entry 1: name: "),
-        (f"- key: {SECRET}\n  models: []\n", "entry 1: models: "),
-        (f"- key: {SECRET}\n  models: fake\n", "entry 1: models: "),
+        (f"- key: {SECRET}\n  name: ''\n", "entry 1: name: expected a length of at least 1"),
+        (f"- key: {SECRET}\n  models: []\n", "entry 1: models: expected a length of at least 1"),
+        (f"- key: {SECRET}\n  models: fake\n", "entry 1: models: expected a list, such as [a, b]"),
         (
             f"- key: {SECRET}\n  requests: 5 a minute\n",
-            "entry 1: requests: a rate is written like 100/minute",
+            "entry 1: requests: expected a number a time, such as 100/minute",
         ),
         (f"- key: {SECRET}\n  tokens: 0/minute\n", "entry 1: tokens: "),
         (
@@ -284,7 +284,7 @@ def test_wrong_settings_do_not_show_a_key(entry: Any) -> None:
     """Keys in the settings themselves are not repeated either."""
     with pytest.raises(BadConfiguration) as caught:
         load(None, {"api_keys": [entry]})
-    assert str(caught.value).startswith("api_keys.0")
+    assert str(caught.value).startswith("api_keys[0]")
     assert SECRET not in str(caught.value)
 
 
