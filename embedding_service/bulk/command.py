@@ -17,7 +17,7 @@ from embedding_service.bulk.options import (
     InputFormat,
     OutputFormat,
 )
-from embedding_service.commands.settings import FLAGS, presets
+from embedding_service.commands.settings import FLAGS, own_options, presets
 from embedding_service.errors import BadConfiguration
 from embedding_service.settings import flags
 from embedding_service.settings.load import load
@@ -61,6 +61,7 @@ Config = Annotated[
 
 
 def embed(  # noqa: PLR0913 - each is a flag
+    context: typer.Context,
     inputs: Inputs,
     *,
     out: Out = None,
@@ -92,6 +93,7 @@ def embed(  # noqa: PLR0913 - each is a flag
     from embedding_service.bulk import run
 
     names, settings_flags = split(inputs)
+    settings = flags.read(settings_flags, own_options(context))
     _check_out(out, dry_run=dry_run)
     options = BulkOptions(
         column=column,
@@ -115,7 +117,7 @@ def embed(  # noqa: PLR0913 - each is a flag
             raise BadConfiguration(f"{named}: with --server, the server has its own settings")
         work = replace(work, servers=tuple(server), key=os.environ.get("SERVER_KEY"))
     else:
-        work = _with_settings(work, config, flags.read(settings_flags), truncate)
+        work = _with_settings(work, config, settings, truncate)
     raise typer.Exit(run.run(work))
 
 

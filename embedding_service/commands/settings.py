@@ -44,7 +44,12 @@ def load_settings(context: typer.Context, config: Path | None) -> tuple[Settings
     from embedding_service.settings import flags  # noqa: PLC0415 - see the module's docstring
     from embedding_service.settings.load import load  # noqa: PLC0415
 
-    return load(config, flags.read(context.args), presets=presets)
+    return load(config, flags.read(context.args, own_options(context)), presets=presets)
+
+
+def own_options(context: typer.Context) -> list[str]:
+    """Return the flags of a command that are no settings."""
+    return [name for param in context.command.get_params(context) for name in param.opts]
 
 
 def presets() -> Mapping[str, Preset]:

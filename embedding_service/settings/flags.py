@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
-def read(arguments: Iterable[str]) -> dict[str, Any]:
+def read(arguments: Iterable[str], options: Iterable[str] = ()) -> dict[str, Any]:
     """Return the settings in flags. Raises `BadConfiguration`.
 
-    `[…]`, `{…}` and `null` are YAML, everything else is text.
+    `[…]`, `{…}` and `null` are YAML, everything else is text. `options` are flags of the command's
+    own, which an unknown one may have been meant for.
     """
     flags: dict[str, Any] = {}
     rest = iter(arguments)
@@ -27,7 +28,7 @@ def read(arguments: Iterable[str]) -> dict[str, Any]:
         name, equals, text = argument.removeprefix("--").partition("=")
         field = name.replace("-", "_")
         if field not in Settings.model_fields:
-            raise BadConfiguration(f"--{name}: no such setting; try {_hint(name)}")
+            raise BadConfiguration(f"--{name}: no such setting; try {_hint(name, options)}")
         if not equals:
             text = next(rest, "--")
             if text.startswith("--"):
@@ -36,13 +37,12 @@ def read(arguments: Iterable[str]) -> dict[str, Any]:
     return flags
 
 
-def _hint(name: str) -> str:
+def _hint(name: str, options: Iterable[str]) -> str:
     from embedding_service.settings.catalogue import near  # noqa: PLC0415 - only on the way out
 
-    own = get_close_matches(name, ["config"])  # an option of the command, and no setting
-    if flags := [f"--{setting.replace('_', '-')}" for setting in [*own, *near(name)]]:
-        return " or ".join(flags[:2])
-    return "`embedding-service settings`"
+    own = get_close_matches(f"--{name}", options)
+    settings = (f"--{setting.replace('_', '-')}" for setting in near(name))
+    return " or ".join([*own, *settings][:2]) or "`embedding-service settings`"
 
 
 def _shown(argument: str) -> str:

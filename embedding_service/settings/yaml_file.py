@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _SHORTEST_SECRET = 4
+# The reader's words for what is at fault where it begins, if it goes on to the end of the file.
+_OPENED = (
+    "while scanning a quoted scalar",
+    "while parsing a flow sequence",
+    "while parsing a flow mapping",
+)
 _LIST = "`embedding-service settings` lists them"
 
 
@@ -40,14 +46,24 @@ def _parse(path: Path) -> Any:
     except OSError as error:
         why = error.strerror or type(error).__name__
         raise BadConfiguration(f"{path}: {why}; name a file that can be read") from None
-    except yaml.MarkedYAMLError as error:  # its own text shows the line, and any secret there
-        mark = error.problem_mark
-        where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "something in it"
-        raise BadConfiguration(
-            f"{path}: {where} is not valid YAML; put text with special characters in quotes"
-        ) from None
+    except yaml.MarkedYAMLError as error:
+        raise BadConfiguration(f"{path}: {_not_yaml(error)}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise BadConfiguration(f"{path}: {' '.join(str(error).split())}") from None
+
+
+def _not_yaml(error: yaml.MarkedYAMLError) -> str:
+    """Return the place of an error and what to do; its own text shows secrets of the line."""
+    problem, mark = error.problem or "", error.problem_mark
+    opened = error.context in _OPENED and "stream" in problem
+    if opened and error.context_mark:
+        mark, remedy = error.context_mark, "opens a quote or a bracket; close it"
+    elif r"'\t'" in problem:
+        remedy = "is a tab, which cannot indent YAML; use spaces"
+    else:
+        remedy = "is not valid YAML; put text with special characters in quotes"
+    where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "something in it"
+    return f"{where} {remedy}"
 
 
 def _shown(key: object) -> str:

@@ -235,6 +235,8 @@ def test_the_command_line_refuses_in_a_line(tmp_path: Path) -> None:
         ([path], "--out: name the folder of the vectors"),
         ([path, "--out", "s3://bucket/vectors"], "name a folder of this machine"),
         ([path, "--out", tmp_path / "out", "--prot", "1"], "--prot: no such setting"),
+        ([path, "--outt", tmp_path / "out"], "--outt: no such setting; try --out"),
+        ([path, "--hlep"], "--hlep: no such setting; try --help"),
         ([path, "--out", tmp_path / "out", "--server", "http://x"], "has its own settings"),
     ):
         status, words = Command(*arguments).end()

@@ -73,4 +73,4 @@ def test_a_value_is_not_printed(value: str) -> None:
 def test_a_slip_is_answered_with_what_was_meant(flag: str, meant: str) -> None:
     """An unknown flag is answered with the near ones, the option for the file among them."""
     with pytest.raises(BadConfiguration, match=f"^{flag}: no such setting; try {meant}"):
-        flags.read([flag, "1"])
+        flags.read([flag, "1"], ["--config", "-c"])

@@ -192,7 +192,17 @@ def test_yamls_off_is_a_word(write: Callable[[str], Path]) -> None:
         ("engine_args: [1]", ["engine_args"]),
         ("port: 1\nport: 2", ["port", "twice"]),
         ("models: [{model_name: a, dtype: float32, dtype: bfloat16}]", ["dtype", "twice"]),
-        ("port: [", ["config.yaml"]),
+        ("port: [", ["config.yaml: line 1, "]),
+        (
+            "devices: [1, 2\n",
+            ["config.yaml: line 1, column 10 opens a quote or a bracket; close it"],
+        ),
+        ("a: 1\nb: 'x\nc: 2\nd: 3", ["line 2, column 4 opens a quote or a bracket; close it"]),
+        ("a: 1\nb:\n\tc: 2", ["line 3, column 1 is a tab, which cannot indent YAML; use spaces"]),
+        (
+            "models:\n  - model_name: a\n\t  dtype: auto",
+            ["line 3", "is a tab, which cannot indent"],
+        ),
         ("- port", ["config.yaml", "mapping"]),
         ("port", ["config.yaml", "mapping"]),
         ("1: 2", ["1"]),

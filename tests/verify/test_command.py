@@ -107,7 +107,12 @@ ERRORS = {
         2,
         "--texts /nonexistent: No such file or directory",
     ),
-    "no setting": (("--treshold", "1"), 2, "--treshold: no such setting"),
+    "no setting": (("--treshold", "1"), 2, "--treshold: no such setting; try --threshold"),
+    "a slip first": (
+        ("--server", NOBODY, "--refrence", "x"),
+        2,
+        "--refrence: no such setting; try --reference",
+    ),
     "two truths": (
         ("--against", NOBODY, "--reference", "x"),
         2,
