@@ -255,6 +255,7 @@ class Scores:
 class ModelCard:
     """The public facts about a served model.
 
+    `input_types` are those that it has prompts for; `instructions`: it was trained to take one.
     `normalizes`: its own last module scales vectors to length 1. `matryoshka` are the sizes that
     vectors may be cut to: empty for any, None for no.
     """
@@ -266,6 +267,8 @@ class ModelCard:
     max_tokens: int
     outputs: tuple[Output, ...]
     prompts: Mapping[str, str]
+    input_types: tuple[InputType, ...]
+    instructions: bool
     pooling: str
     normalizes: bool
     matryoshka: tuple[int, ...] | None

@@ -186,6 +186,8 @@ class ModelEntry(BaseModel):
     outputs: list[Output]
     prompt_names: list[str]
     prompts: dict[str, str] = Field(description="The texts that `prompt_name` puts before inputs.")
+    input_types: list[InputType] = Field(description="Those that it has prompts for.")
+    instructions: bool = Field(description="Whether it was trained to take an `instruction`.")
     pooling: str = Field(description="How the vectors of tokens become the answer.")
     normalizes: bool = Field(
         description="Whether the model's own last module scales vectors to length 1."
@@ -313,6 +315,8 @@ def model_entry(card: ModelCard, name: str, space: VectorSpace | None) -> dict[s
         "outputs": list(card.outputs),
         "prompt_names": list(card.prompts),
         "prompts": dict(card.prompts),
+        "input_types": list(card.input_types),
+        "instructions": card.instructions,
         "pooling": card.pooling,
         "normalizes": card.normalizes,
         "matryoshka": card.matryoshka is not None,

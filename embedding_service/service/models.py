@@ -177,6 +177,8 @@ class ServedModel:
             max_tokens=facts.max_tokens,
             outputs=facts.outputs,
             prompts=facts.prompts if self.encoder else {},
+            input_types=self.encoder.input_types if self.encoder else (),
+            instructions=self.encoder is not None and self.encoder.template is not None,
             pooling=facts.pooling,
             normalizes=facts.normalizes,
             matryoshka=self.matryoshka,

@@ -118,9 +118,9 @@ class Encoder:
             cl100k.load()  # now, where nobody waits
 
     @property
-    def prompt_names(self) -> tuple[str, ...]:
-        """Names that `prompt_name` may take."""
-        return tuple(self.facts.prompts)
+    def input_types(self) -> tuple[InputType, ...]:
+        """The types for which this model has a prompt, be it an empty one."""
+        return tuple(each for each in InputType if self.typed(each) is not None)
 
     def prefix(self, job: EmbedJob, alias: AliasSettings | None) -> str:
         """Return the text to put before every input of `job`. Raises `InvalidRequest`.

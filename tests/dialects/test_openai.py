@@ -426,7 +426,7 @@ def test_models_are_listed_with_their_aliases(other: httpx.Client) -> None:
 def test_a_model_shows_what_becomes_of_a_text(
     start_gateway: Callable[..., RunningGateway],
 ) -> None:
-    """Pooling, prompts with their texts, own scaling, length and sizes can be looked up."""
+    """Pooling, prompts with their texts and uses, own scaling, length and sizes can be looked up."""
     knobs = {"prompts": {"query": "Q: "}, "normalizes": True}
     gateway = start_gateway(**FAKE, matryoshka=True, max_model_len=64, engine_args=knobs)
     with gateway.client() as http:
@@ -435,6 +435,8 @@ def test_a_model_shows_what_becomes_of_a_text(
     shown = {
         "pooling",
         "prompts",
+        "input_types",
+        "instructions",
         "normalizes",
         "max_model_len",
         "matryoshka",
@@ -443,6 +445,8 @@ def test_a_model_shows_what_becomes_of_a_text(
     assert {name: entry[name] for name in shown} == {
         "pooling": "CLS",
         "prompts": {"query": "Q: "},
+        "input_types": ["query", "document"],
+        "instructions": False,
         "normalizes": True,
         "max_model_len": 64,
         "matryoshka": True,

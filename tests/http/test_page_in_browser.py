@@ -142,7 +142,7 @@ def run_search(page: Page, passages: list[str], question: str) -> Locator:
 
 
 def open_look(page: Page) -> Locator:
-    page.get_by_role("link", name="Look").click()
+    page.get_by_role("link", name="Status").click()
     page.locator("#look-result .card").first.wait_for()
     return page.locator("#look-result")
 
@@ -191,7 +191,7 @@ def test_trying_by_keyboard(open_page: Callable[..., Page]) -> None:
     tab_to(page, page.get_by_role("button", name="Copy"))
     page.keyboard.press("Enter")
     expect(page.get_by_text("Copied.").or_(page.get_by_text("Selected:"))).to_be_visible()
-    page.get_by_role("link", name="Look").press("Enter")
+    page.get_by_role("link", name="Status").press("Enter")
     expect(page.locator("main")).to_be_focused()
 
 
@@ -208,10 +208,17 @@ def test_what_a_text_is_read_as(open_page: Callable[..., Page]) -> None:
 
 
 def test_the_prompt_is_shown(open_page: Callable[..., Page]) -> None:
-    """A query is read with the model's prompt, and its name is text whatever it looks like."""
+    """A query is read with the model's prompt, and its name is text whatever it looks like; what
+    a model does not take is not offered.
+    """
     page = open_page()
-    page.get_by_label("query").check()
+    expect(page.get_by_label("query")).to_be_disabled()
+    expect(page.get_by_label("Instruction")).to_be_disabled()
+    expect(page.locator("#try-facts")).to_contain_text("no prompts")
     name = f"plain {HTML}"
+    page.get_by_label("Model", exact=True).select_option(name)
+    expect(page.locator("#try-facts")).not_to_contain_text("no prompts")
+    page.get_by_label("query").check()
     result = run_try(page, [HTML, "w2"], model=name)
     assert result.locator(".tokens > li").last.locator(".token").all_inner_texts() == [
         "[CLS]", "w9", "w2", "[SEP]",
@@ -242,7 +249,6 @@ def test_lexical_weights_and_matches(open_page: Callable[..., Page]) -> None:
 def test_the_code_can_be_run(open_page: Callable[..., Page], language: str) -> None:
     """What is copied works, whatever quotes the texts have, and holds no key."""
     page = open_page()
-    page.get_by_label("document").check()
     result = run_try(page, ['it\'s "w1" \\ $HOME `x`', f"é 🙂 {LONG}"], model="m3")
     page.get_by_role("radio", name=language).check()
     code = result.locator("pre").inner_text()
@@ -289,6 +295,11 @@ def test_search_by_keyboard(open_page: Callable[..., Page]) -> None:
         assert [int(each.get_attribute("data-passage") or "") for each in items.all()] == [*order]
         shown = [each.inner_text().split()[-1] for each in items.locator(".score").all()]
         np.testing.assert_allclose([*map(float, shown)], scores[order], atol=0.00051)
+    note = page.locator(".ranking", has=page.get_by_role("heading", name="Hybrid")).locator(".note")
+    expect(note).to_contain_text("Dense 0.4 + Sparse 0.2 + ColBERT 0.4")
+    bars = page.locator(".ranking").first.locator(".bar-of i")
+    widths = [each.evaluate("bar => bar.style.getPropertyValue('--v')") for each in bars.all()]
+    assert (widths[0], widths[-1]) == ("100%", "0%")  # from the least score to the greatest
     tab_to(page, page.locator(".passage").first)
     place = page.locator(".passage").first.get_attribute("data-passage")
     expect(page.locator(".passage.marked")).to_have_count(5)
@@ -399,7 +410,12 @@ def test_a_key_is_kept_in_its_tab(open_page: Callable[..., Page]) -> None:
     page.locator("#try-model option").first.wait_for(state="attached")
     other = page.context.new_page()
     other.goto(page.url)
-    expect(other.get_by_role("alert")).to_contain_text("API key")
+    expect(other.get_by_role("alert")).to_contain_text(
+        "This service asks for a key: enter it above."
+    )
+    expect(other.get_by_role("button", name="Embed")).to_be_disabled()
+    other.get_by_role("link", name="Status").click()
+    expect(other.get_by_role("alert")).to_have_count(1)
     assert page.context.cookies() == []
     assert (
         other.evaluate(
@@ -412,11 +428,10 @@ def test_a_key_is_kept_in_its_tab(open_page: Callable[..., Page]) -> None:
 def test_errors_are_shown_as_they_are(open_page: Callable[..., Page]) -> None:
     """A refusal comes with the service's message, its code and the request's id."""
     page = open_page()
-    page.get_by_label("Model", exact=True).select_option("m3")
-    page.get_by_label("Instruction").fill("w1")
+    page.get_by_label("Texts").fill("fault-reject")
     page.get_by_role("button", name="Embed").click()
     error = page.locator("#try-result").get_by_role("alert")
-    expect(error).to_contain_text("m3 was not trained with instructions")
+    expect(error).to_contain_text("500 · engine_failed")
     expect(error).to_contain_text("request ")
     page.route("**/v1/embeddings", lambda route: route.abort())
     page.get_by_role("button", name="Embed").click()
@@ -440,6 +455,15 @@ def test_one_ranking_may_fail(open_page: Callable[..., Page]) -> None:
     expect(result.get_by_role("alert")).to_have_count(1)
     expect(result.locator(".ranking").last).to_contain_text("cross is gone503 · unavailable")
     expect(result.locator("ol")).to_have_count(4)
+
+
+def test_what_is_wider_than_the_window_says_so(open_page: Callable[..., Page]) -> None:
+    """The right edge of a table that goes on fades, until its end is reached."""
+    result = run_try(open_page(size="small"), [f"w{place}" for place in range(12)])
+    table = result.locator(".scroll").first
+    expect(table).to_have_class(re.compile(r"\bmore\b"))
+    table.evaluate("box => { box.scrollLeft = box.scrollWidth }")
+    expect(table).not_to_have_class(re.compile(r"\bmore\b"))
 
 
 def test_the_vector_space_is_shown(open_page: Callable[..., Page]) -> None:

@@ -178,8 +178,11 @@ def test_files_win_over_the_family_and_the_family_over_nothing() -> None:
 def test_an_input_type_that_changes_nothing_is_told(
     facts: dict[str, Any], fields: dict[str, Any], ignored: tuple[str, ...]
 ) -> None:
-    """A type without a prompt is ignored by name; a side that needs none is not."""
-    assert encoder(facts=facts).ignored(job("a", **fields)) == ignored
+    """A type without a prompt is ignored by name; a side that needs none is not, and is listed."""
+    model = encoder(facts=facts)
+    assert model.ignored(job("a", **fields)) == ignored
+    if "input_type" in fields:
+        assert (fields["input_type"] in model.input_types) is not bool(ignored)
 
 
 @pytest.mark.parametrize(

@@ -64,11 +64,13 @@ function parsed(text) {
 /** Read an error in whichever envelope the service has it. */
 function failure(response, value) {
   const error = value?.error?.message ? value.error : value;
-  const words = [error?.message, error?.error, error?.detail].find((each) => typeof each === "string");
+  const isAsked = response.status === 401 && !key();
+  const words = isAsked ? "This service asks for a key: enter it above." : [error?.message, error?.error, error?.detail].find((each) => typeof each === "string");
   const id = response.headers.get("x-request-id") ?? "";
   const status = response.status;
-  if (status === 401) document.dispatchEvent(new Event("key-wanted"));
-  return new Failure(words ?? `${status} ${response.statusText}`, { status, code: error?.code, id });
+  const failed = new Failure(words ?? `${status} ${response.statusText}`, { status, code: error?.code, id });
+  if (status === 401) document.dispatchEvent(new CustomEvent("key-wanted", { detail: failed }));
+  return failed;
 }
 
 /** Return the numbers of a vector or matrix, which came as base64 or as (nested) lists. */
@@ -138,9 +140,13 @@ export function amount(value, digits = 0) {
   return value.toLocaleString("en", { maximumFractionDigits: digits });
 }
 
-/** Wrap what may be wider than the window, so that keys can scroll it. */
+/** Wrap what may be too wide, so that keys can scroll it; its edge fades while there is more. */
 export function scrolling(label, kind, ...content) {
-  return h("div", { class: `scroll ${kind}`, role: "region", "aria-label": label, tabindex: "0" }, ...content);
+  const sign = () => box.classList.toggle("more", box.scrollLeft + box.clientWidth < box.scrollWidth - 1);
+  const box = h("div", { class: `scroll ${kind}`, role: "region", "aria-label": label, tabindex: "0", onscroll: sign }, ...content);
+  const observer = new ResizeObserver(sign);
+  for (const each of [box, ...content]) observer.observe(each);
+  return box;
 }
 
 /** Return how a token is written; what cannot be seen is shown by a sign. */

@@ -1,6 +1,6 @@
 // The page's frame: which view is open, the key, and the models that it may use.
 
-import { call, complaint, fill, key, setKey } from "./api.js";
+import { call, complaint, key, setKey } from "./api.js";
 import * as look from "./look.js";
 import * as search from "./search.js";
 import * as trial from "./try.js";
@@ -30,6 +30,7 @@ async function loadModels() {
     const models = value.data;
     trial.offer(models);
     search.offer(models);
+    for (const button of document.querySelectorAll(".primary")) button.disabled = !models.length;
     if (models.length) {
       $("notice").replaceChildren();
       return;
@@ -42,7 +43,8 @@ async function loadModels() {
   retry = setTimeout(loadModels, RETRY_MS);
 }
 
-document.addEventListener("key-wanted", () => {
+document.addEventListener("key-wanted", (event) => {
+  $("notice").replaceChildren(complaint(event.detail));
   if (!keyForm.hidden) return;
   keyForm.hidden = false;
   $("key").focus();
@@ -68,6 +70,5 @@ if (key()) {
   keyForm.hidden = false;
   $("key").value = key();
 }
-fill($("try-model"), []);
 show();
 loadModels();

@@ -40,8 +40,8 @@ async function ask() {
     $("look-status").replaceChildren();
     draw();
   } catch (error) {
+    if (error.status === 401) return; // until there is a key, which the notice asks for
     $("look-status").replaceChildren(complaint(error));
-    if (error.status === 401) return; // until there is a key
   }
   clearTimeout(timer);
   if (isWatched()) timer = setTimeout(ask, EVERY_MS);
@@ -79,7 +79,7 @@ function overview(history) {
     h("dl", { class: "facts" }, rows.map(([name, content]) => h("div", {}, h("dt", {}, name), h("dd", {}, content)))),
     h("div", { class: "plots" },
       plot("Requests", [requests, errors], (v) => `${amount(v, 1)}/s`, ["answered", "errors"]),
-      plot("Time of a request", quantiles(history, (each) => each.seconds), duration, ["p50", "p99"]),
+      plot("Median time of a request", quantiles(history, (each) => each.seconds), duration, ["median", "p99"]),
       now.cache
         ? plot("Found in the cache", [hits], (v) => `${amount(100 * v)} %`, [`${amount(now.cache.hits)} of ${amount(now.cache.hits + now.cache.misses)} in all`], 1)
         : h("p", { class: "note" }, "No cache is kept in memory.")));
@@ -103,7 +103,7 @@ function modelCard(history, i) {
     h("p", { class: "note" }, [...facts, restarts ? `${restarts} restarts` : "no restarts"].filter(Boolean).join(" · ")),
     h("div", { class: "plots" },
       plot("Texts", [texts], (v) => `${amount(v, 1)}/s`, [`${amount(now.texts)} in all`]),
-      plot("Time in the engine", quantiles(history, (each) => of(each).engine), duration, ["p50", "p99"]),
+      plot("Median time in the engine", quantiles(history, (each) => of(each).engine), duration, ["median", "p99"]),
       plot("Tokens in the queue", [queue], amount, [`of at most ${amount(now.queue_limit_tokens)}`])),
     replicas(history, of));
 }
@@ -122,7 +122,7 @@ function replicas(history, of) {
 }
 
 function badge(state) {
-  const kind = { ready: "good", dead: "bad", "not ready": "warn" }[state] ?? "warn";
+  const kind = { ready: "good", dead: "bad" }[state] ?? "warn";
   return h("span", { class: `badge ${kind}` }, state);
 }
 

@@ -149,7 +149,8 @@ async function hybrid(rankings) {
 }
 
 function note(rankings) {
-  return rankings.map(([title]) => WEIGHTS[title]).join(" : ");
+  const total = rankings.reduce((sum, [title]) => sum + WEIGHTS[title], 0);
+  return rankings.map(([title]) => `${title} ${amount(WEIGHTS[title] / total, 2)}`).join(" + ");
 }
 
 function column(title) {
@@ -158,7 +159,7 @@ function column(title) {
 
 function ranked(values, texts, ms, said) {
   const order = values.map((_, i) => i).sort((a, b) => values[b] - values[a]);
-  const low = Math.min(...values, 0);
+  const low = Math.min(...values);
   const high = values[order[0]];
   const item = (i, rank) => h("li", {
     class: "passage", tabindex: "0", "data-passage": i, onmouseenter: mark, onmouseleave: mark, onfocus: mark, onblur: mark,

@@ -8,7 +8,7 @@ import { matches } from "./matches.js";
 
 const MOST_IN_MATRIX = 50;
 const MOST_WITH_NUMBERS = 12;
-const MOST_CHARACTERS_IN_MATCHES = 10_000; // a vector for each token: 4 KB with 1,024 numbers
+const MOST_IN_MATCHES = 10_000; // a vector for each token: 4 KB with 1,024 numbers
 const MOST_TOKENS_SHOWN = 400;
 const MOST_WEIGHTS_SHOWN = 24;
 const $ = (id) => document.getElementById(id);
@@ -33,7 +33,10 @@ function describe() {
     model.dimension && `${amount(model.dimension)} dimensions`,
     `${amount(model.max_model_len)} tokens`,
     model.outputs.filter((kind) => kind !== "hidden_states").join(", "),
+    !model.input_types.length && "no prompts",
   ] : [];
+  $("try-types").disabled = !model?.input_types.length;
+  $("try-instruction").disabled = !model?.instructions;
   $("try-facts").textContent = facts.filter(Boolean).join(" · ");
 }
 
@@ -64,15 +67,14 @@ function split(value) {
 
 /** Return the fields of a request as this form has them. */
 function fields() {
-  const input_type = new FormData(form).get("input_type");
-  const instruction = $("try-instruction").value;
+  const { input_type, instruction } = Object.fromEntries(new FormData(form));
   return { ...(input_type && { input_type }), ...(instruction && { instruction }) };
 }
 
 async function embed(model, texts) {
   const request = { model: model.id, input: texts, ...fields() };
   const dense = model.outputs.includes("dense");
-  const isLong = texts.join("").length > MOST_CHARACTERS_IN_MATCHES;
+  const isLong = texts.join("").length > MOST_IN_MATCHES;
   const has = (kind) => model.outputs.includes(kind) && !(kind === "colbert" && isLong);
   const kinds = ["sparse", "colbert"].filter(has).map((kind) => [`return_${kind}`, true]);
   const more = kinds.length ? { return_dense: dense, ...Object.fromEntries(kinds) } : {};
@@ -96,7 +98,7 @@ async function embed(model, texts) {
     sparse.length ? part("Lexical weights", await weights(model, sparse, tokens)) : null,
     colbert.length > 1 ? part("Best matches of tokens", matches(texts, colbert, tokens)) : null,
     isLong && model.outputs.includes("colbert")
-      ? part("Best matches of tokens", h("p", { class: "note" }, `Left out for more than ${amount(MOST_CHARACTERS_IN_MATCHES)} characters.`))
+      ? part("Best matches of tokens", h("p", { class: "note" }, `Left out for more than ${amount(MOST_IN_MATCHES)} characters.`))
       : null,
     part("The same request", code({ ...request, ...more, ...cut })),
   ].filter(Boolean);
@@ -112,7 +114,7 @@ function facts({ value, headers, ms }, texts, vectors) {
     ["Texts", amount(texts.length)],
     ["Tokens", amount(value.usage?.prompt_tokens ?? 0)],
     ["Dimensions", vectors.length ? amount(vectors[0].length) : null],
-    ["Time", duration(ms / 1000)],
+    ["Round trip", duration(ms / 1000)],
     ["In the service", inside && duration(inside / 1000)],
     ["From the cache", headers.get("x-cache")],
     ["Vector space", headers.get("x-vector-space")],
@@ -152,12 +154,11 @@ function similarity(texts, vectors) {
 
 /** Part a text's tokens into those that the model reads and those that are cut off. */
 function fitted(tokens, most) {
-  const first = tokens.findIndex((token) => !token.special);
   const last = tokens.findLastIndex((token) => !token.special);
   const tail = last < 0 ? [] : tokens.slice(last + 1);
   const content = tokens.slice(0, tokens.length - tail.length);
   const room = most - tail.length;
-  return { head: Math.max(0, first), read: [...content.slice(0, room), ...tail], cut: content.slice(room), all: tokens.length };
+  return { read: [...content.slice(0, room), ...tail], cut: content.slice(room), all: tokens.length };
 }
 
 function tokenList(texts, most) {
