@@ -5,9 +5,12 @@ From a running server over its API, or from engines that are started for it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import time
+from itertools import chain
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
+import msgspec
 import numpy as np
 
 from embedding_service.errors import BadConfiguration, NoVectors, ServiceError
@@ -33,6 +36,11 @@ if TYPE_CHECKING:
 _TIMEOUT_S = 300.0
 _TEXTS_AT_ONCE = 8  # within every server's limit, and each request within its deadline
 _SHOWN_CHARACTERS = 300
+_REFUSED = frozenset({400, 413, 422})
+# Tries after the first, at a server whose limits per minute leave no room.
+_NO_ROOM, _TRIES, _LONGEST_PAUSE_S = frozenset({429, 503}), 5, 90.0
+
+_Read = TypeVar("_Read", "_Models", "_Items")
 
 
 async def pin_here(
@@ -75,22 +83,24 @@ def pin_server(url: str, path: Path, *, name: str | None, key: str | None) -> Pi
     Raises `BadConfiguration`, `NoVectors`.
     """
     server = _Server(url, key)
-    entry = _entry(server, name)
-    space, outputs = entry["vector_space"], set(entry["outputs"]) & examiner.PINNED
-    if "sparse_indices" in space["ingredients"]:  # hashed, and not as the engine gives them
+    entry, space = server.listed(name)
+    outputs = {Output(each) for each in entry.outputs if each in examiner.PINNED}
+    if space.ingredients.sparse_indices is not None:  # hashed, and not as the engine gives them
         outputs -= {Output.SPARSE}
+    if not outputs:
+        raise NoVectors(f"{server.url}: {entry.id} gives no vectors that can be pinned")
     found: list[Directions] = [{}] * len(canaries.asked())
     for use, places in _portions():
         texts = [canaries.asked()[place][0] for place in places]
-        items = server.embed(_body(entry, texts, use, outputs), space["id"])
-        for place, item in zip(places, items, strict=True):
-            found[place] = {output: _direction(output, item, outputs) for output in outputs}
+        vectors = server.embed(_body(entry, space, use, outputs), texts, outputs, space.id)
+        for place, vector in zip(places, vectors, strict=True):
+            found[place] = vector
     pinned = canaries.pin(
         found,
-        model=entry["root"],
-        space=space["id"],
-        build=space["build"],
-        dtype=space["build_ingredients"]["dtype"],
+        model=entry.root,
+        space=space.id,
+        build=space.build,
+        dtype=space.build_ingredients.dtype,
     )
     canaries.write(path, pinned)
     return pinned
@@ -105,33 +115,68 @@ def _portions() -> Iterator[tuple[InputType | None, list[int]]]:
             yield use, places[first : first + _TEXTS_AT_ONCE]
 
 
-def _entry(server: _Server, name: str | None) -> Json:
-    listed = server.get("/v1/models")
-    entries = [entry for entry in listed.get("data") or () if name in (None, entry.get("id"))]
-    found = next((entry for entry in entries if entry.get("vector_space")), None)
-    if found is None:
-        wanted = f"{name} is not a model" if name else "no model is"
-        raise NoVectors(f"{server.url}: {wanted} of which it tells the vector space")
-    return dict(found)
-
-
-def _body(entry: Json, texts: list[str], use: InputType | None, outputs: set[Output]) -> Json:
-    """Return a request for vectors as a worker's examination has them."""
-    truncate = entry["vector_space"]["ingredients"].get("truncate", "right")
-    body: Json = {"model": entry["id"], "input": texts, "truncate": truncate}
+def _body(entry: _Entry, space: _Space, use: InputType | None, outputs: set[Output]) -> Json:
+    """Return a request, but for its texts, for vectors as a worker's examination has them."""
+    body: Json = {"model": entry.id, "truncate": space.ingredients.truncate}
     body |= {"input_type": use} if use else {}
     if outputs != {Output.DENSE}:
         body |= {f"return_{output}": output in outputs for output in examiner.PINNED}
     return body
 
 
-def _direction(output: Output, item: Json, outputs: set[Output]) -> Direction:
-    value = item["embedding" if outputs == {Output.DENSE} else f"{output}_embedding"]
-    if output is Output.SPARSE:
-        return Direction.of(list(value.values()), list(map(int, value)))
-    if output is Output.COLBERT:
-        value = np.asarray(value, np.float32).sum(axis=0)
-    return Direction.of(value)
+class _Ingredients(msgspec.Struct):
+    truncate: str = "right"
+    sparse_indices: Any = None
+
+
+class _Build(msgspec.Struct):
+    dtype: str
+
+
+class _Space(msgspec.Struct):
+    id: str
+    build: str
+    ingredients: _Ingredients
+    build_ingredients: _Build
+
+
+class _Entry(msgspec.Struct):
+    id: str
+    root: str = ""
+    outputs: tuple[str, ...] = ()
+    vector_space: _Space | None = None
+
+
+class _Models(msgspec.Struct):
+    data: list[_Entry]
+
+
+class _Item(msgspec.Struct):
+    embedding: list[float] | None = None
+    dense_embedding: list[float] | None = None
+    sparse_embedding: dict[int, float] | None = None
+    colbert_embedding: list[list[float]] | None = None
+
+    def directions(self, outputs: set[Output]) -> Directions:
+        """Return the vectors of these kinds. Raises `ValueError` if one is missing or wrong."""
+        found = {}
+        if Output.DENSE in outputs:
+            found[Output.DENSE] = Direction.of(self.dense_embedding or self.embedding or [])
+        if Output.SPARSE in outputs and self.sparse_embedding is not None:
+            weights = self.sparse_embedding
+            found[Output.SPARSE] = Direction.of(list(weights.values()), list(weights))
+        if Output.COLBERT in outputs:
+            tokens = np.asarray(self.colbert_embedding or [[]], np.float32)
+            found[Output.COLBERT] = Direction.of(tokens.sum(axis=0))
+        sound = all(vector.is_sound() for vector in found.values())
+        dense = [vector for output, vector in found.items() if output is not Output.SPARSE]
+        if len(found) < len(outputs) or not sound or not all(each.values for each in dense):
+            raise ValueError("a vector is missing, or no vector")
+        return found
+
+
+class _Items(msgspec.Struct):
+    data: list[_Item]
 
 
 class _Server:
@@ -143,30 +188,78 @@ class _Server:
         self.url = url.rstrip("/").removesuffix("/v1")
         self._headers = {"authorization": f"Bearer {key}"} if key else {}
 
-    def get(self, path: str) -> Json:
-        """Return what is at a path. Raises `NoVectors`."""
-        return self._ask(path, None)[0]
+    def listed(self, name: str | None) -> tuple[_Entry, _Space]:
+        """Return the model of this name, or the first, that has a space. Raises `NoVectors`."""
+        models = self._read(self._ask("/v1/models", None), _Models)
+        for entry in models.data:
+            if name in (None, entry.id) and entry.vector_space is not None:
+                return entry, entry.vector_space
+        wanted = f"{name} is not a model" if name else "no model is"
+        raise NoVectors(f"{self.url}: {wanted} of which it tells the vector space")
 
-    def embed(self, body: Json, space: str) -> list[Json]:
-        """Return the items of an answer in this space. Raises `NoVectors`."""
-        answer, headers = self._ask("/v1/embeddings", body)
-        if headers.get("x-vector-space") != space:
+    def embed(
+        self, body: Json, texts: list[str], outputs: set[Output], space: str
+    ) -> list[Directions]:
+        """Return the vectors of texts in this space. Raises `NoVectors`.
+
+        Texts that are refused together are sent one at a time: limits may be narrow.
+        """
+        response = self._ask("/v1/embeddings", {**body, "input": texts}, alone=len(texts) == 1)
+        if not response.is_success:
+            apart = (self.embed(body, [text], outputs, space) for text in texts)
+            return list(chain.from_iterable(apart))
+        if response.headers.get("x-vector-space") != space:
             raise NoVectors(f"{self.url}: vectors are not in {space}, the space that it lists")
-        return list(answer["data"])
+        items = self._read(response, _Items).data
+        try:
+            with np.errstate(over="raise"):
+                found = [item.directions(outputs) for item in items]
+        except (ValueError, ArithmeticError) as error:  # the second of numbers too large for us
+            raise self._wrong(response, error) from None
+        if len(found) != len(texts):
+            raise self._wrong(response, f"{len(found)} vectors of {len(texts)} texts")
+        return found
 
-    def _ask(self, path: str, body: Json | None) -> tuple[Json, Any]:
+    def _ask(self, path: str, body: Json | None, *, alone: bool = True) -> httpx.Response:
+        """Return an answer that is a success, or unless `alone` a refusal of these texts.
+
+        Asks again after the pause that a server without room asks for.
+        """
+        response = self._send(path, body)
+        for _ in range(_TRIES):
+            if (pause_s := _pause_s(response)) is None:
+                break
+            time.sleep(pause_s)
+            response = self._send(path, body)
+        if response.is_success or (response.status_code in _REFUSED and not alone):
+            return response
+        said = " ".join(response.text[:_SHOWN_CHARACTERS].split())
+        raise NoVectors(f"{response.url}: {response.status_code}: {said}")
+
+    def _send(self, path: str, body: Json | None) -> httpx.Response:
         url, method = self.url + path, "GET" if body is None else "POST"
         try:
             # No redirect is followed: another host would get the key.
-            response = httpx.request(
-                method, url, json=body, headers=self._headers, timeout=_TIMEOUT_S
-            )
+            return httpx.request(method, url, json=body, headers=self._headers, timeout=_TIMEOUT_S)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise NoVectors(f"{url} cannot be reached: {error}") from None
-        if not response.is_success:
-            said = " ".join(response.text[:_SHOWN_CHARACTERS].split())
-            raise NoVectors(f"{url}: {response.status_code}: {said}")
+        except UnicodeError:
+            raise BadConfiguration("SERVER_KEY: a key has ASCII characters only") from None
+
+    def _read(self, response: httpx.Response, kind: type[_Read]) -> _Read:
         try:
-            return response.json(), response.headers
-        except ValueError:
-            raise NoVectors(f"{url}: its answer is not JSON") from None
+            return msgspec.json.decode(response.content, type=kind)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise self._wrong(response, error) from None
+
+    def _wrong(self, response: httpx.Response, why: object) -> NoVectors:
+        return NoVectors(f"{response.url}: its answer is not this service's: {why}")
+
+
+def _pause_s(response: httpx.Response) -> float | None:
+    """Return how long a server that has no room now asks to wait, if that is to be waited for."""
+    told = response.headers.get("retry-after", "")
+    final = response.headers.get("x-should-retry") == "false"
+    if final or response.status_code not in _NO_ROOM or not told.isdecimal():
+        return None
+    return pause_s if (pause_s := float(told)) <= _LONGEST_PAUSE_S else None

@@ -132,7 +132,8 @@ class Lifecycle:
         """
         every_s, fed_at = systemd.watchdog_every_s(), 0.0
         engines = [model.engine for model in self.service.models]
-        while (end := self._reason_to_end()) is None:
+        while True:
+            self._check_models()
             now = time.monotonic()
             due = every_s is not None and now - fed_at >= every_s
             if due and all(engine.supervised for engine in engines):
@@ -141,20 +142,20 @@ class Lifecycle:
             await asyncio.sleep(PULSE_S)
             lag_s = time.monotonic() - now - PULSE_S
             self.service.metrics.event_loop_lag.observe(max(0.0, lag_s))
-        raise NoModelLeft(end)
 
-    def _reason_to_end(self) -> str | None:
-        """Return why a new process would be of more use than this one, if that is so."""
+    def _check_models(self) -> None:
+        """Raise `NoModelLeft` where a new process would be of more use than this one."""
         models = list(self.service.models)
         if all(model.engine.dead for model in models):
-            return "no model is left: every engine died too often; see engine_died in the log"
+            raise NoModelLeft(
+                "no model is left: every engine died too often; see engine_died in the log"
+            )
         for model in models:
             if model.required and model.engine.outdated:
-                return (
+                raise NoModelLeft(
                     f"the files of {model.name} have changed, and no engine has the old ones; "
                     "start the service again to serve the new ones"
                 )
-        return None
 
     async def drain(self, *, grace_s: float, timeout_s: float) -> None:
         """Refuse new requests, and wait until all accepted ones are answered, at least `grace_s`.

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +19,6 @@ from embedding_service.errors import (
     DeadlineExceeded,
     ModelNotLoaded,
     NoModelLeft,
-    NoVectors,
 )
 from embedding_service.service import canaries, examiner
 from embedding_service.service.canaries import Direction
@@ -339,70 +335,6 @@ def test_a_file_of_another_dimension(start_gateway: Start, pinned: Path, tmp_pat
     path = _changed(pinned, tmp_path / "cut.json", cut)
     with pytest.raises(ModelNotLoaded, match="1 dimensions, and this model has 32"):
         start_gateway(**FAKE, engine_args=ALL, canary_file=path)
-
-
-def test_servers_that_give_no_vectors(start_gateway: Start, pinned: Path, tmp_path: Path) -> None:
-    """Unreachable, no key, a model that is not there, something else: a line each, status 6."""
-    gateway, path = start_gateway(**FAKE, api_keys=[KEY]), tmp_path / "new.json"
-    for url, name, key, words in (
-        ("http://127.0.0.1:1", None, None, "cannot be reached"),
-        (gateway.url, None, "wrong", "401"),
-        (gateway.url, "other", KEY, "other is not a model"),
-        (f"{gateway.url}/docs/", None, KEY, "404"),
-    ):
-        with pytest.raises(NoVectors, match=words) as caught:
-            canary.pin_server(url, path, name=name, key=key)
-        assert caught.value.exit_code == 6
-    with pytest.raises(BadConfiguration, match="not the URL"):
-        canary.pin_server("localhost:8890", path, name=None, key=None)
-    with pytest.raises(BadConfiguration, match="No such file or directory"):
-        canary.pin_server(gateway.url, tmp_path / "none" / "x", name=None, key=KEY)
-    assert not path.exists()
-
-
-def test_a_redirect_gets_no_key(tmp_path: Path) -> None:
-    """Another host does not learn the key of the one that is named."""
-    asked = []
-
-    class Elsewhere(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            asked.append(self.path)
-            self.send_response(302)
-            self.send_header("location", "/other")
-            self.send_header("content-length", "0")
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Elsewhere) as server:
-        threading.Thread(target=server.handle_request, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}"
-        with pytest.raises(NoVectors, match="/v1/models: 302"):
-            canary.pin_server(url, tmp_path / "new.json", name=None, key=KEY)
-    assert asked == ["/v1/models"]
-
-
-@pytest.mark.process
-def test_the_command_starts_the_configured_model(
-    start_gateway: Start, pinned: Path, tmp_path: Path
-) -> None:
-    """What it pins is what the running server pins; a bad model ends it with status 4."""
-    path = tmp_path / "here.json"
-    command = [sys.executable, "-m", "embedding_service", "canary", "pin", str(path)]
-    flags = ["--engine", "fake", "--model-name", "fake", "--engine-args", json.dumps(ALL)]
-    done = subprocess.run([*command, *flags], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    here, there = canaries.read(path), canaries.read(pinned)
-    assert (here.space, here.build, here.dtype) == (there.space, there.build, there.dtype)
-    cosine, _ = canaries.worst(here, [text.vectors for text in there.texts])
-    assert cosine == pytest.approx(1)
-    refused = ["--engine-args", json.dumps({"refuse": "as asked"})]
-    done = subprocess.run(
-        [*command, *flags[:4], *refused], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 4
-    assert done.stderr.splitlines()[-1] == "embedding-service: fake: as asked"
 
 
 def test_cosines() -> None:
