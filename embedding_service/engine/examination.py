@@ -1,4 +1,4 @@
-"""Whether the worker of a replica is to be believed: asked when it has loaded, and now and then.
+"""Whether the worker of a replica may have jobs: asked when it has loaded, and now and then.
 
 Which question is put is the service's business (`service/examiner.py`); here is when, and that a
 worker which ends over it is noticed.
@@ -41,7 +41,7 @@ PASSED = Verdict(passed=True)
 Examine = Callable[["Generation", int], Awaitable[Verdict]]
 
 
-async def believe(_: Generation, __: int) -> Verdict:
+async def accept_all(_: Generation, __: int) -> Verdict:
     """Pass every worker."""
     return PASSED
 

@@ -86,7 +86,7 @@ def of_engine(options: ModelOptions, facts: ModelFacts, tokenizer_json: bytes) -
         mode="json", exclude={*OPTIONS_WITHOUT_EFFECT, "engine_args"}, exclude_defaults=True
     )
     arguments = _without(options.engine_args, ARGUMENTS_WITHOUT_EFFECT)
-    known = _without(_told(facts), _FACTS_WITHOUT_EFFECT)
+    known = _without(_non_default(facts), _FACTS_WITHOUT_EFFECT)
     build = {"service": __version__, **_only(known, _FACTS_OF_BUILD)}
     build |= _only(chosen, OPTIONS_OF_BUILD)
     build |= _arguments(_only(arguments, ARGUMENTS_OF_BUILD))
@@ -102,7 +102,7 @@ def digest(ingredients: Plain) -> str:
     return hashlib.sha256(text).hexdigest()[:HEX_DIGITS]
 
 
-def _told(facts: ModelFacts) -> Plain:
+def _non_default(facts: ModelFacts) -> Plain:
     """Return the facts that are no default."""
     defaults = {field.name: field.default for field in msgspec.structs.fields(facts)}
     found = msgspec.to_builtins(facts)

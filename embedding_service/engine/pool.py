@@ -76,13 +76,13 @@ class ModelEngine:
             replica.examine, replica.examined_every_s = examine, every_s
 
     async def start(self) -> None:
-        """Load the model in every replica. Raises `ModelNotLoaded`, also if none is believed."""
+        """Load the model in every replica. Raises `ModelNotLoaded`, also if none passes."""
         for replica in self.replicas:
             await replica.start()
         if set(self.states) == {State.QUARANTINED}:
             reason = self.replicas[0].verdict.reason
             raise ModelNotLoaded(
-                f"{self.options.model_name}: its vectors are not to be believed; use the "
+                f"{self.options.model_name}: no replica passes its examination; use the "
                 f"files that the pin was made of, or pin anew: {reason}"
             )
 

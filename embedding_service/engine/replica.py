@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from embedding_service.engine import examination, protocol
-from embedding_service.engine.examination import PASSED, Verdict, believe
+from embedding_service.engine.examination import PASSED, Verdict, accept_all
 from embedding_service.engine.generation import WorkerDied
 from embedding_service.engine.states import TRANSITIONS, Event, State
 from embedding_service.errors import ModelNotLoaded
@@ -58,7 +58,7 @@ class Totals:
 
 @dataclass(eq=False)
 class Replica:
-    """One worker at a time, and its successors; `examine` says whether one is to be believed.
+    """One worker at a time, and its successors; `examine` says whether one may have jobs.
 
     `generation` is the number of the latest one, and `current` the one that takes jobs, if any;
     `model` is what the latest has loaded, `verdict` the last one on it. `changed` is called after
@@ -70,7 +70,7 @@ class Replica:
     start_lock: asyncio.Lock
     changed: Callable[[], None]
     log: FilteringBoundLogger
-    examine: Examine = believe
+    examine: Examine = accept_all
     examined_every_s: float | None = None
     state: State = State.STARTING
     generation: int = 0
@@ -168,7 +168,7 @@ class Replica:
     def _note(self, verdict: Verdict) -> None:
         self.verdict = verdict
         if not verdict.passed:
-            self.log.error("not_believed", reason=verdict.reason, **verdict.log)
+            self.log.error("examination_failed", reason=verdict.reason, **verdict.log)
         elif verdict.log:
             self.log.info("canaries_passed", **verdict.log)
 
@@ -224,7 +224,7 @@ class Replica:
         return verdict.passed
 
     async def _replace_suspect(self, worker: Generation) -> Generation | None:
-        """Start a worker in place of one that is not believed any more, which is no death."""
+        """Start a worker in place of one that fails its examination, which is no death."""
         self._move(Event.SUSPECTED)  # first, so that it gets no more jobs
         await worker.bury("it failed its canaries", blames_inputs=False)
         self._let_go(worker)

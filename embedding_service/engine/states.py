@@ -8,7 +8,7 @@ from enum import StrEnum
 class State(StrEnum):
     """The state of a replica. READY: its worker takes jobs. DEAD: it died too often.
 
-    QUARANTINED: its worker runs, and gets no jobs, since what it computes is not to be believed.
+    QUARANTINED: its worker runs, and gets no jobs, since it failed its examination.
     """
 
     STARTING = "starting"

@@ -99,8 +99,9 @@ async def readyz(request: Request[None]) -> Answer:
     ready = _is_ready(request, request.query.get("model"))
     states = {model.name: model.engine.states for model in models}
     if not ready:
+        by_model = "; ".join(f"{name}: {', '.join(each)}" for name, each in states.items())
         raise Unavailable(
-            f"not ready: {phase}, {states}; try again shortly", retry_after_s=_RETRY_S
+            f"not ready; gateway: {phase}; {by_model}; try again shortly", retry_after_s=_RETRY_S
         )
     return Answer.json({"status": "ready", "models": states})
 

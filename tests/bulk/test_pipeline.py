@@ -457,7 +457,7 @@ def test_the_example_for_qdrant_works(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_quarantine_ends_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Engines that are not believed any more are not waited for."""
+    """Engines in quarantine are not waited for."""
     compute = EngineEmbedder._compute
 
     async def quarantined(self: EngineEmbedder, batch: Batch) -> BatchResult:

@@ -123,7 +123,7 @@ def test_what_counts_into_the_space_fails(
     start_gateway: Start, pinned: Path, change: dict[str, Any]
 ) -> None:
     """A start at which no replica passes ends with status 4 and one line."""
-    with pytest.raises(ModelNotLoaded, match="not to be believed") as caught:
+    with pytest.raises(ModelNotLoaded, match="no replica passes") as caught:
         start_gateway(**{**FAKE, **change, "canary_file": pinned})
     assert caught.value.exit_code == 4
     assert "\n" not in str(caught.value)
@@ -135,7 +135,7 @@ def test_other_numbers_fail(start_gateway: Start, pinned: Path, fault: Fault) ->
     gateway = start_gateway(**FAKE, engine_args=ALL, canary_file=pinned, wait=False)
     gateway.wait_ended()
     assert isinstance(gateway.error, ModelNotLoaded)
-    (line,) = logged(gateway, "not_believed")
+    (line,) = logged(gateway, "examination_failed")
     assert line["cosine"] < line["threshold"] == 0.99999
     assert logged(gateway, "engine_died") == []
 
@@ -182,6 +182,9 @@ def test_a_ready_replica_is_examined_now_and_then(
         time.sleep(0.5)
         assert replica.generation == 2, "restarted again and again"
         assert embed(http, input="w9").status_code == (200 if cured else 503)
+        if not cured:
+            message = error_of(http.get("/readyz"), 503)["message"]
+            assert message == "not ready; gateway: ready; fake: quarantined; try again shortly"
         fault.wrong = lambda _: False
         wait_for(lambda: replica.state is State.READY)
         assert embed(http, input="w9").status_code == 200
@@ -215,7 +218,7 @@ def test_files_that_change_while_it_serves(start_gateway: Start, tmp_path: Path)
     (tmp_path / "model.safetensors").write_text("other weights")
     gateway.workers["fake", 0].kill()
     wait_for(lambda: states(gateway) == [State.QUARANTINED, State.READY])
-    assert "files have changed" in logged(gateway, "not_believed")[0]["reason"]
+    assert "files have changed" in logged(gateway, "examination_failed")[0]["reason"]
     with gateway.client() as http:
         assert embed(http, input="w1").status_code == 200
     time.sleep(2 * PULSE_S)
