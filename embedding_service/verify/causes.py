@@ -16,6 +16,7 @@ import numpy as np
 
 from embedding_service.types import Output
 from embedding_service.verify.compare import State, compare, row_cosines, stack, unit
+from embedding_service.verify.sides import TooLong
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,7 +42,11 @@ _UNIT = 0.01  # a length that is off by more is no rounding
 # Rank correlation of length and cosine, and the cosine of the longest quarter: two texts that have
 # nothing in common may have 0.8 in one model, and rise with length too.
 _RISES, _HARDLY = 0.5, 0.95
-_EXCUSED: Final = re.compile(r"context|too long|token|length|exceed", re.IGNORECASE)
+# Of all texts, so many may have no vector for a reason that cannot be checked.
+FEW: Final = 0.1
+# Between scripts, tokens have three bytes to five; a refused text that is shorter than half of an
+# accepted one is not too long.
+_BYTES_DIFFER = 2
 _LISTED = 6
 
 
@@ -70,16 +75,12 @@ class Texts:
         """Which texts are known not to fit into the context."""
         return np.asarray(self.lengths) > (self.context or np.inf)
 
-    def fits(self, index: int) -> bool:
-        """Tell whether a text is known to fit."""
-        return self.context is not None and self.lengths[index] <= self.context
-
 
 def find(
     comparison: Comparison, texts: Texts, true: Sequence[Answer], found: Sequence[Answer]
 ) -> list[Finding]:
     """Return the faults of dense vectors that the numbers show."""
-    findings = [*refusals(comparison, texts, found), *broken(comparison)]
+    findings = _without(comparison, texts, found)
     which = comparison.compared
     if not len(which):
         return findings
@@ -99,31 +100,49 @@ def _of_rows(comparison: Comparison, texts: Texts, true: Floats, found: Floats) 
 
 def of_kind(comparison: Comparison, texts: Texts, found: Sequence[Answer]) -> list[Finding]:
     """Return the faults that other vectors than dense ones show."""
-    states = [*refusals(comparison, texts, found), *broken(comparison)]
-    return states + pattern(comparison, texts)
+    return _without(comparison, texts, found) + pattern(comparison, texts)
+
+
+def _without(comparison: Comparison, texts: Texts, found: Sequence[Answer]) -> list[Finding]:
+    return [*refusals(comparison, texts, found), *broken(comparison), *alone(comparison)]
 
 
 def refusals(comparison: Comparison, texts: Texts, found: Sequence[Answer]) -> Iterator[Finding]:
     """Name texts that got no vector, other than those that are said to be too long."""
-    refused = comparison.of_state(State.REFUSED)
-    wrong = [index for index in refused if not _excused(found[index], index, texts)]
+    excused = too_long(comparison, texts, found)
+    wrong = [index for index in comparison.of_state(State.REFUSED) if index not in excused]
     if wrong:
         said = found[wrong[0]]
         reason = said if isinstance(said, str) else "this kind of vector is missing"
         # This service answers an error in place of such numbers.
         name = "not_finite" if "finite" in reason else "refused"
-        yield Finding(name, f"no vector for {_named(wrong)}: {reason}")
+        yield Finding(name, f"no vector for {named(wrong)}: {reason}")
 
 
 def too_long(comparison: Comparison, texts: Texts, found: Sequence[Answer]) -> list[int]:
-    """Return the texts that are said to be too long, and may be."""
+    """Return the texts that are said to be too long, and may be.
+
+    Where no context is known, this is believed of a few that are among the longest.
+    """
     refused = comparison.of_state(State.REFUSED)
-    return [index for index in refused if _excused(found[index], index, texts)]
+    said = [index for index in refused if isinstance(found[index], TooLong)]
+    if texts.context is not None:
+        return [index for index in said if texts.over_long[index]]
+    sizes = [len(text.encode()) for text in texts.texts]
+    longest = max((sizes[index] for index in comparison.compared), default=0)
+    long = [index for index in said if sizes[index] * _BYTES_DIFFER > longest]
+    return long if len(long) <= FEW * len(sizes) else []
 
 
-def _excused(answer: Answer, index: int, texts: Texts) -> bool:
-    may_be_long = isinstance(answer, str) and not texts.fits(index)
-    return may_be_long and _EXCUSED.search(str(answer)) is not None
+def alone(comparison: Comparison) -> Iterator[Finding]:
+    """Name texts that are right in a batch and not in a request of their own."""
+    which = [
+        index
+        for index, right in comparison.alone_right.items()
+        if comparison.cosines[index] >= comparison.threshold and not right >= comparison.threshold
+    ]
+    if which:
+        yield Finding("alone", f"{named(which)}: right in a batch, and wrong or missing alone")
 
 
 def broken(comparison: Comparison) -> Iterator[Finding]:
@@ -131,12 +150,14 @@ def broken(comparison: Comparison) -> Iterator[Finding]:
     if which := comparison.of_state(State.BROKEN):
         yield Finding(
             "not_finite",
-            f"{_named(which)}: not finite or all zero; as when float16 overflows",
+            f"{named(which)}: not finite or all zero; as when float16 overflows",
         )
 
 
 def scaled(true: Floats, found: Floats, threshold: float) -> Iterator[Finding]:
     """Name single dimensions that are larger, smaller or of the other sign than the rest."""
+    if len(true) < _ENOUGH_TEXTS:
+        return
     mine, theirs = unit(found), unit(true)
     scales, off = _scales(theirs, mine)
     if not off.any() or off.mean() > _FEW_DIMENSIONS:
@@ -144,7 +165,7 @@ def scaled(true: Floats, found: Floats, threshold: float) -> Iterator[Finding]:
     rest = row_cosines(theirs[:, ~off], mine[:, ~off])
     if rest.min() >= threshold:  # else they differ in more than that
         which = np.flatnonzero(off)
-        text = f"{_named(which, 'dimension')} scaled by {scales[which[0]]:.3g}"
+        text = f"{named(which, 'dimension')} scaled by {scales[which[0]]:.3g}"
         yield Finding("scaled", text)
 
 
@@ -152,7 +173,7 @@ def _scales(true: Doubles, found: Doubles) -> tuple[Doubles, Which]:
     """Return each dimension's scale against the usual one, and whether it is off."""
     slopes, errors = _slopes(true, found)
     usual = float(np.median(slopes))
-    if len(true) < _ENOUGH_TEXTS or usual <= 0:
+    if usual <= 0:
         return slopes, np.zeros(len(slopes), bool)
     scales = slopes / usual
     off = np.abs(scales - 1) > np.maximum(_least_scale(true, found), _ERRORS * errors / usual)
@@ -344,7 +365,7 @@ def _beyond_a_length(wrong: Which, looked_at: Which, texts: Texts) -> Finding | 
 
 
 def _unexplained(wrong: Which, looked_at: Which) -> Finding:
-    texts = _named(np.flatnonzero(wrong))
+    texts = named(np.flatnonzero(wrong))
     return Finding("some", f"{int(wrong.sum())} of {int(looked_at.sum())} texts differ: {texts}")
 
 
@@ -378,7 +399,7 @@ def narrowed(findings: list[Finding]) -> list[Finding]:
     return [each for each in findings if not (certain and each.name in ("everywhere", "ends"))]
 
 
-def _named(which: Sequence[int] | npt.NDArray[np.intp], thing: str = "text") -> str:
+def named(which: Sequence[int] | npt.NDArray[np.intp], thing: str = "text") -> str:
     """Return `text 3` or `texts 3, 5 and 2 more`."""
     listed = ", ".join(str(int(index)) for index in which[:_LISTED])
     more = f" and {len(which) - _LISTED} more" if len(which) > _LISTED else ""

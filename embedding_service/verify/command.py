@@ -6,16 +6,18 @@ Imports nothing heavy, so that `--help` of the whole program stays fast.
 from __future__ import annotations
 
 import os
+import traceback
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from embedding_service.errors import BadConfiguration
+from embedding_service.errors import BadConfiguration, NoVectors, StartupError
 from embedding_service.settings.gateway import ENV_PREFIX
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from embedding_service.settings.gateway import Settings
     from embedding_service.verify.result import ModelResult
@@ -84,11 +86,27 @@ def register(app: typer.Typer, load: Load) -> None:
         --against are in the variables SERVER_KEY and AGAINST_KEY.
         """
         settings, _ = load(context, config)
-        results = _run(context.params, settings)
+        with _one_line():
+            results = _run(context.params, settings)
         for model_result in results:
             typer.echo("\n".join(model_result.lines()))
-        _write(results, page, numbers)
+        with _one_line():
+            _write(results, page, numbers)
         raise typer.Exit(0 if all(each.right for each in results) else 1)
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """Make a line of an error that nobody foresaw: status 1 is for vectors that are wrong."""
+    try:
+        yield
+    except StartupError:
+        raise
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{Path(frame.filename).name}:{frame.lineno}"
+        text = " ".join(str(error).split())
+        raise NoVectors(f"a defect in verify: {type(error).__name__} {text} ({place})") from error
 
 
 def _run(given: dict[str, Any], settings: Settings) -> list[ModelResult]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 NEIGHBOURS: Final = 10
 _EDGES: Final = (8, 32, 128, 512, 2048, 8192)
 _NO_LENGTH = 1e-12
+_LENGTH = 0.01  # more is no rounding
 _ROWS_AT_ONCE = 256  # against all: 100,000 texts of a file take 600 MB, and not 240 GB
 
 
@@ -60,7 +62,8 @@ class Comparison:
 
     `neighbours` (n,) is the share of a text's ten nearest that both sides agree on; None where
     that means nothing. `alone` maps texts that were also sent by themselves to the cosine of that
-    vector and the one from a batch, and `alone_right` to its cosine with the other side's.
+    vector and the one from a batch, and `alone_right` to its cosine with the other side's: NaN
+    where it is missing, not sound, or of another length than the one from a batch.
     """
 
     states: list[State]
@@ -221,13 +224,16 @@ def compare_alone(
     true: Sequence[Answer],
     found: Sequence[Answer],
     alone: dict[int, Answer],
+    output: Output,
 ) -> None:
     """Note how texts that were sent by themselves compare with their batch, and with the truth."""
     for index, answer in alone.items():
-        if _state(found[index], answer, Output.DENSE) is not State.COMPARED:
+        if comparison.states[index] is not State.COMPARED:
             continue
-        mine = _of(answer, Output.DENSE)
-        comparison.alone[index] = cosine(_of(found[index], Output.DENSE), mine, Output.DENSE)
-        if comparison.states[index] is State.COMPARED:
-            right = cosine(_of(true[index], Output.DENSE), mine, Output.DENSE)
-            comparison.alone_right[index] = right
+        comparison.alone_right[index] = np.nan
+        if _state(found[index], answer, output) is State.COMPARED:
+            mine, batched = _of(answer, output), _of(found[index], output)
+            comparison.alone[index] = cosine(batched, mine, output)
+            if math.isclose(np.linalg.norm(mine), np.linalg.norm(batched), rel_tol=_LENGTH):
+                right = cosine(_of(true[index], output), mine, output)
+                comparison.alone_right[index] = right

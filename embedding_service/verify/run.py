@@ -7,7 +7,9 @@ from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Final
 
-from embedding_service.errors import BadConfiguration, ModelNotLoaded
+import numpy as np
+
+from embedding_service.errors import BadConfiguration, ModelNotLoaded, NoVectors
 from embedding_service.local import local_service
 from embedding_service.types import Output
 from embedding_service.verify import causes, checkpoint, compare, servers, truth
@@ -84,9 +86,10 @@ class Verification:
 
     async def run(self) -> list[ModelResult]:
         """Return what was found about each model. Raises `StartupError`."""
-        if self._options.server is not None:
-            return [await self._server(self._options.server)]
-        return await self._service()
+        with np.errstate(all="ignore"):  # numbers that are not finite are findings
+            if self._options.server is not None:
+                return [await self._server(self._options.server)]
+            return await self._service()
 
     async def _server(self, url: str) -> ModelResult:
         options = self._options
@@ -245,8 +248,12 @@ def _notes(context: int | None, theirs: int | None, options: Options) -> Iterato
 def _compare_kind(result: ModelResult, asked: Asked) -> float:
     """Add parts and findings of one kind of request; return the share of texts that are wrong."""
     shares = [0.0]
-    for output in _outputs(asked):
+    outputs = _outputs(asked)
+    if not outputs:
+        raise NoVectors(f"{result.subject} and {result.reference} give no kind of vector alike")
+    for output in outputs:
         comparison = _compare(asked, output, result.threshold)
+        result.notes += _of_skipped(comparison, result.reference, f"{asked.kind} {output}")
         findings = _findings(comparison, asked, output)
         _add(result, findings, f"{asked.kind} texts, {output}")
         result.parts.append(part_of(comparison, asked.texts, asked.kind, output))
@@ -257,8 +264,7 @@ def _compare_kind(result: ModelResult, asked: Asked) -> float:
 
 def _compare(asked: Asked, output: Output, threshold: float) -> Comparison:
     comparison = compare.compare(asked.true, asked.found, output, threshold)
-    if output is Output.DENSE:
-        compare.compare_alone(comparison, asked.true, asked.found, asked.alone)
+    compare.compare_alone(comparison, asked.true, asked.found, asked.alone, output)
     return comparison
 
 
@@ -286,6 +292,17 @@ def _add(result: ModelResult, findings: list[Finding], where: str) -> None:
     for each in findings:
         if each.text not in known:
             result.findings.append(Finding(each.name, f"{where}: {each.text}"))
+
+
+def _of_skipped(comparison: Comparison, reference: str, where: str) -> list[str]:
+    """Name the texts about which nothing can be said. Raises `NoVectors` if they are many."""
+    skipped = comparison.of_state(compare.State.SKIPPED)
+    if not skipped:
+        return []
+    text = f"{reference} has no sound {where} vector for {causes.named(skipped)}"
+    if len(skipped) > causes.FEW * len(comparison.states):
+        raise NoVectors(f"{text}: too few are left to compare")
+    return [text]
 
 
 def _of_long(which: list[int], asked: Asked) -> list[str]:

@@ -29,8 +29,18 @@ class Kind(StrEnum):
     DOCUMENT = "document"
 
 
+class TooLong(str):
+    """A reason why a text has no vector: it is said to be too long."""
+
+    __slots__ = ()
+
+
 class Refused(Exception):
-    """These texts get no vectors; the message says why in one line."""
+    """These texts get no vectors; the reason says why in one line."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +86,7 @@ async def _answers(ask: Ask, batch: list[str]) -> list[Answer]:
         return await ask(batch)
     except Refused as refusal:
         if len(batch) == 1:
-            return [str(refusal)]
+            return [refusal.reason]
     return [(await _answers(ask, [text]))[0] for text in batch]
 
 

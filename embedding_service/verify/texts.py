@@ -46,9 +46,10 @@ def read(path: Path) -> list[str]:
     Raises `BadConfiguration`.
     """
     try:
-        content = path.read_text(encoding="utf-8")
+        content = path.read_bytes().decode("utf-8-sig")
         texts = _parsed(path.suffix, content)
-    except (OSError, ValueError) as error:
+        json.dumps(texts, ensure_ascii=False).encode()  # a lone surrogate cannot be sent
+    except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8, or not JSON as its name says"
         raise BadConfiguration(f"--texts {path}: {reason}") from None
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
@@ -65,4 +66,4 @@ def _parsed(suffix: str, content: str) -> object:
     lines = content.split("\n")  # `splitlines` also cuts at characters that texts may hold
     if suffix == ".jsonl":
         return [json.loads(line) for line in lines if line.strip()]
-    return [line.removesuffix("\r") for line in lines]
+    return [line.removesuffix("\r") for line in lines if line.strip()]

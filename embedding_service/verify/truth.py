@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from embedding_service.errors import NoVectors
+from embedding_service.types import Output
 from embedding_service.verify import reference
 from embedding_service.verify.causes import Texts
 from embedding_service.verify.sides import About, Kind, collect
@@ -80,9 +81,14 @@ async def of_server(server: Server, about: About, choose: Choose, progress: Prog
 async def ask_all(
     side: Side, chosen: Sequence[str], kind: Kind, progress: Progress
 ) -> list[Answer]:
-    """Return an answer to each text. Raises `NoVectors` if all are refused."""
+    """Return an answer to each text. Raises `NoVectors` if none has vectors, or several sizes."""
     tell = partial(progress.count, f"{side.about.label}, {kind} texts")
     answers = await collect(partial(side.ask, kind=kind), chosen, tell)
-    if all(isinstance(answer, str) for answer in answers):
-        raise NoVectors(f"{side.about.label} gave no vector: {answers[0]}")
+    given = [answer for answer in answers if answer and not isinstance(answer, str)]
+    if not given:
+        raise NoVectors(f"{side.about.label} gave no vector: {answers[0] or 'null'}")
+    sizes = {rows[Output.DENSE].shape[1] for rows in given if Output.DENSE in rows}
+    if len(sizes) > 1:
+        listed = ", ".join(map(str, sorted(sizes)))
+        raise NoVectors(f"{side.about.label} gave vectors of different sizes: {listed}")
     return answers

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from embedding_service.errors import BadConfiguration
+from embedding_service.errors import BadConfiguration, NoVectors
 from embedding_service.verify import reference
+from embedding_service.verify.command import _one_line
 from tests.test_cli import run
 
 if TYPE_CHECKING:
@@ -155,6 +156,14 @@ def test_a_checkpoint_that_no_library_reads_ends_in_a_line(tmp_path: Path) -> No
     done = run("verify", "--model-name", "m", "--model-path", str(tmp_path))
     assert done.returncode == 2
     assert "m: config.json is not JSON" in done.stderr
+
+
+def test_an_error_that_nobody_foresaw_is_not_a_verdict() -> None:
+    """It is a line with its place and status 6, for 1 says that vectors are wrong."""
+    line = r"verify: KeyError 'x' \(test_command\.py:\d+\)"
+    with pytest.raises(NoVectors, match=line) as found, _one_line():
+        raise KeyError("x")
+    assert found.value.exit_code == 6
 
 
 def test_a_missing_library_names_the_extra() -> None:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
+from embedding_service.errors import NoVectors
 from embedding_service.service.canaries import LEAST_COSINE
+from embedding_service.types import Output
 from embedding_service.verify import compare
+from embedding_service.verify.causes import Texts
 from embedding_service.verify.progress import Progress
+from embedding_service.verify.report import as_json
 from embedding_service.verify.run import Options, compare_side
-from embedding_service.verify.sides import Kind, Refused
+from embedding_service.verify.sides import Kind, Refused, TooLong
 from tests.verify.toy import CONTEXT, Toy, ToySide, truth
 
 if TYPE_CHECKING:
@@ -123,39 +128,131 @@ async def test_a_fault_is_found_where_the_threshold_lets_it_pass(true, fault: st
 
 
 class Refusing(ToySide):
-    """Refuses texts of more than so many words, with a message."""
+    """Refuses texts that a test picks, for a reason."""
 
-    def __init__(self, words: int, message: str) -> None:
+    def __init__(self, picks, reason: str) -> None:
         super().__init__()
-        self.words, self.message = words, message
+        self.picks, self.reason = picks, reason
 
     async def ask(self, texts: list[str], kind: Kind) -> list:
         """Refuse a batch with such a text in it."""
-        if any(len(text.split()) > self.words for text in texts):
-            raise Refused(self.message)
+        if any(map(self.picks, texts)):
+            raise Refused(self.reason)
         return await super().ask(texts, kind)
+
+
+def more_than(words: int):
+    return lambda text: len(text.split()) > words
+
+
+LONG = TooLong("HTTP 400 the context has 64 tokens")
 
 
 async def test_texts_that_are_too_long_may_be_refused(true) -> None:
     """A server that cuts nothing is right about the others, and the report says what is missing."""
-    result = await verified(Refusing(CONTEXT - 1, "HTTP 400 the context has 64 tokens"), true)
+    result = await verified(Refusing(more_than(CONTEXT - 1), LONG), true)
     assert result.right, result.lines()
     assert "plain texts: 3 refused as too long: HTTP 400 the context has 64 tokens" in result.notes
 
 
 @pytest.mark.parametrize(
-    ("words", "message", "name"),
+    ("words", "reason", "name"),
     [
-        (3, "HTTP 400 the context has 64 tokens", "refused"),
-        (CONTEXT - 1, "HTTP 500 out of memory", "refused"),
+        (3, LONG, "refused"),
+        (CONTEXT - 1, "HTTP 400 context length exceeded: tokens a minute", "refused"),
         (CONTEXT - 1, "HTTP 500 the vector is not finite", "not_finite"),
     ],
 )
-async def test_other_refusals_are_faults(true, words: int, message: str, name: str) -> None:
+async def test_other_refusals_are_faults(true, words: int, reason: str, name: str) -> None:
     """A short text is not too long, whatever a server says, and an error is no answer."""
-    result = await verified(Refusing(words, message), true)
+    result = await verified(Refusing(more_than(words), reason), true)
     assert not result.right
     assert result.findings[0].name == name
+
+
+@pytest.mark.parametrize(
+    ("picks", "right"),
+    [
+        (more_than(CONTEXT - 1), True),
+        (more_than(3), False),
+        (lambda text: len(text) > 5, False),
+        (lambda text: 20 < len(text) < 25, False),
+    ],
+    ids=["the longest", "most", "nearly all", "short ones"],
+)
+async def test_without_a_known_context_few_are_believed_to_be_too_long(true, picks, right) -> None:
+    """Only a tenth of the texts, and only of the longest, may be refused as too long."""
+    texts = {kind: replace(each, context=None) for kind, each in true.texts.items()}
+    result = await verified(Refusing(picks, LONG), replace(true, texts=texts))
+    assert result.right is right, result.lines()
+    assert right or {each.name for each in result.findings} == {"refused"}
+
+
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.995])
+@pytest.mark.parametrize("wrong", [0.0, np.nan, "HTTP 500"])
+async def test_a_reference_without_vectors_shows_nothing(true, share: float, wrong) -> None:
+    """A few texts without a true vector are named, and with many there is no verdict."""
+    count = int(share * 200)
+    answer = wrong if isinstance(wrong, str) else {Output.DENSE: np.full((1, 48), wrong, "f4")}
+    answers = {kind: [answer] * count + rows[count:] for kind, rows in true.answers.items()}
+    poor = replace(true, answers=answers, poolings={})
+    if share > 0.1:
+        with pytest.raises(NoVectors, match=r"^truth has no sound plain dense vector for texts 0,"):
+            await verified(ToySide(), poor)
+        return
+    result = await verified(ToySide(), poor)
+    assert result.right
+    assert "truth has no sound plain dense vector for texts 0, 1, 2, 3" in result.notes
+
+
+def if_alone(spoil):
+    return lambda rows: spoil(rows) if len(rows) == 1 else rows
+
+
+class RefusingAlone(ToySide):
+    """Answers batches alone."""
+
+    async def ask(self, texts: list[str], kind: Kind) -> list:
+        """Refuse a text of its own."""
+        if len(texts) == 1:
+            raise Refused(LONG)
+        return await super().ask(texts, kind)
+
+
+ALONE = {
+    "negated": ToySide(spoil=if_alone(lambda rows: -rows)),
+    "NaN": ToySide(spoil=if_alone(lambda rows: rows * np.nan)),
+    "not normalised": ToySide(spoil=if_alone(lambda rows: rows * 2)),
+    "other dimensions": ToySide(spoil=if_alone(lambda rows: rows[:, :7])),
+    "refused": RefusingAlone(),
+}
+
+
+@pytest.mark.parametrize("fault", ALONE)
+async def test_requests_of_one_text_count(true, fault: str) -> None:
+    """Texts that are right in a batch have to be right alone."""
+    result = await verified(ALONE[fault], true)
+    assert not result.right
+    assert result.findings[0].name == "alone", result.lines()
+    as_json([result])
+
+
+async def test_vectors_of_several_sizes_are_none(true) -> None:
+    """Vectors of one model have one size: otherwise they are not compared."""
+    sizes = iter([20, *[48] * 99])
+    side = ToySide(spoil=lambda rows: rows[:, : next(sizes)])
+    with pytest.raises(NoVectors, match="toy gave vectors of different sizes: 20, 48"):
+        await verified(side, true)
+
+
+async def test_one_text_can_be_compared(true, recwarn: pytest.WarningsRecorder) -> None:
+    """Statistics of a single text warn nobody."""
+    texts = Texts(true.texts[Kind.PLAIN].texts[:1], [3], CONTEXT)
+    answers = true.answers[Kind.PLAIN][:1]
+    few = replace(true, texts={Kind.PLAIN: texts}, answers={Kind.PLAIN: answers}, poolings={})
+    assert (await verified(ToySide(), few)).right
+    assert not (await verified(ToySide(Toy(salt="x")), few)).right
+    assert not recwarn.list
 
 
 def noisy(size: float):

@@ -12,7 +12,7 @@ import pytest
 from embedding_service.errors import BadConfiguration, NoVectors
 from embedding_service.types import Output
 from embedding_service.verify import servers
-from embedding_service.verify.sides import Kind, collect
+from embedding_service.verify.sides import Kind, Refused, TooLong, collect
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -143,6 +143,13 @@ async def test_a_defect_is_not_asked_for_again(waits: list[float]) -> None:
         ({"vectors": []}, "answered something else than OpenAI's embeddings"),
         ({"data": [{"index": 0, "embedding": ["x"]}]}, "answered something else"),
         ([], "answered something else"),
+        ({"data": [{"index": 0, "embedding": [[1.0]]}] * 2}, "answered something else"),
+        ({"data": [{"index": 0, "embedding": []}] * 2}, "answered something else"),
+        ({"data": [{"index": 0, "sparse_embedding": [1]}] * 2}, "answered something else"),
+        *[
+            ({"data": [{"index": index, "embedding": [1]} for index in indices]}, "gave other ind")
+            for indices in ([0, 0], ["0", "1"], [1, 2], [0.0, 1.0], [False, True])
+        ],
     ],
 )
 async def test_strange_answers_are_named(answer: Any, line: str) -> None:
@@ -158,6 +165,86 @@ async def test_null_becomes_nan() -> None:
     server = await Stub(lambda _: httpx.Response(200, json={"data": data})).connect()
     rows = await server.ask(["a"], Kind.PLAIN)
     assert np.isnan(rows[0][Output.DENSE][0, 0])
+
+
+def failing(status: int, **headers: str) -> Stub:
+    error = {"error": {"message": "slow down"}}
+    return Stub(lambda _: httpx.Response(status, json=error, headers=headers))
+
+
+@pytest.mark.parametrize("status", [408, 429, 502, 503, 504])
+async def test_a_busy_server_is_not_asked_text_by_text(waits: list[float], status: int) -> None:
+    """After five tries of one batch it is over: single texts would take hours."""
+    stub = failing(status, **{"retry-after": "3600"})
+    server = await stub.connect()
+    with pytest.raises(NoVectors, match=f"^{URL}: HTTP {status} slow down$"):
+        await collect(lambda b: server.ask(b, Kind.PLAIN), ["a", "b"], lambda *_: None)
+    assert len(stub.bodies) == 5
+    assert sum(waits) <= 120
+
+
+async def test_patience_ends(waits: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two minutes without a good answer end it, also where each text is a defect of its own."""
+    monkeypatch.setattr("embedding_service.verify.servers.monotonic", lambda: sum(waits))
+    server = await failing(500).connect()
+    with pytest.raises(NoVectors, match="HTTP 500 slow down"):
+        await collect(lambda b: server.ask(b, Kind.PLAIN), ["a"] * 1000, lambda *_: None)
+    assert 120 <= sum(waits) <= 123
+
+
+async def test_silence_is_not_tried_again(waits: list[float]) -> None:
+    """A request without an answer in time is the last one."""
+    tried = []
+
+    def silent(body: dict[str, Any]) -> httpx.Response:
+        tried.append(body)
+        raise httpx.ReadTimeout("")
+
+    server = await Stub(silent).connect()
+    with pytest.raises(NoVectors, match="cannot be reached: ReadTimeout"):
+        await server.ask(["a"], Kind.PLAIN)
+    assert (len(tried), waits) == (1, [])
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "is_long"),
+    [
+        (400, "This model's maximum context length is 512 tokens. However, you requested", True),
+        (413, "Input validation error: `inputs` must have less than 512 tokens. Given: 602", True),
+        (400, "the input length exceeds the context length", True),
+        (413, "Payload", True),
+        (400, "Rate limit exceeded: tokens per minute", False),
+        (422, "internal error: unexpected token at position 3", False),
+        (500, "context length", False),
+    ],
+)
+async def test_texts_that_are_too_long_are_known_by_the_answer(
+    waits: list[float], status: int, said: str, *, is_long: bool
+) -> None:
+    """Words that also stand in other errors do not excuse a text."""
+    server = await Stub(lambda _: httpx.Response(status, json={"message": said})).connect()
+    with pytest.raises(Refused) as refused:
+        await server.ask(["a"], Kind.PLAIN)
+    assert isinstance(refused.value.reason, TooLong) is is_long
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [{"id": "m", "max_model_len": "512"}],
+        [{"id": "m", "max_model_len": -5, "root": []}],
+        [{"id": "m", "outputs": ["weird", []]}],
+        [{"id": "m", "outputs": 5}],
+        ["m"],
+        {"id": "m"},
+        [{"id": ["m"]}, None],
+    ],
+)
+async def test_strange_facts_are_as_good_as_none(entries: Any) -> None:
+    """A server may say odd things of itself, and give sound vectors."""
+    server = await Stub(vectors, entries).connect()
+    assert (server.about.max_tokens, server.outputs) == (None, {Output.DENSE})
+    assert len(await server.ask(["a"], Kind.PLAIN)) == 1
 
 
 OWN = {"id": "m", "owned_by": "embedding-service", "outputs": ["dense", "sparse"]}

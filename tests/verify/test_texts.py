@@ -44,6 +44,7 @@ def test_they_have_what_breaks_servers() -> None:
     ("name", "content"),
     [
         ("a.txt", "one\r\n\n two \u2028x\n"),
+        ("a.txt", "\ufeffone\n \t\n two \u2028x"),
         ("a.json", '["one", " two \\u2028x"]'),
         ("a.jsonl", '"one"\n\n" two \\u2028x"\n'),
     ],
@@ -55,6 +56,12 @@ def test_files_are_read(tmp_path: Path, name: str, content: str) -> None:
     assert texts.read(path) == ["one", " two \u2028x"]
 
 
+def test_lines_end_at_line_feeds_alone(tmp_path: Path) -> None:
+    """A carriage return within a line is part of a text."""
+    (tmp_path / "a.txt").write_bytes(b"a\rb\r\nc")
+    assert texts.read(tmp_path / "a.txt") == ["a\rb", "c"]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "line"),
     [
@@ -62,7 +69,9 @@ def test_files_are_read(tmp_path: Path, name: str, content: str) -> None:
         ("a.jsonl", b"1\n", "each text has to be a JSON string"),
         ("a.jsonl", b"x\n", "not JSON as its name says"),
         ("a.txt", b"\xff", "it is not UTF-8"),
-        ("a.txt", b"\n\n", "there is no text in it"),
+        ("a.jsonl", b'"\\ud800"\n', "not JSON as its name says"),
+        ("a.json", b"[" * 100_000, "not JSON as its name says"),
+        ("a.txt", b"\n \r\n", "there is no text in it"),
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, name: str, content: bytes, line: str) -> None:
