@@ -7,7 +7,6 @@ by 1.5 moves a cosine by less than bfloat16 does.
 from __future__ import annotations
 
 import math
-import re
 import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -92,7 +91,8 @@ def _of_rows(comparison: Comparison, texts: Texts, true: Floats, found: Floats) 
     if true.shape != found.shape:
         wrong = f"vectors have {found.shape[1]} dimensions, and {true.shape[1]} are right"
         return [Finding("dimensions", wrong)]
-    if odd := [*scaled(true, found, comparison.threshold)]:
+    odd = [*turned(comparison, true, found)] or [*scaled(true, found, comparison.threshold)]
+    if odd:
         return odd
     order = [*shuffled(comparison, true, found)] or pattern(comparison, texts)
     return [*lengths_of(true, found), *order]
@@ -152,6 +152,22 @@ def broken(comparison: Comparison) -> Iterator[Finding]:
             "not_finite",
             f"{named(which)}: not finite or all zero; as when float16 overflows",
         )
+
+
+def turned(comparison: Comparison, true: Floats, found: Floats) -> Iterator[Finding]:
+    """Say where all numbers have the other sign, or the dimensions another order."""
+    if not len(comparison.low) or len(true) < _ENOUGH_TEXTS:
+        return
+    order = (unit(found.T) @ unit(true.T).T).argmax(axis=1)
+    moved = np.flatnonzero(order != np.arange(len(order)))
+    ways = {
+        "sign": (-true, "all numbers have the other sign"),
+        "permuted": (true[:, order], f"{named(moved, 'dimension')}: another one's numbers"),
+    }
+    for name, (rows, text) in ways.items():
+        if row_cosines(rows, found).min() >= comparison.threshold:
+            yield Finding(name, text)
+            return
 
 
 def scaled(true: Floats, found: Floats, threshold: float) -> Iterator[Finding]:
@@ -310,10 +326,6 @@ def _has_marks(text: str) -> bool:
     return any(unicodedata.category(char) == "Mn" for char in unicodedata.normalize("NFD", text))
 
 
-def _has_odd_space(text: str) -> bool:
-    return text.strip(" ") != text or re.search(r"[^\S ]|  ", text) is not None
-
-
 _TRUNCATION: Final = Finding(
     "truncation",
     "only texts that are longer than the context differ: cut at the other end or elsewhere",
@@ -330,20 +342,6 @@ _PROPERTIES: Final[tuple[tuple[Finding, Callable[[str], bool]], ...]] = (
             "the tokenizer's normalisation",
         ),
         lambda text: _has_capitals(text) or _has_marks(text),
-    ),
-    (
-        Finding(
-            "white_space",
-            "only texts with special white space differ: stripping, or the tokenizer's clean-up",
-        ),
-        _has_odd_space,
-    ),
-    (
-        Finding(
-            "beyond_ascii",
-            "only texts beyond ASCII differ: encoding, normalisation or another tokenizer",
-        ),
-        lambda text: not text.isascii(),
     ),
 )
 

@@ -70,6 +70,12 @@ def overflown(value: float):
     return spoil
 
 
+def two_swapped(rows: np.ndarray) -> np.ndarray:
+    order = np.arange(rows.shape[1])
+    order[[3, 17]] = 17, 3
+    return rows[:, order]
+
+
 FAULTS = {
     "another pooling": (ToySide(Toy(pooling="cls")), "pooling"),
     "the last token": (ToySide(Toy(pooling="last")), "pooling"),
@@ -89,6 +95,9 @@ FAULTS = {
     "a dimension scaled by 10": (ToySide(spoil=scaled(10)), "scaled"),
     "a dimension of the other sign": (ToySide(spoil=scaled(-1)), "scaled"),
     "a dimension lost": (ToySide(spoil=scaled(0)), "scaled"),
+    "all of the other sign": (ToySide(spoil=lambda rows: -rows), "sign"),
+    "dimensions in reverse": (ToySide(spoil=lambda rows: rows[:, ::-1]), "permuted"),
+    "two dimensions swapped": (ToySide(spoil=two_swapped), "permuted"),
     "not normalised": (ToySide(spoil=lambda rows: rows * 3), "not_normalised"),
     "fewer dimensions": (ToySide(spoil=lambda rows: rows[:, :20]), "dimensions"),
 }
