@@ -42,7 +42,7 @@ _NO_DEADLINE = float(1 << 40)  # monotonic seconds
 _NAMES = {Field.INPUT: "the text", Field.DIMENSIONS: "--dimensions", Field.TRUNCATE: "--truncate"}
 
 
-_NOT_FINITE = Failure("not_finite", "the model gave numbers that are not finite")
+NOT_FINITE = Failure("not_finite", "the model gave numbers that are not finite")
 
 
 class Answer(NamedTuple):
@@ -189,7 +189,7 @@ class EngineEmbedder:
             return Answer({}, read.failed, 0)
         prepared, results, failed = read.prepared, result.results, read.failed
         if broken := _not_finite(prepared, results):
-            failed = failed | {read.good[index]: _NOT_FINITE for index in broken}
+            failed = failed | {read.good[index]: NOT_FINITE for index in broken}
             prepared, results = _without(broken, prepared, results)
         by_output = self._write(prepared, results) if results else {}
         return Answer(by_output, failed, read.prepared.total)

@@ -38,6 +38,16 @@ if TYPE_CHECKING:
     from embedding_service.settings.gateway import Settings
 
 _INTERRUPTED = 128  # and the number of the signal, as shells have it
+# The settings that a vector space is made of (`service/vector_space.py`).
+_DECIDING = {
+    "models",
+    "over_long_texts",
+    "max_text_characters",
+    "default_truncate",
+    "records",
+    "sparse_token_mapping",
+    "sparse_index_space",
+}
 _OBJECTS_BETWEEN_COLLECTIONS = 20_000  # as in a gateway: nothing here is garbage of cycles
 
 
@@ -136,7 +146,7 @@ def _engine(work: Work) -> str | None:
     if work.settings is None:
         return None
     settings = _of_one_model(work.settings, work.model)
-    text = f"{work.model} {settings.model_dump_json(exclude_defaults=True)}"
+    text = f"{work.model} {settings.model_dump_json(include=_DECIDING, exclude_defaults=True)}"
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -198,7 +208,7 @@ async def _embedder(
         from embedding_service.bulk.servers import ServerEmbedder, served_model
 
         model = work.model or await served_model(work.servers[0], work.key)
-        remote = ServerEmbedder(work.servers, work.options, model, work.key)
+        remote = ServerEmbedder(work.servers, work.options, model, work.key, log)
         stack.push_async_callback(remote.close)
         return remote, await remote.probe()
     assert work.settings is not None  # noqa: S101 - without servers there are settings

@@ -6,6 +6,8 @@ import asyncio
 import base64
 import contextlib
 import itertools
+import json
+import os
 import random
 import time
 from typing import TYPE_CHECKING, Any
@@ -14,14 +16,18 @@ import httpx
 import numpy as np
 import orjson
 
-from embedding_service.bulk.embedder import PROBE, Answer
+from embedding_service.bulk.embedder import NOT_FINITE, PROBE, Answer
+from embedding_service.bulk.manifest import hex_of
 from embedding_service.bulk.outputs import number_type
 from embedding_service.bulk.rows import Failure
 from embedding_service.errors import BadConfiguration, JobStopped
+from embedding_service.service.vectors import is_finite
 from embedding_service.types import EmbedDtype, Output, Sparse
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from structlog.typing import FilteringBoundLogger
 
     from embedding_service.bulk.options import BulkOptions
 
@@ -33,15 +39,22 @@ _PATIENCE_S = 900.0  # for servers that are started anew one after another, and 
 # Nobody's doing, and worth another try: a timeout, too much at once, a server's own trouble.
 _SERVER_ERRORS = range(500, 600)
 _PASSING = {408, 429, *_SERVER_ERRORS}
+_TOO_LARGE = 413
 # The inputs' doing, where one of several may be at fault.
-_REFUSED = {400, 413, 422}
+_REFUSED = {400, _TOO_LARGE, 422}
+_TOLD_EVERY_S = 30.0
 
 
 class ServerEmbedder:
     """Servers that give the same vectors, each asked in turn."""
 
     def __init__(
-        self, urls: Sequence[str], options: BulkOptions, model: str, key: str | None
+        self,
+        urls: Sequence[str],
+        options: BulkOptions,
+        model: str,
+        key: str | None,
+        log: FilteringBoundLogger,
     ) -> None:
         headers = {"content-type": "application/json"}
         if key:
@@ -52,7 +65,10 @@ class ServerEmbedder:
         self._options = options
         self._model = model
         self._space: str | None = None
+        self._log = log
+        self._width: dict[Output, int] = {}  # of the vectors, as the first answer has it
         self._heard = time.monotonic()
+        self._told = -_TOLD_EVERY_S
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -69,17 +85,19 @@ class ServerEmbedder:
         await self._client.aclose()
 
     async def probe(self) -> Answer:
-        """Embed a word, and learn the vector space. Raises `BadConfiguration`."""
+        """Embed a word; learn width and space. Raises `BadConfiguration`, `JobStopped`."""
         try:
             response = await self._client.post(self._urls[0], content=self._body([PROBE]))
         except httpx.HTTPError as error:
-            reason = str(error) or type(error).__name__
-            raise BadConfiguration(f"--server: {self._urls[0]}: {reason}") from None
+            raise _unreachable(self._urls[0], error) from None
         if response.is_error:
             _, reason = _reason(response)
             raise BadConfiguration(f"--server: {self._urls[0]}: {response.status_code}: {reason}")
         self._space = response.headers.get("x-vector-space")
-        return self._read(response, 1)
+        answer = self._read(response, 1)
+        if answer.failed:
+            raise BadConfiguration(f"--server: {self._urls[0]}: {answer.failed[0].reason}")
+        return answer
 
     async def embed(self, texts: list[str]) -> Answer:
         """Embed texts; where they are refused, each half by itself. Raises `JobStopped`."""
@@ -103,17 +121,28 @@ class ServerEmbedder:
                 return response
             pause_s = _pause_s(attempt, response)
             # Of the time before this there may have been nothing to ask: inputs can be slow.
-            if time.monotonic() + pause_s - max(self._heard, began) > _PATIENCE_S:
+            silent_s = time.monotonic() - max(self._heard, began)
+            if silent_s + pause_s > _PATIENCE_S:
                 raise _stopped(url, reason)
+            if attempt + 1 >= len(self._urls):
+                self._tell(url, reason, silent_s)
             await asyncio.sleep(pause_s)
         raise AssertionError  # pragma: no cover - the loop has no end
+
+    def _tell(self, url: str, reason: str, silent_s: float) -> None:
+        """Say now and then that no server answers."""
+        if time.monotonic() - self._told < _TOLD_EVERY_S:
+            return
+        self._told = time.monotonic()
+        left = f"trying for {(_PATIENCE_S - silent_s) / 60:.0f} minutes more"
+        self._log.warning(f"no server answers since {silent_s:.0f} s ({url}: {reason}); {left}")
 
     async def _ask_once(self, url: str, body: bytes) -> tuple[httpx.Response | None, str]:
         """Return what came, and why it is worth asking again. Raises `JobStopped` if it is not."""
         try:
             response = await self._client.post(url, content=body)
         except httpx.HTTPError as error:
-            return None, str(error) or type(error).__name__
+            return None, _why(error)
         if not response.is_error or _is_final(response):
             return response, ""
         reason = f"{response.status_code}: {_reason(response)[1]}"
@@ -146,34 +175,46 @@ class ServerEmbedder:
     def _read(self, response: httpx.Response, count: int) -> Answer:
         """Return the vectors of an answer. Raises `JobStopped` if it is none."""
         space = response.headers.get("x-vector-space", self._space)
-        if _hex(space) != _hex(self._space):
+        if hex_of(space or "") != hex_of(self._space or ""):
             raise _stopped(str(response.url), f"its vectors are of {space}, not {self._space}")
         try:
-            answer, items = self._parse(response.content)
-        except (KeyError, TypeError, ValueError) as error:
+            return self._parse(response.content, count)
+        except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
             text = f"not the answer of an embeddings server ({type(error).__name__}: {error})"
             raise _stopped(str(response.url), text) from None
-        if items != count:
-            raise _stopped(str(response.url), f"{items} vectors for {count} texts")
-        return answer
 
-    def _parse(self, content: bytes) -> tuple[Answer, int]:
-        tree = orjson.loads(content)
+    def _parse(self, content: bytes, count: int) -> Answer:
+        """Return vectors, each of the first one's width. Raises `ValueError` and its like."""
+        tree = _loads(content)
         items = sorted(tree["data"], key=lambda item: int(item["index"]))
-        by_output = {kind: self._rows(kind, items) for kind in self._options.outputs}
-        tokens = int(tree.get("usage", {}).get("prompt_tokens", 0))
-        return Answer(by_output, {}, tokens), len(items)
+        if [int(item["index"]) for item in items] != list(range(count)):
+            raise ValueError(f"{len(items)} vectors for {count} texts, or not one for each")
+        found = [{kind: self._row(kind, item) for kind in self._options.outputs} for item in items]
+        good = [row for row in found if _all_finite(row)]
+        failed = {index: NOT_FINITE for index, row in enumerate(found) if not _all_finite(row)}
+        by_output: dict[Output, Any] = {}
+        if good:
+            by_output = {kind: [row[kind] for row in good] for kind in self._options.outputs}
+        if Output.DENSE in by_output:
+            by_output[Output.DENSE] = np.stack(by_output[Output.DENSE])
+        tokens = (tree.get("usage") or {}).get("prompt_tokens") or 0
+        return Answer(by_output, failed, int(tokens))
 
-    def _rows(self, kind: Output, items: list[dict[str, Any]]) -> Any:
+    def _row(self, kind: Output, item: dict[str, Any]) -> Any:
         number = number_type(self._options.embed_dtype)
-        if kind is Output.DENSE:
-            return np.stack([_numbers(item["embedding"], number) for item in items])
         if kind is Output.SPARSE:
-            return [_sparse(item["sparse_embedding"]) for item in items]
-        return [
-            _numbers(item["colbert_embedding"], number).reshape(item["colbert_shape"])
-            for item in items
-        ]
+            return _sparse(item["sparse_embedding"])
+        if kind is Output.DENSE:
+            row, dimensions = _numbers(item["embedding"], number), 1
+        else:
+            row, dimensions = _numbers(item["colbert_embedding"], number), 2
+            row = row.reshape(item["colbert_shape"])
+        width = self._width.setdefault(kind, row.shape[-1])
+        if row.ndim != dimensions or row.shape[-1] != width or not width:
+            raise ValueError(
+                f"a vector of the shape {row.shape}, where others have {width} numbers"
+            )
+        return row
 
 
 async def served_model(url: str, key: str | None) -> str:
@@ -183,6 +224,8 @@ async def served_model(url: str, key: str | None) -> str:
         async with httpx.AsyncClient(headers=_authorization(key)) as client:
             response = (await client.get(models_url)).raise_for_status()
         names = {entry.get("root") or entry["id"] for entry in response.json()["data"]}
+    except httpx.TransportError as error:
+        raise _unreachable(models_url, error) from None
     except (httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BadConfiguration(f"--server: {models_url}: {reason}") from None
@@ -203,14 +246,12 @@ def embeddings_url(url: str) -> str:
     return f"{base}/v1/embeddings"
 
 
-def _hex(space: str | None) -> str | None:
-    """Return the part of an id that is compared: servers may call the same space otherwise."""
-    return None if space is None else space.rpartition("@")[2]
-
-
 def _numbers(value: Any, number: np.dtype[Any]) -> Any:
     """Return a vector; servers that do not know base64 send a list."""
     if isinstance(value, list):
+        found = np.array(value)
+        if number.kind in "iu" and found.dtype.kind not in "iu":
+            raise ValueError(f"{found.dtype} instead of {number}")
         return np.array(value, number)
     return np.frombuffer(base64.b64decode(value, validate=True), number)
 
@@ -236,10 +277,53 @@ def _join(first: Answer, second: Answer, middle: int) -> Answer:
 
 def _is_final(response: httpx.Response) -> bool:
     """Whether it is no use to ask again: these texts are refused, or end an engine."""
-    if response.status_code in _REFUSED:
+    if response.status_code in _REFUSED and (_is_openais(response) or _is_too_large(response)):
         return True
     told = response.headers.get("x-should-retry") == "false"
     return told and response.status_code in _SERVER_ERRORS
+
+
+def _is_openais(response: httpx.Response) -> bool:
+    """Whether an error is of the server itself, in OpenAI's form; proxies have others."""
+    try:
+        return isinstance(orjson.loads(response.content)["error"]["message"], str)
+    except (ValueError, LookupError, TypeError):
+        return False
+
+
+def _is_too_large(response: httpx.Response) -> bool:
+    """Whether a proxy may take half as much."""
+    return response.status_code == _TOO_LARGE
+
+
+def _loads(content: bytes) -> Any:
+    """Return a JSON document, in which some servers write NaN."""
+    try:
+        return orjson.loads(content)
+    except orjson.JSONDecodeError:
+        return json.loads(content)
+
+
+def _all_finite(row: dict[Output, Any]) -> bool:
+    return all(
+        is_finite(rows.values if kind is Output.SPARSE else rows) for kind, rows in row.items()
+    )
+
+
+def _unreachable(url: str, error: httpx.HTTPError) -> JobStopped:
+    return JobStopped(
+        f"--server: {url} cannot be reached: {_why(error)}; start it, or mend the address"
+    )
+
+
+def _why(error: BaseException) -> str:
+    """Return why there is no connection, which is some causes below what the client says."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno:
+            return os.strerror(cause.errno).lower()
+        cause = cause.__cause__ or cause.__context__
+    return str(error) or type(error).__name__
 
 
 def _reason(response: httpx.Response) -> tuple[str, str]:

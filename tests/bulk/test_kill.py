@@ -84,7 +84,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def undisturbed(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """Return the files that a run makes which nobody disturbs."""
     out = tmp_path_factory.mktemp("undisturbed") / "out"
-    settings = {"engine_args": {"step_s": 0.005, "dimension": 384}}
+    settings = {"engine_args": {"step_s": 0.005, "dimension": 384}, "aliases": {}}
     with pytest.raises(Exception, match="8 rows have no vectors"):
         embed(texts, out=out, rows_per_part=PART, settings=settings, truncate=Truncate.ERROR)
     return files_of(out)

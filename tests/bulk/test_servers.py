@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import orjson
 import pytest
 
@@ -73,6 +76,15 @@ def vectors(count: int) -> bytes:
     """Return an answer with lists of numbers, in another order."""
     items = [{"index": i, "embedding": [float(i), 1.0]} for i in reversed(range(count))]
     return orjson.dumps({"data": items, "usage": {"prompt_tokens": count}})
+
+
+def answer_of(vectors: list[Any], index: int | None = None, usage: object = None) -> bytes:
+    """Return an answer with these vectors, as a server in Python may write it."""
+    items = [
+        {"index": i if index is None else index, "embedding": vector}
+        for i, vector in enumerate(vectors)
+    ]
+    return json.dumps({"data": items, "usage": usage}).encode()
 
 
 @pytest.fixture
@@ -151,10 +163,32 @@ def test_a_server_that_stays_away_stops_the_job(
     assert len(rows_of(out)) == 5
 
 
+def test_waiting_is_told(
+    other: Callable[..., Other], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once, and not again for half a minute."""
+    monkeypatch.setattr(servers, "_PAUSE_S", 0.01)
+    server = other(*[(503, {}, b'{"error": {"message": "loading"}}')] * 3)
+    path, out = corpus(tmp_path / "a.jsonl", 5), tmp_path / "out"
+    log = embed(path, out=out, model="x", servers=[server.url])
+    (line,) = [entry["event"] for entry in log if entry["level"] == "warning"]
+    assert line == (
+        f"no server answers since 0 s ({server.url}/v1/embeddings: 503: loading); trying for 15 "
+        "minutes more"
+    )
+
+
 @pytest.mark.parametrize(("answer", "reason"), [
     ((401, {}, b'{"error": {"message": "wrong key"}}'), "401: wrong key"),
     ((200, {}, b"hello"), "not the answer of an embeddings server"),
     ((200, {}, vectors(3)), "3 vectors for 5 texts"),
+    ((200, {}, answer_of([[1.0, 2.0, 3.0]] * 5)), "shape .3,., where others have 2 numbers"),
+    ((200, {}, answer_of([[1.0, 2.0]] * 4 + [[1.0]])), "shape .1,., where others have 2 numbers"),
+    ((200, {}, answer_of([[[1.0, 2.0]]] * 5)), "shape .1, 2., where others have 2 numbers"),
+    ((200, {}, answer_of(["AAAA"] * 5)), "not the answer of an embeddings server"),
+    ((200, {}, answer_of([[1.0, 2.0]] * 5, index=0)), "or not one for each"),
+    ((200, {}, b'{"data": 5}'), "not the answer of an embeddings server"),
+    ((400, {}, b"<html>bad gateway</html>"), "400: <html>bad gateway"),
     ((200, {"x-vector-space": "x@2"}, vectors(5)), "its vectors are of x@2, not None"),
 ])  # fmt: skip
 def test_a_wrong_answer_stops_the_job(
@@ -169,6 +203,31 @@ def test_a_wrong_answer_stops_the_job(
     with pytest.raises(JobStopped, match=reason):
         embed(corpus(tmp_path / "a.jsonl", 5), out=out, model="x", servers=[server.url])
     assert list(files_of(out)) == ["_manifest.json"]
+
+
+def test_rows_without_numbers_fail_alone(other: Callable[..., Other], tmp_path: Path) -> None:
+    """Null and NaN, also as base64, are no vectors; a null for the usage is none to count."""
+    nan = base64.b64encode(np.full(2, np.nan, np.float32).tobytes()).decode()
+    given = [[1.0, 2.0], [None, None], [float("nan"), 1.0], nan, [3.0, 4.0]]
+    server, out = other((200, {}, answer_of(given))), tmp_path / "out"
+    with pytest.raises(RowsFailed, match="3 rows have"):
+        embed(corpus(tmp_path / "a.jsonl", 5), out=out, model="x", servers=[server.url])
+    assert [(error["row"], error["code"]) for error in errors_of(out)] == [
+        (1, "not_finite"), (2, "not_finite"), (3, "not_finite"),
+    ]  # fmt: skip
+    assert rows_of(out) == {0: [1.0, 2.0], 40: [3.0, 4.0]}
+
+
+def test_floats_are_no_small_integers(other: Callable[..., Other], tmp_path: Path) -> None:
+    """A server that passes over `embed_dtype` is not believed."""
+    with pytest.raises(JobStopped, match="float64 instead of int8"):
+        embed(
+            corpus(tmp_path / "a.jsonl", 5),
+            out=tmp_path / "out",
+            model="x",
+            servers=[other().url],
+            embed_dtype=EmbedDtype.INT8,
+        )
 
 
 def test_only_the_hex_of_a_space_is_compared(
@@ -207,11 +266,13 @@ def test_servers_are_checked_first(fake: RunningGateway, tmp_path: Path) -> None
     path, out = corpus(tmp_path / "a.jsonl", 1), tmp_path / "out"
     for more, reason in (
         ({"servers": ["host:80"]}, "does not begin with http"),
-        ({"servers": ["http://127.0.0.1:9"]}, "--server: http://127.0.0.1:9/v1/models: "),
         ({"servers": [fake.url], "model": "other"}, "404: The model `other` does not exist"),
         ({"servers": [fake.url], "dimensions": 5}, "400: dimensions must be 32"),
     ):
         with pytest.raises(BadConfiguration, match=reason) as caught:
             embed(path, out=out, **more)
         assert "\n" not in str(caught.value)
+    for more in ({}, {"model": "x"}):
+        with pytest.raises(JobStopped, match="cannot be reached: connection refused; start it, or"):
+            embed(path, out=out, servers=["http://127.0.0.1:9"], **more)
     assert not out.exists()
