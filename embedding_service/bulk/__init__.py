@@ -1,4 +1,5 @@
-"""Large amounts of texts: read from files, embedded, and written to files.
+"""Corpora to vectors by the command `embed`: read from files, embedded, and written to files.
 
-The only place that imports pyarrow, and that only inside functions: a gateway does without it.
+The files and batches that clients of OpenAI's API send are in `embedding_service/batches`. Nothing
+else imports pyarrow, and this only inside functions: a gateway does without it.
 """

@@ -57,20 +57,23 @@ async def measure(corpus: Corpus, embedder: Embedder, rows_per_part: int) -> Non
     with progress.shown():
         reader.until = time.monotonic() + MEASURED_S
         await job.run()
-    sys.stdout.write("\n".join(_lines(rows, progress)) + "\n")
+    sys.stdout.write("\n".join(_lines(rows, progress, embedder.cached)) + "\n")
 
 
-def _lines(rows: int, progress: Progress) -> list[str]:
+def _lines(rows: int, progress: Progress, cached: int) -> list[str]:
     """Say how much it is; about, where only a part of it was read."""
     measured, seconds = max(1, progress.rows), progress.seconds
     whole = progress.rows >= rows
     tokens = progress.tokens if whole else round(progress.tokens / measured * rows)
     about = "" if whole else "about "
     speed = f"{measured / seconds:,.0f} rows/s and {progress.tokens / seconds:,.0f} tokens/s"
+    time_left = f"about {_duration(seconds / measured * rows)}, at {speed}"
+    if cached:
+        time_left = f"{cached:,} texts were answered from a cache: no estimate of the time; {speed}"
     return [
         f"{rows:,} rows",
         f"{about}{tokens:,} tokens, {progress.tokens / measured:.1f} a row",
-        f"about {_duration(seconds / measured * rows)}, at {speed} (measured for {seconds:.0f} s)",
+        f"{time_left} (measured for {seconds:.0f} s)",
         f"{progress.failed:,} of the first {progress.rows:,} rows cannot be embedded",
     ]
 

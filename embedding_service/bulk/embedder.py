@@ -10,7 +10,7 @@ import asyncio
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from embedding_service.bulk.rows import Failure
 from embedding_service.errors import (
@@ -27,11 +27,14 @@ from embedding_service.service.vectors import is_finite
 from embedding_service.types import Batch, BatchResult, Field, Priority
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from embedding_service.bulk.options import BulkOptions
     from embedding_service.service.prompts import Prepared
     from embedding_service.service.service import EmbeddingService
     from embedding_service.types import Output, Rows
 
+_T = TypeVar("_T")
 PROBE = "a"
 # Two read ahead of the engine; a tokenizer is a library that lets go of the interpreter meanwhile.
 _THREADS = 2
@@ -39,7 +42,11 @@ _PAUSE_S = 0.2
 # More than a step of vLLM has on a GPU, where it has 256 texts.
 _ROWS_AT_ONCE, _STEPS_AT_ONCE = 2048, 3
 _NO_DEADLINE = float(1 << 40)  # monotonic seconds
-_NAMES = {Field.INPUT: "the text", Field.DIMENSIONS: "--dimensions", Field.TRUNCATE: "--truncate"}
+_NAMES = {
+    Field.INPUT: "the text",
+    Field.DIMENSIONS: "--dimensions",
+    Field.TRUNCATE: "--truncate right",
+}
 
 
 NOT_FINITE = Failure("not_finite", "the model gave numbers that are not finite")
@@ -64,6 +71,10 @@ class Embedder(Protocol):
     def rows_at_once(self) -> int:
         """How many rows it should have at a time, so that it never waits."""
 
+    @property
+    def cached(self) -> int:
+        """How many texts were not computed, since they had been before."""
+
     async def embed(self, texts: list[str]) -> Answer:
         """Embed at least one text, none of which is empty. Raises `JobStopped`."""
 
@@ -78,6 +89,8 @@ class _Read(NamedTuple):
 
 class EngineEmbedder:
     """The engine of one model of a service."""
+
+    cached = 0
 
     def __init__(self, service: EmbeddingService, options: BulkOptions, name: str | None) -> None:
         self._settings = service.settings
@@ -115,8 +128,7 @@ class EngineEmbedder:
 
     async def embed(self, texts: list[str]) -> Answer:
         """Embed texts, and those that fail together one by one. Raises `JobStopped`."""
-        run = asyncio.get_running_loop().run_in_executor
-        read = await run(self._threads, self._read, texts)
+        read = await self._run(self._read, texts)
         if read.prepared is None:
             return Answer({}, read.failed, 0)
         try:
@@ -126,7 +138,14 @@ class EngineEmbedder:
                 failed = {read.good[0]: Failure("engine_failed", _worded(error))}
                 return Answer({}, read.failed | failed, 0)
             result, read = await self._compute_apart(texts, read)
-        return await run(self._threads, self._finish, read, result)
+        return await self._run(self._finish, read, result)
+
+    async def _run(self, work: Callable[..., _T], *arguments: Any) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+
+    def close(self) -> None:
+        """End the threads."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _compute(self, batch: Batch) -> BatchResult:
         """Have the engine work, once there is one. Raises `EngineFailed`, `JobStopped`."""
@@ -150,7 +169,7 @@ class EngineEmbedder:
         failed = dict(read.failed)
         results: list[Rows] = []
         for index in read.good:
-            one = self._read([texts[index]])
+            one = await self._run(self._read, [texts[index]])
             assert one.prepared is not None  # noqa: S101 - it was read before
             batch = replace(_batch(one.prepared, self._options), priority=Priority.ALONE)
             try:
@@ -159,7 +178,9 @@ class EngineEmbedder:
                 failed[index] = Failure("engine_failed", _worded(error))
             else:
                 good.append(index)
-        again = self._read([texts[index] for index in good]) if good else _Read([], {}, None)
+        again = _Read([], {}, None)
+        if good:
+            again = await self._run(self._read, [texts[index] for index in good])
         return BatchResult(results), _Read(good, failed, again.prepared)
 
     def _read(self, texts: list[str]) -> _Read:

@@ -53,9 +53,7 @@ def embed_parts(
 
     `engine`: its settings, and the name or alias that its model is asked for by.
     """
-    ray = _ray()
-    if not ray.is_initialized():
-        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+    ray = _ray(address)
     resources = _resources(ray.nodes(), engine[0])
     counts = list(_count(corpus))
     layout_name = f"part-{{:06d}}.{options.format}"
@@ -73,14 +71,17 @@ def embed_parts(
     (folder.path / SPACE).unlink(missing_ok=True)
 
 
-def _ray() -> Any:
-    """Return Ray. Raises `BadConfiguration` where it is not installed."""
+def _ray(address: str | None) -> Any:
+    """Return Ray, connected. Raises `BadConfiguration` where it is not installed."""
     try:
         importlib.import_module("ray.data")
-        return importlib.import_module("ray")
+        ray = importlib.import_module("ray")
     except ImportError as error:
         reason = f"--ray: {error}; pip install -r requirements-ray.txt"
         raise BadConfiguration(reason) from None
+    if not ray.is_initialized():
+        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+    return ray
 
 
 def _results(

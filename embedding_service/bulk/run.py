@@ -74,9 +74,10 @@ class Work:
 def run(work: Work) -> int:
     """Do the work; return the exit status. Raises `StartupError`s."""
     settings = work.settings
-    telemetry.configure(
-        settings.log_level if settings else "info", settings.log_format if settings else "auto"
-    )
+    form = settings.log_format if settings else "auto"
+    if form == "auto" and work.out is None:  # read by people, beside the figures
+        form = "text"
+    telemetry.configure(settings.log_level if settings else "info", form)
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_until_stopped(work))
@@ -215,6 +216,7 @@ async def _embedder(
     settings = _of_one_model(work.settings, work.model)
     service = await stack.enter_async_context(local_service(settings, log, work.start_worker))
     local = EngineEmbedder(service, work.options, work.model)
+    stack.callback(local.close)
     return local, await local.probe()
 
 

@@ -43,6 +43,7 @@ _TOO_LARGE = 413
 # The inputs' doing, where one of several may be at fault.
 _REFUSED = {400, _TOO_LARGE, 422}
 _TOLD_EVERY_S = 30.0
+_TRUNCATE_FIELD = "truncate to left, right or chunk_mean"  # as `errors.py` words it for clients
 
 
 class ServerEmbedder:
@@ -66,6 +67,7 @@ class ServerEmbedder:
         self._model = model
         self._space: str | None = None
         self._log = log
+        self.cached = 0  # texts that a server had answered before
         self._width: dict[Output, int] = {}  # of the vectors, as the first answer has it
         self._heard = time.monotonic()
         self._told = -_TOLD_EVERY_S
@@ -177,6 +179,8 @@ class ServerEmbedder:
         space = response.headers.get("x-vector-space", self._space)
         if hex_of(space or "") != hex_of(self._space or ""):
             raise _stopped(str(response.url), f"its vectors are of {space}, not {self._space}")
+        hits = response.headers.get("x-cache", "").partition("/")[0]
+        self.cached += int(hits) if hits.isdecimal() else 0  # others have words there
         try:
             return self._parse(response.content, count)
         except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
@@ -189,16 +193,15 @@ class ServerEmbedder:
         items = sorted(tree["data"], key=lambda item: int(item["index"]))
         if [int(item["index"]) for item in items] != list(range(count)):
             raise ValueError(f"{len(items)} vectors for {count} texts, or not one for each")
-        found = [{kind: self._row(kind, item) for kind in self._options.outputs} for item in items]
+        found = list(map(self._rows, items))
         good = [row for row in found if _all_finite(row)]
         failed = {index: NOT_FINITE for index, row in enumerate(found) if not _all_finite(row)}
-        by_output: dict[Output, Any] = {}
-        if good:
-            by_output = {kind: [row[kind] for row in good] for kind in self._options.outputs}
-        if Output.DENSE in by_output:
-            by_output[Output.DENSE] = np.stack(by_output[Output.DENSE])
+        by_output = {kind: _together(kind, good) for kind in self._options.outputs if good}
         tokens = (tree.get("usage") or {}).get("prompt_tokens") or 0
         return Answer(by_output, failed, int(tokens))
+
+    def _rows(self, item: dict[str, Any]) -> dict[Output, Any]:
+        return {kind: self._row(kind, item) for kind in self._options.outputs}
 
     def _row(self, kind: Output, item: dict[str, Any]) -> Any:
         number = number_type(self._options.embed_dtype)
@@ -304,6 +307,11 @@ def _loads(content: bytes) -> Any:
         return json.loads(content)
 
 
+def _together(kind: Output, rows: list[dict[Output, Any]]) -> Any:
+    found = [row[kind] for row in rows]
+    return np.stack(found) if kind is Output.DENSE else found
+
+
 def _all_finite(row: dict[Output, Any]) -> bool:
     return all(
         is_finite(rows.values if kind is Output.SPARSE else rows) for kind, rows in row.items()
@@ -330,7 +338,8 @@ def _reason(response: httpx.Response) -> tuple[str, str]:
     """Return code and message of an error."""
     try:
         error = orjson.loads(response.content)["error"]
-        return str(error.get("code") or "refused"), str(error["message"])[:1000]
+        message = str(error["message"]).replace(_TRUNCATE_FIELD, "--truncate right")[:1000]
+        return str(error.get("code") or "refused"), message.replace("input[0]", "the text")
     except (ValueError, KeyError, TypeError, AttributeError):
         return "refused", response.text[:200].strip() or response.reason_phrase
 

@@ -254,6 +254,27 @@ def test_refused_texts_are_found_by_halves(other: Callable[..., Other], tmp_path
     assert list(rows_of(out)) == [10, 20, 30]
 
 
+def test_a_dry_run_does_not_measure_a_cache(
+    other: Callable[..., Other], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Texts that the server knows say nothing about the time of others."""
+    server = other((200, {"x-cache": "3/5"}, vectors(5)))
+    path = corpus(tmp_path / "a.jsonl", 5)
+    embed(path, out=None, model="x", servers=[server.url])
+    assert "3 texts were answered from a cache: no estimate" in capsys.readouterr().out
+
+
+def test_a_refusal_speaks_of_the_row(
+    tmp_path: Path, shared_gateway: Callable[..., RunningGateway]
+) -> None:
+    """It names the command's flag, and no place in a request that nobody has written."""
+    path, out = write_jsonl(tmp_path / "a.jsonl", [{"text": "w1 " * 600}]), tmp_path / "out"
+    with pytest.raises(RowsFailed):
+        embed(path, out=out, servers=[shared_gateway(**FAKE).url])
+    reason = errors_of(out)[0]["reason"]
+    assert reason.endswith("tokens in the text. Shorten it, or set --truncate right.")
+
+
 def test_only_what_was_asked_is_sent(other: Callable[..., Other], tmp_path: Path) -> None:
     """Servers that know OpenAI's fields alone are not sent others for nothing."""
     server = other()
