@@ -39,7 +39,7 @@ _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 # Modules of sentence-transformers that are nothing without the files in their folder.
 _WITH_FILES = ("Pooling", "Dense")
 
-
+_OFFLINE = "HF_HUB_OFFLINE is set"
 _REMEDY = "see its name, HF_TOKEN and the network, or set model_path to a folder"
 
 
@@ -83,7 +83,7 @@ def find(name: str, revision: str | None, *, folder: str | None = None, say: Say
 
     cached = _cached(name, revision, folder)
     if constants.HF_HUB_OFFLINE:
-        return _complete(name, cached, "HF_HUB_OFFLINE is set")
+        return _complete(name, cached, _OFFLINE)
     if cached and _COMMIT.fullmatch(revision or "") and not any(_missing(cached.folder)):
         return cached
     answer = _ask(name, revision, ANSWERS_WITHIN_S if cached else ANSWERS_UNCACHED_WITHIN_S)
@@ -119,6 +119,11 @@ def fetch(name: str, revision: str | None, *, say: Say) -> Snapshot:
 
 def _complete(name: str, cached: Snapshot | None, why: str) -> Snapshot:
     """Return what the cache holds. Raises `ModelNotLoaded` unless that is a whole model."""
+    if cached is None and why == _OFFLINE:
+        raise ModelNotLoaded(
+            f"{name} is not in the local cache and {why}: unset it, run `embedding-service fetch` "
+            "where there is a network, or set model_path to a folder"
+        )
     if cached is None:
         raise ModelNotLoaded(f"{name} is not in the local cache, and {why}; {_REMEDY}")
     if missing := next(_missing(cached.folder), None):

@@ -219,7 +219,7 @@ def test_a_model_that_is_nowhere_is_refused_soon(tmp_path: Path) -> None:
     assert found["seconds"] < 20
     offline = find(tmp_path, REFUSING, HF_HUB_OFFLINE="1")
     assert offline["error"].startswith(
-        f"{NAME} is not in the local cache, and HF_HUB_OFFLINE is set;"
+        f"{NAME} is not in the local cache and HF_HUB_OFFLINE is set: unset it, run "
     )
 
 

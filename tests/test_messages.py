@@ -37,7 +37,10 @@ LAST = re.compile(
 RULE = re.compile(
     r"\b(must|should|has to|have to|expected|is written like)\b|`embedding-service [\w ]+`"
 )
-VERBATIM = {"All fields are empty": "matching-service's own words"}
+VERBATIM = {
+    "All fields are empty": "matching-service's own words",
+    "x-require-vector-space: …": "goes on with the words of `settings/space_ids.py`",
+}
 # Places whose message is made of another's; that one is checked where it is made.
 MADE_ELSEWHERE = {
     "dialects.fields": "pydantic's, about a field",

@@ -14,7 +14,7 @@ from embedding_service.dialects.dialect import Answer, Dialect, Operation, Reque
 from embedding_service.dialects.embedding import matrix_json, vector_json
 from embedding_service.dialects.errors import OPENAI
 from embedding_service.dialects.fields import EmptyIsNone, Fields, Lax
-from embedding_service.errors import InvalidRequest, ModelNotFound
+from embedding_service.errors import InvalidRequest
 from embedding_service.types import EmbedDtype, EmbedJob, Encoding, InputType, Output, Truncate
 
 if TYPE_CHECKING:
@@ -286,10 +286,7 @@ async def retrieve_model(request: Request[None]) -> Answer:
     for entry in _entries(request):
         if entry["id"] == name:
             return Answer.json(entry)
-    raise ModelNotFound(
-        f"The model `{name[:100]}` does not exist or you do not have access to it. See /v1/models.",
-        param="model",
-    )
+    raise request.models.unknown(name, request.call.tenant)
 
 
 def _entries(request: Request[None]) -> Iterator[dict[str, Any]]:

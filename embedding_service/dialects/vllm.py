@@ -116,7 +116,7 @@ async def score(request: Request[ScoreRequest]) -> Answer:
     fields = request.fields
     pairs = fields.pairs()
     request.names[Name.DOCUMENTS] = next(name for name in _SECOND if getattr(fields, name))
-    model, _ = request.models.find(fields.model, scores=True)
+    model, _ = request.models.find(fields.model, request.call.tenant, scores=True)
     if model.pairs is None:
         scores = await _cosines(request, pairs)
     else:

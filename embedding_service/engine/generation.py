@@ -244,7 +244,8 @@ class _Greeting:
             else:
                 reason = f"not ready after startup_timeout_s = {timeout_s:g}; raise it"
             told = without_secrets(reason, options.engine_args)
-            raise ModelNotLoaded(f"{options.model_name}: {told}")
+            named = told.startswith(f"{options.model_name} ")  # the hub's messages do
+            raise ModelNotLoaded(told if named else f"{options.model_name}: {told}")
         finally:
             exited.cancel()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from embedding_service.http.json_values import has_more_values
 from embedding_service.settings.space_ids import read_ids
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from starlette.responses import Response
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -36,6 +37,7 @@ INLINE_VALUES = 8192
 REQUIRED_SPACE = b"x-require-vector-space"
 _STATEFUL = ("/v1/files", "/v1/batches")
 _SHOWN_PATH_CHARACTERS = 100
+_NEAR = 0.8  # /v1/embedding is, /v1/audio is not
 
 
 class Dispatcher:
@@ -150,26 +152,39 @@ class Shortcut:
     exceptions twice.
     """
 
-    def __init__(self, app: ASGIApp, dispatcher: Dispatcher) -> None:
+    def __init__(self, app: ASGIApp, dispatcher: Dispatcher, paths: Collection[str]) -> None:
         self.app = app
         self.dispatcher = dispatcher
+        self._paths = paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request. Raises `ServiceError`, which `RequestLog` answers."""
         resource = exchange_of(scope).resource if scope["type"] == "http" else None
         if resource is None and scope["type"] == "http":
             # FastAPI would take `/metrics` and a line end for `/metrics`, past the rules of both.
-            path = scope["path"][:_SHOWN_PATH_CHARACTERS]
-            if path.startswith(_STATEFUL) and self.dispatcher.settings.state_dir is None:
+            if scope["path"].startswith(_STATEFUL) and self.dispatcher.settings.state_dir is None:
                 raise RouteNotFound(
                     "files and batches are off here; set state_dir, or ask the operator to"
                 )
-            raise RouteNotFound(f"there is nothing at {scope['method']} {path}; see /docs")
+            raise _nothing_at(scope["method"], scope["path"], self._paths)
         if resource is None or scope["method"] != "POST" or "POST" not in resource.methods:
             await self.app(scope, receive, send)
             return
         response = await self.dispatcher.answer(scope, resource)
         await response(scope, receive, send)
+
+
+def _nothing_at(method: str, path: str, paths: Collection[str]) -> RouteNotFound:
+    """Return the error about a path that is not served, with the one that was meant."""
+    shown = f"{method} {path[:_SHOWN_PATH_CHARACTERS]}"
+    if path.startswith("/v1/v1/"):
+        return RouteNotFound(
+            f"there is nothing at {shown}: the base URL ends in /v1 already; leave one out"
+        )
+    short = path[:_SHOWN_PATH_CHARACTERS] == path
+    near = get_close_matches(path, paths, n=1, cutoff=_NEAR) if short else []
+    meant = f"{near[0]}, or " if near else ""
+    return RouteNotFound(f"there is nothing at {shown}; see {meant}/docs")
 
 
 def _text(headers: Mapping[bytes, bytes], name: bytes) -> str:
@@ -196,7 +211,7 @@ def _required(scope: Scope) -> tuple[frozenset[str], ...]:
     try:
         return (read_ids(",".join(Headers(scope=scope).getlist(name))),)
     except ValueError as error:
-        raise InvalidRequest(f"{name} must be right: {error}", param=name) from None
+        raise InvalidRequest(f"{name}: {error}", param=name) from None
 
 
 async def _at_once(work: Callable[[], Any]) -> Any:

@@ -28,12 +28,13 @@ if TYPE_CHECKING:
     from embedding_service.service.vector_space import VectorSpace
     from embedding_service.settings.gateway import Settings
     from embedding_service.settings.model import AliasSettings, ModelOptions
-    from embedding_service.types import Floats
+    from embedding_service.types import Floats, Tenant
 
     Named = tuple["ServedModel", AliasSettings | None]  # and the prompt that its alias implies
 
 STARTING_RETRY_S = 5.0
 _LONGEST_NAME = 1000
+_FEW_MODELS = 4  # an error names them all
 # Share of the tokens expected from a request's length that it is taken to have at least.
 SURELY = 0.8
 # The mean of characters per token follows the last sixteen bulk requests or so.
@@ -237,11 +238,14 @@ class ModelRegistry:
         """Return the model of exactly this name or alias."""
         return self._by_name.get(name, (None, None))[0]
 
-    def find(self, name: str | None, *, scores: bool = False) -> Named:
+    def find(
+        self, name: str | None, tenant: Tenant | None = None, *, scores: bool = False
+    ) -> Named:
         """Return the model that a request means, and the prompt its alias implies.
 
         Where the settings say so, a request without a name, or with one that is not served, means
-        the first model that `scores` pairs, or embeds. Raises `ModelNotFound`, `InvalidRequest`.
+        the first model that `scores` pairs, or embeds. Raises `ModelNotFound`, which names models
+        that the tenant may use, `InvalidRequest`.
         """
         if name is not None and name in self._by_name:
             return self._by_name[name]
@@ -253,9 +257,15 @@ class ModelRegistry:
                 param="model",
                 code="missing_required_parameter",
             )
-        raise ModelNotFound(
+        raise self.unknown(name, tenant)
+
+    def unknown(self, name: str, tenant: Tenant | None) -> ModelNotFound:
+        """Return the error about a name, with those that the caller may use if they are few."""
+        others = [model.name for model in self if tenant and tenant.may_use(model.names)]
+        few = f": {', '.join(others)}" if 0 < len(others) <= _FEW_MODELS else ""
+        return ModelNotFound(
             f"The model `{name[:100]}` does not exist or you do not have access to it. "
-            "See /v1/models.",
+            f"See /v1/models{few}.",
             param="model",
         )
 

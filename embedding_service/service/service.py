@@ -89,7 +89,7 @@ class EmbeddingService:
         The bytes of the answer stay reserved in `call.leases` until they are sent.
         """
         settings = self.settings
-        model, alias = self.models.find(job.model)
+        model, alias = self.models.find(job.model, call.tenant)
         encoder, call.field = self._allowed(model, call).embedder(), job.field
         call.enter(model.vector_space)
         job, cut = checks.cut_texts(settings, job)
@@ -130,7 +130,7 @@ class EmbeddingService:
 
     async def rerank(self, job: RerankJob, call: Call) -> Scores:
         """Score every pair before the deadline, with a cross-encoder or by late interaction."""
-        model, _ = self.models.find(job.model, scores=True)
+        model, _ = self.models.find(job.model, call.tenant, scores=True)
         pairs, call.field = self._allowed(model, call).pairs, Field.DOCUMENTS
         job, cut = checks.cut_pairs(self.settings, job)
         checks.check_rerank(self.settings, job)
@@ -260,7 +260,7 @@ class EmbeddingService:
         """
         model, alias = self.models.default_for(scores=False), None
         if name is not None:
-            model, alias = self.models.find(name)
+            model, alias = self.models.find(name, call.tenant)
         return self._allowed(model, call).embedder(), alias
 
     def _name(self, model: ServedModel, asked: str | None) -> str:

@@ -124,8 +124,10 @@ def test_embed_all_is_cached_apart(start_gateway: Callable[..., RunningGateway])
             client.post(path, json={"inputs": "w1"})
             for path in ("/embed", "/embed_all", "/embed_all")
         ]
+        refused = client.post("/embed_sparse", json={"inputs": "w1"})
     assert [answer.headers.get("x-cache") for answer in answers] == [None, None, "1/1"]
     assert answers[1].json() == answers[2].json()
+    assert "fake gives dense and no sparse; ask" in refused.text
     gateway.stop()
 
 

@@ -48,3 +48,18 @@ def test_a_path_that_is_not_there_has_a_code(fake: RunningGateway) -> None:
     """Also what no dialect owns."""
     with fake.client() as http:
         assert http.get("/v2/nothing").headers["x-error-code"] == "not_found"
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("/v1/v1/embeddings", "POST /v1/v1/embeddings: the base URL ends in /v1 already; leave"),
+        ("/v1/embedding", "POST /v1/embedding; see /v1/embeddings, or /docs"),
+        ("/v1/rerankings", "POST /v1/rerankings; see /v1/rerank, or /docs"),
+        ("/v1/audio", "POST /v1/audio; see /docs"),
+    ],
+)
+def test_a_path_that_is_nearly_there(fake: RunningGateway, path: str, words: str) -> None:
+    """A slip in a path is answered with the path that was meant."""
+    with fake.client() as http:
+        assert words in http.post(path, json={}).json()["error"]["message"]

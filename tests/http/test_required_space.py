@@ -89,6 +89,7 @@ def check(http: httpx.Client, path: str, body: dict[str, Any], own: str) -> None
         ):
             assert answer.status_code in (400, 422), answer.text
             assert (HEADER if HEADER in answer.request.headers else FIELD) in answer.text
+            assert "must be right" not in answer.text
 
 
 @pytest.fixture(scope="module")

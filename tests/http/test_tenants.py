@@ -147,9 +147,12 @@ def test_only_what_may_be_used_is_listed(
 
 
 def test_an_unknown_model_stays_a_404(gateway: RunningGateway) -> None:
-    """What is not served at all is not found, for every key."""
+    """What is not served at all is not found, for every key; those that it may use are named."""
     with with_key(gateway, "key-for-one") as http:
-        assert error_of(embed(http, model="nobody", input="w1"), 404)["code"] == "model_not_found"
+        for answer in (embed(http, model="nobody", input="w1"), http.get("/v1/models/nobody")):
+            error = error_of(answer, 404)
+            assert error["code"] == "model_not_found"
+            assert error["message"].endswith("See /v1/models: open.")
 
 
 def test_the_default_model_is_refused_as_well(start_gateway: Callable[..., RunningGateway]) -> None:
