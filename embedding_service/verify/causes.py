@@ -254,7 +254,7 @@ def pattern(comparison: Comparison, texts: Texts) -> list[Finding]:
         return [Finding("batching", _BATCHING)]
     if wrong.sum() >= _NEARLY_ALL * looked_at.sum():
         return [_everywhere(comparison, texts)]
-    if found := _common(wrong, looked_at, texts) or _beyond_a_length(wrong, looked_at, texts):
+    if found := _common(wrong, looked_at, texts):
         return [found]
     most = wrong.sum() >= _MOST * looked_at.sum()
     return [_everywhere(comparison, texts) if most else _unexplained(wrong, looked_at)]
@@ -350,16 +350,6 @@ def _explains(having: Which, wrong: Which) -> bool:
     """Tell whether nearly all that is wrong has a property, and most that has it is wrong."""
     least = max(2, _NEARLY_ALL * wrong.sum(), _MOST * having.sum())
     return bool((having & wrong).sum() >= least)
-
-
-def _beyond_a_length(wrong: Which, looked_at: Which, texts: Texts) -> Finding | None:
-    sizes = np.asarray(texts.lengths)
-    least = int(sizes[wrong].min())
-    longer = (sizes >= least) & looked_at
-    if longer.sum() < _MOST * looked_at.sum() and _explains(longer, wrong):
-        said = f"only texts of {least} {texts.unit} or more differ: a cut at another length"
-        return Finding("length", f"{said}, or positions")
-    return None
 
 
 def _unexplained(wrong: Which, looked_at: Which) -> Finding:

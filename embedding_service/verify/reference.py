@@ -34,6 +34,7 @@ _NEEDED: Final = {
     "bge-m3": "FlagEmbedding",
 }
 _LONGEST_LINE_BYTES = 1 << 20
+_LENGTHS_AT_ONCE = 1000  # within that, however many there are
 _LAST_WORDS = 300
 
 
@@ -62,7 +63,10 @@ class Reference:
 
     async def lengths(self, texts: list[str]) -> list[int]:
         """Return the tokens of each text, uncut and without a prompt."""
-        found: list[int] = (await self._request(texts=texts))["lengths"]
+        found: list[int] = []
+        for first in range(0, len(texts), _LENGTHS_AT_ONCE):
+            some = texts[first : first + _LENGTHS_AT_ONCE]
+            found += (await self._request(texts=some))["lengths"]
         return found
 
     async def ask(self, texts: list[str], kind: str) -> list[Answer]:

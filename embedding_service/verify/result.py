@@ -144,7 +144,8 @@ def exponents(cosines: list[float]) -> list[float]:
 
 def shown(cosine: float) -> str:
     """Write a cosine so that it can be told from 1."""
-    return f"1 - {1 - cosine:.1e}" if cosine > _NEAR_ONE else f"{cosine:.6f}"
+    near = _NEAR_ONE < cosine < 1  # rounding may give more
+    return f"1 - {1 - cosine:.1e}" if near else f"{min(cosine, 1):.6f}"
 
 
 def _line(part: Part) -> str:

@@ -20,7 +20,7 @@ from embedding_service.verify.service_side import ServiceSide, alone_settings
 from embedding_service.verify.sides import About, Kind, collect
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from structlog.typing import FilteringBoundLogger
@@ -158,8 +158,10 @@ class Verification:
     def _checkpoint(self, name: str, model: ModelOptions | None) -> checkpoint.Checkpoint:
         """Return what the reference reads. Raises `BadConfiguration`, `ModelNotLoaded`."""
         own, say = self._options.reference, self._progress.say
-        if own is not None or model is None:
-            return checkpoint.with_prompts(checkpoint.of_name(own or name, say))
+        if own is not None:
+            return checkpoint.with_prompts(checkpoint.of_name(own, say))
+        if model is None:
+            return checkpoint.with_prompts(_by_its_name(name, say))
         if model.engine == "fake":
             raise BadConfiguration(f"{name} is made up (engine: fake): compare it with --against")
         return checkpoint.with_prompts(checkpoint.of_model(model, say))
@@ -173,6 +175,17 @@ class Verification:
         return built_in_texts.built_in(
             min(context or _CONTEXT_UNKNOWN, self._options.longest_tokens)
         )
+
+
+def _by_its_name(name: str, say: Callable[[str], None]) -> checkpoint.Checkpoint:
+    """Return the files of a server's model. Raises `BadConfiguration` where its name says none."""
+    try:
+        return checkpoint.of_name(name, say)
+    except ModelNotLoaded:
+        raise BadConfiguration(
+            f"the files of {name} are neither in the cache nor to be had from the hub; "
+            "name their folder, or their name on the hub, with --reference"
+        ) from None
 
 
 async def compare_side(

@@ -109,6 +109,11 @@ ERRORS = {
         "--texts /nonexistent: No such file or directory",
     ),
     "no setting": (("--treshold", "1"), 2, "--treshold: no such setting; try --threshold"),
+    "no reference": (
+        ("--server", "{fake}"),
+        2,
+        "name their folder, or their name on the hub, with --reference",
+    ),
     "a slip first": (
         ("--server", NOBODY, "--refrence", "x"),
         2,

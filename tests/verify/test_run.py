@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -15,7 +15,9 @@ from embedding_service.types import Output
 from embedding_service.verify import compare
 from embedding_service.verify.causes import Texts
 from embedding_service.verify.progress import Progress
+from embedding_service.verify.reference import Reference
 from embedding_service.verify.report import as_json
+from embedding_service.verify.result import shown
 from embedding_service.verify.run import Options, compare_side
 from embedding_service.verify.sides import Kind, Refused, TooLong
 from tests.verify.toy import CONTEXT, Toy, ToySide, truth
@@ -311,3 +313,30 @@ async def test_texts_beyond_the_context_are_there(true) -> None:
     assert min(texts.lengths) == 3
     assert sum(texts.over_long) >= 3
     assert sum(CONTEXT / 2 < length <= CONTEXT for length in texts.lengths) >= 3
+
+
+@pytest.mark.parametrize(
+    ("cosine", "text"),
+    [(1.0, "1.000000"), (1 + 1e-7, "1.000000"), (1 - 1e-6, "1 - 1.0e-06"), (0.5, "0.500000")],
+)
+def test_cosines_are_written_so_that_they_can_be_told_from_1(cosine: float, text: str) -> None:
+    """One is one, also where rounding gave more."""
+    assert shown(cosine) == text
+
+
+class Counting(Reference):
+    """A library that notes how many texts a request has."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    async def _request(self, **request: Any) -> dict[str, Any]:
+        self.sizes.append(len(request["texts"]))
+        return {"lengths": list(map(len, request["texts"]))}
+
+
+async def test_any_number_of_texts_has_lengths() -> None:
+    """No answer of the library's process is longer than a line may be."""
+    library, texts = Counting(), ["x", "yy", "zzz"] * 50_000
+    assert await library.lengths(texts) == [1, 2, 3] * 50_000
+    assert max(library.sizes) == 1000
