@@ -58,7 +58,10 @@ BY_CAUSE = {
     "missing_required_parameter": Cause(
         "A field that the operation needs is not there.", "Add the field that `param` names."
     ),
-    "empty_input": Cause("There is nothing to compute.", "Send at least one text."),
+    "empty_input": Cause(
+        "There is nothing to compute, in TEI's dialect; the others say `invalid_value`.",
+        "Send at least one text.",
+    ),
     "too_many_inputs": Cause(
         "A list has more items than `max_inputs`.", "Send them in several requests."
     ),

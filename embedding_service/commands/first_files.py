@@ -41,7 +41,7 @@ SCHEMA: Final = "embedding-service.schema.json"
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What somebody wants to serve, and where; `file` is the settings' path."""
+    """A model to serve, and how; `file` is the settings' path."""
 
     model: str
     file: Path

@@ -6,6 +6,7 @@ Light to import: the settings themselves are read by those functions alone that 
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -49,7 +50,8 @@ def load_settings(context: typer.Context, config: Path | None) -> tuple[Settings
 
 def own_options(context: typer.Context) -> list[str]:
     """Return the flags of a command that are no settings."""
-    return [name for param in context.command.get_params(context) for name in param.opts]
+    params = context.command.get_params(context)
+    return list(chain.from_iterable(param.opts for param in params))
 
 
 def presets() -> Mapping[str, Preset]:

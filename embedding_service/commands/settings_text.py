@@ -43,6 +43,12 @@ _OWN_SAMPLES = {
         "{fields: {title: {}}, template: ['{title}']}",
         '{"fields": {"title": {}}, "template": ["{title}"]}',
     ),
+    "max_model_len": ("8192", "8192"),
+    "max_text_characters": ("100000", "100000"),
+    "max_concurrent_requests": ("256", "256"),
+    "max_body_values": ("1000000", "1000000"),
+    "cache_max_entries": ("100000", "100000"),
+    "expected_dimension": ("1024", "1024"),
     "redis_url": ("redis://127.0.0.1:6379/0", "redis://127.0.0.1:6379/0"),
     "root_path": ("/embeddings", "/embeddings"),
     "instruction_template": (

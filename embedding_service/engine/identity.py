@@ -1,4 +1,4 @@
-"""What a loaded engine contributes to the two ids of a model, see `service/vector_space.py`.
+"""The contribution of a loaded engine to the two ids of a model, see `service/vector_space.py`.
 
 Deny-lists: an option or a fact that nobody thought of here counts into the space, for a vector
 that is computed anew costs time, and one that is searched for in the wrong index costs trust.

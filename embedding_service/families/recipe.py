@@ -1,4 +1,4 @@
-"""What sentence-transformers would do behind the transformer, as the checkpoint's files say it.
+"""The work of sentence-transformers behind the transformer, as the checkpoint's files say it.
 
 An allow-list: each module, key and value that is not known here is refused with its file, since
 vLLM passes over whatever it does not know. `models/sentence_pooler.py` computes what is read here.

@@ -1,4 +1,4 @@
-"""What a checkpoint's tokenizer.json and tokenizer_config.json say, without a tokenizer."""
+"""Facts in a checkpoint's tokenizer.json and tokenizer_config.json, without a tokenizer."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def create_app(  # noqa: PLR0913 - all parts of a gateway meet here
         batches.reader = LineReader(dispatcher, table, log)
 
     onion: ASGIApp = Body(
-        Shortcut(app, dispatcher, [each.path for each in table]),
+        Shortcut(app, dispatcher, table),
         max_bytes=settings.max_body_bytes,
         pause_s=settings.body_timeout_s,
         gate=lifecycle.service.bodies,

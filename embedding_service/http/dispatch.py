@@ -18,7 +18,7 @@ from embedding_service.http.json_values import has_more_values
 from embedding_service.settings.space_ids import read_ids
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from starlette.responses import Response
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -152,10 +152,10 @@ class Shortcut:
     exceptions twice.
     """
 
-    def __init__(self, app: ASGIApp, dispatcher: Dispatcher, paths: Collection[str]) -> None:
+    def __init__(self, app: ASGIApp, dispatcher: Dispatcher, table: Iterable[Resource]) -> None:
         self.app = app
         self.dispatcher = dispatcher
-        self._paths = paths
+        self._paths = [resource.path for resource in table]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request. Raises `ServiceError`, which `RequestLog` answers."""

@@ -33,7 +33,7 @@ _MOST_BYTES = 64 << 20  # 64 texts of 4,096 numbers are 1.4 MB
 # 1.000000 (0.9999994 on a GPU), bfloat16's 0.9998. float16 has three more bits than bfloat16.
 LEAST_COSINE = {"float32": 0.99999, "float16": 0.9999, "bfloat16": 0.999}
 _LEAST = min(LEAST_COSINE.values())
-# What a text is for: each kind of prompt is under test. Half of the texts come without one.
+# The uses of texts: each kind of prompt is under test. Half of the texts come without one.
 _KINDS = (None, InputType.QUERY, None, InputType.DOCUMENT)
 
 

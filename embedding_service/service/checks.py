@@ -119,7 +119,8 @@ def check_outputs(model: ServedModel, encoder: Encoder, job: EmbedJob) -> None:
     if not job.outputs.issubset(given):
         missing = [output for output in Output if output in job.outputs and output not in given]
         by_name = _ASKED_FOR_BY_NAME.issuperset(missing)
-        shown = [output for output in given if output is not Output.HIDDEN_STATES] or given
+        vectors = _ASKED_FOR_BY_NAME | {Output.DENSE}
+        shown = [output for output in given if output in vectors] or given
         raise InvalidRequest(
             f"{model.name} gives {', '.join(shown)} and no {' or '.join(missing)}; "
             "ask for what it gives, or name another model",

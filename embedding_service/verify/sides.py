@@ -63,7 +63,7 @@ class Side(Protocol):
 
     @property
     def about(self) -> About:
-        """What is known of it."""
+        """The facts that are known of it."""
 
     async def ask(self, texts: list[str], kind: Kind) -> list[Answer]:
         """Return an answer to each text, in this order. Raises `Refused`, `NoVectors`."""

@@ -23,7 +23,7 @@ _LONGEST_POINTER_BYTES = 1024
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """What vLLM is given to load, and the hub's commit if it is a snapshot of the hub."""
+    """The folder or name that vLLM loads, and the hub's commit if it is a snapshot of the hub."""
 
     model: str
     commit: str | None = None
