@@ -12,7 +12,7 @@ import typer
 import yaml
 
 from embedding_service import __version__
-from embedding_service.commands.elsewhere import Commands
+from embedding_service.commands.lazy import Commands
 from embedding_service.commands.settings import (
     FLAGS,
     Config,

@@ -15,8 +15,8 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from embedding_service.cli import app
-from embedding_service.commands.elsewhere import COMMANDS as ELSEWHERE
-from embedding_service.commands.elsewhere import imported
+from embedding_service.commands.lazy import COMMANDS as LAZY
+from embedding_service.commands.lazy import imported
 from embedding_service.commands.settings import SettingsCommand
 from embedding_service.settings import catalogue, flags
 from embedding_service.settings.keys import KeySettings
@@ -116,7 +116,7 @@ def test_commands_have_known_flags(page: str, arguments: list[str]) -> None:
     rest = list(arguments)
     while rest and rest[0] in getattr(command, "commands", {}):
         word = rest.pop(0)
-        command = imported(word) if word in ELSEWHERE else command.commands[word]
+        command = imported(word) if word in LAZY else command.commands[word]
     own = {flag for param in command.params for flag in [*param.opts, *param.secondary_opts]}
     own |= {"--help", "-h"}
     own |= {"-"}  # standard input

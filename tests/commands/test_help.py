@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from embedding_service.cli import app
-from embedding_service.commands.elsewhere import COMMANDS
+from embedding_service.commands.lazy import COMMANDS
 from embedding_service.errors import BadConfiguration
 from embedding_service.settings import catalogue
 from embedding_service.settings.groups import GROUPS
@@ -150,7 +150,7 @@ def test_help_and_completion_read_no_settings() -> None:
 import sys
 from typer.testing import CliRunner
 from embedding_service.cli import app
-from embedding_service.commands.elsewhere import COMMANDS
+from embedding_service.commands.lazy import COMMANDS
 CliRunner().invoke(app, ["--help"])
 heavy = "pydantic pydantic_settings huggingface_hub numpy fastapi structlog torch vllm"
 print(sorted(set(heavy.split()) & sys.modules.keys()))

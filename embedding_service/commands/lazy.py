@@ -15,7 +15,7 @@ from typer.main import get_command
 from embedding_service.commands.settings import load_settings
 
 
-class Elsewhere(NamedTuple):
+class LazyCommand(NamedTuple):
     """A command's module, which has `register(app, load)`, and its sentence."""
 
     module: str
@@ -23,17 +23,17 @@ class Elsewhere(NamedTuple):
 
 
 COMMANDS = {
-    "settings": Elsewhere(
+    "settings": LazyCommand(
         "embedding_service.commands.settings", "Explain one setting, or list all of them."
     ),
-    "init": Elsewhere(
+    "init": LazyCommand(
         "embedding_service.commands.init",
         "Write a commented file of settings for a model of your choice.",
     ),
-    "embed": Elsewhere(
+    "embed": LazyCommand(
         "embedding_service.bulk.command", "Embed a corpus, files to files; it can be continued."
     ),
-    "verify": Elsewhere(
+    "verify": LazyCommand(
         "embedding_service.verify.command",
         "Compare vectors with the reference library or another server.",
     ),
