@@ -21,7 +21,6 @@ from embedding_service.bulk.manifest import hex_of
 from embedding_service.bulk.outputs import number_type
 from embedding_service.bulk.rows import Failure
 from embedding_service.errors import BadConfiguration, JobStopped
-from embedding_service.service.vectors import is_finite
 from embedding_service.types import EmbedDtype, Output, Sparse
 
 if TYPE_CHECKING:
@@ -99,6 +98,11 @@ class ServerEmbedder:
         answer = self._read(response, 1)
         if answer.failed:
             raise BadConfiguration(f"--server: {self._urls[0]}: {answer.failed[0].reason}")
+        packed = self._options.embed_dtype in (EmbedDtype.BINARY, EmbedDtype.UBINARY)
+        wanted = (self._options.dimensions or 0) // (8 if packed else 1)
+        if wanted and self._width.get(Output.DENSE, wanted) != wanted:
+            numbers = f"{self._width[Output.DENSE]} numbers and not {wanted}"
+            raise BadConfiguration(f"--dimensions: {self._urls[0]} gives {numbers}")
         return answer
 
     async def embed(self, texts: list[str]) -> Answer:
@@ -314,7 +318,8 @@ def _together(kind: Output, rows: list[dict[Output, Any]]) -> Any:
 
 def _all_finite(row: dict[Output, Any]) -> bool:
     return all(
-        is_finite(rows.values if kind is Output.SPARSE else rows) for kind, rows in row.items()
+        np.isfinite(numbers.values if kind is Output.SPARSE else numbers).all()
+        for kind, numbers in row.items()
     )
 
 

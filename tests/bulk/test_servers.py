@@ -218,6 +218,16 @@ def test_rows_without_numbers_fail_alone(other: Callable[..., Other], tmp_path: 
     assert rows_of(out) == {0: [1.0, 2.0], 40: [3.0, 4.0]}
 
 
+def test_dimensions_that_a_server_passes_over_are_told(
+    other: Callable[..., Other], tmp_path: Path
+) -> None:
+    """Vectors of another width than the one that was asked for are not taken."""
+    path, out, url = corpus(tmp_path / "a.jsonl", 5), tmp_path / "out", other().url
+    with pytest.raises(BadConfiguration, match="gives 2 numbers and not 5"):
+        embed(path, out=out, model="x", servers=[url], dimensions=5)
+    embed(path, out=out, model="x", servers=[url], dimensions=2)
+
+
 def test_floats_are_no_small_integers(other: Callable[..., Other], tmp_path: Path) -> None:
     """A server that passes over `embed_dtype` is not believed."""
     with pytest.raises(JobStopped, match="float64 instead of int8"):
