@@ -356,7 +356,9 @@ class NoVectors(StartupError):
 class BadInput(StartupError):
     """The input of a bulk job cannot be read, or is not of the kind that it is taken for."""
 
-    remedy = "Mend the file and the line that the message names, and run the same command again."
+    remedy = (
+        "Mend the file and begin a new folder, or pass over such lines with `--bad-lines skip`."
+    )
     exit_code = 10
 
 

@@ -47,6 +47,7 @@ MADE_ELSEWHERE = {
     "dropin.blank": "the replaced system's own words",
     "engine.generation": "the worker's reason",
     "http.auth": "a preset's, see dropin/preset.py",
+    "http.dispatch": "that of a list of ids, about the header",
     "http.keys": "pydantic's, about an entry",
     "http.problems": "Starlette's",
     "service.canaries": "the system's or the decoder's, about a file",

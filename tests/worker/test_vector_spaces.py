@@ -22,13 +22,16 @@ from embedding_service.settings.gateway import Settings
 from tests.conftest import MINILM
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
+
+    from _pytest.mark.structures import ParameterSet
 
     from embedding_service.service.canaries import Pinned
 
 pytestmark = pytest.mark.engine
 SPACE, BUILD, NEITHER = "space", "build", "neither"
+FIRST = {"another place", "weights", "pooling", "a prompt", "lower-casing", "number format"}
 
 
 def _keep_case(folder: Path) -> None:
@@ -127,7 +130,13 @@ def check(pinned: Pinned, found: Pinned, expected: str, *, passes: bool) -> None
     assert (cosine >= least) == passes, (cosine, found.texts[place].text)
 
 
-@pytest.mark.parametrize("change", FILES)
+def _in_soak(changes: Iterable[str]) -> list[ParameterSet]:
+    """Return all changes; those that are not of the first importance are for `make soak`."""
+    marks = {change: () if change in FIRST else pytest.mark.soak for change in changes}
+    return [pytest.param(change, marks=mark, id=change) for change, mark in marks.items()]
+
+
+@pytest.mark.parametrize("change", _in_soak(FILES))
 def test_files(pinned: Pinned, folder: Path, tmp_path: Path, change: str) -> None:
     """A file of the model that is changed."""
     edit, expected, passes = FILES[change]
@@ -137,7 +146,7 @@ def test_files(pinned: Pinned, folder: Path, tmp_path: Path, change: str) -> Non
     check(pinned, found, expected, passes=passes)
 
 
-@pytest.mark.parametrize("change", SETTINGS)
+@pytest.mark.parametrize("change", _in_soak(SETTINGS))
 def test_settings(pinned: Pinned, tmp_path: Path, change: str) -> None:
     """A setting that is changed; a machine with other devices has the same space."""
     options, expected, passes = SETTINGS[change]
