@@ -16,7 +16,7 @@ _NOMIC: Final = {
     "num_attention_heads": "n_head",
     "num_hidden_layers": "n_layer",
 }
-# What transformers' class computes; it has no keys for it.
+# Transformers' class computes these, and has no keys for them.
 _NOMIC_DEFAULTS: Final = {
     "activation_function": "swiglu",
     "mlp_fc1_bias": False,

@@ -40,7 +40,7 @@ _LORA_TASK: Final = "text-matching"  # which vLLM merges into jina-embeddings-v3
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """What the operator says about a model; `overrides` and `pooling` are settings of vLLM's."""
+    """The operator's word on a model; `overrides` and `pooling` are settings of vLLM's."""
 
     name: str
     task: Literal["auto", "embed", "rerank"] = "auto"

@@ -84,7 +84,7 @@ class Pace:
 
 
 class Count(Pace):
-    """What a request has had read so far: characters since the last rest, and tokens."""
+    """How much a request has had read so far: characters since the last rest, and tokens."""
 
     def __init__(self, limits: Limits) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What one replica takes of a device, reckoned from the model before vLLM starts.
+"""The memory of a device that one replica takes, reckoned from the model before vLLM starts.
 
 vLLM would take the share that it is told, whatever the model: a decoder's cache grows to fill it.
 A pooling model keeps no token after its step, so that the steps in flight bound its cache.

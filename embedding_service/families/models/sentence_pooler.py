@@ -1,4 +1,4 @@
-"""What follows the transformer, as sentence-transformers computes it, for any of vLLM's models.
+"""The modules behind the transformer, as sentence-transformers has them, for all vLLM models.
 
 Put into a loaded model by `install`, where `recipe.Recipe` says more than vLLM's own pooler knows.
 Formulas: sentence-transformers 6.2, `Pooling._forward_flattened`, `Dense`, `LayerNorm`.
