@@ -92,8 +92,12 @@ def fingerprint(model: str) -> Fingerprint | None:
 
 def cache_folder() -> Path:
     """Return where digests are kept; the worker's variables name a place that can be written to."""
-    named = os.environ.get("XDG_CACHE_HOME")
-    return Path(named or Path("~/.cache").expanduser()) / _FOLDER
+    if named := os.environ.get("XDG_CACHE_HOME"):
+        return Path(named) / _FOLDER
+    try:
+        return Path.home() / ".cache" / _FOLDER
+    except RuntimeError:  # a user without a home, in a container: nothing is kept
+        return Path(os.devnull) / _FOLDER
 
 
 class Digests:

@@ -207,7 +207,7 @@ def test_the_command_starts_the_configured_model(
     assert cosine == pytest.approx(1)
     refused = ["--engine-args", json.dumps({"refuse": "as asked"})]
     done = subprocess.run(
-        [*command, *flags[:4], *refused], capture_output=True, text=True, check=False
+        [*command, "--force", *flags[:4], *refused], capture_output=True, text=True, check=False
     )
     assert done.returncode == 4
     assert done.stderr.splitlines()[-1] == "embedding-service: fake: as asked"

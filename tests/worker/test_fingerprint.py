@@ -187,3 +187,15 @@ def test_a_cache_that_cannot_be_written_costs_time_only(
 def test_a_name_has_no_files() -> None:
     """vLLM looks up a name itself."""
     assert fingerprint("org/model") is fingerprint("") is None
+
+
+def test_a_user_without_a_home_keeps_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Containers run as users that no file knows: a start costs them the reading, and no more."""
+    expected = Fingerprint(str(folder)).result()
+
+    def homeless() -> None:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(kept.Path, "home", homeless)
+    assert Fingerprint(str(folder)).result() == expected
