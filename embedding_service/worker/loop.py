@@ -29,7 +29,11 @@ _TOGETHER_TOKENS = 2048
 
 
 class Worker:
-    """The loop. Bulk jobs run in order; interactive ones overtake them, up to half of each step."""
+    """The loop. Bulk jobs run in order; interactive ones overtake them, up to half of each step.
+
+    Beside interactive inputs a step takes as many bulk ones, or a quarter of its room if that is
+    more: so it is over sooner.
+    """
 
     def __init__(
         self,
@@ -157,12 +161,17 @@ class Worker:
             return
         room -= StepLimits(len(self.added), self._tokens(self.added))
         interactive, bulk = self.waiting[Priority.INTERACTIVE], self.waiting[Priority.BULK]
+        most_bulk = room.texts
         if interactive and bulk:
             half = StepLimits(max(1, room.texts // 2), room.tokens // 2)
-            room -= self._fill(interactive, half)
+            quarter = max(1, room.texts // 4)
+            taken = self._fill(interactive, half)
+            room -= taken
+            # A query waits for all of its step, which is shorter with fewer bulk inputs in it.
+            most_bulk = max(quarter, taken.texts)
         # The other half is for bulk jobs first; whatever they leave is for interactive ones again.
-        for waiting in (bulk, interactive):
-            room -= self._fill(waiting, room)
+        room -= self._fill(bulk, StepLimits(min(most_bulk, room.texts), room.tokens))
+        self._fill(interactive, room)
 
     def _fill(self, waiting: deque[Job], room: StepLimits, *, one_job: bool = False) -> StepLimits:
         """Add inputs while they fit; the first of an empty step always does. Return their room."""
