@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import product
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Request
@@ -17,7 +16,15 @@ from embedding_service.dropin import embed, records
 from embedding_service.dropin.presets import NO_PRESET, PRESETS
 from embedding_service.errors import ServiceError
 from embedding_service.http import batches as batch_routes
-from embedding_service.http import documentation, files, metrics, operations, page, problems
+from embedding_service.http import (
+    documentation,
+    files,
+    metrics,
+    operations,
+    page,
+    problems,
+    response_headers,
+)
 from embedding_service.http.auth import Auth
 from embedding_service.http.body import Body
 from embedding_service.http.dispatch import Dispatcher, Shortcut
@@ -57,21 +64,6 @@ DIALECTS: tuple[Dialect | Callable[[Settings], Dialect], ...] = (
     embed.DIALECT,
     records.dialect,
     operations.DIALECT,
-)
-_RATE_HEADERS = [
-    f"x-ratelimit-{figure}-{kind}"
-    for figure, kind in product(("limit", "remaining", "reset"), ("requests", "tokens"))
-]
-EXPOSED_HEADERS = (
-    "x-request-id",
-    "x-error-code",
-    "openai-processing-ms",
-    "x-truncated-inputs",
-    "x-chunked-inputs",
-    "x-cache",
-    "x-vector-space",
-    "retry-after",
-    *_RATE_HEADERS,
 )
 
 
@@ -148,7 +140,7 @@ def _with_cors(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
         allow_origins=origins,
         allow_methods=["GET", "POST", "DELETE"],
         allow_headers=["*"],
-        expose_headers=EXPOSED_HEADERS,
+        expose_headers=response_headers.EXPOSED,
     )
 
 

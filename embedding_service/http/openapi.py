@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi.openapi.utils import get_openapi
 
+from embedding_service.http import response_headers
 from embedding_service.http.routes import telling_fields
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from embedding_service.http.routes import Mounted, RouteTable
 
 _SCHEMAS = "#/components/schemas/{model}"
+_HEADERS = "#/components/headers/{name}"
 
 
 def route_options(mounted: Sequence[Mounted]) -> dict[str, Any]:
@@ -54,9 +56,29 @@ def document(app: FastAPI, table: RouteTable) -> dict[str, Any]:
     for model in _request_models(table):
         schema = model.model_json_schema(ref_template=_SCHEMAS)
         schemas |= schema.pop("$defs", {}) | {model.__name__: schema}
+    _add_headers(document)
     document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     document["security"] = [{"key": []}, {}]  # without configured keys none is needed
     return document
+
+
+def _add_headers(document: dict[str, Any]) -> None:
+    """Say which headers the answers of operations with a body have, and the errors of all."""
+    always, of_answers, of_errors = (
+        response_headers.ALWAYS,
+        response_headers.OF_ANSWERS,
+        response_headers.OF_ERRORS,
+    )
+    document["components"]["headers"] = {
+        name: {"description": text, "schema": {"type": "string"}}
+        for name, text in (always | of_answers | of_errors).items()
+    }
+    for path in document["paths"].values():
+        for operation in path.values():
+            of_success = of_answers if "requestBody" in operation else {}
+            for status, response in operation["responses"].items():
+                names = always | (of_success if status == "200" else of_errors)
+                response["headers"] = {name: {"$ref": _HEADERS.format(name=name)} for name in names}
 
 
 def _request_models(table: RouteTable) -> list[type[BaseModel]]:

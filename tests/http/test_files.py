@@ -384,8 +384,11 @@ def test_the_document_describes_them(gateway: RunningGateway, http: httpx.Client
         "/v1/batches/{batch_id}",
         "/v1/batches/{batch_id}/cancel",
     }
-    schemas = document["components"]["schemas"]
-    assert set(references(document)) <= {f"#/components/schemas/{name}" for name in schemas}
+    components = document["components"]
+    known = {
+        f"#/components/{kind}/{x}" for kind in ("schemas", "headers") for x in components[kind]
+    }
+    assert set(references(document)) <= known
     described = {"$ref": "#/components/schemas/FileObject", "components": document["components"]}
     Draft202012Validator(described).validate(upload(http).json())
 

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from embedding_service.dialects.errors import ErrorShape
 
 SNAPSHOT = Path(__file__).with_name("openapi.json")
+OF_TEI = {  # of one operation among several at its path
+    *("x-compute-time", "x-compute-type", "x-compute-characters", "x-compute-tokens"),
+    *("x-total-time", "x-queue-time", "x-inference-time", "x-tokenization-time"),
+}
 UNDOCUMENTED = {"/metrics", "/docs", "/openapi.json", "/ping"}
 
 
@@ -80,8 +84,11 @@ def references(node: Any) -> Iterator[str]:
 
 
 def test_every_reference_leads_somewhere_and_every_schema_is_used(document: dict[str, Any]) -> None:
-    """No reference dangles, and no schema is left over."""
-    defined = {f"#/components/schemas/{name}" for name in document["components"]["schemas"]}
+    """No reference dangles, and neither a schema nor a header is left over."""
+    components = document["components"]
+    defined = {
+        f"#/components/{kind}/{x}" for kind in ("schemas", "headers") for x in components[kind]
+    }
     assert set(references(document)) == defined
 
 
@@ -204,6 +211,8 @@ def test_answers_are_as_documented(
     described = document["paths"][path][method.lower()]["responses"][str(response.status_code)]
     schema = described["content"]["application/json"]["schema"]
     Draft202012Validator({**schema, "components": document["components"]}).validate(response.json())
+    told = {name for name in response.headers if name.startswith("x-")} - OF_TEI
+    assert told <= described["headers"].keys()
     name = schema.get("$ref", "").rpartition("/")[2]
     if name:
         known = document["components"]["schemas"][name].get("properties", {})
@@ -268,7 +277,8 @@ def test_errors_are_documented_where_they_happen(document: dict[str, Any]) -> No
         if "requestBody" in path.get("post", {}):
             responses = path["post"]["responses"]
             assert {"401", "404", "413", "429", "503"} <= responses.keys()
-            schemas = {ref for s, r in responses.items() if s > "4" for ref in references(r)}
+            errors = [response["content"] for status, response in responses.items() if status > "4"]
+            schemas = set(references(errors))
             expected = {shape.model.__name__ for shape in shapes_at(name, "POST")}
             assert schemas == {f"#/components/schemas/{schema}" for schema in expected}, name
 
