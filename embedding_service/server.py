@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 
 from embedding_service import systemd
-from embedding_service.batches.batches import Batches
-from embedding_service.batches.store import Store
 from embedding_service.engine.process import WorkerProcess
 from embedding_service.engine.start import make_engines, make_runtime_dir
 from embedding_service.errors import BadConfiguration, PortInUse
@@ -38,6 +36,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
     from structlog.typing import FilteringBoundLogger
 
+    from embedding_service.batches.batches import Batches
     from embedding_service.engine.process import StartWorker
     from embedding_service.http.tracing import Tracer
     from embedding_service.settings.gateway import Settings
@@ -98,7 +97,7 @@ class Gateway:
         self.service = EmbeddingService(settings, engines, metrics, self._shared_cache)
         self.lifecycle = Lifecycle(self.service, log, first_steps=self._first_steps)
         rates = Rates(settings, metrics, self._share_counters(metrics))
-        self.batches = self._open_batches(rates) if settings.state_dir else None
+        self.batches = self._open_batches(settings.state_dir, rates) if settings.state_dir else None
         app = create_app(
             settings,
             self.lifecycle,
@@ -130,10 +129,12 @@ class Gateway:
         breaker = Breaker("rates", metrics, self.log)
         return SharedCounters(self._redis, breaker, prefix=self.settings.redis_prefix)
 
-    def _open_batches(self, rates: Rates) -> Batches:
-        assert self.settings.state_dir is not None  # noqa: S101 - called then
+    def _open_batches(self, folder: Path, rates: Rates) -> Batches:
+        from embedding_service.batches.batches import Batches  # noqa: PLC0415 - with SQLite
+        from embedding_service.batches.store import Store  # noqa: PLC0415
+
         return Batches(
-            Store(self.settings.state_dir),
+            Store(folder),
             self.lifecycle,
             owners=self.keys,
             budget=partial(budget_of, rates),

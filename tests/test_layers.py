@@ -222,7 +222,20 @@ def test_no_process_imports_an_engine_by_itself(entry: str) -> None:
     """Importing the gateway, or the worker before it knows its model, imports neither torch nor
     vLLM.
     """
-    script = f"import sys, {entry}; print(sorted({HEAVY!r} & sys.modules.keys()))"
+    assert loaded_by(entry, HEAVY) == "[]\n"
+
+
+@pytest.mark.process
+def test_a_gateway_without_batches_does_not_import_them() -> None:
+    """Files and batches cost a start nothing where `state_dir` is not set."""
+    batches = {name for name in MODULES if name.startswith("batches")} | {"http.batches"}
+    unwanted = {f"embedding_service.{name}" for name in batches} | {"sqlite3"}
+    assert loaded_by("embedding_service.server", unwanted) == "[]\n"
+
+
+def loaded_by(entry: str, unwanted: set[str]) -> str:
+    """Import a module in a process of its own; return which of some are there then."""
+    script = f"import sys, {entry}; print(sorted({unwanted!r} & sys.modules.keys()))"
     done = subprocess.run(
         [sys.executable, "-c", script],
         cwd=ROOT,
@@ -231,4 +244,5 @@ def test_no_process_imports_an_engine_by_itself(entry: str) -> None:
         timeout=60,
         check=False,
     )
-    assert done.stdout == "[]\n", done.stderr
+    assert done.returncode == 0, done.stderr
+    return done.stdout

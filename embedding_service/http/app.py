@@ -15,10 +15,8 @@ from embedding_service.dialects.errors import OPENAI
 from embedding_service.dropin import embed, records
 from embedding_service.dropin.presets import NO_PRESET, PRESETS
 from embedding_service.errors import ServiceError
-from embedding_service.http import batches as batch_routes
 from embedding_service.http import (
     documentation,
-    files,
     metrics,
     operations,
     page,
@@ -28,7 +26,6 @@ from embedding_service.http import (
 from embedding_service.http.auth import Auth
 from embedding_service.http.body import Body
 from embedding_service.http.dispatch import Dispatcher, Shortcut
-from embedding_service.http.lines import LineReader
 from embedding_service.http.openapi import document, route_options
 from embedding_service.http.paths import Paths
 from embedding_service.http.rate_limits import RateLimit
@@ -88,6 +85,8 @@ def create_app(  # noqa: PLR0913 - all parts of a gateway meet here
         preset.metrics(lifecycle)
     dispatcher = _dispatcher(app, table, lifecycle)
     if batches is not None:
+        from embedding_service.http.lines import LineReader  # noqa: PLC0415 - as `_stored`
+
         batches.reader = LineReader(dispatcher, table, log)
 
     onion: ASGIApp = Body(
@@ -144,6 +143,15 @@ def _with_cors(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
     )
 
 
+def _stored(batches: Batches, settings: Settings) -> Iterator[Dialect]:
+    """Yield the operations on files and batches, which take 130 ms to import."""
+    from embedding_service.http import batches as batch_routes  # noqa: PLC0415
+    from embedding_service.http import files  # noqa: PLC0415
+
+    yield files.dialect(batches.store, settings)
+    yield batch_routes.dialect(batches)
+
+
 def create_table(
     settings: Settings,
     lifecycle: Lifecycle,
@@ -159,8 +167,7 @@ def create_table(
         for entry in dialects:
             yield preset.adapt(entry(settings) if callable(entry) else entry)
         if batches is not None:
-            yield preset.adapt(files.dialect(batches.store, settings))
-            yield preset.adapt(batch_routes.dialect(batches))
+            yield from map(preset.adapt, _stored(batches, settings))
         yield metrics.dialect(lifecycle, batches)
         if settings.docs != "off":
             access = Access.OPEN if settings.docs == "open" else Access.KEY
