@@ -21,7 +21,8 @@ import orjson
 
 from embedding_service import telemetry
 from embedding_service.bulk.embedder import EngineEmbedder
-from embedding_service.bulk.manifest import SPACE, Part, differences, known_space, replace
+from embedding_service.bulk.folder import Part, replace
+from embedding_service.bulk.manifest import SPACE, differences, known_space
 from embedding_service.bulk.outputs import Layout
 from embedding_service.bulk.pipeline import Pipeline, Sink
 from embedding_service.bulk.progress import Progress
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
     from structlog.typing import FilteringBoundLogger
 
-    from embedding_service.bulk.manifest import Folder
+    from embedding_service.bulk.folder import Folder
     from embedding_service.bulk.options import BulkOptions
     from embedding_service.bulk.rows import Row
     from embedding_service.settings.gateway import Settings

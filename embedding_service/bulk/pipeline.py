@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 import orjson
 
 from embedding_service.bulk.embedder import Answer
-from embedding_service.bulk.manifest import Part, stopping
+from embedding_service.bulk.folder import Part, stopping
 from embedding_service.errors import BadInput
 
 if TYPE_CHECKING:

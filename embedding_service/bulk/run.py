@@ -18,7 +18,7 @@ from embedding_service import telemetry
 from embedding_service.bulk import columns, inputs
 from embedding_service.bulk.dry_run import measure
 from embedding_service.bulk.embedder import EngineEmbedder
-from embedding_service.bulk.manifest import ERRORS, Folder
+from embedding_service.bulk.folder import ERRORS, Folder
 from embedding_service.bulk.outputs import Layout
 from embedding_service.bulk.pipeline import Pipeline, Sink
 from embedding_service.bulk.progress import Progress
@@ -133,6 +133,7 @@ async def _complete(folder: Folder, work: Work, corpus: Corpus, log: FilteringBo
     if was_complete and engine is not None and engine == known:
         failed = folder.failed()
     else:
+        folder.check_writable()
         await (_fill_on_ray if work.ray else _fill_here)(folder, work, corpus, log)
         failed = folder.finish()
     if was_complete:

@@ -19,8 +19,11 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import pytest
 
+from embedding_service.bulk.options import OutputFormat
+from embedding_service.cli import app
+from embedding_service.errors import BadConfiguration, JobStopped, RowsFailed
 from embedding_service.types import Truncate
-from tests.bulk.jobs import corpus, embed, files_of, texts_of, write_jsonl
+from tests.bulk.jobs import corpus, embed, files_of, pipe, texts_of, write_jsonl
 from tests.test_cli import ENVIRONMENT, ROOT
 
 if TYPE_CHECKING:
@@ -30,6 +33,7 @@ pytestmark = pytest.mark.process
 # 5 ms a step: a part of 500 rows takes a tenth of a second.
 SLOW = "{step_s: 0.005, dimension: 384}"
 ROWS, PART = 5000, 500
+SAME = {"engine_args": {"step_s": 0.005, "dimension": 384}, "aliases": {}}  # within this process
 
 
 class Command:
@@ -84,9 +88,8 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def undisturbed(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """Return the files that a run makes which nobody disturbs."""
     out = tmp_path_factory.mktemp("undisturbed") / "out"
-    settings = {"engine_args": {"step_s": 0.005, "dimension": 384}, "aliases": {}}
-    with pytest.raises(Exception, match="8 rows have no vectors"):
-        embed(texts, out=out, rows_per_part=PART, settings=settings, truncate=Truncate.ERROR)
+    with pytest.raises(RowsFailed, match="8 rows have no vectors"):
+        embed(texts, out=out, rows_per_part=PART, settings=SAME, truncate=Truncate.ERROR)
     return files_of(out)
 
 
@@ -192,57 +195,60 @@ def test_a_full_disk_is_told_and_can_be_continued(
 
 
 @pytest.mark.parametrize("form", ["parquet", "jsonl", "npy"])
-def test_a_write_that_fails_is_told(form: str, tmp_path: Path) -> None:
+def test_a_write_that_fails_is_told(form: OutputFormat, tmp_path: Path) -> None:
     """In the middle of a part of any format: one line, and no unfinished file."""
     path, out = corpus(tmp_path / "a.jsonl", 3000), tmp_path / "out"
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
-
-    command = Command(path, "--out", out, "--format", form, preexec_fn=limit)
-    status, words = command.end()
-    assert status == 11, words
-    assert words[-1].startswith(f"embedding-service: {out}: File too large; ")
-    assert "Traceback" not in "\n".join(words)
+    settings = {"engine_args": {"dimension": 384}}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
+    try:
+        with pytest.raises(JobStopped) as caught:
+            embed(path, out=out, format=OutputFormat(form), settings=settings)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert str(caught.value).startswith(f"{out}: File too large; ")
     assert [path.name for path in out.iterdir()] == ["_manifest.json"]
 
 
-def test_standard_input_is_read_once_and_can_be_sent_again(tmp_path: Path) -> None:
+def test_standard_input_is_read_once_and_can_be_sent_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A pipe is a corpus; another one is not taken for the same."""
     path, out = corpus(tmp_path / "a.jsonl", 700), tmp_path / "out"
-
-    def send(file: Path) -> tuple[int, list[str]]:
-        with file.open("rb") as stream:
-            command = Command("-", "--out", out, "--rows-per-part", "300", stdin=stream)
-            return command.end()
-
-    assert send(path)[0] == 0
+    with path.open("rb") as stream:
+        status, words = Command("-", "--out", out, "--rows-per-part", "300", stdin=stream).end()
+    assert status == 0
+    last = orjson.loads(words[-1])  # in between there is one every half minute
+    assert (last["event"], last["rows"], last["failed"]) == ("embedded", 700, 0)
     before = files_of(out)
     (out / "part-000001.parquet").unlink()
-    assert send(path)[0] == 0
+    again = {"out": out, "rows_per_part": 300, "settings": SAME, "truncate": Truncate.ERROR}
+    pipe(path.read_bytes(), monkeypatch)
+    embed("-", **again)
     assert files_of(out) == before
-    other = write_jsonl(tmp_path / "b.jsonl", [{"id": 5, "text": "w1"}])
-    status, words = send(other)
-    assert status == 2
-    assert "standard input begins with another line" in words[-1]
+    pipe(b'{"id": 5, "text": "w1"}\n', monkeypatch)
+    with pytest.raises(BadConfiguration, match="standard input begins with another line"):
+        embed("-", **again)
     assert files_of(out) == before
 
 
 def test_the_command_line_refuses_in_a_line(tmp_path: Path) -> None:
     """No folder, a wrong setting, a setting for another's server: exit status 2."""
-    path = corpus(tmp_path / "a.jsonl", 1)
+    path, out = str(corpus(tmp_path / "a.jsonl", 1)), str(tmp_path / "out")
+    server = ("--engine", "fake", "--server", "http://x")
     for arguments, reason in (
         ([path], "--out: name the folder of the vectors"),
         ([path, "--out", "s3://bucket/vectors"], "name a folder of this machine"),
-        ([path, "--out", tmp_path / "out", "--prot", "1"], "--prot: no such setting"),
-        ([path, "--outt", tmp_path / "out"], "--outt: no such setting; try --out"),
+        ([path, "--out", out, "--prot", "1"], "--prot: no such setting"),
+        ([path, "--outt", out], "--outt: no such setting; try --out"),
         ([path, "--hlep"], "--hlep: no such setting; try --help"),
-        ([path, "--out", tmp_path / "out", "--server", "http://x"], "has its own settings"),
+        ([path, "--out", out, *server], "has its own settings"),
     ):
-        status, words = Command(*arguments).end()
-        assert status == 2
-        assert len(words) == 1
-        assert reason in words[0]
+        with pytest.raises(BadConfiguration, match=reason):
+            app(["embed", *arguments], standalone_mode=False)
+    status, words = Command(path).end()
+    assert (status, len(words)) == (2, 1)
+    assert "--out: name the folder" in words[0]
 
 
 def test_a_dry_run_counts_and_measures(tmp_path: Path) -> None:
@@ -256,15 +262,6 @@ def test_a_dry_run_counts_and_measures(tmp_path: Path) -> None:
     assert lines[2].startswith("about ")
     assert "rows/s" in lines[2]
     assert lines[3] == "0 of the first 3,000 rows cannot be embedded"
-
-
-def test_a_job_without_a_terminal_tells_how_far_it_is(tmp_path: Path) -> None:
-    """The last line has the counts; in between there is one every half minute."""
-    command = Command(corpus(tmp_path / "a.jsonl", 700), "--out", tmp_path / "out")
-    status, words = command.end()
-    assert status == 0
-    last = orjson.loads(words[-1])
-    assert (last["event"], last["rows"], last["failed"]) == ("embedded", 700, 0)
 
 
 def test_a_terminal_has_a_bar(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -17,7 +19,7 @@ from embedding_service.types import EmbedDtype, InputType, Output, Truncate
 from tests.bulk.jobs import corpus, embed, files_of, texts_of, write_jsonl, write_parquet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 
@@ -52,6 +54,9 @@ def damaged(folder: Path, name: str) -> Path:
     (folder / name).write_bytes(b"x" * 20 + content[20:])
     return folder / name
 
+
+# No store answers there; `discard` is served by nobody.
+NOBODY = "scheme=http&endpoint_override=127.0.0.1:9"
 
 INPUTS: dict[str, tuple[Callable[[Path], Path], dict[str, Any], str]] = {
     "missing column": (
@@ -133,12 +138,19 @@ INPUTS: dict[str, tuple[Callable[[Path], Path], dict[str, Any], str]] = {
         "a.json: say with --input-format how to read it: jsonl, parquet, csv, tsv, lines",
     ),
     "unreachable bucket": (
-        lambda _: "s3://bucket/a.jsonl?endpoint_override=http://127.0.0.1:9&region=none",
+        lambda _: f"gs://anonymous@bucket/a.jsonl?{NOBODY}&retry_limit_seconds=0.1",
         {},
-        "s3://bucket/a.jsonl",
+        "gs://anonymous@bucket/a.jsonl",
     ),
     "unknown scheme": (lambda _: "ftp://host/a.jsonl", {}, "ftp://host/a.jsonl: "),
 }  # type: ignore[dict-item]
+
+
+@pytest.mark.soak
+def test_an_unreachable_store_of_amazon_is_told(tmp_path: Path) -> None:
+    """Its client tries for six seconds, and cannot be told to try for less."""
+    url = f"s3://bucket/a.jsonl?region=none&{NOBODY}"
+    assert "s3://bucket/a.jsonl" in refusal(url, out=tmp_path / "out")
 
 
 @pytest.mark.parametrize("case", INPUTS)
@@ -273,9 +285,30 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     assert f"{link} is a link to nothing" in refusal(path, out=link)
 
 
+@pytest.fixture
+def locked(tmp_path: Path) -> Iterator[Path]:
+    """Return a folder into which nobody can write."""
+    folder = tmp_path / "locked"
+    folder.mkdir(0o500)
+    mount = ["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(folder)]  # rights do not bind root
+    is_root = not os.geteuid()
+    if is_root and subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("this root can write anywhere")
+    yield folder
+    if is_root:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_locked_folder_is_told_before_a_model_loads(locked: Path, tmp_path: Path) -> None:
+    """Before the model could be asked about `dimensions`, and of the folder that is there."""
+    path = corpus(tmp_path / "a.jsonl", 5)
+    for out in (locked, locked / "new" / "folder"):
+        assert refusal(path, out=out, dimensions=16).startswith(f"--out: {locked}: ")
+
+
 def test_a_folder_has_one_writer(tmp_path: Path) -> None:
     """A second process is refused as long as the first one is there."""
-    from embedding_service.bulk.manifest import Folder
+    from embedding_service.bulk.folder import Folder
 
     path, out = corpus(tmp_path / "a.jsonl", 5), tmp_path / "out"
     out.mkdir()
