@@ -10,10 +10,11 @@ import contextlib
 import time
 from typing import TYPE_CHECKING, Protocol
 
-from embedding_service.batches import files, ledger, output
+from embedding_service.batches import files, leases, ledger, output
 from embedding_service.batches.instances import Instance
 from embedding_service.batches.job import Job, Tools
-from embedding_service.batches.ledger import Counts, LeaseLost
+from embedding_service.batches.leases import LeaseLost
+from embedding_service.batches.ledger import Counts
 from embedding_service.errors import ServiceError
 
 if TYPE_CHECKING:
@@ -121,8 +122,8 @@ class Batches:
                 self._log.info("batches_cancelled", batches=cancelled, reason="their key is gone")
         for job in list(self._jobs.values()):
             await self._renew(job)
-        if dead := self._instance.dead(await self.store.read(ledger.holders)):
-            await self.store.run(ledger.end_leases, dead)
+        if dead := self._instance.dead(await self.store.read(leases.holders)):
+            await self.store.run(leases.end_leases, dead)
         while await self._take_one():
             pass
         self.counts = await self.store.read(ledger.count)
@@ -132,7 +133,7 @@ class Batches:
 
     async def _renew(self, job: Job) -> None:
         try:
-            status = await self.store.run(ledger.renew, job.batch, until=time.time() + LEASE_S)
+            status = await self.store.run(leases.renew, job.batch, until=time.time() + LEASE_S)
         except LeaseLost:
             return  # its next write says so to the job itself
         if status == "cancelling":
@@ -145,7 +146,7 @@ class Batches:
         if self._stopping or not self._lifecycle.ready or len(self._jobs) >= _MOST_JOBS:
             return False
         batch = await self.store.run(
-            ledger.acquire,
+            leases.acquire,
             self._instance.name,
             owners=self._owners.names,
             busy={job.batch.owner for job in self._jobs.values()},

@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from embedding_service.batches import ledger
+from embedding_service.batches import leases
 from embedding_service.batches.lines import (
     BadLine,
     Check,
@@ -118,7 +118,7 @@ class Job:
         elif not self._stopping:
             raise BadLine("invalid_file", "the input file has fewer lines than when it was checked")
         else:
-            await self._tools.store.run(ledger.release, self.batch)
+            await self._tools.store.run(leases.release, self.batch)
             self._log.info("batch_left", done=self._results.done, total=self.batch.total)
 
     @property
@@ -148,7 +148,7 @@ class Job:
         if self._halted:
             return
         if errors := check.end():
-            await self._tools.store.run(ledger.finish, self.batch, "failed", errors=errors)
+            await self._tools.store.run(leases.finish, self.batch, "failed", {}, errors)
             self.batch = replace(self.batch, status="failed")
             self._log.warning("batch_failed", errors=len(errors), code=errors[0]["code"])
         else:
@@ -169,7 +169,7 @@ class Job:
     async def _begin(self, total: int, spaces: set[str]) -> None:
         required = [*(self.batch.required_spaces or ()), *([sorted(spaces)] if spaces else ())]
         self.batch = replace(self.batch, required_spaces=required or None)
-        await self._tools.store.run(ledger.begin, self.batch, total=total)
+        await self._tools.store.run(leases.begin, self.batch, total=total)
         done, now = bytes((total + 7) // 8), int(time.time())
         self.batch = replace(
             self.batch, status="in_progress", in_progress_at=now, total=total, done=done

@@ -1,8 +1,6 @@
-"""Batches as rows: their life, and who may work on one.
+"""Batches as rows: made, listed, cancelled and counted; `leases.py` has the work on them.
 
-An instance works on a batch as long as it holds its lease. Each lease has a higher number than the
-one before (a fencing token), which every write names: one that comes late is refused. Functions
-with a connection run within `Store.run`.
+Functions with a connection run within `Store.run`.
 """
 
 from __future__ import annotations
@@ -18,15 +16,9 @@ from embedding_service.errors import InvalidRequest, ObjectNotFound
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Collection, Iterable
-
-    from embedding_service.batches.files import StoredFile
+    from collections.abc import Iterable
 
 STATUSES = (*UNFINISHED, "failed", "completed", "expired", "cancelled")
-
-
-class LeaseLost(Exception):
-    """Another instance works on this batch now, or it has ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,33 +58,13 @@ class Batch:
     fence: int = 0
 
 
-class Segment(NamedTuple):
-    """The lines that were written under one lease, in files of their own; more bytes are void."""
-
-    fence: int
-    output_bytes: int
-    error_bytes: int
-
-
-@dataclass(slots=True)
-class Progress:
-    """The state of a batch's lines, written after each group of lines."""
-
-    done: bytearray
-    completed: int
-    failed: int
-    tokens: int
-    model: str | None
-    output_bytes: int = 0
-    error_bytes: int = 0
-
-
 _NAMES = tuple(field.name for field in fields(Batch))
 _JSON = frozenset({"metadata", "required_spaces", "errors"})
-_COLUMNS = ", ".join(_NAMES)
+COLUMNS = ", ".join(_NAMES)
 
 
-def _batch(row: sqlite3.Row) -> Batch:
+def batch_of(row: sqlite3.Row) -> Batch:
+    """Return the batch in a row with all `COLUMNS`."""
     values = {name: row[name] for name in _NAMES}
     return Batch(
         **values | {name: json.loads(values[name]) for name in _JSON if values[name] is not None}
@@ -114,7 +86,7 @@ def create(db: sqlite3.Connection, batch: Batch, *, most: int) -> Batch:
     trees = {name: json.dumps(values[name]) for name in _JSON if values[name] is not None}
     names = ", ".join(f":{name}" for name in _NAMES)
     db.execute(
-        f"INSERT INTO batches ({_COLUMNS}, progress_at) VALUES ({names}, :now)",
+        f"INSERT INTO batches ({COLUMNS}, progress_at) VALUES ({names}, :now)",
         {**values, **trees, "now": time.time()},
     )
     return batch
@@ -122,11 +94,11 @@ def create(db: sqlite3.Connection, batch: Batch, *, most: int) -> Batch:
 
 def find(db: sqlite3.Connection, owner: str, batch_id: str) -> Batch:
     """Return an owner's batch. Raises `ObjectNotFound`, also for other owners' ones."""
-    query = f"SELECT {_COLUMNS} FROM batches WHERE id = ? AND owner = ?"
+    query = f"SELECT {COLUMNS} FROM batches WHERE id = ? AND owner = ?"
     row = db.execute(query, (batch_id, owner)).fetchone()
     if row is None:
         raise ObjectNotFound("there is no batch with this id; see /v1/batches", param="batch_id")
-    return _batch(row)
+    return batch_of(row)
 
 
 def page(
@@ -135,11 +107,11 @@ def page(
     """Return a page of batches, the newest first, and whether there are more behind it."""
     start = files.place(db, "batches", owner, after)
     query = (
-        f"SELECT {_COLUMNS} FROM batches WHERE owner = :owner "
+        f"SELECT {COLUMNS} FROM batches WHERE owner = :owner "
         "AND (:start IS NULL OR seq < :start) ORDER BY seq DESC LIMIT :most"
     )
     rows = db.execute(query, {"owner": owner, "start": start, "most": limit + 1}).fetchall()
-    return [_batch(row) for row in rows[:limit]], len(rows) > limit
+    return [batch_of(row) for row in rows[:limit]], len(rows) > limit
 
 
 def cancel(db: sqlite3.Connection, owner: str, batch_id: str) -> Batch:
@@ -168,158 +140,10 @@ def _cancel(db: sqlite3.Connection, condition: str, values: tuple[str, ...]) -> 
     return db.execute(query, (int(time.time()), *values)).rowcount
 
 
-def acquire(
-    db: sqlite3.Connection,
-    holder: str,
-    *,
-    owners: Collection[str],
-    busy: Collection[str],
-    until: float,
-) -> Batch | None:
-    """Take the lease of the oldest batch that nobody works on, until a time of day.
-
-    Of `owners` alone, whose rights are known here, and of none that is `busy`: one batch of each
-    owner runs at a time, so that nobody's hundred batches keep others waiting.
-    """
-    query = f"""
-        UPDATE batches SET holder = :holder, fence = fence + 1, lease_until = :until
-        WHERE seq = (
-            SELECT seq FROM batches
-            WHERE status IN {UNFINISHED} AND lease_until < :now
-            AND (status = 'cancelling' OR owner IN (SELECT value FROM json_each(:owners)))
-            AND owner NOT IN (SELECT value FROM json_each(:busy))
-            ORDER BY seq LIMIT 1
-        ) RETURNING {_COLUMNS}"""
-    named = {"owners": json.dumps(list(owners)), "busy": json.dumps(list(busy))}
-    rows = db.execute(
-        query, {"holder": holder, "until": until, "now": time.time(), **named}
-    ).fetchall()
-    return _batch(rows[0]) if rows else None
-
-
 def unfinished(db: sqlite3.Connection) -> set[str]:
     """Return the ids of all batches that have not ended."""
     query = f"SELECT id FROM batches WHERE status IN {UNFINISHED}"
     return {row[0] for row in db.execute(query).fetchall()}
-
-
-def holders(db: sqlite3.Connection) -> list[str]:
-    """Return who holds leases."""
-    query = f"SELECT DISTINCT holder FROM batches WHERE status IN {UNFINISHED} AND holder NOTNULL"
-    return [row[0] for row in db.execute(query).fetchall()]
-
-
-def end_leases(db: sqlite3.Connection, holders: Collection[str]) -> None:
-    """End the leases of instances that are gone."""
-    db.execute(
-        "UPDATE batches SET lease_until = 0, holder = NULL "
-        "WHERE holder IN (SELECT value FROM json_each(?))",
-        (json.dumps(list(holders)),),
-    )
-
-
-def renew(db: sqlite3.Connection, batch: Batch, *, until: float) -> str:
-    """Keep the lease for longer; return the batch's status. Raises `LeaseLost`."""
-    _update(db, batch, "lease_until = :until", until=until)
-    row = db.execute("SELECT status FROM batches WHERE id = ?", (batch.id,)).fetchone()
-    return str(row[0])
-
-
-def release(db: sqlite3.Connection, batch: Batch) -> None:
-    """Leave the batch to whoever takes it next. Raises `LeaseLost`."""
-    _update(db, batch, "lease_until = 0, holder = NULL")
-
-
-def begin(db: sqlite3.Connection, batch: Batch, *, total: int) -> None:
-    """Note that the input file is valid, its spaces and number of lines. Raises `LeaseLost`."""
-    setting = (
-        "required_spaces = :spaces, total = :total, done = zeroblob(:size), "
-        "in_progress_at = :now, progress_at = :now, "
-        "status = CASE status WHEN 'validating' THEN 'in_progress' ELSE status END"
-    )
-    spaces = None if batch.required_spaces is None else json.dumps(batch.required_spaces)
-    size, now = (total + 7) // 8, int(time.time())
-    _update(db, batch, setting, spaces=spaces, total=total, size=size, now=now)
-
-
-def advance(db: sqlite3.Connection, batch: Batch, progress: Progress) -> None:
-    """Note the lines that have settled, and how much of this lease's files is valid.
-
-    Raises `LeaseLost`.
-    """
-    setting = (
-        "done = :done, completed = :completed, failed = :failed, tokens = :tokens, "
-        "model = :model, progress_at = :now"
-    )
-    _update(
-        db,
-        batch,
-        setting,
-        done=bytes(progress.done),
-        completed=progress.completed,
-        failed=progress.failed,
-        tokens=progress.tokens,
-        model=progress.model,
-        now=time.time(),
-    )
-    db.execute(
-        "INSERT OR REPLACE INTO segments VALUES (?, ?, ?, ?)",
-        (batch.id, batch.fence, progress.output_bytes, progress.error_bytes),
-    )
-
-
-def finalize(db: sqlite3.Connection, batch: Batch) -> list[Segment]:
-    """Note that all lines have settled; return what was written, in order. Raises `LeaseLost`."""
-    setting = (
-        "finalizing_at = CASE status WHEN 'in_progress' THEN :now ELSE finalizing_at END, "
-        "progress_at = :now, "
-        "status = CASE status WHEN 'in_progress' THEN 'finalizing' ELSE status END"
-    )
-    _update(db, batch, setting, now=int(time.time()))
-    query = (
-        "SELECT fence, output_bytes, error_bytes FROM segments WHERE batch_id = ? ORDER BY fence"
-    )
-    return [Segment(*row) for row in db.execute(query, (batch.id,)).fetchall()]
-
-
-def finish(
-    db: sqlite3.Connection,
-    batch: Batch,
-    status: str,
-    *,
-    output: StoredFile | None = None,
-    error: StoredFile | None = None,
-    errors: list[dict[str, Any]] | None = None,
-) -> None:
-    """End a batch with its files, whose content is in its place. Raises `LeaseLost`."""
-    for file in (output, error):
-        if file is not None:
-            files.add(db, file)
-    setting = (
-        "status = :status, output_file_id = :output, error_file_id = :error, errors = :errors, "
-        f"{status}_at = :now, progress_at = :now, holder = NULL, lease_until = 0"
-    )
-    _update(
-        db,
-        batch,
-        setting,
-        status=status,
-        output=output and output.id,
-        error=error and error.id,
-        errors=None if errors is None else json.dumps(errors),
-        now=int(time.time()),
-    )
-    db.execute("DELETE FROM segments WHERE batch_id = ?", (batch.id,))
-
-
-def _update(db: sqlite3.Connection, batch: Batch, setting: str, **values: Any) -> None:
-    """Change a batch as long as it is ours. Raises `LeaseLost`."""
-    query = (
-        f"UPDATE batches SET {setting} WHERE id = :id AND fence = :fence AND status IN {UNFINISHED}"
-    )
-    changed = db.execute(query, {"id": batch.id, "fence": batch.fence, **values}).rowcount
-    if not changed:
-        raise LeaseLost
 
 
 def forget(db: sqlite3.Connection, before: float) -> None:

@@ -10,16 +10,17 @@ import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
+from embedding_service.batches.leases import KINDS
 from embedding_service.batches.store import sync
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-    from embedding_service.batches.ledger import Batch, Segment
+    from embedding_service.batches.leases import Segment
+    from embedding_service.batches.ledger import Batch
     from embedding_service.batches.store import Store
 
-KINDS = ("output", "error")
 _COPIED_BYTES = 1 << 20
 
 
@@ -58,19 +59,20 @@ class Writer:
 def join(store: Store, batch: Batch, segments: Iterable[Segment], *, kind: str, name: str) -> int:
     """Make one file of a kind from all segments; return its bytes. None is made of nothing."""
     part, size = store.path(f"{name}.part"), 0
-    with part.open("wb") as whole:
-        for segment in segments:
-            length = segment.output_bytes if kind == "output" else segment.error_bytes
-            if length:
-                _copy(_segment(store, batch.id, segment.fence, kind), whole, length)
-                size += length
-        whole.flush()
-        os.fsync(whole.fileno())
-    if not size:
-        part.unlink()
-        return 0
-    part.rename(store.path(name))
-    sync(store.files)
+    try:
+        with part.open("wb") as whole:
+            for segment in segments:
+                length = segment.output_bytes if kind == "output" else segment.error_bytes
+                if length:
+                    _copy(_segment(store, batch.id, segment.fence, kind), whole, length)
+                    size += length
+            whole.flush()
+            os.fsync(whole.fileno())
+        if size:
+            part.rename(store.path(name))
+            sync(store.files)
+    finally:  # a disk that is full has its room again
+        part.unlink(missing_ok=True)
     return size
 
 

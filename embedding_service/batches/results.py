@@ -10,14 +10,15 @@ import asyncio
 import contextlib
 import os
 import time
+from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
-from embedding_service.batches import files, ledger
+from embedding_service.batches import files, leases
 from embedding_service.batches.files import StoredFile
-from embedding_service.batches.ledger import Progress
+from embedding_service.batches.leases import KINDS, Progress
 from embedding_service.batches.lines import BadLine
-from embedding_service.batches.output import KINDS, Writer, clear, join
+from embedding_service.batches.output import Writer, clear, join
 from embedding_service.batches.store import may_pass, new_id
 from embedding_service.errors import ServiceError
 
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 
     from structlog.typing import FilteringBoundLogger
 
-    from embedding_service.batches.ledger import Batch, Segment
+    from embedding_service.batches.leases import Segment
+    from embedding_service.batches.ledger import Batch
     from embedding_service.batches.lines import Line
     from embedding_service.batches.store import Store
     from embedding_service.service.service import EmbeddingService
@@ -93,7 +95,7 @@ class Results:
         with held:
             failed = self._count(settled)
             await self._keep_trying(lambda: asyncio.to_thread(self._write, settled))
-            advance, store = ledger.advance, self._store
+            advance, store = leases.advance, self._store
             await self._keep_trying(lambda: store.run(advance, self._batch, self._progress))
         lines = self._service.metrics.batch_lines
         lines.labels("failed").inc(failed)
@@ -121,30 +123,15 @@ class Results:
     async def finish(self, status: str, errors: list[dict[str, Any]] | None = None) -> None:
         """Join the results and end the batch. Raises `LeaseLost`."""
         store, batch = self._store, self._batch
-        segments = await self._keep_trying(lambda: store.run(ledger.finalize, batch))
-        try:
-            made = [await self._join(segments, kind) for kind in KINDS]
-        except BadLine as lost:
-            status, made, errors = "failed", [None, None], [*(errors or ()), lost.fault()]
-        kept = made
-        try:
-            if over := await self._over_quota(made):
-                status, kept, errors = "failed", [None, None], [over]
-            output, error = kept
-            await self._keep_trying(
-                lambda: store.run(
-                    ledger.finish, batch, status, output=output, error=error, errors=errors
-                )
-            )
-        except asyncio.CancelledError:
-            kept = made  # the ledger may have taken them yet; else the sweep removes them
-            raise
-        except BaseException:
-            kept = [None, None]
-            raise
-        finally:
-            unused = [file.id for file in made if file is not None and file not in kept]
-            await asyncio.to_thread(files.remove, store, unused)
+        segments = await self._keep_trying(lambda: store.run(leases.finalize, batch))
+        async with _Made(store) as made:
+            kept = made.files
+            try:
+                await self._join(segments, made)
+            except BadLine as lost:
+                status, kept, errors = "failed", {}, [*(errors or ()), lost.fault()]
+            await self._keep_trying(lambda: store.run(leases.finish, batch, status, kept, errors))
+            made.kept = kept
         await asyncio.to_thread(clear, store, [batch.id])
         self._log_end(status)
 
@@ -159,26 +146,23 @@ class Results:
             seconds=int(time.time()) - batch.created_at,
         )
 
-    async def _join(self, segments: list[Segment], kind: str) -> StoredFile | None:
-        store, batch, file_id = self._store, self._batch, new_id("file-")
-        size = await self._keep_trying(
-            lambda: asyncio.to_thread(join, store, batch, segments, kind=kind, name=file_id)
-        )
-        if not size:
-            return None
-        now, longest_s = int(time.time()), self._service.settings.file_ttl_s
-        expires_at = now + int(min(longest_s, batch.output_ttl_s or longest_s))
-        name = f"{batch.id}_{kind}.jsonl"
-        return StoredFile(file_id, batch.owner, "batch_output", name, size, now, expires_at)
-
-    async def _over_quota(self, made: list[StoredFile | None]) -> dict[str, object] | None:
-        """Return the error of a batch whose results have no room among its owner's files."""
-        most = self._service.settings.max_stored_bytes
-        _, used = await self._store.read(files.usage, self._batch.owner)
-        if used + sum(file.bytes for file in made if file) <= most:
-            return None
-        why = f"the results have no room: max_stored_bytes of this server is {most}; delete files"
-        return {"code": "storage_limit_exceeded", "message": why, "param": None, "line": None}
+    async def _join(self, segments: list[Segment], made: _Made) -> None:
+        """Make the files of results. Raises `BadLine` if they are lost, or have no room."""
+        store, batch, settings = self._store, self._batch, self._service.settings
+        ttl_s = min(settings.file_ttl_s, batch.output_ttl_s or settings.file_ttl_s)
+        for kind in KINDS:
+            file_id, now = new_id("file-"), int(time.time())
+            work = partial(asyncio.to_thread, join, store, batch, segments, kind=kind, name=file_id)
+            if size := await self._keep_trying(work):
+                name, until = f"{batch.id}_{kind}.jsonl", now + int(ttl_s)
+                made.files[kind] = StoredFile(
+                    file_id, batch.owner, "batch_output", name, size, now, until
+                )
+        most = settings.max_stored_bytes
+        _, used = await store.read(files.usage, batch.owner)
+        if used + sum(file.bytes for file in made.files.values()) > most:
+            why = f"max_stored_bytes of this server is {most}; delete files"
+            raise BadLine("storage_limit_exceeded", f"the results have no room: {why}")
 
     async def _keep_trying(self, attempt: Callable[[], Awaitable[_T]]) -> _T:
         """Attempt a write until the disk takes it, or this instance ends.
@@ -196,6 +180,24 @@ class Results:
                 if self.stopping:
                     raise
                 await asyncio.sleep(_RETRY_S)
+
+
+class _Made:
+    """Files that were made of results; those that are not kept are removed after the block."""
+
+    def __init__(self, store: Store) -> None:
+        self.files: dict[str, StoredFile] = {}
+        self.kept: dict[str, StoredFile] = {}
+        self._store = store
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, cause: type[BaseException] | None, *_: object) -> None:
+        if cause is asyncio.CancelledError:  # the ledger may have them; else the sweep removes them
+            return
+        unused = [file.id for kind, file in self.files.items() if kind not in self.kept]
+        await asyncio.to_thread(files.remove, self._store, unused)
 
 
 def _why(error: OSError) -> str:

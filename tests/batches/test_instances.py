@@ -15,9 +15,10 @@ import openai
 import pytest
 import yaml
 
-from embedding_service.batches import batches, ledger
+from embedding_service.batches import batches, leases, ledger
 from embedding_service.batches.instances import Instance
-from embedding_service.batches.ledger import Batch, LeaseLost, Progress
+from embedding_service.batches.leases import LeaseLost, Progress
+from embedding_service.batches.ledger import Batch
 from embedding_service.batches.output import Writer, join
 from embedding_service.batches.store import Store
 from tests.batches.work import jsonl, line, lines, results, start, state, wait
@@ -145,7 +146,7 @@ def made(store: Store, tenant: str = "a") -> Batch:
             expires_at=now + 86_400,
         )
         ledger.create(db, batch, most=1)
-        taken = ledger.acquire(db, "x", owners=[tenant], busy=[], until=now - 1)
+        taken = leases.acquire(db, "x", owners=[tenant], busy=[], until=now - 1)
         assert taken is not None
         return taken
 
@@ -176,31 +177,31 @@ async def test_a_late_owner_changes_nothing(tmp_path: Path) -> None:
     """
     store = Store(tmp_path)
     late = made(store)
-    await store.run(ledger.begin, late, total=2)
+    await store.run(leases.begin, late, total=2)
     first = Writer(store, late)
     progress = Progress(bytearray(b"\x01"), 1, 0, 3, "fake", *first.append([[b"one\n"], []]))
-    await store.run(ledger.advance, late, progress)
+    await store.run(leases.advance, late, progress)
     until = time.time() + 60
-    owner = await store.run(ledger.acquire, "y", owners=["a"], busy=[], until=until)
+    owner = await store.run(leases.acquire, "y", owners=["a"], busy=[], until=until)
     assert owner is not None
     assert (owner.fence, owner.done, owner.completed) == (2, b"\x01", 1)
     first.append([[b"late\n"], [b"late\n"]])
     first.close()
     for write in (
-        store.run(ledger.advance, late, progress),
-        store.run(ledger.renew, late, until=until),
-        store.run(ledger.finalize, late),
-        store.run(ledger.finish, late, "completed"),
-        store.run(ledger.release, late),
+        store.run(leases.advance, late, progress),
+        store.run(leases.renew, late, until=until),
+        store.run(leases.finalize, late),
+        store.run(leases.finish, late, "completed", {}),
+        store.run(leases.release, late),
     ):
         with pytest.raises(LeaseLost):
             await write
-    assert await store.run(ledger.acquire, "z", owners=["a"], busy=[], until=until) is None
+    assert await store.run(leases.acquire, "z", owners=["a"], busy=[], until=until) is None
     second = Writer(store, owner)
     sizes = second.append([[b"two\n"], []])
     second.close()
-    await store.run(ledger.advance, owner, Progress(bytearray(b"\x03"), 2, 0, 6, "fake", *sizes))
-    segments = await store.run(ledger.finalize, owner)
+    await store.run(leases.advance, owner, Progress(bytearray(b"\x03"), 2, 0, 6, "fake", *sizes))
+    segments = await store.run(leases.finalize, owner)
     assert join(store, owner, segments, kind="output", name="whole") == 8
     assert store.path("whole").read_bytes() == b"one\ntwo\n"
     assert join(store, owner, segments, kind="error", name="none") == 0

@@ -14,7 +14,7 @@ from embedding_service.batches import batches, files, ledger, store
 from embedding_service.batches.files import StoredFile
 from embedding_service.batches.store import Store
 from embedding_service.errors import StorageFull, Unavailable
-from tests.batches.work import jsonl, lines, results, start, wait
+from tests.batches.work import jsonl, line, lines, results, start, wait
 from tests.child import wait_until
 from tests.conftest import FAKE
 
@@ -53,8 +53,10 @@ def test_segments_of_ended_batches_go(
         monkeypatch.setattr(batches, "_SWEEP_S", 0)
         wait_until(lambda: not any(path.exists() for path in left))
         assert len(list((tmp_path / "batches").glob(f"{running}.*"))) == 2
+        http.post(f"/v1/batches/{running}/cancel")
         found = wait(http, running)
-        assert len(results(http, found["output_file_id"])) == COUNT
+        done = len(results(http, found["output_file_id"]))
+        assert done == found["request_counts"]["completed"] >= 50
 
 
 def test_a_write_that_can_never_succeed_fails_the_batch(
@@ -81,15 +83,20 @@ def test_a_write_that_can_never_succeed_fails_the_batch(
 
 
 def test_results_that_are_gone_fail_the_batch(gateway: RunningGateway, tmp_path: Path) -> None:
-    """Segments that are missing when they are joined end the batch, with the reason."""
+    """Segments that are missing when they are joined end the batch, with the reason; a file that was
+    made of others is removed.
+    """
     with gateway.client() as http:
-        batch = start(http, jsonl(lines(COUNT)))
+        wrong = line("wrong", {"model": "other", "input": "w1"})
+        batch = start(http, jsonl([wrong, *lines(COUNT)]))
         wait(http, batch, "in_progress", done=50)
-        for path in (tmp_path / "batches").iterdir():
-            path.unlink()
+        next((tmp_path / "batches").glob("*.error")).unlink()
+        http.post(f"/v1/batches/{batch}/cancel")
         found = wait(http, batch)
+        wait_until(lambda: not any((tmp_path / "batches").iterdir()))
     assert (found["status"], found["output_file_id"]) == ("failed", None)
     assert found["errors"]["data"][0]["code"] == "storage_failed"
+    assert [path.name for path in (tmp_path / "files").iterdir()] == [found["input_file_id"]]
 
 
 def test_an_input_that_cannot_be_read_fails_the_batch(
