@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, Field, StringConstraints
 
@@ -15,11 +16,10 @@ from embedding_service.dialects.dialect import Answer, Dialect, Operation, Reque
 from embedding_service.dialects.errors import OPENAI
 from embedding_service.dialects.fields import BareFields, Fields
 from embedding_service.errors import InvalidRequest
-from embedding_service.http.files import PAGE, checked_ttl_s, page_of, page_size
+from embedding_service.http.files import PAGE, Page, checked_ttl_s, operation_on, page_of, page_size
 
 if TYPE_CHECKING:
     from embedding_service.batches.batches import Batches
-    from embedding_service.dialects.errors import Responses
 
 _WINDOW, _WINDOW_S = "24h", 86_400
 _MOST_METADATA = 16
@@ -106,14 +106,10 @@ class BatchObject(BaseModel):
     metadata: dict[str, str] | None
 
 
-class BatchList(BaseModel):
+class BatchList(Page):
     """A page of batches."""
 
-    object: Literal["list"] = "list"
     data: list[BatchObject]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
 
 
 class BatchRoutes:
@@ -206,16 +202,11 @@ def shown(batch: Batch) -> BatchObject:
     )
 
 
-_ID = {"name": "batch_id", "in": "path", "required": True, "schema": {"type": "string"}}
-
-
 def dialect(batches: Batches) -> Dialect:
     """Return the operations on batches."""
-    routes, errors = BatchRoutes(batches), OPENAI.responses()
-    unknown: Responses = {
-        404: {**errors[404], "description": "No batch with this id belongs to the key."}
-    }
-    first: dict[str, Any] = {
+    routes, path = BatchRoutes(batches), "/v1/batches/{batch_id}"
+    on_batch = partial(operation_on, "batch", response=BatchObject)
+    example = {
         "input_file_id": "file-abc123",
         "endpoint": ENDPOINTS[0],
         "completion_window": _WINDOW,
@@ -229,7 +220,7 @@ def dialect(batches: Batches) -> Dialect:
                 handle=routes.create,
                 summary="Make a batch",
                 request=BatchRequest,
-                example=first,
+                example=example,
                 response=BatchObject,
             ),
             Operation(
@@ -240,22 +231,7 @@ def dialect(batches: Batches) -> Dialect:
                 response=BatchList,
                 parameters=PAGE,
             ),
-            Operation(
-                path="/v1/batches/{batch_id}",
-                method="GET",
-                handle=routes.retrieve,
-                summary="Describe a batch",
-                response=BatchObject,
-                parameters=(_ID,),
-                responses=unknown,
-            ),
-            Operation(
-                path="/v1/batches/{batch_id}/cancel",
-                handle=routes.cancel,
-                summary="Cancel a batch",
-                response=BatchObject,
-                parameters=(_ID,),
-                responses=unknown,
-            ),
+            on_batch(path, method="GET", handle=routes.retrieve, summary="Describe a batch"),
+            on_batch(f"{path}/cancel", handle=routes.cancel, summary="Cancel a batch"),
         ),
     )

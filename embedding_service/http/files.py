@@ -7,6 +7,7 @@ import re
 import time
 from collections import Counter
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
     from embedding_service.batches.store import Store
-    from embedding_service.dialects.errors import Responses
     from embedding_service.settings.gateway import Settings
 
 SHORTEST_TTL_S, LONGEST_TTL_S = 3600, 2_592_000  # OpenAI's: an hour, thirty days
@@ -33,7 +33,7 @@ _MOST_FILES_A_PAGE = 10_000
 _MOST_UPLOADS, _UPLOAD_RETRY_S = 8, 5.0  # of one key at a time
 
 
-class FileObject(BaseModel):
+class FileObject(BaseModel, from_attributes=True):
     """A file, as OpenAI describes it."""
 
     id: str
@@ -47,14 +47,19 @@ class FileObject(BaseModel):
     status_details: str | None = None
 
 
-class FileList(BaseModel):
-    """A page of files."""
+class Page(BaseModel):
+    """Some of several objects, of type `data`."""
 
     object: Literal["list"] = "list"
-    data: list[FileObject]
     first_id: str | None
     last_id: str | None
     has_more: bool
+
+
+class FileList(Page):
+    """A page of files."""
+
+    data: list[FileObject]
 
 
 class FileDeleted(BaseModel):
@@ -186,14 +191,7 @@ def checked_ttl_s(anchor: object, seconds: object, name: str) -> int:
 
 def shown(file: StoredFile) -> dict[str, Any]:
     """Return a file in OpenAI's shape."""
-    return FileObject(
-        id=file.id,
-        bytes=file.bytes,
-        created_at=file.created_at,
-        expires_at=file.expires_at,
-        filename=file.filename,
-        purpose=file.purpose,
-    ).model_dump()
+    return FileObject.model_validate(file).model_dump()
 
 
 def page_of(data: list[dict[str, Any]], *, has_more: bool) -> dict[str, Any]:
@@ -222,7 +220,6 @@ def _is_ascending(query: Mapping[str, str]) -> bool:
     return order == "asc"
 
 
-_ID = {"name": "file_id", "in": "path", "required": True, "schema": {"type": "string"}}
 PAGE = tuple(
     {"name": name, "in": "query", "required": False, "schema": {"type": kind}}
     for name, kind in (("after", "string"), ("limit", "integer"))
@@ -233,14 +230,22 @@ _WANTED = tuple(
 )
 
 
+def operation_on(kind: str, path: str, **fields: Any) -> Operation:
+    """Return an operation on one object of a kind, whose id is in the path."""
+    by_id = {"name": f"{kind}_id", "in": "path", "required": True, "schema": {"type": "string"}}
+    missing = f"No {kind} with this id belongs to the key."
+    return Operation(
+        path=path,
+        parameters=(by_id,),
+        responses={404: {**OPENAI.responses()[404], "description": missing}},
+        **fields,
+    )
+
+
 def dialect(store: Store, settings: Settings) -> Dialect:
     """Return the operations on files."""
     routes, errors = FileRoutes(store, settings), OPENAI.responses()
-    unknown: Responses = {
-        404: {**errors[404], "description": "No file with this id belongs to the key."}
-    }
-    refused: Responses = {status: errors[status] for status in (400, 401, 413, 429, 503)}
-    one: dict[str, Any] = {"parameters": (_ID,)}
+    on_file, path = partial(operation_on, "file"), "/v1/files/{file_id}"
     return Dialect(
         "Files",
         OPENAI,
@@ -251,7 +256,7 @@ def dialect(store: Store, settings: Settings) -> Dialect:
                 summary="Upload a file",
                 response=FileObject,
                 streamed_bytes=settings.max_file_bytes + OVERHEAD_BYTES,
-                responses=refused,
+                responses={status: errors[status] for status in (400, 401, 413, 429, 503)},
             ),
             Operation(
                 path="/v1/files",
@@ -261,31 +266,22 @@ def dialect(store: Store, settings: Settings) -> Dialect:
                 response=FileList,
                 parameters=(*PAGE, *_WANTED),
             ),
-            Operation(
-                path="/v1/files/{file_id}",
+            on_file(
+                path,
                 method="GET",
                 handle=routes.retrieve,
                 summary="Describe a file",
                 response=FileObject,
-                responses=unknown,
-                **one,
             ),
-            Operation(
-                path="/v1/files/{file_id}",
+            on_file(
+                path,
                 method="DELETE",
                 handle=routes.delete,
                 summary="Delete a file",
                 response=FileDeleted,
-                responses=unknown,
-                **one,
             ),
-            Operation(
-                path="/v1/files/{file_id}/content",
-                method="GET",
-                handle=routes.content,
-                summary="Download a file",
-                responses=unknown,
-                **one,
+            on_file(
+                f"{path}/content", method="GET", handle=routes.content, summary="Download a file"
             ),
         ),
     )
