@@ -2,8 +2,8 @@
 import fs from "node:fs";
 import OpenAI from "openai";
 
-const { url, key, path } = JSON.parse(process.argv[2]);
-const client = new OpenAI({ baseURL: url, apiKey: key, maxRetries: 0 });
+const { url, key, path, maxRetries } = JSON.parse(process.argv[2]);
+const client = new OpenAI({ baseURL: url, apiKey: key, maxRetries });
 
 const file = await client.files.create({
   file: fs.createReadStream(path),
@@ -22,7 +22,8 @@ while (!["completed", "failed"].includes(batch.status)) {
   batch = await client.batches.retrieve(batch.id);
 }
 const output = await (await client.files.content(batch.output_file_id)).text();
-const errors = await (await client.files.content(batch.error_file_id)).text();
+const errors =
+  batch.error_file_id && (await (await client.files.content(batch.error_file_id)).text());
 const files = [];
 for await (const each of client.files.list({ limit: 1 })) files.push(each.id);
 const batches = [];
