@@ -85,9 +85,7 @@ def create_app(  # noqa: PLR0913 - all parts of a gateway meet here
         preset.metrics(lifecycle)
     dispatcher = _dispatcher(app, table, lifecycle)
     if batches is not None:
-        from embedding_service.http.lines import LineReader  # noqa: PLC0415 - as `_stored`
-
-        batches.reader = LineReader(dispatcher, table, log)
+        _answer_lines(batches, dispatcher, table, log)
 
     onion: ASGIApp = Body(
         Shortcut(app, dispatcher, table),
@@ -141,6 +139,14 @@ def _with_cors(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
         allow_headers=["*"],
         expose_headers=response_headers.EXPOSED,
     )
+
+
+def _answer_lines(
+    batches: Batches, dispatcher: Dispatcher, table: RouteTable, log: FilteringBoundLogger
+) -> None:
+    from embedding_service.http.lines import LineReader  # noqa: PLC0415 - as in `_stored`
+
+    batches.reader = LineReader(dispatcher, table, log)
 
 
 def _stored(batches: Batches, settings: Settings) -> Iterator[Dialect]:
