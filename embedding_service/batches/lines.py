@@ -120,6 +120,11 @@ def read_line(numbered: Numbered, reader: Reader, endpoint: str) -> Line:
         why = error.message.replace("the request body", f"line {numbered.number}")
         why = why.replace(" at line 1 column", " at column")  # of the file, not of this line
         raise BadLine("invalid_json_line", why, error.param) from None
+    _check_envelope(tree, endpoint)
+    return Line(numbered.place, tree["custom_id"], tree["body"], len(numbered.raw))
+
+
+def _check_envelope(tree: dict[str, Any], endpoint: str) -> None:
     for name, kind in (("custom_id", str), ("method", str), ("url", str), ("body", dict)):
         if name not in tree:
             raise BadLine("missing_required_parameter", f"{name} is required", name)
@@ -133,7 +138,6 @@ def read_line(numbered: Numbered, reader: Reader, endpoint: str) -> Line:
         raise BadLine("invalid_method", "method must be POST", "method")
     if tree["url"] != endpoint:
         raise BadLine("mismatched_url", f"url must be the batch's endpoint, {endpoint}", "url")
-    return Line(numbered.place, tree["custom_id"], tree["body"], len(numbered.raw))
 
 
 class Check:

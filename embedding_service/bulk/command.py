@@ -92,8 +92,8 @@ def embed(  # noqa: PLR0913 - each is a flag
     """
     from embedding_service.bulk import run
 
-    names, settings_flags = split(inputs)
-    settings = flags.read(settings_flags, own_options(context))
+    names, given = split(inputs)
+    settings = flags.read(given, own_options(context))
     _check_out(out, dry_run=dry_run)
     options = BulkOptions(
         column=column,
@@ -112,13 +112,17 @@ def embed(  # noqa: PLR0913 - each is a flag
     )
     work = run.Work(names, input_format, options, None if dry_run else out, model, ray=ray)
     if server:
-        if settings_flags:
-            named = settings_flags[0]
-            raise BadConfiguration(f"{named}: with --server, the server has its own settings")
-        work = replace(work, servers=tuple(server), key=os.environ.get("SERVER_KEY"))
+        work = _with_servers(work, server, given)
     else:
         work = _with_settings(work, config, settings, truncate)
     raise typer.Exit(run.run(work))
+
+
+def _with_servers(work: Work, urls: list[str], given: list[str]) -> Work:
+    """Return the work with servers that do it."""
+    if given:
+        raise BadConfiguration(f"{given[0]}: with --server, the server has its own settings")
+    return replace(work, servers=tuple(urls), key=os.environ.get("SERVER_KEY"))
 
 
 def _with_settings(

@@ -13,7 +13,6 @@ import logging
 import os
 import threading
 from contextlib import AsyncExitStack
-from itertools import accumulate
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,7 @@ from embedding_service import telemetry
 from embedding_service.bulk.embedder import EngineEmbedder
 from embedding_service.bulk.folder import Part, replace
 from embedding_service.bulk.manifest import SPACE, differences, known_space
-from embedding_service.bulk.outputs import Layout
+from embedding_service.bulk.outputs import Layout, part_name
 from embedding_service.bulk.pipeline import Pipeline, Sink
 from embedding_service.bulk.progress import Progress
 from embedding_service.bulk.rows import Corpus, Reader
@@ -31,7 +30,7 @@ from embedding_service.errors import BadConfiguration, JobStopped, StartupError
 from embedding_service.local import local_service
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator
+    from collections.abc import Callable, Coroutine, Iterator
     from pathlib import Path
 
     from structlog.typing import FilteringBoundLogger
@@ -42,30 +41,46 @@ if TYPE_CHECKING:
     from embedding_service.settings.gateway import Settings
 
 
-def embed_parts(
-    address: str | None,
-    corpus: Corpus,
-    options: BulkOptions,
-    engine: tuple[Settings, str | None],
-    folder: Folder,
-    log: FilteringBoundLogger,
-) -> None:
-    """Have all missing parts made by a cluster. Raises `StartupError`s.
+class Task:
+    """All that an actor is told; `engine` has its settings, and the name of the model.
 
-    `engine`: its settings, and the name or alias that its model is asked for by.
+    The rows of all inputs are counted, which takes a while.
     """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        options: BulkOptions,
+        engine: tuple[Settings, str | None],
+        out: Path,
+        made_of: dict[str, Any],
+    ) -> None:
+        self.corpus = corpus
+        self.options = options
+        self.engine = engine
+        self.out = out
+        self.made_of = made_of
+        self.counts = list(_count(corpus))
+        self.parts = range(-(-sum(self.counts) // options.rows_per_part))
+
+    def name(self, part: int) -> str:
+        """Return the name of a part's file."""
+        return part_name(part, self.options.format)
+
+
+def embed_parts(
+    address: str | None, make_task: Callable[[], Task], folder: Folder, log: FilteringBoundLogger
+) -> None:
+    """Have all missing parts made by a cluster. Raises `StartupError`s."""
     ray = _ray(address)
-    resources = _resources(ray.nodes(), engine[0])
-    counts = list(_count(corpus))
-    layout_name = f"part-{{:06d}}.{options.format}"
-    parts = range(-(-sum(counts) // options.rows_per_part))
-    missing = [part for part in parts if not folder.is_done(layout_name.format(part))]
-    log.info("on_ray", parts=len(parts), missing=len(missing), **resources)
-    more = (corpus, counts, options, engine, folder.path, folder.identity)
+    task = make_task()
+    resources = _resources(ray.nodes(), task.engine[0])
+    missing = [part for part in task.parts if not folder.is_done(task.name(part))]
+    log.info("on_ray", parts=len(task.parts), missing=len(missing), **resources)
     progress = Progress(log, None)
     with progress.shown():
-        for row in _results(ray, missing, more, resources):
-            folder.note(layout_name.format(row["part"]), row["rows"])
+        for row in _results(ray, missing, task, resources):
+            folder.note(task.name(row["part"]), row["rows"])
             progress.add(row["rows"] + row["failed"], row["tokens"], row["failed"], 0)
     log.info("embedded", **progress.figures())
     folder.claim(known_space(folder.path))
@@ -86,7 +101,7 @@ def _ray(address: str | None) -> Any:
 
 
 def _results(
-    ray: Any, missing: list[int], more: tuple[Any, ...], resources: dict[str, float]
+    ray: Any, missing: list[int], task: Task, resources: dict[str, float]
 ) -> Iterator[dict[str, Any]]:
     """Yield what actors say of each part. Raises `JobStopped` with the cause of a failure."""
     if not missing:
@@ -97,7 +112,7 @@ def _results(
     numbers = ray.data.from_items([{"part": part} for part in missing])
     done = numbers.repartition(len(missing)).map_batches(
         PartEmbedder,
-        fn_constructor_args=more,
+        fn_constructor_args=(task,),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=min(actors, len(missing))),
         **resources,
@@ -142,33 +157,22 @@ def _count(corpus: Corpus) -> Iterator[int]:
 class PartEmbedder:
     """An actor: an engine, and an event loop in a thread that watches it between parts."""
 
-    def __init__(
-        self,
-        corpus: Corpus,
-        counts: list[int],
-        options: BulkOptions,
-        engine: tuple[Settings, str | None],
-        out: Path,
-        made_of: dict[str, Any],
-    ) -> None:
-        self._corpus = corpus
-        self._starts = [0, *accumulate(counts)]
-        self._counts = counts
-        self._options = options
-        self._place = _Shared(out)
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._place = _Shared(task.out)
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
         self._stack = AsyncExitStack()
-        self._embedder: EngineEmbedder = self._run(self._load(*engine))
-        self._place.agree(self._embedder.identity, made_of)
+        self._embedder: EngineEmbedder = self._run(self._load(*task.engine))
+        self._place.agree(self._embedder.identity, task.made_of)
         example = self._run(self._embedder.probe())
-        self._layout = Layout(options, corpus.columns.kind, example.by_output)
+        self._layout = Layout(task.options, task.corpus.columns.kind, example.by_output)
 
     async def _load(self, settings: Settings, name: str | None) -> EngineEmbedder:
         service = await self._stack.enter_async_context(
             local_service(settings, telemetry.get_logger())
         )
-        return EngineEmbedder(service, self._options, name)
+        return EngineEmbedder(service, self._task.options, name)
 
     def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
@@ -179,11 +183,10 @@ class PartEmbedder:
         return {name: list(map(itemgetter(name), made)) for name in made[0]}
 
     async def _make(self, part: int) -> dict[str, int]:
-        options, place = self._options, self._place
-        rows = options.rows_per_part
-        reader = self._corpus.reader_from(part * rows, self._counts)
+        task, rows = self._task, self._task.options.rows_per_part
+        reader = task.corpus.reader_from(part * rows, task.counts)
         progress = Progress(telemetry.get_logger(), None)
-        sink = Sink(place, self._layout, rows, first=part)
+        sink = Sink(self._place, self._layout, rows, first=part)
         job = Pipeline(_Bounded(reader, rows), self._embedder, sink, progress, rows_per_part=rows)
         await job.run()
         good = progress.rows - progress.failed

@@ -60,7 +60,7 @@ class Layout:
 
     def name(self, number: int) -> str:
         """Return the name of a part's file."""
-        return f"part-{number:06d}.{self.format}"
+        return part_name(number, self.format)
 
     def writer(self, file: IO[bytes], beside: Path) -> Writer:
         """Return what writes one part into `file`, and ids that have no room there `beside` it."""
@@ -69,6 +69,11 @@ class Layout:
         if self.format is OutputFormat.NPY:
             return _Npy(file, beside, self)
         return _Parquet(file, self)
+
+
+def part_name(number: int, form: OutputFormat) -> str:
+    """Return the name of a part's file."""
+    return f"part-{number:06d}.{form}"
 
 
 def number_type(dtype: EmbedDtype) -> np.dtype[Any]:

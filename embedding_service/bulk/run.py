@@ -10,6 +10,7 @@ import signal
 import sys
 from contextlib import AsyncExitStack, closing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import uvloop
@@ -164,7 +165,7 @@ async def _fill_on_ray(
     folder: Folder, work: Work, corpus: Corpus, log: FilteringBoundLogger
 ) -> None:
     """Have a cluster write all parts that are missing. Raises `StartupError`s."""
-    from embedding_service.bulk.on_ray import embed_parts
+    from embedding_service.bulk.on_ray import Task, embed_parts
 
     if work.settings is None or corpus.is_piped:
         raise BadConfiguration("--ray: needs files that all nodes see, and engines of its own")
@@ -174,9 +175,9 @@ async def _fill_on_ray(
             "engine is started, and compared"
         )
     folder.claim({})
-    settings = _of_one_model(work.settings, work.model)
-    engine = (settings, work.model)
-    await asyncio.to_thread(embed_parts, work.ray, corpus, work.options, engine, folder, log)
+    engine = (_of_one_model(work.settings, work.model), work.model)
+    task = partial(Task, corpus, work.options, engine, folder.path, folder.identity)
+    await asyncio.to_thread(embed_parts, work.ray, task, folder, log)
 
 
 async def _fill_here(folder: Folder, work: Work, corpus: Corpus, log: FilteringBoundLogger) -> None:
