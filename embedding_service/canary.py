@@ -5,16 +5,19 @@ From a running server over its API, or from engines that are started for it.
 
 from __future__ import annotations
 
-import time
+import asyncio
+from contextlib import aclosing
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import httpx
 import msgspec
 import numpy as np
 
+from embedding_service import client
+from embedding_service.client import Client
 from embedding_service.errors import BadConfiguration, NoVectors, ServiceError
 from embedding_service.local import local_service
+from embedding_service.progress import Progress
 from embedding_service.service import canaries, examiner
 from embedding_service.service.canaries import Direction
 from embedding_service.types import Output
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    import httpx
     from structlog.typing import FilteringBoundLogger
 
     from embedding_service.service.canaries import Directions, Pinned
@@ -33,12 +37,8 @@ if TYPE_CHECKING:
 
     Json = dict[str, Any]
 
-_TIMEOUT_S = 300.0
 _TEXTS_AT_ONCE = 8  # within every server's limit, and each request within its deadline
-_SHOWN_CHARACTERS = 300
-_REFUSED = frozenset({400, 413, 422})
-# Tries after the first, at a server whose limits per minute leave no room.
-_NO_ROOM, _TRIES, _LONGEST_PAUSE_S = frozenset({429, 503}), 5, 90.0
+_PATIENCE_S = 90.0  # with a server whose limits per minute leave no room
 
 _Read = TypeVar("_Read", "_Models", "_Items")
 
@@ -82,8 +82,18 @@ def pin_server(url: str, path: Path, *, name: str | None, key: str | None) -> Pi
 
     Raises `BadConfiguration`, `NoVectors`.
     """
-    server = _Server(url, key)
-    entry, space = server.listed(name)
+    pinned = asyncio.run(_of_server(url, name, key))
+    canaries.write(path, pinned)
+    return pinned
+
+
+async def _of_server(url: str, name: str | None, key: str | None) -> Pinned:
+    async with aclosing(Client([url], key, patience_s=_PATIENCE_S, say=Progress().say)) as http:
+        return await _asked(_Server(http), name)
+
+
+async def _asked(server: _Server, name: str | None) -> Pinned:
+    entry, space = await server.listed(name)
     outputs = {Output(each) for each in entry.outputs if each in examiner.PINNED}
     if space.ingredients.sparse_indices is not None:  # hashed, and not as the engine gives them
         outputs -= {Output.SPARSE}
@@ -92,18 +102,16 @@ def pin_server(url: str, path: Path, *, name: str | None, key: str | None) -> Pi
     found: list[Directions] = [{}] * len(canaries.asked())
     for use, places in _portions():
         texts = [canaries.asked()[place][0] for place in places]
-        vectors = server.embed(_body(entry, space, use, outputs), texts, outputs, space.id)
+        vectors = await server.embed(_body(entry, space, use, outputs), texts, outputs, space.id)
         for place, vector in zip(places, vectors, strict=True):
             found[place] = vector
-    pinned = canaries.pin(
+    return canaries.pin(
         found,
         model=entry.root,
         space=space.id,
         build=space.build,
         dtype=space.build_ingredients.dtype,
     )
-    canaries.write(path, pinned)
-    return pinned
 
 
 def _portions() -> Iterator[tuple[InputType | None, list[int]]]:
@@ -180,86 +188,56 @@ class _Items(msgspec.Struct):
 
 
 class _Server:
-    """A server of this kind at a URL, with or without `/v1`."""
+    """A server of this kind."""
 
-    def __init__(self, url: str, key: str | None) -> None:
-        if not url.startswith(("http://", "https://")):
-            raise BadConfiguration(f"--server: {url} is not the URL of a server")
-        self.url = url.rstrip("/").removesuffix("/v1")
-        self._headers = {"authorization": f"Bearer {key}"} if key else {}
+    def __init__(self, http: Client) -> None:
+        self._http = http
+        self.url = http.roots[0]
 
-    def listed(self, name: str | None) -> tuple[_Entry, _Space]:
+    async def listed(self, name: str | None) -> tuple[_Entry, _Space]:
         """Return the model of this name, or the first, that has a space. Raises `NoVectors`."""
-        models = self._read(self._ask("/v1/models", None), _Models)
-        for entry in models.data:
+        response = await self._http.ask("/v1/models")
+        if not response.is_success:
+            raise NoVectors(client.failure(response))
+        for entry in _read(response, _Models).data:
             if name in (None, entry.id) and entry.vector_space is not None:
                 return entry, entry.vector_space
         wanted = f"{name} is not a model" if name else "no model is"
         raise NoVectors(f"{self.url}: {wanted} of which it tells the vector space")
 
-    def embed(
+    async def embed(
         self, body: Json, texts: list[str], outputs: set[Output], space: str
     ) -> list[Directions]:
         """Return the vectors of texts in this space. Raises `NoVectors`.
 
         Texts that are refused together are sent one at a time: limits may be narrow.
         """
-        response = self._ask("/v1/embeddings", {**body, "input": texts}, alone=len(texts) == 1)
-        if not response.is_success:
-            apart = (self.embed(body, [text], outputs, space) for text in texts)
+        content = msgspec.json.encode({**body, "input": texts})
+        response = await self._http.ask("/v1/embeddings", content)
+        if client.is_refusal(response) and len(texts) > 1:
+            apart = [await self.embed(body, [text], outputs, space) for text in texts]
             return list(chain.from_iterable(apart))
+        if not response.is_success:
+            raise NoVectors(client.failure(response))
         if response.headers.get("x-vector-space") != space:
             raise NoVectors(f"{self.url}: vectors are not in {space}, the space that it lists")
-        items = self._read(response, _Items).data
+        items = _read(response, _Items).data
         try:
             with np.errstate(over="raise"):
                 found = [item.directions(outputs) for item in items]
         except (ValueError, ArithmeticError) as error:  # the second of numbers too large for us
-            raise self._wrong(response, error) from None
+            raise _wrong(response, error) from None
         if len(found) != len(texts):
-            raise self._wrong(response, f"{len(found)} vectors of {len(texts)} texts")
+            raise _wrong(response, f"{len(found)} vectors of {len(texts)} texts")
         return found
 
-    def _ask(self, path: str, body: Json | None, *, alone: bool = True) -> httpx.Response:
-        """Return an answer that is a success, or unless `alone` a refusal of these texts.
 
-        Asks again after the pause that a server without room asks for.
-        """
-        response = self._send(path, body)
-        for _ in range(_TRIES):
-            if (pause_s := _pause_s(response)) is None:
-                break
-            time.sleep(pause_s)
-            response = self._send(path, body)
-        if response.is_success or (response.status_code in _REFUSED and not alone):
-            return response
-        said = " ".join(response.text[:_SHOWN_CHARACTERS].split())
-        raise NoVectors(f"{response.url}: {response.status_code}: {said}")
-
-    def _send(self, path: str, body: Json | None) -> httpx.Response:
-        url, method = self.url + path, "GET" if body is None else "POST"
-        try:
-            # No redirect is followed: another host would get the key.
-            return httpx.request(method, url, json=body, headers=self._headers, timeout=_TIMEOUT_S)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise NoVectors(f"{url} cannot be reached: {error}") from None
-        except UnicodeError:
-            raise BadConfiguration("SERVER_KEY: a key has ASCII characters only") from None
-
-    def _read(self, response: httpx.Response, kind: type[_Read]) -> _Read:
-        try:
-            return msgspec.json.decode(response.content, type=kind)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise self._wrong(response, error) from None
-
-    def _wrong(self, response: httpx.Response, why: object) -> NoVectors:
-        return NoVectors(f"{response.url}: its answer is not this service's: {why}")
+def _read(response: httpx.Response, kind: type[_Read]) -> _Read:
+    try:
+        return msgspec.json.decode(response.content, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise _wrong(response, error) from None
 
 
-def _pause_s(response: httpx.Response) -> float | None:
-    """Return how long a server that has no room now asks to wait, if that is to be waited for."""
-    told = response.headers.get("retry-after", "")
-    final = response.headers.get("x-should-retry") == "false"
-    if final or response.status_code not in _NO_ROOM or not told.isdecimal():
-        return None
-    return pause_s if (pause_s := float(told)) <= _LONGEST_PAUSE_S else None
+def _wrong(response: httpx.Response, why: object) -> NoVectors:
+    return NoVectors(f"{response.url}: its answer is not this service's: {why}")

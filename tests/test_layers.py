@@ -26,6 +26,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "systemd": set(),
     "hub": set(),
     "terminal": set(),
+    "client": set(),
+    "progress": set(),
     "telemetry": {"terminal"},
     "settings": set(),
     "families": set(),
@@ -46,13 +48,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "batches": BELOW_SERVICE | {"service", "dialects"},
     "http": BELOW_SERVICE | {"service", "dialects", "dropin", "batches"},
     "local": BELOW_SERVICE | {"service"},
-    "bulk": BELOW_SERVICE | {"service", "dialects", "local", "bulk.servers"},
+    "bulk": BELOW_SERVICE | {"service", "dialects", "local", "progress", "bulk.servers"},
     "bulk.command": BELOW_SERVICE | {"bulk", "commands"},
-    "bulk.servers": {"bulk"},
-    "verify": BELOW_SERVICE | {"service", "local", "hub", "worker.location"},
+    "bulk.servers": {"bulk", "client"},
+    "verify": BELOW_SERVICE | {"service", "local", "client", "progress", "hub", "worker.location"},
     "server": BELOW_SERVICE | {"service", "http", "batches"},
     "preflight": BELOW_SERVICE | {"service", "http", "worker.backend", "worker.location"},
-    "canary": BELOW_SERVICE | {"service", "local"},
+    "canary": BELOW_SERVICE | {"service", "local", "client", "progress"},
     "commands": {"settings", "dropin"},
     "cli": {
         *("commands", "canary", "hub", "settings", "telemetry", "terminal", "http", "server"),
@@ -63,7 +65,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 VLLM = {"worker", "families.models"}  # the only places that import it, and torch, and transformers
 HEAVY = {"vllm", "torch", "transformers"}
 WEB = {"fastapi", "starlette", "uvicorn", "httptools", "httpx"}
-KNOW_HTTP = {"http", "server", "verify", "bulk.servers", "canary"}
+KNOW_HTTP = {"http", "server", "client"}
 
 
 class Import(NamedTuple):

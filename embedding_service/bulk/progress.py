@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 from typing import TYPE_CHECKING, Any
+
+from embedding_service.progress import Progress as Printer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +26,7 @@ class Progress:
         self._total_bytes = total_bytes
         self._bytes = self._skipped_bytes = 0
         self._began = self._shown = time.monotonic()
-        self._bar: Any = None
+        self._printer = Printer()
 
     def skip(self, rows: int, bytes_read: int) -> None:
         """Count rows that were done before."""
@@ -38,7 +39,7 @@ class Progress:
         self.tokens += tokens
         self.failed += failed
         self._bytes = bytes_read
-        if time.monotonic() - self._shown >= (_BAR_EVERY_S if self._bar else _EVERY_S):
+        if time.monotonic() - self._shown >= (_BAR_EVERY_S if self._printer.has_bar else _EVERY_S):
             self._show()
 
     @property
@@ -70,33 +71,17 @@ class Progress:
     def shown(self) -> Iterator[None]:
         """Show it as long as the block lasts."""
         self._began = self._shown = time.monotonic()
-        with _bar(self._total_bytes) as self._bar:
+        with contextlib.closing(self._printer):
+            if self._printer.has_bar:
+                self._show()
             yield
 
     def _show(self) -> None:
         self._shown = time.monotonic()
         figures, left_s = self.figures(), self.left_s
-        if self._bar is None:
-            left = {} if left_s is None else {"left_s": round(left_s)}
-            self._log.info("embedding", **figures, **left)
+        if self._printer.has_bar:
+            text = f"{self.skipped + self.rows:,} rows, {figures['tokens_per_s']:,} tokens/s"
+            self._printer.count(text, self._bytes, self._total_bytes)
             return
-        text = f"{self.skipped + self.rows:,} rows, {figures['tokens_per_s']:,} tokens/s"
-        self._bar.update(0, completed=self._bytes, description=text)
-
-
-@contextlib.contextmanager
-def _bar(total_bytes: int | None) -> Iterator[Any]:
-    """Yield a bar on a terminal, and None elsewhere."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Bar(*columns, console=Console(stderr=True)) as bar:
-        bar.add_task("reading", total=total_bytes)
-        yield bar
+        left = {} if left_s is None else {"left_s": round(left_s)}
+        self._log.info("embedding", **figures, **left)

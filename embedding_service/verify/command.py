@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import traceback
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -114,7 +114,7 @@ def _run(given: dict[str, Any], settings: Settings) -> list[ModelResult]:
     import asyncio  # noqa: PLC0415 - only here
 
     from embedding_service import telemetry  # noqa: PLC0415
-    from embedding_service.verify.progress import Progress  # noqa: PLC0415
+    from embedding_service.progress import Progress  # noqa: PLC0415
     from embedding_service.verify.run import Options, Verification  # noqa: PLC0415 - numpy, httpx
 
     if given["reference"] is not None and given["against"] is not None:
@@ -125,7 +125,8 @@ def _run(given: dict[str, Any], settings: Settings) -> list[ModelResult]:
     chosen["against_key"] = os.environ.get("AGAINST_KEY")
     telemetry.configure("warning", settings.log_format)
     log = telemetry.get_logger()
-    return asyncio.run(Verification(Options(**chosen), settings, log, Progress()).run())
+    with closing(Progress()) as progress:
+        return asyncio.run(Verification(Options(**chosen), settings, log, progress).run())
 
 
 def _write(results: Sequence[ModelResult], page: Path | None, numbers: Path | None) -> None:

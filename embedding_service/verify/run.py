@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from embedding_service.client import Client
 from embedding_service.errors import BadConfiguration, ModelNotLoaded, NoVectors
 from embedding_service.local import local_service
 from embedding_service.types import Output
@@ -25,11 +27,11 @@ if TYPE_CHECKING:
 
     from structlog.typing import FilteringBoundLogger
 
+    from embedding_service.progress import Progress
     from embedding_service.settings.gateway import Settings
     from embedding_service.settings.model import ModelOptions
     from embedding_service.verify.causes import Texts
     from embedding_service.verify.compare import Comparison
-    from embedding_service.verify.progress import Progress
     from embedding_service.verify.servers import Server
     from embedding_service.verify.sides import Answer, Side
     from embedding_service.verify.truth import Truth
@@ -93,8 +95,8 @@ class Verification:
 
     async def _server(self, url: str) -> ModelResult:
         options = self._options
-        async with servers.client(options.server_key) as http:
-            server = await servers.connect(http, url, options.model)
+        async with aclosing(self._client(url, options.server_key)) as http:
+            server = await servers.connect(http, options.model)
             model = self._configured(server.model)
             true = await self._truth(server.model, server.about, model)
             server.prompts = true.about.prompts
@@ -146,14 +148,17 @@ class Verification:
         """Have the texts computed by the other server, or by the reference library."""
         options = self._options
         if options.against is not None:
-            async with servers.client(options.against_key) as http:
-                wanted = options.against_model or name
-                other = await servers.connect(http, options.against, wanted)
+            client = self._client(options.against, options.against_key)
+            async with aclosing(client) as http:
+                other = await servers.connect(http, options.against_model or name)
                 return await truth.of_server(other, about, self._texts, self._progress)
         found = self._checkpoint(name, model)
         limits = [limit for limit in (found.max_tokens, about.max_tokens) if limit]
         found = replace(found, max_tokens=min(limits, default=None))
         return await truth.of_library(found, self._texts, self._progress)
+
+    def _client(self, url: str, key: str | None) -> Client:
+        return Client([url], key, patience_s=servers.PATIENCE_S, say=self._progress.say)
 
     def _checkpoint(self, name: str, model: ModelOptions | None) -> checkpoint.Checkpoint:
         """Return what the reference reads. Raises `BadConfiguration`, `ModelNotLoaded`."""

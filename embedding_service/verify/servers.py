@@ -6,15 +6,13 @@ is put here, as their users have to.
 
 from __future__ import annotations
 
-import json
 import re
-from asyncio import sleep
-from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-import httpx
 import numpy as np
+import orjson
 
+from embedding_service import client
 from embedding_service.errors import BadConfiguration, NoVectors
 from embedding_service.types import Output
 from embedding_service.verify.sides import About, Kind, Refused, TooLong
@@ -22,17 +20,14 @@ from embedding_service.verify.sides import About, Kind, Refused, TooLong
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+    import httpx
+
+    from embedding_service.client import Client
     from embedding_service.types import Floats, Rows
     from embedding_service.verify.sides import Answer
 
-_TIMEOUT_S, _FACTS_TIMEOUT_S = 300.0, 10.0  # a CPU may need minutes for the longest texts
-_TRIES = 5
-_LONGEST_WAIT_S = 30.0
-_PATIENCE_S = 120.0  # from the first failure on, without a good answer between
-_PASSING: Final = frozenset({408, 429, 502, 503, 504})
-_DEFECT = 500  # of one text, as where its numbers are not finite, or one that passes
-_ABOUT_TEXTS: Final = frozenset({400, 413, 422, _DEFECT})  # all other errors are about the server
-_TOO_LARGE = 413
+PATIENCE_S: Final = 120.0
+_TOO_LARGE, _DEFECT = 413, 500
 # As vLLM, TEI, OpenAI, llama.cpp, Ollama and this service put it, in a code or in a message.
 _TOO_LONG: Final = re.compile(
     r"context.?(length|window|size)|too.?long|(max(imum)?|input).{0,9}(length|tokens)"
@@ -42,32 +37,34 @@ _TOO_LONG: Final = re.compile(
 # Answers that are not JSON, or not of the shape that is read.
 _UNREADABLE: Final = (AttributeError, KeyError, RecursionError, TypeError, ValueError)
 _OWN, _VLLM = "embedding-service", "vllm"
-_SAID = 200
+_KINDS: Final = frozenset({Output.DENSE, Output.SPARSE, Output.COLBERT})
 
 
 class Server:
-    """A server at `url`, with or without `/v1`; `model` is the name that requests send.
+    """A server as a side; `model` is the name that requests send.
 
-    `prompts` are put before texts unless it is this service. `found` counts vectors that came from
-    the server's cache.
+    `prompts` are put before texts unless it is this service. `from_cache` counts vectors that came
+    from the server's cache.
     """
 
-    def __init__(self, http: httpx.AsyncClient, url: str, model: str, about: About) -> None:
+    def __init__(self, http: Client, model: str, about: About) -> None:
         self._http = http
-        self._url = url
+        self._url = http.roots[0]
         self.model = model
         self.about = about
         self.prompts: dict[Kind, str] = {}
         self.outputs: Collection[Output] = {Output.DENSE}
         self.kind = ""
         self.from_cache = 0
-        self._failing_since: float | None = None
 
     async def ask(self, texts: list[str], kind: Kind) -> list[Answer]:
         """Return the rows of each text. Raises `Refused`, `NoVectors`."""
         if self.kind != _OWN:
             texts = [self.prompts.get(kind, "") + text for text in texts]
-        response = await self._post({"model": self.model, "input": texts, **self._more(kind)})
+        body = {"model": self.model, "input": texts, **self._more(kind)}
+        response = await self._http.ask("/v1/embeddings", orjson.dumps(body))
+        if not response.is_success:
+            raise _refusal(response)
         cached = response.headers.get("x-cache", "0/0").partition("/")[0]
         self.from_cache += int(cached) if cached.isdecimal() else 0
         return self._answers(response, len(texts))
@@ -99,60 +96,18 @@ class Server:
             fields |= {f"return_{output}": output in self.outputs for output in _KINDS}
         return fields
 
-    async def _post(self, body: dict[str, Any]) -> httpx.Response:
-        """Return a good answer, after a few tries. Raises `Refused`, `NoVectors`."""
-        for attempt in range(_TRIES - 1):
-            try:
-                response = await self._send(body)
-            except httpx.HTTPError:
-                wait = 2.0**attempt
-            else:
-                if not _should_retry(response, attempt):
-                    return self._checked(response)
-                wait = _wait_s(response, attempt)
-            if self._failing_s() + wait > _PATIENCE_S:
-                break
-            await sleep(wait)
-        try:
-            return self._checked(await self._send(body))
-        except httpx.HTTPError as error:
-            raise _unreachable(self._url, error) from None
 
-    async def _send(self, body: dict[str, Any]) -> httpx.Response:
-        """Return an answer. A server that says nothing in time is not asked twice."""
-        try:
-            return await self._http.post(f"{self._url}/v1/embeddings", json=body)
-        except httpx.TimeoutException as error:
-            raise _unreachable(self._url, error) from None
-
-    def _checked(self, response: httpx.Response) -> httpx.Response:
-        if response.is_success:
-            self._failing_since = None
-            return response
-        reason = _said(response)
-        if response.status_code not in _ABOUT_TEXTS or self._failing_s() >= _PATIENCE_S:
-            raise NoVectors(f"{self._url}: {reason}")
-        raise Refused(TooLong(reason) if _is_too_long(response) else reason)
-
-    def _failing_s(self) -> float:
-        """Return how long there has been no good answer; the first call begins to count."""
-        now = monotonic()
-        if self._failing_since is None:
-            self._failing_since = now
-        return now - self._failing_since
-
-
-async def connect(http: httpx.AsyncClient, url: str, model: str | None) -> Server:
+async def connect(http: Client, model: str | None) -> Server:
     """Ask a server what it serves. Raises `NoVectors`, `BadConfiguration`."""
-    root = url.rstrip("/").removesuffix("/v1")
-    listed, info = await _get(http, root, "/v1/models"), await _get(http, root, "/info")
+    root = http.roots[0]
+    listed, info = await _get(http, "/v1/models"), await _get(http, "/info")
     entry = _entry(_entries(listed), model, root)
     name = model or entry.get("id") or info.get("model_id")
     if not isinstance(name, str):
         raise BadConfiguration(f"{root} does not say what it serves: give --model")
     if info.get("model_id") not in (None, name, entry.get("root")):
         info = {}  # of another model
-    server = Server(http, root, name, _about(f"{name} at {root}", entry, info))
+    server = Server(http, name, _about(f"{name} at {root}", entry, info))
     server.kind = str(entry.get("owned_by"))
     # Another version may name kinds that this one does not know.
     told = entry.get("outputs")
@@ -172,9 +127,6 @@ def _about(label: str, entry: dict[str, Any], info: dict[str, Any]) -> About:
     )
 
 
-_KINDS: Final = frozenset({Output.DENSE, Output.SPARSE, Output.COLBERT})
-
-
 def _entries(listed: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the entries that have a name."""
     data = listed.get("data")
@@ -190,25 +142,16 @@ def _entry(entries: list[dict[str, Any]], model: str | None, root: str) -> dict[
     return next((each for each in entries if model in (None, each.get("id"))), {})
 
 
-async def _get(http: httpx.AsyncClient, root: str, path: str) -> dict[str, Any]:
-    """Return what a path says, {} where a server does not have it."""
-    try:
-        response = await http.get(root + path, timeout=_FACTS_TIMEOUT_S)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise _unreachable(root, error) from None
+async def _get(http: Client, path: str) -> dict[str, Any]:
+    """Return what a path says, {} where a server does not have it. Raises `NoVectors`."""
+    response = await http.ask(path)
     if response.status_code in (401, 403) and path == "/v1/models":
-        raise NoVectors(f"{root}: {_said(response)}")
+        raise NoVectors(client.failure(response))
     try:
         found = response.json() if response.is_success else {}
     except _UNREADABLE:
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def client(key: str | None) -> httpx.AsyncClient:
-    """Return an HTTP client that sends this key."""
-    headers = {"authorization": f"Bearer {key}"} if key else {}
-    return httpx.AsyncClient(headers=headers, timeout=httpx.Timeout(_TIMEOUT_S, connect=10.0))
 
 
 def _rows(item: dict[str, Any]) -> Rows:
@@ -237,34 +180,11 @@ def _weights(by_token: dict[str, float]) -> Floats:
     return np.array(pairs, np.float32).reshape(-1, 2)
 
 
-def _should_retry(response: httpx.Response, attempt: int) -> bool:
-    told, status = response.headers.get("x-should-retry"), response.status_code
-    return told != "false" and (status in _PASSING or (status == _DEFECT and not attempt))
-
-
-def _is_too_long(response: httpx.Response) -> bool:
-    said = response.status_code != _DEFECT and _TOO_LONG.search(response.text) is not None
-    return said or response.status_code == _TOO_LARGE
-
-
-def _wait_s(response: httpx.Response, attempt: int) -> float:
-    told = response.headers.get("retry-after", "")
-    seconds = float(told) if told.isdecimal() else 2.0**attempt
-    return min(_LONGEST_WAIT_S, seconds)
-
-
-def _said(response: httpx.Response) -> str:
-    """Return status and message in one line."""
-    try:
-        body = response.json()
-        error = body.get("error", body)
-        text = error.get("message", error) if isinstance(error, dict) else error
-    except _UNREADABLE:
-        text = response.text
-    words = " ".join((text if isinstance(text, str) else json.dumps(text)).split())
-    return f"HTTP {response.status_code} {words}"[:_SAID]
-
-
-def _unreachable(url: str, error: Exception) -> NoVectors:
-    reason = str(error) or type(error).__name__
-    return NoVectors(f"{url} cannot be reached: {reason}")
+def _refusal(response: httpx.Response) -> Exception:
+    """Return the error of an answer without vectors: about its texts, or about the server."""
+    if not client.is_refusal(response):
+        return NoVectors(client.failure(response))
+    reason = f"HTTP {response.status_code}: {client.message(response)}"
+    status, text = response.status_code, response.text
+    too_long = status == _TOO_LARGE or (status != _DEFECT and _TOO_LONG.search(text))
+    return Refused(TooLong(reason) if too_long else reason)

@@ -15,8 +15,8 @@ from embedding_service.verify.sides import About, Kind, collect
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from embedding_service.progress import Progress
     from embedding_service.verify.checkpoint import Checkpoint
-    from embedding_service.verify.progress import Progress
     from embedding_service.verify.servers import Server
     from embedding_service.verify.sides import Answer, Side
 

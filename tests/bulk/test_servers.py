@@ -12,6 +12,7 @@ import numpy as np
 import orjson
 import pytest
 
+from embedding_service import client
 from embedding_service.bulk import servers
 from embedding_service.errors import BadConfiguration, JobStopped, RowsFailed
 from embedding_service.types import EmbedDtype, Output, Truncate
@@ -133,7 +134,7 @@ def test_a_server_that_is_busy_or_gone_is_asked_again(
     other: Callable[..., Other], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Too much at once, its own trouble, a connection that breaks: no row is lost."""
-    monkeypatch.setattr(servers, "_PAUSE_S", 0.01)
+    monkeypatch.setattr(client, "_PAUSE_S", 0.01)
     busy = other((429, {"retry-after": "0.05"}, b"{}"), (503, {}, b"no"), (500, {}, b""))
     gone = other()
     gone.close()
@@ -152,7 +153,7 @@ def test_a_server_that_stays_away_stops_the_job(
     other: Callable[..., Other], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a while the job ends with a line, and goes on later."""
-    monkeypatch.setattr(servers, "_PAUSE_S", 0.01)
+    monkeypatch.setattr(client, "_PAUSE_S", 0.01)
     monkeypatch.setattr(servers, "_PATIENCE_S", 0.1)
     server = other(*[(503, {}, b'{"error": {"message": "loading"}}')] * 100)
     path, out = corpus(tmp_path / "a.jsonl", 5), tmp_path / "out"
@@ -167,13 +168,13 @@ def test_waiting_is_told(
     other: Callable[..., Other], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At once, and not again for half a minute."""
-    monkeypatch.setattr(servers, "_PAUSE_S", 0.01)
+    monkeypatch.setattr(client, "_PAUSE_S", 0.01)
     server = other(*[(503, {}, b'{"error": {"message": "loading"}}')] * 3)
     path, out = corpus(tmp_path / "a.jsonl", 5), tmp_path / "out"
     log = embed(path, out=out, model="x", servers=[server.url])
     (line,) = [entry["event"] for entry in log if entry["level"] == "warning"]
     assert line == (
-        f"no server answers since 0 s ({server.url}/v1/embeddings: 503: loading); trying for 15 "
+        f"no server answers since 0 s ({server.url}/v1/embeddings: HTTP 503: loading); trying for 15 "
         "minutes more"
     )
 
@@ -296,7 +297,7 @@ def test_servers_are_checked_first(fake: RunningGateway, tmp_path: Path) -> None
     """An address, a model or a field that cannot be: one line, and no folder."""
     path, out = corpus(tmp_path / "a.jsonl", 1), tmp_path / "out"
     for more, reason in (
-        ({"servers": ["host:80"]}, "does not begin with http"),
+        ({"servers": ["host:80"]}, "is not the URL of a server"),
         ({"servers": [fake.url], "model": "other"}, "404: The model `other` does not exist"),
         ({"servers": [fake.url], "dimensions": 5}, "400: dimensions must be 32"),
     ):

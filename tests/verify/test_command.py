@@ -126,17 +126,17 @@ ERRORS = {
     ),
     "no model": ((*FAKE, "--model", "x"), 2, "there is no model called x with vectors to compare"),
     "scores": ((*FAKE, "--task", "rerank"), 2, "there is no model with vectors to compare"),
-    "no URL": ((*FAKE, "--against", "ftp:nowhere"), 6, "ftp:nowhere cannot be reached: "),
+    "no URL": ((*FAKE, "--against", "ftp:nowhere"), 2, "'ftp:nowhere' is not the URL of a server"),
     "not in the cache": (("--model-name", "org/none"), 4, "org/none is not in the local cache"),
     "only errors": (
         ("--server", "{other}/broken", "--model", "fake", "--against", "{fake}"),
         6,
-        "gave no vector: HTTP 400 out of order",
+        "gave no vector: HTTP 400: out of order",
     ),
     "another model": (
         (*FAKE, "--against", "{fake}", "--against-model", "x"),
         6,
-        "HTTP 404 The model `x` does not exist",
+        "HTTP 404: The model `x` does not exist",
     ),
 }
 

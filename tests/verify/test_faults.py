@@ -9,18 +9,20 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import structlog
 
+from embedding_service.client import Client
 from embedding_service.errors import NoVectors
+from embedding_service.progress import Progress
 from embedding_service.settings.gateway import Settings
 from embedding_service.types import Output
 from embedding_service.verify import servers
 from embedding_service.verify.causes import Texts
 from embedding_service.verify.checkpoint import of_name, with_prompts
-from embedding_service.verify.progress import Progress
 from embedding_service.verify.run import Options, Verification, compare_side
 from embedding_service.verify.sides import About, Kind
 from embedding_service.verify.texts import built_in
@@ -164,8 +166,8 @@ async def test_a_planted_fault_is_found_and_named(
     folder = tmp_path / "wrong"
     shutil.copytree(right, folder)
     spoil(folder)
-    async with servers.client(None) as http:
-        server = await servers.connect(http, served.url, NAME)
+    async with aclosing(Client([served.url], None, patience_s=1, say=str)) as http:
+        server = await servers.connect(http, NAME)
         result = await compare_side(
             NAME, server, truth_of(folder), Options(), Progress(io.StringIO())
         )

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from embedding_service.errors import NoVectors
+from embedding_service.progress import Progress
 from embedding_service.service.canaries import LEAST_COSINE
 from embedding_service.types import Output
 from embedding_service.verify import compare
 from embedding_service.verify.causes import Texts
-from embedding_service.verify.progress import Progress
 from embedding_service.verify.reference import Reference
 from embedding_service.verify.report import as_json
 from embedding_service.verify.result import shown
