@@ -1,32 +1,34 @@
 """From the pattern of what differs to the likely fault: what an expert would look at first.
 
-A finding is a fault also where every cosine is above the threshold: one dimension that is scaled
-by 1.5 moves a cosine by less than bfloat16 does.
+The tables at the end have the faults in the order in which they are looked for, and for each a
+check that returns a sentence where it is there. A fault is one also where every cosine is above the
+threshold: one dimension that is scaled by 1.5 moves a cosine by less than bfloat16 does.
 """
 
 from __future__ import annotations
 
 import math
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from embedding_service.types import Output
-from embedding_service.verify.compare import State, compare, row_cosines, stack, unit
+from embedding_service.verify.compare import Comparison, State, compare, row_cosines, unit
 from embedding_service.verify.sides import TooLong
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     import numpy.typing as npt
 
     from embedding_service.types import Floats
-    from embedding_service.verify.compare import Comparison, Doubles
-    from embedding_service.verify.sides import Answer
-
-    Which = npt.NDArray[np.bool_]
+    from embedding_service.verify.compare import Doubles, Which
+    from embedding_service.verify.sides import Answer, Texts
 
 # Of those that differ, so many are of one kind, and of that kind so many differ.
 _NEARLY_ALL, _MOST = 0.95, 0.5
@@ -57,144 +59,112 @@ class Finding:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Texts:
-    """The texts, their tokens, and the context in tokens.
-
-    Where no tokenizer is at hand, lengths are in characters, and there is no context.
-    """
-
-    texts: Sequence[str]
-    lengths: Sequence[int]
-    context: int | None
-    unit: str = "tokens"
-
-    @property
-    def over_long(self) -> Which:
-        """Which texts are known not to fit into the context."""
-        return np.asarray(self.lengths) > (self.context or np.inf)
+def find(seen: Comparison) -> list[Finding]:
+    """Return the faults that the numbers show."""
+    found = list(_there(seen, _OF_SINGLE_TEXTS))
+    # One dimension may pull every cosine down, so nothing else is looked for then.
+    if odd := next(_there(seen, _OF_DIMENSIONS), None):
+        return [*found, odd]
+    return [*found, *_there(seen, _OF_LENGTHS), *islice(_there(seen, _OF_MANY_TEXTS), 1)]
 
 
-def find(
-    comparison: Comparison, texts: Texts, true: Sequence[Answer], found: Sequence[Answer]
-) -> list[Finding]:
-    """Return the faults of dense vectors that the numbers show."""
-    findings = _without(comparison, texts, found)
-    which = comparison.compared
-    if not len(which):
-        return findings
-    return findings + _of_rows(comparison, texts, stack(true, which), stack(found, which))
-
-
-def _of_rows(comparison: Comparison, texts: Texts, true: Floats, found: Floats) -> list[Finding]:
-    """Look at single dimensions first: one of them may pull every cosine down."""
-    if true.shape != found.shape:
-        wrong = f"vectors have {found.shape[1]} dimensions, and {true.shape[1]} are right"
-        return [Finding("dimensions", wrong)]
-    odd = [*turned(comparison, true, found)] or [*scaled(true, found, comparison.threshold)]
-    if odd:
-        return odd
-    order = [*shuffled(comparison, true, found)] or pattern(comparison, texts)
-    return [*lengths_of(true, found), *order]
-
-
-def of_kind(comparison: Comparison, texts: Texts, found: Sequence[Answer]) -> list[Finding]:
-    """Return the faults that other vectors than dense ones show."""
-    return _without(comparison, texts, found) + pattern(comparison, texts)
-
-
-def _without(comparison: Comparison, texts: Texts, found: Sequence[Answer]) -> list[Finding]:
-    return [*refusals(comparison, texts, found), *broken(comparison), *alone(comparison)]
-
-
-def refusals(comparison: Comparison, texts: Texts, found: Sequence[Answer]) -> Iterator[Finding]:
-    """Name texts that got no vector, other than those that are said to be too long."""
-    excused = too_long(comparison, texts, found)
-    wrong = [index for index in comparison.of_state(State.REFUSED) if index not in excused]
-    if wrong:
-        said = found[wrong[0]]
-        reason = said if isinstance(said, str) else "this kind of vector is missing"
-        # This service answers an error in place of such numbers.
-        name = "not_finite" if "finite" in reason else "refused"
-        yield Finding(name, f"no vector for {named(wrong)}: {reason}")
-
-
-def too_long(comparison: Comparison, texts: Texts, found: Sequence[Answer]) -> list[int]:
+def too_long(seen: Comparison) -> list[int]:
     """Return the texts that are said to be too long, and may be.
 
     Where no context is known, this is believed of a few that are among the longest.
     """
-    refused = comparison.of_state(State.REFUSED)
-    said = [index for index in refused if isinstance(found[index], TooLong)]
-    if texts.context is not None:
-        return [index for index in said if texts.over_long[index]]
-    sizes = [len(text.encode()) for text in texts.texts]
-    longest = max((sizes[index] for index in comparison.compared), default=0)
+    said = [index for index, why in seen.refused.items() if isinstance(why, TooLong)]
+    if seen.texts.context is not None:
+        return [index for index in said if seen.texts.over_long[index]]
+    sizes = [len(text.encode()) for text in seen.texts.texts]
+    longest = max((sizes[index] for index in seen.compared), default=0)
     long = [index for index in said if sizes[index] * _BYTES_DIFFER > longest]
     return long if len(long) <= FEW * len(sizes) else []
 
 
-def alone(comparison: Comparison) -> Iterator[Finding]:
+def _there(seen: Comparison, checks: Mapping[str, Check]) -> Iterator[Finding]:
+    for name, check in checks.items():
+        if text := check(seen):
+            yield Finding(name, text)
+
+
+def _not_finite(seen: Comparison) -> str | None:
+    if which := seen.of_state(State.BROKEN):
+        return f"{named(which)}: not finite or all zero; as when float16 overflows"
+    # This service answers an error in place of such numbers.
+    return _without(seen, finite=True)
+
+
+def _without(seen: Comparison, *, finite: bool) -> str | None:
+    """Name texts that got no vector, other than those that may be too long."""
+    excused = too_long(seen)
+    wrong = [index for index in seen.refused if index not in excused]
+    if not wrong or ("finite" in seen.refused[wrong[0]]) is not finite:
+        return None
+    return f"no vector for {named(wrong)}: {seen.refused[wrong[0]]}"
+
+
+def _alone(seen: Comparison) -> str | None:
     """Name texts that are right in a batch and not in a request of their own."""
     which = [
         index
-        for index, right in comparison.alone_right.items()
-        if comparison.cosines[index] >= comparison.threshold and not right >= comparison.threshold
+        for index, cosine in seen.alone_right.items()
+        if not seen.low[index] and not cosine >= seen.threshold
     ]
-    if which:
-        yield Finding("alone", f"{named(which)}: right in a batch, and wrong or missing alone")
+    return f"{named(which)}: right in a batch, and wrong or missing alone" if which else None
 
 
-def broken(comparison: Comparison) -> Iterator[Finding]:
-    """Name texts whose vectors are no numbers."""
-    if which := comparison.of_state(State.BROKEN):
-        yield Finding(
-            "not_finite",
-            f"{named(which)}: not finite or all zero; as when float16 overflows",
-        )
+def _dimensions(seen: Comparison) -> str | None:
+    if seen.true.shape == seen.found.shape:
+        return None
+    wrong, right = seen.found.shape[1], seen.true.shape[1]
+    return f"vectors have {wrong} dimensions, and {right} are right"
 
 
-def turned(comparison: Comparison, true: Floats, found: Floats) -> Iterator[Finding]:
-    """Say where all numbers have the other sign, or the dimensions another order."""
-    if not len(comparison.low) or len(true) < _ENOUGH_TEXTS:
-        return
-    order = (unit(found.T) @ unit(true.T).T).argmax(axis=1)
+def _sign(seen: Comparison) -> str | None:
+    return "all numbers have the other sign" if _are_found(-seen.true, seen) else None
+
+
+def _permuted(seen: Comparison) -> str | None:
+    order = (unit(seen.found.T) @ unit(seen.true.T).T).argmax(axis=1) if len(seen.true) else []
     moved = np.flatnonzero(order != np.arange(len(order)))
-    ways = {
-        "sign": (-true, "all numbers have the other sign"),
-        "permuted": (true[:, order], f"{named(moved, 'dimension')}: another one's numbers"),
-    }
-    for name, (rows, text) in ways.items():
-        if row_cosines(rows, found).min() >= comparison.threshold:
-            yield Finding(name, text)
-            return
+    if not len(moved) or not _are_found(seen.true[:, order], seen):
+        return None
+    return f"{named(moved, 'dimension')}: another one's numbers"
 
 
-def scaled(true: Floats, found: Floats, threshold: float) -> Iterator[Finding]:
+def _are_found(rows: Floats, seen: Comparison) -> bool:
+    """Tell whether the wrong vectors are these."""
+    enough = seen.low.any() and len(rows) >= _ENOUGH_TEXTS
+    return bool(enough and row_cosines(rows, seen.found).min() >= seen.threshold)
+
+
+def _scaled(seen: Comparison) -> str | None:
     """Name single dimensions that are larger, smaller or of the other sign than the rest."""
-    if len(true) < _ENOUGH_TEXTS:
-        return
-    mine, theirs = unit(found), unit(true)
+    if len(seen.true) < _ENOUGH_TEXTS:
+        return None
+    mine, theirs = unit(seen.found), unit(seen.true)
     scales, off = _scales(theirs, mine)
-    if not off.any() or off.mean() > _FEW_DIMENSIONS:
-        return
-    rest = row_cosines(theirs[:, ~off], mine[:, ~off])
-    if rest.min() >= threshold:  # else they differ in more than that
-        which = np.flatnonzero(off)
-        text = f"{named(which, 'dimension')} scaled by {scales[which[0]]:.3g}"
-        yield Finding("scaled", text)
+    if not 0 < off.mean() <= _FEW_DIMENSIONS:
+        return None
+    if row_cosines(theirs[:, ~off], mine[:, ~off]).min() < seen.threshold:
+        return None  # they differ in more than that
+    which = np.flatnonzero(off)
+    return f"{named(which, 'dimension')} scaled by {scales[which[0]]:.3g}"
 
 
 def _scales(true: Doubles, found: Doubles) -> tuple[Doubles, Which]:
     """Return each dimension's scale against the usual one, and whether it is off."""
-    slopes, errors = _slopes(true, found)
+    energy = (true**2).sum(axis=0)
+    safe = np.maximum(energy, 1e-20)
+    slopes: Doubles = (true * found).sum(axis=0) / safe
     usual = float(np.median(slopes))
     if usual <= 0:
         return slopes, np.zeros(len(slopes), bool)
-    scales = slopes / usual
-    off = np.abs(scales - 1) > np.maximum(_least_scale(true, found), _ERRORS * errors / usual)
-    energy = (true**2).sum(axis=0)
-    return scales, off & (energy > _DEAD * np.median(energy))
+    left = ((found - slopes * true) ** 2).sum(axis=0) / (len(true) - 1)
+    errors = np.sqrt(left / safe) / usual
+    off = np.abs(slopes / usual - 1) > np.maximum(_least_scale(true, found), _ERRORS * errors)
+    return slopes / usual, off & (energy > _DEAD * np.median(energy))
 
 
 def _least_scale(true: Doubles, found: Doubles) -> float:
@@ -204,181 +174,121 @@ def _least_scale(true: Doubles, found: Doubles) -> float:
     return max(_SCALE, min(_NOISES * noise, _LARGE_SCALE))
 
 
-def _slopes(true: Doubles, found: Doubles) -> tuple[Doubles, Doubles]:
-    """Return for each dimension the factor between the sides, and its standard error."""
-    energy = np.maximum((true**2).sum(axis=0), 1e-20)
-    slopes = (true * found).sum(axis=0) / energy
-    left = ((found - slopes * true) ** 2).sum(axis=0) / (len(true) - 1)
-    return slopes, np.sqrt(left / energy)
-
-
-def lengths_of(true: Floats, found: Floats) -> Iterator[Finding]:
+def _not_normalised(seen: Comparison) -> str | None:
     """Say where vectors should have length 1 and have not, which dot products would show."""
-    right, mine = (np.linalg.norm(rows, axis=1) for rows in (true, found))
-    if np.abs(right - 1).max() <= _UNIT < np.abs(mine - 1).max():
-        least, most = mine.min(), mine.max()
-        text = f"vectors are not normalised: lengths from {least:.3g} to {most:.3g}, not 1"
-        yield Finding("not_normalised", text)
+    right, mine = (np.linalg.norm(rows, axis=1) for rows in (seen.true, seen.found))
+    if not np.abs(right - 1).max(initial=0) <= _UNIT < np.abs(mine - 1).max(initial=0):
+        return None
+    return f"vectors are not normalised: lengths from {mine.min():.3g} to {mine.max():.3g}, not 1"
 
 
-def shuffled(comparison: Comparison, true: Floats, found: Floats) -> Iterator[Finding]:
+def _shuffled(seen: Comparison) -> str | None:
     """Name texts that have the vector of another text."""
-    which = comparison.compared
-    rows = np.flatnonzero(comparison.cosines[which] < comparison.threshold)
-    others = _owners(true, found[rows], comparison.threshold)
-    known = [
-        (which[row], which[other]) for row, other in zip(rows, others, strict=True) if other >= 0
-    ]
-    if len(known) <= _MOST * len(rows):
-        return
-    pairs = [f"text {mine} has that of text {theirs}" for mine, theirs in known]
-    more = f" and {len(pairs) - _LISTED} more" if len(pairs) > _LISTED else ""
-    yield Finding("shuffled", f"vectors in the wrong order: {', '.join(pairs[:_LISTED])}{more}")
+    which = seen.compared
+    rows = np.flatnonzero(seen.low[which])
+    if not len(seen.true) or not len(rows):
+        return None
+    similarities = unit(seen.found[rows]) @ unit(seen.true).T
+    known = similarities.max(axis=1) >= seen.threshold
+    if known.sum() <= _MOST * len(rows):
+        return None
+    owners = zip(which[rows[known]], which[similarities.argmax(axis=1)[known]], strict=True)
+    pairs = [f"text {mine} has that of text {theirs}" for mine, theirs in owners]
+    return f"vectors in the wrong order: {_listed(pairs)}"
 
 
-def _owners(true: Floats, rows: Floats, threshold: float) -> list[int]:
-    """Return for each row the text whose vector it is, -1 where it is nobody's."""
-    if not len(rows):
-        return []
-    similarities = unit(rows) @ unit(true).T
-    nearest = similarities.argmax(axis=1)
-    return [int(index) for index in np.where(similarities.max(axis=1) < threshold, -1, nearest)]
+def _batching(seen: Comparison) -> str | None:
+    alone = seen.alone_right.items()
+    right = [cosine >= seen.threshold for index, cosine in alone if seen.low[index]]
+    if not right or np.mean(right) <= _MOST:
+        return None
+    return "texts are right alone and wrong in a batch: padding, masks or the order of a batch"
 
 
-def pattern(comparison: Comparison, texts: Texts) -> list[Finding]:
-    """Say what the texts below the threshold have in common; nothing where there are none."""
-    wrong, looked_at = _mask(comparison.low, texts), _mask(comparison.compared, texts)
-    if not wrong.any():
-        return []
-    if _only_in_batches(comparison):
-        return [Finding("batching", _BATCHING)]
-    if wrong.sum() >= _NEARLY_ALL * looked_at.sum():
-        return [_everywhere(comparison, texts)]
-    if found := _common(wrong, looked_at, texts):
-        return [found]
-    most = wrong.sum() >= _MOST * looked_at.sum()
-    return [_everywhere(comparison, texts) if most else _unexplained(wrong, looked_at)]
-
-
-def _mask(indices: npt.NDArray[np.intp], texts: Texts) -> Which:
-    mask = np.zeros(len(texts.texts), bool)
-    mask[indices] = True
-    return mask
-
-
-_BATCHING: Final = (
-    "texts are right alone and wrong in a batch: padding, masks or the order of a batch"
-)
-
-
-def _only_in_batches(comparison: Comparison) -> bool:
-    """Tell whether texts that are wrong in a batch are right alone."""
-    low = set(comparison.low.tolist())
-    both = [cosine for index, cosine in comparison.alone_right.items() if index in low]
-    return bool(both) and float(np.mean(np.array(both) >= comparison.threshold)) > _MOST
-
-
-def _everywhere(comparison: Comparison, texts: Texts) -> Finding:
-    if _fades(comparison, texts):
-        return Finding(
-            "ends",
-            "texts differ, short ones most: a prompt that is missing or should not be there, "
-            "or a wrong start or end token",
-        )
-    return Finding(
-        "everywhere",
-        "texts differ, whatever their length and script: another pooling, other weights, another "
-        "tokenizer, or for a model that reads its last token a wrong end token or prompt",
+def _only(seen: Comparison, *, having: Callable[[Texts], Which], text: str) -> str | None:
+    """Say it where nearly all wrong texts have a property, and most that have it are wrong."""
+    low, known = seen.low.sum(), len(seen.compared)
+    wrong, all_having = (
+        having(seen.texts) & seen.low,
+        having(seen.texts) & np.isfinite(seen.cosines),
     )
+    explains = wrong.sum() >= max(2, _NEARLY_ALL * low, _MOST * all_having.sum())
+    return text if explains and low < _NEARLY_ALL * known else None
 
 
-def _fades(comparison: Comparison, texts: Texts) -> bool:
-    """Tell whether the longer a text is, the less it differs, until hardly anything is left."""
-    which = comparison.compared
-    if len(which) < _ENOUGH_TEXTS:
-        return False
-    sizes, cosines = np.asarray(texts.lengths)[which], comparison.cosines[which]
-    longest = cosines[sizes >= np.quantile(sizes, 0.75)]
-    return bool(np.median(longest) > _HARDLY and _rank_correlation(sizes, cosines) > _RISES)
+def _have_capitals(texts: Texts) -> Which:
+    return np.array([text != text.lower() for text in texts.texts])
 
 
-def _rank_correlation(a: npt.NDArray[np.int_], b: Doubles) -> float:
-    ranks = np.argsort(np.argsort([a, b]))
-    return float(np.corrcoef(ranks)[0, 1])
-
-
-def _common(wrong: Which, looked_at: Which, texts: Texts) -> Finding | None:
-    """Return the first property that explains which texts are wrong; the narrow ones come first."""
-    if _explains(texts.over_long & looked_at, wrong):
-        return _TRUNCATION
-    for finding, test in _PROPERTIES:
-        having = np.array([test(text) for text in texts.texts])
-        if _explains(having & looked_at, wrong):
-            return finding
-    return None
-
-
-def _has_capitals(text: str) -> bool:
-    return text != text.lower()
+def _have_capitals_or_marks(texts: Texts) -> Which:
+    return np.array([text != text.lower() or _has_marks(text) for text in texts.texts])
 
 
 def _has_marks(text: str) -> bool:
     return any(unicodedata.category(char) == "Mn" for char in unicodedata.normalize("NFD", text))
 
 
-_TRUNCATION: Final = Finding(
-    "truncation",
-    "only texts that are longer than the context differ: cut at the other end or elsewhere",
-)
-_PROPERTIES: Final[tuple[tuple[Finding, Callable[[str], bool]], ...]] = (
-    (
-        Finding("lower_casing", "only texts with capital letters differ: lower-casing"),
-        _has_capitals,
-    ),
-    (
-        Finding(
-            "normalisation",
-            "only texts with capital letters or accents differ: lower-casing, or another part of "
-            "the tokenizer's normalisation",
-        ),
-        lambda text: _has_capitals(text) or _has_marks(text),
-    ),
-)
+def _ends(seen: Comparison) -> str | None:
+    """Tell whether the longer a text is, the less it differs, until hardly anything is left."""
+    which = seen.compared
+    if not _is_everywhere(seen) or len(which) < _ENOUGH_TEXTS:
+        return None
+    sizes, cosines = np.asarray(seen.texts.lengths)[which], seen.cosines[which]
+    longest = cosines[sizes >= np.quantile(sizes, 0.75)]
+    ranks = np.argsort(np.argsort([sizes, cosines]))
+    if np.median(longest) <= _HARDLY or np.corrcoef(ranks)[0, 1] <= _RISES:
+        return None
+    return (
+        "texts differ, short ones most: a prompt that is missing or should not be there, or a "
+        "wrong start or end token"
+    )
 
 
-def _explains(having: Which, wrong: Which) -> bool:
-    """Tell whether nearly all that is wrong has a property, and most that has it is wrong."""
-    least = max(2, _NEARLY_ALL * wrong.sum(), _MOST * having.sum())
-    return bool((having & wrong).sum() >= least)
+def _everywhere(seen: Comparison) -> str | None:
+    if not _is_everywhere(seen):
+        return None
+    return (
+        "texts differ, whatever their length and script: another pooling, other weights, another "
+        "tokenizer, or for a model that reads its last token a wrong end token or prompt"
+    )
 
 
-def _unexplained(wrong: Which, looked_at: Which) -> Finding:
-    texts = named(np.flatnonzero(wrong))
-    return Finding("some", f"{int(wrong.sum())} of {int(looked_at.sum())} texts differ: {texts}")
+def _is_everywhere(seen: Comparison) -> bool:
+    low = seen.low.sum()
+    return bool(low and low >= _MOST * len(seen.compared))
+
+
+def _some(seen: Comparison) -> str | None:
+    which = np.flatnonzero(seen.low)
+    if not len(which):
+        return None
+    return f"{len(which)} of {len(seen.compared)} texts differ: {named(which)}"
 
 
 def of_poolings(
-    found: Sequence[Answer], poolings: Mapping[str, Sequence[Answer]], threshold: float
+    texts: Texts,
+    found: Sequence[Answer],
+    poolings: Mapping[str, Sequence[Answer]],
+    threshold: float,
 ) -> Iterator[Finding]:
     """Name the pooling that would give these vectors; of each there are some first texts'."""
     for mode, answers in poolings.items():
-        comparison = compare(answers, found[: len(answers)], Output.DENSE, threshold)
-        if len(comparison.compared) == len(answers) and not len(comparison.low):
+        seen = compare(texts, answers, found[: len(answers)], Output.DENSE, threshold)
+        if len(seen.compared) == len(answers) and not seen.low.any():
             yield Finding("pooling", f"the vectors are those of {mode} pooling")
 
 
-def of_prompts(low_by_kind: dict[str, float]) -> list[Finding]:
+def of_prompts(low_by_kind: dict[str, float]) -> Iterator[Finding]:
     """Say which prompt is wrong where some kinds of requests are right and others are not.
 
     `low_by_kind` has the share of texts below the threshold.
     """
     wrong = [kind for kind, low in low_by_kind.items() if low > _MOST]
     fine = [kind for kind, low in low_by_kind.items() if not low]
-    if not wrong or not fine:
-        return []
-    right = " and ".join(fine)
-    text = f"{' and '.join(wrong)} texts differ and {right} texts do not: their prompt"
-    return [Finding("prompt", text)]
+    if wrong and fine:
+        right = " and ".join(fine)
+        text = f"{' and '.join(wrong)} texts differ and {right} texts do not: their prompt"
+        yield Finding("prompt", text)
 
 
 def narrowed(findings: list[Finding]) -> list[Finding]:
@@ -389,6 +299,49 @@ def narrowed(findings: list[Finding]) -> list[Finding]:
 
 def named(which: Sequence[int] | npt.NDArray[np.intp], thing: str = "text") -> str:
     """Return `text 3` or `texts 3, 5 and 2 more`."""
-    listed = ", ".join(str(int(index)) for index in which[:_LISTED])
-    more = f" and {len(which) - _LISTED} more" if len(which) > _LISTED else ""
-    return f"{thing}{'s' if len(which) > 1 else ''} {listed}{more}"
+    return f"{thing}{'s' if len(which) > 1 else ''} {_listed([str(index) for index in which])}"
+
+
+def _listed(words: Sequence[str]) -> str:
+    more = f" and {len(words) - _LISTED} more" if len(words) > _LISTED else ""
+    return f"{', '.join(words[:_LISTED])}{more}"
+
+
+Check = Callable[[Comparison], str | None]
+_OF_SINGLE_TEXTS: Final[dict[str, Check]] = {
+    "refused": partial(_without, finite=False),
+    "not_finite": _not_finite,
+    "alone": _alone,
+}
+_OF_DIMENSIONS: Final[dict[str, Check]] = {
+    "dimensions": _dimensions,
+    "sign": _sign,
+    "permuted": _permuted,
+    "scaled": _scaled,
+}
+_OF_LENGTHS: Final[dict[str, Check]] = {"not_normalised": _not_normalised}
+# The narrowest explanation comes first, and is the only one.
+_OF_MANY_TEXTS: Final[dict[str, Check]] = {
+    "shuffled": _shuffled,
+    "batching": _batching,
+    "truncation": partial(
+        _only,
+        having=lambda texts: texts.over_long,
+        text="only texts that are longer than the context differ: cut at the other end or "
+        "elsewhere",
+    ),
+    "lower_casing": partial(
+        _only,
+        having=_have_capitals,
+        text="only texts with capital letters differ: lower-casing",
+    ),
+    "normalisation": partial(
+        _only,
+        having=_have_capitals_or_marks,
+        text="only texts with capital letters or accents differ: lower-casing, or another part of "
+        "the tokenizer's normalisation",
+    ),
+    "ends": _ends,
+    "everywhere": _everywhere,
+    "some": _some,
+}

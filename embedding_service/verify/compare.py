@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from embedding_service.types import Floats
-    from embedding_service.verify.sides import Answer
+    from embedding_service.verify.sides import Answer, Texts
 
     Doubles = npt.NDArray[np.float64]
+    Which = npt.NDArray[np.bool_]
 
 NEIGHBOURS: Final = 10
 _EDGES: Final = (8, 32, 128, 512, 2048, 8192)
@@ -60,15 +61,22 @@ class Bucket:
 class Comparison:
     """One kind of vector of all texts. `cosines` (n,) is NaN where a text is not compared.
 
-    `neighbours` (n,) is the share of a text's ten nearest that both sides agree on; None where
-    that means nothing. `alone` maps texts that were also sent by themselves to the cosine of that
-    vector and the one from a batch, and `alone_right` to its cosine with the other side's: NaN
+    `refused` has the reasons of the side under test by text. `true` and `found` (compared,
+    dimension) are the dense vectors, and empty for other kinds.
+
+    `neighbours` (compared,) is the share of a text's ten nearest that both sides agree on; None
+    where that means nothing. `alone` maps texts that were also sent by themselves to the cosine of
+    that vector and the one from a batch, and `alone_right` to its cosine with the other side's: NaN
     where it is missing, not sound, or of another length than the one from a batch.
     """
 
-    states: list[State]
-    cosines: Doubles
+    texts: Texts
     threshold: float
+    states: list[State]
+    refused: dict[int, str]
+    cosines: Doubles
+    true: Floats = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    found: Floats = field(default_factory=lambda: np.empty((0, 0), np.float32))
     neighbours: Doubles | None = None
     alone: dict[int, float] = field(default_factory=dict)
     alone_right: dict[int, float] = field(default_factory=dict)
@@ -79,9 +87,9 @@ class Comparison:
         return np.flatnonzero(np.isfinite(self.cosines))
 
     @property
-    def low(self) -> npt.NDArray[np.intp]:
-        """The indices of the texts below the threshold."""
-        return self.compared[self.cosines[self.compared] < self.threshold]
+    def low(self) -> Which:
+        """Which texts are below the threshold, (n,)."""
+        return self.cosines < self.threshold
 
     def of_state(self, state: State) -> list[int]:
         """Return the indices of the texts in this state."""
@@ -101,9 +109,9 @@ class Comparison:
             "mean": float(found.mean()),
         }
 
-    def by_length(self, lengths: Sequence[int]) -> list[Bucket]:
+    def by_length(self) -> list[Bucket]:
         """Return the texts by powers of tokens; buckets without a text are left out."""
-        sizes, buckets = np.asarray(lengths)[self.compared], []
+        sizes, buckets = np.asarray(self.texts.lengths)[self.compared], []
         found, least = self.cosines[self.compared], 0
         for most in (*_EDGES, None):
             inside = (sizes > least) & (sizes <= (most or np.inf))
@@ -122,19 +130,22 @@ def threshold(dtype: str | None) -> float:
 
 
 def compare(
-    true: Sequence[Answer], found: Sequence[Answer], output: Output, threshold: float
+    texts: Texts, true: Sequence[Answer], found: Sequence[Answer], output: Output, threshold: float
 ) -> Comparison:
     """Compare the rows of one output, text by text."""
     states = [_state(t, f, output) for t, f in zip(true, found, strict=True)]
-    cosines = np.full(len(states), np.nan)
+    cosines, refused = np.full(len(states), np.nan), {}
     for index, state in enumerate(states):
         if state is State.COMPARED:
             cosines[index] = cosine(_of(true[index], output), _of(found[index], output), output)
-    comparison = Comparison(states, cosines, threshold)
-    if output is Output.DENSE and len(comparison.compared) > NEIGHBOURS:
-        comparison.neighbours = overlap(
-            *(stack(side, comparison.compared) for side in (true, found))
-        )
+        elif state is State.REFUSED:
+            said = found[index]
+            refused[index] = said if isinstance(said, str) else "this kind of vector is missing"
+    comparison = Comparison(texts, threshold, states, refused, cosines)
+    if output is Output.DENSE and len(which := comparison.compared):
+        comparison.true, comparison.found = (_stack(side, which) for side in (true, found))
+        if len(which) > NEIGHBOURS:
+            comparison.neighbours = overlap(comparison.true, comparison.found)
     return comparison
 
 
@@ -196,7 +207,7 @@ def _sparse_cosine(true: Floats, found: Floats) -> float:
     return float(row_cosines(dense[:1], dense[1:])[0])
 
 
-def stack(answers: Sequence[Answer], which: Sequence[int] | npt.NDArray[np.intp]) -> Floats:
+def _stack(answers: Sequence[Answer], which: Sequence[int] | npt.NDArray[np.intp]) -> Floats:
     """Return the dense vectors of these texts, (n, dimension)."""
     return np.concatenate([_of(answers[index], Output.DENSE) for index in which])
 

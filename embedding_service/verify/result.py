@@ -10,7 +10,7 @@ import numpy as np
 from embedding_service.verify.compare import Bucket, State
 
 if TYPE_CHECKING:
-    from embedding_service.verify.causes import Finding, Texts
+    from embedding_service.verify.causes import Finding
     from embedding_service.verify.compare import Comparison
 
 _NEAR_ONE: Final = 0.999995  # from here on, six digits would say 1
@@ -96,7 +96,7 @@ class ModelResult:
         return {**asdict(self), "right": self.right}
 
 
-def part_of(comparison: Comparison, texts: Texts, kind: str, output: str) -> Part:
+def part_of(comparison: Comparison, kind: str, output: str) -> Part:
     """Return what is shown of a comparison."""
     which = comparison.compared
     overlaps = comparison.neighbours
@@ -105,28 +105,29 @@ def part_of(comparison: Comparison, texts: Texts, kind: str, output: str) -> Par
         output=output,
         texts=len(comparison.states),
         compared=len(which),
-        below=len(comparison.low),
+        below=int(comparison.low.sum()),
         quantiles=comparison.quantiles(),
         neighbours_mean=None if overlaps is None else float(overlaps.mean()),
         neighbours_worst=None if overlaps is None else float(overlaps.min()),
         alone=min(comparison.alone.values(), default=None),
-        by_length=comparison.by_length(texts.lengths),
-        worst=_worst(comparison, texts),
+        by_length=comparison.by_length(),
+        worst=_worst(comparison),
         cosines=[float(cosine) for cosine in comparison.cosines[which]],
-        lengths=[texts.lengths[index] for index in which],
+        lengths=[comparison.texts.lengths[index] for index in which],
         neighbours=[] if overlaps is None else overlaps.tolist(),
     )
 
 
-def _worst(comparison: Comparison, texts: Texts) -> list[Row]:
+def _worst(comparison: Comparison) -> list[Row]:
     """Return the texts without a sound vector, then those with the least cosines."""
     unsound = comparison.of_state(State.BROKEN) + comparison.of_state(State.REFUSED)
     cosines = np.where(np.isfinite(comparison.cosines), comparison.cosines, np.inf)
     ordered = [index for index in np.argsort(cosines) if np.isfinite(cosines[index])]
-    return [_row(comparison, texts, int(index)) for index in [*unsound, *ordered][:_WORST]]
+    return [_row(comparison, int(index)) for index in [*unsound, *ordered][:_WORST]]
 
 
-def _row(comparison: Comparison, texts: Texts, index: int) -> Row:
+def _row(comparison: Comparison, index: int) -> Row:
+    texts = comparison.texts
     cosine = float(comparison.cosines[index])
     return Row(
         index=index,

@@ -30,10 +30,9 @@ if TYPE_CHECKING:
     from embedding_service.progress import Progress
     from embedding_service.settings.gateway import Settings
     from embedding_service.settings.model import ModelOptions
-    from embedding_service.verify.causes import Texts
     from embedding_service.verify.compare import Comparison
     from embedding_service.verify.servers import Server
-    from embedding_service.verify.sides import Answer, Side
+    from embedding_service.verify.sides import Answer, Side, Texts
     from embedding_service.verify.truth import Truth
 
 _ALONE_EVERY: Final = 8  # of the texts, one is also sent by itself
@@ -58,17 +57,6 @@ class Options:
     texts: Path | None = None
     longest_tokens: int = 8192
     threshold: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """Both sides' answers to one kind of request, and those to texts that were sent alone."""
-
-    kind: Kind
-    texts: Texts
-    true: list[Answer]
-    found: list[Answer]
-    alone: dict[int, Answer]
 
 
 class Verification:
@@ -206,10 +194,10 @@ async def compare_side(
         texts = true.texts[kind]
         found = await truth.ask_all(side, texts.texts, kind, progress)
         alone = await _alone(side, texts.texts, progress) if kind is Kind.PLAIN else {}
-        asked = Asked(kind, texts, true.answers[kind], found, alone)
-        low[kind] = _compare_kind(result, asked)
+        seen = _compared(texts, true.answers[kind], found, alone, result)
+        low[kind] = max(_add(result, kind, *each) for each in seen.items())
         if low[kind] and kind is Kind.PLAIN:
-            named = causes.of_poolings(found, true.poolings, result.threshold)
+            named = causes.of_poolings(texts, found, true.poolings, result.threshold)
             result.findings[:0] = named
     result.findings = causes.narrowed([*causes.of_prompts(low), *result.findings])
     return result
@@ -263,70 +251,48 @@ def _notes(context: int | None, theirs: int | None, options: Options) -> Iterato
         yield f"texts end at about {longest} of {context} tokens, so no cut was compared"
 
 
-def _compare_kind(result: ModelResult, asked: Asked) -> float:
-    """Add parts and findings of one kind of request; return the share of texts that are wrong."""
-    shares = [0.0]
-    outputs = _outputs(asked)
+def _compared(
+    texts: Texts,
+    true: list[Answer],
+    found: list[Answer],
+    alone: dict[int, Answer],
+    result: ModelResult,
+) -> dict[Output, Comparison]:
+    """Compare all kinds of vectors that both sides give. Raises `NoVectors` if there are none."""
+    outputs = sorted(_given(true) & _given(found), key=list(Output).index)
     if not outputs:
         raise NoVectors(f"{result.subject} and {result.reference} give no kind of vector alike")
-    for output in outputs:
-        comparison = _compare(asked, output, result.threshold)
-        result.notes += _of_skipped(comparison, result.reference, f"{asked.kind} {output}")
-        findings = _findings(comparison, asked, output)
-        _add(result, findings, f"{asked.kind} texts, {output}")
-        result.parts.append(part_of(comparison, asked.texts, asked.kind, output))
-        result.notes += _of_long(causes.too_long(comparison, asked.texts, asked.found), asked)
-        shares.append(len(comparison.low) / max(1, len(comparison.compared)))
-    return max(shares)
-
-
-def _compare(asked: Asked, output: Output, threshold: float) -> Comparison:
-    comparison = compare.compare(asked.true, asked.found, output, threshold)
-    compare.compare_alone(comparison, asked.true, asked.found, asked.alone, output)
-    return comparison
-
-
-def _findings(comparison: Comparison, asked: Asked, output: Output) -> list[Finding]:
-    texts, found = asked.texts, asked.found
-    if output is Output.DENSE:
-        return causes.find(comparison, texts, asked.true, found)
-    return causes.of_kind(comparison, texts, found)
-
-
-def _outputs(asked: Asked) -> list[Output]:
-    """Return the kinds of vectors that both sides give."""
-    both = _given(asked.true) & _given(asked.found)
-    return [output for output in Output if output in both]
+    seen = {each: compare.compare(texts, true, found, each, result.threshold) for each in outputs}
+    for output, comparison in seen.items():
+        compare.compare_alone(comparison, true, found, alone, output)
+    return seen
 
 
 def _given(answers: list[Answer]) -> set[Output]:
-    vectors = (answer for answer in answers if not isinstance(answer, str))
-    return set(chain.from_iterable(vectors))
+    return set(chain.from_iterable(each for each in answers if not isinstance(each, str)))
 
 
-def _add(result: ModelResult, findings: list[Finding], where: str) -> None:
-    """Add findings that are not there yet from another kind of texts."""
+def _add(result: ModelResult, kind: Kind, output: Output, seen: Comparison) -> float:
+    """Add what one comparison shows; return the share of texts that are wrong.
+
+    Raises `NoVectors` where nothing can be said about too many texts.
+    """
+    skipped = seen.of_state(compare.State.SKIPPED)
+    if skipped:
+        which = causes.named(skipped)
+        text = f"{result.reference} has no sound {kind} {output} vector for {which}"
+        if len(skipped) > causes.FEW * len(seen.states):
+            raise NoVectors(f"{text}: too few are left to compare")
+        result.notes.append(text)
+    if long := causes.too_long(seen):
+        said = f"{len(long)} refused as too long: {seen.refused[long[0]]}"
+        result.notes.append(f"{kind} texts: {said}")
     known = {each.text.partition(": ")[2] for each in result.findings}
-    for each in findings:
-        if each.text not in known:
-            result.findings.append(Finding(each.name, f"{where}: {each.text}"))
-
-
-def _of_skipped(comparison: Comparison, reference: str, where: str) -> list[str]:
-    """Name the texts about which nothing can be said. Raises `NoVectors` if they are many."""
-    skipped = comparison.of_state(compare.State.SKIPPED)
-    if not skipped:
-        return []
-    text = f"{reference} has no sound {where} vector for {causes.named(skipped)}"
-    if len(skipped) > causes.FEW * len(comparison.states):
-        raise NoVectors(f"{text}: too few are left to compare")
-    return [text]
-
-
-def _of_long(which: list[int], asked: Asked) -> list[str]:
-    if not which:
-        return []
-    return [f"{asked.kind} texts: {len(which)} refused as too long: {asked.found[which[0]]}"]
+    new = (each for each in causes.find(seen) if each.text not in known)
+    where = f"{kind} texts, {output}"
+    result.findings += [Finding(each.name, f"{where}: {each.text}") for each in new]
+    result.parts.append(part_of(seen, kind, output))
+    return float(seen.low.sum()) / max(1, len(seen.compared))
 
 
 def _of_cache(server: Server) -> list[str]:

@@ -6,8 +6,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
+
+    import numpy.typing as npt
 
     from embedding_service.types import Rows
 
@@ -56,6 +60,24 @@ class About:
     max_tokens: int | None = None
     prompts: dict[Kind, str] = field(default_factory=dict)
     own: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """The texts, their tokens, and the context in tokens.
+
+    Where no tokenizer is at hand, lengths are in characters, and there is no context.
+    """
+
+    texts: Sequence[str]
+    lengths: Sequence[int]
+    context: int | None
+    unit: str = "tokens"
+
+    @property
+    def over_long(self) -> npt.NDArray[np.bool_]:
+        """Which texts are known not to fit into the context."""
+        return np.asarray(self.lengths) > (self.context or np.inf)
 
 
 class Side(Protocol):

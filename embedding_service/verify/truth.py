@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 from embedding_service.errors import NoVectors
 from embedding_service.types import Output
 from embedding_service.verify import reference
-from embedding_service.verify.causes import Texts
-from embedding_service.verify.sides import About, Kind, collect
+from embedding_service.verify.sides import About, Kind, Texts, collect
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

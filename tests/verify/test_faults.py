@@ -21,10 +21,9 @@ from embedding_service.progress import Progress
 from embedding_service.settings.gateway import Settings
 from embedding_service.types import Output
 from embedding_service.verify import servers
-from embedding_service.verify.causes import Texts
 from embedding_service.verify.checkpoint import of_name, with_prompts
 from embedding_service.verify.run import Options, Verification, compare_side
-from embedding_service.verify.sides import About, Kind
+from embedding_service.verify.sides import About, Kind, Texts
 from embedding_service.verify.texts import built_in
 from embedding_service.verify.truth import Truth
 

@@ -14,12 +14,11 @@ from embedding_service.progress import Progress
 from embedding_service.service.canaries import LEAST_COSINE
 from embedding_service.types import Output
 from embedding_service.verify import compare
-from embedding_service.verify.causes import Texts
 from embedding_service.verify.reference import Reference
 from embedding_service.verify.report import as_json
 from embedding_service.verify.result import shown
 from embedding_service.verify.run import Options, compare_side
-from embedding_service.verify.sides import Kind, Refused, TooLong
+from embedding_service.verify.sides import Kind, Refused, Texts, TooLong
 from tests.verify.toy import CONTEXT, Toy, ToySide, truth
 
 if TYPE_CHECKING:

@@ -14,8 +14,7 @@ from functools import cache
 import numpy as np
 
 from embedding_service.types import Output
-from embedding_service.verify.causes import Texts
-from embedding_service.verify.sides import About, Kind
+from embedding_service.verify.sides import About, Kind, Texts
 from embedding_service.verify.texts import built_in
 from embedding_service.verify.truth import Truth
 
