@@ -5,7 +5,7 @@ Prompts are looked up here apart from `service/prompts.py`, which is under test.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from embedding_service import hub
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from embedding_service.settings.model import ModelOptions
 
+SCORES: Final = (
+    "{} scores pairs, and verify compares vectors; docs/verify.md#rerankers compares scores"
+)
 _HEADS: Final = ("sparse_linear.pt", "colbert_linear.pt")
 # Names by which sentence-transformers finds a prompt, and others that model cards use, in order.
 _QUERY: Final = ("query", "search_query", "retrieval_query", "s2p_query", "web_search_query")
@@ -110,13 +113,7 @@ def with_prompts(checkpoint: Checkpoint) -> Checkpoint:
     found = _of_files(texts) if profile.typed else {}
     if not found and default is None:
         found = _of_card(profile)
-    return Checkpoint(
-        checkpoint.folder,
-        checkpoint.name,
-        checkpoint.max_tokens,
-        trust_remote_code=checkpoint.trust_remote_code,
-        prompts=found | _instructed(checkpoint.prompts, profile),
-    )
+    return replace(checkpoint, prompts=found | _instructed(checkpoint.prompts, profile))
 
 
 def _of_files(texts: dict[str, str]) -> dict[str, str]:

@@ -19,6 +19,7 @@ import numpy as np
 
 from embedding_service.errors import BadConfiguration, NoVectors
 from embedding_service.types import Output
+from embedding_service.verify.checkpoint import SCORES
 from embedding_service.verify.sides import About, Kind
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ async def opened(checkpoint: Checkpoint) -> AsyncIterator[Reference]:
     """
     library = checkpoint.library
     if library is None:
-        raise BadConfiguration(f"{checkpoint.name} scores pairs, and verify compares vectors")
+        raise BadConfiguration(SCORES.format(checkpoint.name))
     check_installed(_NEEDED[library], checkpoint.name)
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as words:
         process = await _start(words)

@@ -116,7 +116,7 @@ class Verification:
             if wanted is not None and wanted not in model.names:
                 continue
             if self._scores(model):
-                self._progress.say(f"{model.model_name} scores pairs: no vectors to compare")
+                self._progress.say(checkpoint.SCORES.format(model.model_name))
             else:
                 found.append(model)
         if not found:

@@ -120,10 +120,13 @@ def _about(label: str, entry: dict[str, Any], info: dict[str, Any]) -> About:
     """Return the facts that are of the right type: others are as good as none."""
     said = entry.get("max_model_len"), info.get("max_input_length")
     limits = [limit for limit in said if type(limit) is int and limit > 0]
-    dtype = info.get("model_dtype")
-    own = entry.get("owned_by") == _OWN
+    dtype, types = info.get("model_dtype"), entry.get("input_types")
     return About(
-        label, dtype if isinstance(dtype, str) else None, next(iter(limits), None), own=own
+        label,
+        dtype if isinstance(dtype, str) else None,
+        next(iter(limits), None),
+        own=entry.get("owned_by") == _OWN,
+        prompted=[kind for kind in Kind if not isinstance(types, list) or kind in types],
     )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 
     import numpy.typing as npt
 
@@ -52,7 +52,7 @@ class About:
     """Facts about a side; None where it does not say.
 
     `prompts` are the texts that users of the model put before theirs. `own` tells that the server
-    is this service, which adds them itself.
+    is this service, which adds them itself, to the kinds that are `prompted`.
     """
 
     label: str
@@ -60,6 +60,7 @@ class About:
     max_tokens: int | None = None
     prompts: dict[Kind, str] = field(default_factory=dict)
     own: bool = False
+    prompted: Collection[Kind] = tuple(Kind)
 
 
 @dataclass(frozen=True, slots=True)

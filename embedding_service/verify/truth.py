@@ -67,11 +67,14 @@ def _kinds(about: About) -> list[Kind]:
 async def of_server(server: Server, about: About, choose: Choose, progress: Progress) -> Truth:
     """Have another server compute; `about` is the side that it is compared with.
 
-    Only between two of this service, prompts are compared too. Raises `NoVectors`.
+    Only between two of this service, prompts are compared too, if there are some. Raises
+    `NoVectors`.
     """
     known = [limit for limit in (about.max_tokens, server.about.max_tokens) if limit]
     chosen, truth = choose(min(known, default=None)), Truth(server.about)
-    for kind in Kind if about.own and server.about.own else [Kind.PLAIN]:
+    both_own = about.own and server.about.own
+    prompted = {*about.prompted, *server.about.prompted} if both_own else set()
+    for kind in sorted({Kind.PLAIN} | prompted, key=list(Kind).index):
         truth.texts[kind] = Texts(chosen, list(map(len, chosen)), None, "characters")
         truth.answers[kind] = await ask_all(server, chosen, kind, progress)
     return truth

@@ -76,10 +76,10 @@ def test_equal_servers_are_right(fake: RunningGateway, tmp_path: Path) -> None:
     found = json.loads(numbers.read_text("utf-8"))
     (model,) = found["models"]
     assert found["right"] is model["right"] is True
-    assert [part["kind"] for part in model["parts"]] == ["plain", "query", "document"]
+    assert [part["kind"] for part in model["parts"]] == ["plain"]  # there are no prompts
     assert model["parts"][0]["compared"] == 200
     html = page.read_text("utf-8")
-    assert html.count("<svg") == 9
+    assert html.count("<svg") == 3
     assert not re.search(r"(src|href)=|@import|url\(|<script", html)
 
 

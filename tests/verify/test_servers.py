@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
@@ -12,9 +13,11 @@ import pytest
 
 from embedding_service.client import Client
 from embedding_service.errors import BadConfiguration, NoVectors
+from embedding_service.progress import Progress
 from embedding_service.types import Output
 from embedding_service.verify import servers
 from embedding_service.verify.sides import Kind, Refused, TooLong, collect
+from embedding_service.verify.truth import of_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -290,6 +293,25 @@ async def test_each_server_gets_the_fields_that_it_knows(
     await server.ask(["a"], Kind.QUERY)
     expected = {"model": "m", "input": [text], "encoding_format": "float", **fields}
     assert stub.bodies == [expected]
+
+
+@pytest.mark.parametrize(
+    ("types", "kinds"),
+    [
+        ([], ["plain"]),
+        (["query"], ["plain", "query"]),
+        (["query", "document", "other"], ["plain", "query", "document"]),
+        (None, ["plain", "query", "document"]),
+    ],
+)
+async def test_requests_that_would_be_the_same_are_not_sent_twice(types: Any, kinds: Any) -> None:
+    """Queries and documents are asked for where one of two own servers has prompts for them."""
+    none = await Stub(vectors, [{**OWN, "input_types": []}]).connect()
+    stub = Stub(vectors, [{**OWN, "input_types": types}])
+    progress = Progress(io.StringIO())
+    for server, about in ((await stub.connect(), none.about), (none, (await stub.connect()).about)):
+        true = await of_server(server, about, lambda _: ["a"], progress)
+        assert list(true.answers) == kinds
 
 
 async def test_one_of_several_models_has_to_be_named() -> None:
