@@ -46,11 +46,16 @@ class InputType(StrEnum):
 
 
 class Truncate(StrEnum):
-    """The treatment of an input that is longer than the model's context."""
+    """The treatment of an input that is longer than the model's context.
+
+    MODEL cuts at the end that the model's tokenizer names (`truncation_side`), as libraries do that
+    call it: at the left a prompt goes first.
+    """
 
     ERROR = "error"
     LEFT = "left"
     RIGHT = "right"
+    MODEL = "model"
     CHUNK_MEAN = "chunk_mean"
 
 

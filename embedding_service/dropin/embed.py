@@ -56,7 +56,7 @@ async def embed_texts(request: Request[TextsRequest]) -> Answer:
     # module scales its vectors does so whatever `normalize_embeddings` says.
     scales = model.facts is not None and model.facts.normalizes
     normalize = fields.normalize or scales
-    job = EmbedJob(model.name, list(fields.texts), truncate=Truncate.RIGHT, normalize=normalize)
+    job = EmbedJob(model.name, list(fields.texts), truncate=Truncate.MODEL, normalize=normalize)
     return await embedding.respond(request, job, _render)
 
 

@@ -258,7 +258,7 @@ async def _embed_texts(request: Request[Any], texts: list[str]) -> tuple[Floats,
     # These routes have no field for it, and never refused an over-long text.
     truncate = request.settings.default_truncate
     if truncate is Truncate.ERROR:
-        truncate = Truncate.RIGHT
+        truncate = Truncate.MODEL
     answer = await embedding.compute(
         request, EmbedJob(_model(request).name, texts, truncate=truncate)
     )

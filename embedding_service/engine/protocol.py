@@ -125,6 +125,7 @@ class ModelFacts(msgspec.Struct, frozen=True):
     empty for "any", and None for "no".
     `family` names its profile. `normalizes`: the checkpoint's last module scales vectors to length
     1, which the service does. Tokens of a prompt are left out of the vector unless `pools_prompts`.
+    `cuts_left`: its tokenizer cuts off the beginning of a longer text.
     `weights` is the digest of the contents of all its files, see `worker/fingerprint.py`.
     """
 
@@ -146,6 +147,7 @@ class ModelFacts(msgspec.Struct, frozen=True):
     family: str = "plain"
     normalizes: bool = False
     pools_prompts: bool = True
+    cuts_left: bool = False
 
 
 class Hello(Message, frozen=True):

@@ -56,8 +56,9 @@ class Plan:
     vLLM loads `model`, a folder or a name on the Hub, with `overrides` of its config.json and the
     `pooling` of its own that comes nearest, in whose place comes ours if `pools` is true; `recipe`
     is None for models that score pairs, of whose labels `label` counts. With `lower_case` the
-    tokenizer is to lower-case a text first. `max_tokens` is the limit of tokenizer and positions,
-    where sentence-transformers' files say no other.
+    tokenizer is to lower-case a text first. Of a text `max_seq_length` tokens are read, which
+    sentence-transformers' files say, or else `max_tokens`, the limit of tokenizer and positions.
+    `unread` are files without effect.
     """
 
     model: str
@@ -72,7 +73,9 @@ class Plan:
     default_prompt_name: str | None = None
     label: int = 0
     lower_case: bool = False
+    max_seq_length: int | None = None
     max_tokens: int | None = None
+    unread: list[str] = field(default_factory=list)
 
     @property
     def scores(self) -> bool:
@@ -92,6 +95,8 @@ class _Planner:
         self.files = files
         self.wishes = wishes
         self.folder = recipe.transformer_folder(files)
+        self.max_seq_length = recipe.max_seq_length(files, self.folder)
+        self.unread = recipe.unread(files)
         self.config = self._config()
         self.architecture = str(next(iter(self.config.get("architectures") or ()), ""))
         self.profile = self._profile()
@@ -354,7 +359,9 @@ class _Planner:
             default_prompt_name=default,
             label=label,
             lower_case=lower_case,
+            max_seq_length=self.max_seq_length,
             max_tokens=self._max_tokens(),
+            unread=self.unread,
         )
 
     def _max_tokens(self) -> int | None:
@@ -363,7 +370,7 @@ class _Planner:
         vLLM passes over the tokenizer's limit, and takes rotary positions that are scaled for more
         than there are.
         """
-        if recipe.max_seq_length(self.files, self.folder) is not None:
+        if self.max_seq_length is not None:
             return None
         limits = (
             tokenizer_files.limit(self.files, self.folder),

@@ -182,7 +182,7 @@ def transformer_folder(files: Files) -> str:
 
 def prompts(files: Files) -> tuple[dict[str, str], str | None]:
     """Return the prompts in the checkpoint's files by name, and the name of the default one."""
-    main = _main(files)
+    main = _main(files) if files.json("modules.json") else {}
     texts = {
         name: text for name, text in (main.get("prompts") or {}).items() if isinstance(text, str)
     }
@@ -193,9 +193,16 @@ def prompts(files: Files) -> tuple[dict[str, str], str | None]:
 
 
 def max_seq_length(files: Files, folder: str) -> int | None:
-    """Return the most tokens of a text, None where the file of the transformer has no such key."""
+    """Return the most tokens of a text, None where the file of the transformer does not say."""
     length: int | None = feeding(files, folder)[1].get("max_seq_length")
-    return length
+    return length if files.json("modules.json") else None
+
+
+def unread(files: Files) -> list[str]:
+    """Name the files that sentence-transformers passes over, as it does without a modules.json."""
+    if files.json("modules.json"):
+        return []
+    return [name for name in (_MAIN, *_TRANSFORMER_FILES) if files.json(name)]
 
 
 def feeding(files: Files, folder: str) -> tuple[str, Json]:
@@ -516,8 +523,6 @@ def _check_transformer(place: str, found: Json) -> None:
         **dict.fromkeys(_ARGUMENTS),
     }
     _check(place, found, allowed)
-    if found.get("max_seq_length", 1) is None:  # vLLM takes it for a number
-        raise _unknown(place, "max_seq_length", None)
     text = (found.get("modality_config") or {}).get("text", {"method": "forward"})
     if not isinstance(text, dict) or text.get("method") != "forward":
         raise _unknown(place, "modality_config", text)

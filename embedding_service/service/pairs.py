@@ -139,19 +139,20 @@ class PairEncoder:
     def _add(self, rows: _Rows, query: Query, document: Ids, job: RerankJob) -> None:
         """Put a pair together, with as much of it as fits."""
         own, document = self._parted(query, document)
+        wanted = document[: job.max_tokens_per_document]
         if job.cut_longest:
-            kept = self._cut_longest(own, document[: job.max_tokens_per_document], job)
+            kept = self._cut_longest(own, wanted, job)
         else:
-            kept = own, self._cut_document(len(rows.ids), own, document, job)
+            kept = own, self._cut_document(len(rows.ids), own, wanted, job)
         if kept != (own, document):
             rows.truncated.append(len(rows.ids))
         rows.add(*self._template.around(*kept))
 
     def _cut_document(self, index: int, query: Ids, document: Ids, job: RerankJob) -> Ids:
-        room = min(self._room(query), job.max_tokens_per_document or sys.maxsize)
+        room = self._room(query)
         if len(document) > room and not job.cut_documents:
             raise self._too_long(index, len(document), room)
-        return document[:room]
+        return _kept(document, room, left=self.facts.cuts_left)
 
     def _find_last_line(self) -> str:
         """Return the last line of the prompt if no token reaches across its beginning, or nothing.
@@ -235,10 +236,14 @@ class PairEncoder:
         return slices.Limits(
             max_total,
             Field.DOCUMENTS,
-            most=None if job.left else self.max_tokens,
+            most=None if self._reads_ends(job) else self.max_tokens,
             cut=job.cut_documents or job.cut_longest,
             kept=self._kept_of_document(job),
         )
+
+    def _reads_ends(self, job: RerankJob) -> bool:
+        """Whether texts that are too long are cut at their beginnings."""
+        return job.left if job.cut_longest else self.facts.cuts_left
 
     def _kept_of_document(self, job: RerankJob) -> int | None:
         """Return how much a pair keeps of a long document at least, None for all that is read."""
@@ -255,7 +260,7 @@ class PairEncoder:
 
     def _query_limits(self, job: RerankJob, max_total: int) -> slices.Limits:
         """Return the limits of all queries: each counts as much as a pair keeps of it at least."""
-        most, kept = None if job.left else self.max_tokens, None
+        most, kept = None if self._reads_ends(job) else self.max_tokens, None
         cut_longest = job.cut_longest and self.prompt is None
         if cut_longest:
             kept = self._kept_of_longest(job)
@@ -272,7 +277,7 @@ class PairEncoder:
         if job.cut_longest and self.prompt is None:
             return Query(_kept(ids, self._room_for_both, left=job.left), "", [])
         if cut:
-            ids = ids[: self._cut_query_to]
+            ids = _kept(ids, self._cut_query_to, left=self.facts.cuts_left)
         asked = Query(ids, self._last_line, self._ids(self._last_line))
         if self._joint and not self._last_line:
             asked = Query([], text, ids)

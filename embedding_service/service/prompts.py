@@ -131,7 +131,9 @@ class Encoder:
         return self._chosen(job, alias) or ""
 
     def completed(self, job: EmbedJob) -> EmbedJob:
-        """Return the job with what the family's recipe asks for."""
+        """Return the job with what the family's recipe and the model's tokenizer ask for."""
+        if job.truncate is Truncate.MODEL and not self.facts.cuts_left:
+            job = replace(job, truncate=Truncate.RIGHT)
         wanted = self.profile.layer_norm_before_cut and job.dimensions is not None
         return replace(job, layer_norm=True) if wanted else job
 
@@ -248,10 +250,8 @@ class Encoder:
             )
         long = [i for i, content in enumerate(contents) if len(content.ids) > room]
         for index in long:
-            ids, prompt = contents[index]
-            if job.truncate is Truncate.LEFT and prompt < room:
-                ids = ids[:prompt] + ids[len(ids) - room + prompt :]
-            contents[index] = Content(ids[:room], min(prompt, room))
+            ids = _cut(contents[index], room, job.truncate)
+            contents[index] = Content(ids, min(contents[index].prompt, room))
         return long
 
     def _own_ids(self, inputs: Sequence[list[int]], prefix: str, field: Field) -> list[Content]:
@@ -290,7 +290,7 @@ class Encoder:
             max_total,
             job.field,
             most=self.room if fits else None,
-            cut=job.truncate in (Truncate.LEFT, Truncate.RIGHT),
+            cut=job.truncate in (Truncate.LEFT, Truncate.RIGHT, Truncate.MODEL),
         )
         prompted = (self.prompted(text, prefix) for text in texts) if prefix else texts
         read = yield from self._slices.read(prompted, slices.Count(limits))
@@ -374,14 +374,12 @@ class Encoder:
             yield ids
             return
         self._check_can_be_cut(content, where, job.truncate)
-        size = self.room - prompt
-        if job.truncate is Truncate.RIGHT:
-            yield ids[: self.room]
-        elif job.truncate is Truncate.LEFT:
-            yield ids[:prompt] + ids[len(ids) - size :]
-        else:  # every chunk begins with the prompt, as a text of its own would
-            for start in range(prompt, len(ids), size):
-                yield ids[:prompt] + ids[start : start + size]
+        if job.truncate is not Truncate.CHUNK_MEAN:
+            yield _cut(content, self.room, job.truncate)
+            return
+        size = self.room - prompt  # every chunk begins with the prompt, as a text of its own would
+        for start in range(prompt, len(ids), size):
+            yield ids[:prompt] + ids[start : start + size]
 
     def _check_can_be_cut(self, content: Content, where: str, truncate: Truncate) -> None:
         limit = f"maximum context length {{}} {self.max_tokens} tokens"
@@ -424,6 +422,16 @@ class Encoder:
         """Return the text of each list of the model's own token ids. Raises `InvalidRequest`."""
         self._check_vocabulary(inputs, Field.INPUT)
         return list(self._tokenizer.decode_batch(inputs, skip_special_tokens=skip_special_tokens))
+
+
+def _cut(content: Content, room: int, truncate: Truncate) -> list[int]:
+    """Return so many ids of an input that has more."""
+    ids, prompt = content
+    if truncate is Truncate.MODEL:
+        return ids[len(ids) - room :]
+    if truncate is Truncate.LEFT and prompt < room:
+        return ids[:prompt] + ids[len(ids) - room + prompt :]
+    return ids[:room]
 
 
 def own_prompts(prompts: Mapping[str, str]) -> dict[InputType, str]:

@@ -23,6 +23,7 @@ from embedding_service.types import InputType, Output, Truncate
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from embedding_service.engine.protocol import ModelFacts
     from embedding_service.service.models import ServedModel
     from embedding_service.service.prompts import Encoder
     from embedding_service.settings.gateway import Settings
@@ -106,7 +107,7 @@ def _of_service(model: ServedModel, encoder: Encoder, settings: Settings) -> dic
         "matryoshka": model.matryoshka_of(encoder.facts),
         "ranges": None if model.ranges is None else _sha256(model.ranges),
     }
-    parts |= _of_settings(settings, sparse=Output.SPARSE in encoder.facts.outputs)
+    parts |= _of_settings(settings, encoder.facts)
     return {name: value for name, value in parts.items() if value is not None}
 
 
@@ -114,11 +115,14 @@ def _sha256(numbers: Floats) -> str:
     return hashlib.sha256(numbers.tobytes()).hexdigest()
 
 
-def _of_settings(settings: Settings, *, sparse: bool) -> dict[str, Any]:
+def _of_settings(settings: Settings, facts: ModelFacts) -> dict[str, Any]:
     """Return the settings of the gateway that decide what is read, or what numbers mean."""
     cut, records = settings.over_long_texts == "cut", settings.records
+    sparse = Output.SPARSE in facts.outputs
     hashed = sparse and settings.sparse_token_mapping != "tokenizer"  # noqa: S105 - no password
     truncate = settings.default_truncate
+    if truncate is Truncate.MODEL and not facts.cuts_left:
+        truncate = Truncate.RIGHT
     return {
         "truncate": None if truncate is Truncate.ERROR else truncate,
         "characters": settings.max_text_characters if cut else None,

@@ -67,7 +67,7 @@ class ServiceSide:
             texts,
             outputs=self._outputs,
             input_type=_TYPES[kind],
-            truncate=Truncate.RIGHT,
+            truncate=Truncate.MODEL,
         )
         with ExitStack() as leases:
             call = Call(time.monotonic() + _DEADLINE_S, leases=leases)

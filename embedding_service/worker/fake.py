@@ -55,8 +55,8 @@ def _break() -> None:
 class FakeBackend:
     """Vectors that depend on the token ids alone; `engine_args` may set `step_s` and `outputs`.
 
-    Also `dimension`, `steps_ahead`, `load_s`, `normalizes` of its facts, `refuse` with the reason
-    why it should not be loaded, and `tokenizer` with the file of another one.
+    Also `dimension`, `steps_ahead`, `load_s`, `normalizes` and `cuts_left` of its facts, `refuse`
+    with the reason why it should not be loaded, and `tokenizer` with the file of another one.
     """
 
     def __init__(self, options: ModelOptions) -> None:
@@ -154,6 +154,7 @@ class FakeBackend:
             default_prompt_name=None,
             matryoshka=() if options.matryoshka else None,
             normalizes=options.engine_args.get("normalizes", False),
+            cuts_left=options.engine_args.get("cuts_left", False),
             family=profiles.find(model_name=options.model_name).name,
         )
 

@@ -14,7 +14,7 @@ from embedding_service.worker.backend import ModelRefused
 from embedding_service.worker.fingerprint import fingerprint
 from embedding_service.worker.location import resolve_model
 from embedding_service.worker.planning import planned
-from embedding_service.worker.progress import memory, stage
+from embedding_service.worker.progress import memory, say, stage
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -46,9 +46,11 @@ def load(options: ModelOptions) -> Backend:
 
         return FakeBackend(options)
     with stage("model files") as facts:
-        planned(options)  # what can be refused at once need not wait for vLLM
+        plan = planned(options)  # what can be refused at once need not wait for vLLM
         location = resolve_model(options)
         facts["detail"] = str(location)
+    for name in plan.unread:
+        say(f"{name} has no effect without a modules.json, as in sentence-transformers")
     files = fingerprint(location.model)  # read beside the imports, and the loading
     with stage("import of vLLM"):
         gc.disable()  # all that an import makes stays: looking for garbage takes a tenth of it

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from pydantic import ValidationError
 from vllm import EngineArgs
+from vllm.config import ModelConfig
 
 from embedding_service.families.architectures import PADDED_POSITIONS
 from embedding_service.families.models import plugin
@@ -52,6 +53,7 @@ def engine_arguments(plan: Plan, options: ModelOptions, device: str) -> EngineAr
     """
     _check_sources(options.engine_args)
     plugin.register()
+    _limit_texts(plan)
     own = _pooling(plan) | options.engine_args | {"hf_overrides": plan.overrides}
     try:
         args = EngineArgs(**_settings(plan.model, options, device) | own)
@@ -60,6 +62,16 @@ def engine_arguments(plan: Plan, options: ModelOptions, device: str) -> EngineAr
         raise ModelRefused(f"engine_args: {wrong}") from error
     _complete(args, plan, options, device)
     return args
+
+
+def _limit_texts(plan: Plan) -> None:
+    """Have vLLM take the plan's `max_seq_length`.
+
+    It reads the file itself, also where sentence-transformers does not (without a modules.json),
+    and takes a null for a number.
+    """
+    told = None if plan.max_seq_length is None else {"max_seq_length": plan.max_seq_length}
+    ModelConfig._get_encoder_config = lambda _: told  # noqa: SLF001 - it has no option
 
 
 def _check_sources(arguments: Json) -> None:

@@ -76,6 +76,7 @@ class VllmBackend:
         # Before the engine reads the files; `loading.load` has begun it before it imported vLLM.
         self._files = files or fingerprint(location.model)
         tokenizer = _tokenizer(self.plan, options)
+        self._cuts_left = tokenizer.truncation_side == "left"
         self.tokenizer_json = str(tokenizer.backend_tokenizer.to_str()).encode()
         self._engine = _engine(self.plan, tokenizer, options, self.device)
         config = self._engine.vllm_config
@@ -183,6 +184,7 @@ class VllmBackend:
             family=plan.profile.name,
             normalizes=recipe is not None and recipe.normalizes,
             pools_prompts=recipe is None or recipe.include_prompt,
+            cuts_left=self._cuts_left,
         )
 
 

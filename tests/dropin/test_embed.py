@@ -100,6 +100,18 @@ def test_over_long_texts_are_cut(http: httpx.Client) -> None:
     np.testing.assert_allclose(answer.json()["embeddings"], unit_vectors("w1 " * 510), atol=1e-6)
 
 
+def test_the_models_tokenizer_says_which_end_is_cut(
+    start_preset: Callable[..., RunningGateway],
+) -> None:
+    """As in sentence-transformers, which has it cut."""
+    gateway = start_preset("embed", engine_args={"cuts_left": True})
+    with gateway.client() as http:
+        answer = http.post("/embed", json={"texts": ["w1 " * 300 + "w2 " * 510]})
+        expected = unit_vectors("w2 " * 510)
+        np.testing.assert_allclose(answer.json()["embeddings"], expected, atol=1e-6)
+    gateway.stop()
+
+
 def test_health(http: httpx.Client) -> None:
     """Health tells the model, where it runs and the size of its vectors."""
     health = http.get("/health")

@@ -147,7 +147,6 @@ def test_without_modules_it_is_as_sentence_transformers_takes_it(
         ),
         ({"1_Pooling/config.json": {"pooling_mode": "median"}}, ["1_Pooling", "median"]),
         ({"sentence_bert_config.json": {"query_length": 32}}, ["sentence_bert", "query_length"]),
-        ({"sentence_bert_config.json": {"max_seq_length": None}}, ["max_seq_length: None"]),
         (
             {"sentence_bert_config.json": {"model_args": {"layers": 2}}},
             ["sentence_bert_config.json, model_args", "layers"],

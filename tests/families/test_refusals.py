@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from embedding_service.families import architectures, plan
+from embedding_service.families import architectures, plan, recipe
 from embedding_service.families.checkpoint import ModelRefused
 from embedding_service.families.profiles import QWEN_PAIR, QWEN_TASK
 from tests.families.test_plan import (
@@ -55,7 +55,33 @@ def test_a_length_of_sentence_transformers_own_wins(tmp_path: Path) -> None:
         "tokenizer_config.json": {"model_max_length": 64},
         "sentence_bert_config.json": {"max_seq_length": 256},
     }
-    assert planned(tmp_path, files).max_tokens is None
+    found = planned(tmp_path, files)
+    assert (found.max_seq_length, found.max_tokens) == (256, None)
+
+
+def test_a_length_of_null_is_no_length(tmp_path: Path) -> None:
+    """sentence-transformers takes the tokenizer's then."""
+    files = {
+        "tokenizer_config.json": {"model_max_length": 64},
+        "sentence_bert_config.json": {"max_seq_length": None},
+    }
+    found = planned(tmp_path, files)
+    assert (found.max_seq_length, found.max_tokens) == (None, 64)
+
+
+def test_without_modules_its_other_files_have_no_effect(tmp_path: Path) -> None:
+    """sentence-transformers reads none of them, and the start names them."""
+    main = {"prompts": {"query": "Q: "}, "default_prompt_name": "query", "truncate_dim": 4}
+    files = {
+        "modules.json": [],
+        "config_sentence_transformers.json": main,
+        "sentence_bert_config.json": {"max_seq_length": 256, "do_lower_case": True},
+    }
+    found = planned(tmp_path, files)
+    assert found.unread == ["config_sentence_transformers.json", "sentence_bert_config.json"]
+    assert (found.max_seq_length, found.lower_case) == (None, False)
+    assert (found.prompts, found.default_prompt_name) == ({}, None)
+    assert found.recipe == recipe.Recipe(modes=("mean",), described=False)
 
 
 def test_the_tokenizer_is_that_beside_the_transformer(tmp_path: Path) -> None:

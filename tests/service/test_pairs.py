@@ -134,6 +134,20 @@ def test_queries_that_are_cut_count_as_much_as_is_kept(left: bool) -> None:
     assert [len(ids) for ids in prepared.ids] == [13] * 20
 
 
+def test_a_models_tokenizer_may_cut_the_beginning() -> None:
+    """The end of a document is what is left of it, and the query stays whole."""
+    options = ModelOptions(engine="fake", model_name="fake")
+    backend = FakeBackend(options)
+    facts = msgspec.structs.replace(backend.facts(32), max_tokens=8, cuts_left=True)
+    encoder = PairEncoder(facts, backend.tokenizer_json, options)
+    job = RerankJob(None, [("w1 w2", "w3 w4 w5 w6 w7 w8")])
+    (ids,) = encoder.prepare(job, max_total=PLENTY).ids
+    kept = [token for token in ids.tolist() if token >= 100]
+    assert kept[:2] == [101, 102]
+    assert kept[2:] == [106, 107, 108][-len(kept[2:]) :]
+    assert len(ids) == 8
+
+
 def test_an_instruction_is_no_template() -> None:
     """What looks like a place in the prompt is text, and does not multiply a query."""
     job = RerankJob(None, [("fox " * 5000, "dog")], instruction="{query}" * 5000)

@@ -302,6 +302,7 @@ def test_a_text_without_tokens_needs_special_ones() -> None:
 
 
 contexts = st.sampled_from([3, 4, 7, 20])
+KEEPS_PROMPTS = [each for each in Truncate if each is not Truncate.MODEL]
 lengths = st.lists(st.integers(0, 40), min_size=1, max_size=6)
 
 
@@ -335,8 +336,18 @@ def test_everything_fits_after_truncation(
     assert prepared.total == sum(map(len, prepared.ids))
 
 
+@pytest.mark.parametrize("left", [True, False])
+def test_a_models_tokenizer_may_cut_the_beginning(left: bool) -> None:
+    """Then the prompt goes first, as where a library calls the tokenizer."""
+    reader = encoder(max_model_len=7, facts={"cuts_left": left})
+    request = reader.completed(job(words(20), truncate=Truncate.MODEL))
+    prepared = reader.prepare(request, "w200 ", max_total=PLENTY)
+    assert contents(prepared) == [[115, 116, 117, 118, 119] if left else [300, 100, 101, 102, 103]]
+    assert prepared.truncated == (0,)
+
+
 @settings(deadline=None)
-@given(st.integers(1, 40), st.integers(1, 10), contexts, st.sampled_from(list(Truncate)))
+@given(st.integers(1, 40), st.integers(1, 10), contexts, st.sampled_from(KEEPS_PROMPTS))
 def test_the_prompt_survives_truncation(
     size: int, prompt: int, context: int, truncate: Truncate
 ) -> None:

@@ -88,6 +88,7 @@ FACTS: dict[str, tuple[Any, str]] = {
     "family": ("nomic-v1.5", SPACE),
     "normalizes": (True, SPACE),
     "pools_prompts": (False, SPACE),
+    "cuts_left": (True, SPACE),
 }
 # Of the gateway's settings those that decide what is read of a text, or what a number means.
 SETTINGS: dict[str, dict[str, Any]] = {
