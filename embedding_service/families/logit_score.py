@@ -7,6 +7,7 @@ question (`PairPrompt`), so these files are compared with it. Source: sentence-t
 
 from __future__ import annotations
 
+import os.path
 from typing import TYPE_CHECKING, Final
 
 from embedding_service.families import recipe, tokenizer_files
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 # Stand for a query and a document in a question that is compared.
 _QUERY: Final = "a query"
 _DOCUMENT: Final = "a document"
+# Characters that an error shows of two questions, around the place where they part.
+_BEFORE: Final = 20
+_BEHIND: Final = 60
 
 
 def is_in(modules: list[Json]) -> bool:
@@ -38,7 +42,7 @@ def check(files: Files, profile: Profile, template: str) -> None:
         raise ModelRefused(f"modules.json has {kinds}; known is LogitScore behind a Transformer")
     recipe.check_language_model(files, recipe.folder_of(modules[0]))
     _check_answers(files, profile, recipe.folder_of(modules[1]))
-    _check_question(files, profile.pair_prompt, template)
+    _check_question(files, profile.pair_prompt, template, profile.name)
 
 
 def _check_answers(files: Files, profile: Profile, folder: str) -> None:
@@ -63,7 +67,7 @@ def _answers(files: Files, words: Sequence[str]) -> dict[str, int | None]:
     )
 
 
-def _check_question(files: Files, prompt: PairPrompt, template: str) -> None:
+def _check_question(files: Files, prompt: PairPrompt, template: str, family: str) -> None:
     """Compare what the model is asked, by default, about one pair."""
     texts, default = recipe.prompts(files)
     instruction = None if default is None else texts[default]
@@ -73,12 +77,19 @@ def _check_question(files: Files, prompt: PairPrompt, template: str) -> None:
             f"is not the family's {prompt.instruction!r}; send it as instruction, and take it out "
             "in a folder of your own and set model_path"
         )
-    if _rendered(files, template, instruction) != _asked(prompt):
+    asked, own = _rendered(files, template, instruction), _asked(prompt)
+    if asked != own:
+        place = len(os.path.commonprefix([asked, own]))  # noqa: RUF071 - of texts
         raise ModelRefused(
-            "the chat template (chat_template.jinja or tokenizer_config.json) asks otherwise than "
-            "the family does, and only the family's own question is served; docs/models.md says "
-            "which"
+            "the chat template (chat_template.jinja or tokenizer_config.json) asks "
+            f"{_excerpt(asked, place)} where {family} asks {_excerpt(own, place)}, and only the "
+            "family's own question is served"
         )
+
+
+def _excerpt(question: str, place: int) -> str:
+    """Return what a person needs to see of a question that differs from this place on."""
+    return repr(question[max(0, place - _BEFORE) : place + _BEHIND])
 
 
 def _asked(prompt: PairPrompt) -> str:
@@ -89,8 +100,8 @@ def _asked(prompt: PairPrompt) -> str:
     return f"{prompt.head}{query}{separator}{prompt.document}{_DOCUMENT}{''.join(prompt.tail)}"
 
 
-def _rendered(files: Files, template: str, instruction: str | None) -> str | None:
-    """Return what the chat template makes of the pair; None where it fails."""
+def _rendered(files: Files, template: str, instruction: str | None) -> str:
+    """Return what the chat template makes of the pair; nothing where it fails."""
     # Imported here because few models need it; transformers renders with the same options.
     from jinja2 import TemplateError  # noqa: PLC0415
     from jinja2.sandbox import ImmutableSandboxedEnvironment  # noqa: PLC0415
@@ -100,7 +111,7 @@ def _rendered(files: Files, template: str, instruction: str | None) -> str | Non
     try:
         return environment.from_string(template).render(_variables(files), messages=messages)
     except (TemplateError, TypeError, AttributeError, LookupError):
-        return None
+        return ""
 
 
 def _variables(files: Files) -> Json:

@@ -35,6 +35,7 @@ _POSITIONS: Final = frozenset({None, "absolute", "rope", "rotary"})
 _GENERATES: Final = ("ForCausalLM", "ForConditionalGeneration")
 _GTE: Final = frozenset({"GteModel", "GteForSequenceClassification"})
 _COLBERT: Final = "artifact.metadata"  # a file of ColBERT's own
+_ASKED: Final = "Qwen3-Reranker, mxbai-rerank-v2 and bge-reranker-v2-gemma"
 _LORA_TASK: Final = "text-matching"  # which vLLM merges into jina-embeddings-v3
 
 
@@ -214,12 +215,17 @@ class _Planner:
             return None
         if self.architecture == "Qwen3ForCausalLM" and not scores and self._appends_nothing():
             return profiles.named("qwen3-reranker")
-        if scores or self._should_score():
+        if scores:
+            raise ModelRefused(
+                f"modules.json has LogitScore, and config.json says {self.architecture}: a "
+                "language model that scores pairs by its answer to a question; served are those "
+                f"of {_ASKED}"
+            )
+        if self._should_score():
             raise ModelRefused(
                 f"config.json says {self.architecture}: a language model that scores pairs by the "
-                "answer to a question, which no file says. Known are Qwen3-Reranker, "
-                "mxbai-rerank-v2 and bge-reranker-v2-gemma, by their names; to embed with it set "
-                "task: embed"
+                f"answer to a question, which no file says. Known are {_ASKED}, by their names; "
+                "to embed with it set task: embed"
             )
         return None
 

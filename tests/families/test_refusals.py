@@ -215,7 +215,7 @@ def test_a_logit_score_that_asks_as_the_family_does(tmp_path: Path) -> None:
     [
         ("1_LogitScore/config.json", {"true_token_id": 3, "false_token_id": 7}, "true_token_id: 3"),
         ("1_LogitScore/config.json", {"true_token_id": 7}, "false_token_id: None"),
-        ("tokenizer_config.json", {"chat_template": template("Judge")}, "chat template"),
+        ("tokenizer_config.json", {"chat_template": template("Judge")}, "<Instruct>: Judge"),
         ("tokenizer_config.json", {"chat_template": "{{ raise('') }}"}, "chat template"),
         ("tokenizer_config.json", {}, "chat template"),
         (MAIN, LOGIT_SCORE[MAIN] | {"default_prompt_name": "code"}, "default_prompt_name: 'code'"),
