@@ -31,6 +31,7 @@ _TYPES: Final[Mapping[str, Mapping[str, tuple[type, ...]]]] = {
         "position_embedding_type": (str,),
         "rope_parameters": (dict,),
         "sentence_transformers": (dict,),
+        "type_vocab_size": (int,),
     },
     "config_sentence_transformers.json": {
         "default_prompt_name": (str,),

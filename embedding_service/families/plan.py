@@ -286,6 +286,7 @@ class _Planner:
     def _vectors(self) -> Plan:
         """Serve a model that embeds."""
         found = recipe.read(self.files, self.config)
+        refusals.check_segments(self.files, self.folder, self.config, self.architecture)
         profile = self.profile if _suits(self.profile, found) else profiles.PLAIN
         overrides = profile.hf_overrides | self._known_code()
         if found.splade is not None or (profile.replaces and not found.described):

@@ -293,12 +293,16 @@ class _Reader:
         self.include_prompt = True
         self.transformer: Json = {}
         self.folder = ""
+        self.place = ""  # of the file that says how the transformer is fed
+        self.first = ""  # the class of the first module
 
     def read(self, modules: list[Json]) -> Recipe:
         """Return the recipe. Raises `ModelRefused`."""
         names = list(_module_names(modules))
+        _check_told_apart(modules)
         for name, module in zip(names, modules, strict=True):
             self._check_place(name, module)
+            self.first = self.first or name
             _READ[name](self, folder_of(module))
         if not self.modes and self.splade is None:
             raise ModelRefused("modules.json has no Pooling, so nothing makes a vector of tokens")
@@ -354,17 +358,29 @@ class _Reader:
         self.folder = folder
         place, found = feeding(self.files, folder)
         self.transformer = {"read": True} | found
+        self.place = place
         _check_transformer(place, found)
+
+    def _check_task(self, module: str, wanted: str) -> None:
+        """Raise `ModelRefused` if the transformer gives a module other rows than those known."""
+        usual = "fill-mask" if self.first == "MLMTransformer" else "feature-extraction"
+        if (task := self.transformer.get("transformer_task", usual)) != wanted:
+            raise ModelRefused(
+                f"{self.place} says transformer_task: {task}, whose rows are not those that "
+                f"{module} in modules.json is known for ({wanted})"
+            )
 
     def read_pooling(self, folder: str) -> None:
         """Keep which tokens make the vector."""
         place, config = self._described(folder)
+        self._check_task("Pooling", "feature-extraction")
         self.modes = _modes(place, config)
         self.include_prompt = config.get("include_prompt", True)
 
     def read_splade(self, folder: str) -> None:
         """Keep how the vocabulary is weighed."""
         place, config = self._described(folder)
+        self._check_task("SpladePooling", "fill-mask")
         allowed = {
             "pooling_strategy": {"max", "sum"},
             "activation_function": {"relu", "log1p_relu"},
@@ -439,6 +455,19 @@ _READ: Final = {
     "Normalize": _Reader.read_normalize,
     "Dropout": _Reader.skip,
 }
+
+
+def _check_told_apart(modules: list[Json]) -> None:
+    """Raise `ModelRefused` about two modules of one name: the last one takes the first one's place.
+
+    So it goes in sentence-transformers (`_load_config_modules`), which nobody can have meant.
+    """
+    named = [module["name"] for module in modules if "name" in module]
+    if twice := next((name for name in named if named.count(name) > 1), None):
+        raise ModelRefused(
+            f"modules.json names two modules {twice!r}, of which sentence-transformers keeps one; "
+            "give each a name of its own in a folder of your own and set model_path"
+        )
 
 
 def _module_names(modules: list[Json]) -> Iterator[str]:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-from embedding_service.families import architectures, tokenizer_files
+from embedding_service.families import architectures, tokenizer_files, weights
 from embedding_service.families.checkpoint import ModelRefused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
 
     from embedding_service.families.checkpoint import Files, Json
 
@@ -33,6 +34,8 @@ def check_config(config: Json, architecture: str) -> None:
 
 def _passed_over(config: Json, architecture: str) -> Iterator[_Value]:
     """Yield keys and values that vLLM's class passes over, and what it does."""
+    if name := config.get("transformers_weights"):
+        yield "transformers_weights", name, "and vLLM looks for model.safetensors"
     if config.get("logn_attention_scale"):
         yield "logn_attention_scale", True, "which vLLM's class does not compute"
     for start, values in _BY_CLASS.items():
@@ -58,6 +61,22 @@ def _of_decoders(config: Json) -> Iterator[_Value]:
         yield "partial_rotary_factor", share, "which transformers passes over and vLLM does not"
 
 
+def _of_nomic(config: Json) -> Iterator[_Value]:
+    if "n_embd" not in config:  # transformers' layout
+        yield from _of_native_nomic(config)
+    for key, usual in _NOMIC.items():
+        if config.get(key, usual) not in (usual, None):
+            yield key, config[key], "which vLLM's class does not compute"
+
+
+def _of_native_nomic(config: Json) -> Iterator[_Value]:
+    if (activation := config.get("hidden_act", "silu")) != "silu":
+        yield "hidden_act", activation, "and vLLM's class takes silu"
+    taken = config.get("hidden_size", 768) // config.get("num_attention_heads", 12)
+    if config.get("head_dim") not in (None, taken):
+        yield "head_dim", config["head_dim"], f"and vLLM's class takes {taken}"
+
+
 def _of_qwen2(config: Json) -> Iterator[_Value]:
     taken = _head_width(config)
     if config.get("head_dim") not in (None, taken):
@@ -69,12 +88,23 @@ def _of_qwen3(config: Json) -> Iterator[_Value]:
         yield "attention_bias", True, "and vLLM's class leaves one of these biases out"
 
 
+# Of the authors' code, https://huggingface.co/nomic-ai/nomic-bert-2048, and what vLLM computes.
+_NOMIC: Final[Mapping[str, Any]] = {
+    "causal": False,
+    "parallel_block": False,
+    "prenorm": False,
+    "rotary_emb_fraction": 1,
+    "scale_attn_by_inverse_layer_idx": False,
+    "scale_attn_weights": True,
+    "use_rms_norm": False,
+}
 # By the beginning of an architecture.
 _BY_CLASS: Final[Mapping[str, Callable[[Json], Iterator[_Value]]]] = {
     "New|Gte": _of_gte,
     "Electra": _of_electra,
     # Of these transformers turns the whole heads, whatever the files say.
     "Llama|Mistral|Qwen2|Qwen3|Gemma": _of_decoders,
+    "NomicBert": _of_nomic,
     "Qwen2": _of_qwen2,
     "Qwen3": _of_qwen3,
 }
@@ -96,6 +126,29 @@ def _is_encoder(architecture: str) -> bool:
     return re.match(architectures.ENCODER, architecture) is not None
 
 
+def check_weights(folder: Path) -> None:
+    """Raise `ModelRefused` if vLLM could not load the weights that transformers does."""
+    if not folder.is_dir():  # a name on the Hub, which is fetched later
+        return
+    names = weights.chosen(folder)
+    if not names:
+        raise ModelRefused(
+            f"{folder} has no weights (model.safetensors or pytorch_model.bin); the download may "
+            "be incomplete"
+        )
+    if missing := sorted(name for name in names if not (folder / name).is_file()):
+        raise ModelRefused(
+            f"{folder} has no {missing[0]}, which the index of its weights names; the download "
+            "may be incomplete"
+        )
+    others = sorted(path.name for path in folder.glob("*.safetensors"))
+    if others and not any(name.endswith(".safetensors") for name in names):
+        raise ModelRefused(
+            f"{folder} has {others[0]} beside pytorch_model.bin: transformers loads the one, and "
+            "vLLM would load the other; take the one that is wrong out"
+        )
+
+
 def check_tokenizer(files: Files, folder: str) -> None:
     """Raise `ModelRefused` about a tokenizer that reads special tokens in a text as plain text."""
     place = tokenizer_files.at(folder, "tokenizer_config.json")
@@ -104,6 +157,17 @@ def check_tokenizer(files: Files, folder: str) -> None:
             f"{place} says split_special_tokens: true, and a special token that is written in a "
             "text is one here; if your texts have none, take it out in a folder of your own and "
             "set model_path"
+        )
+
+
+def check_segments(files: Files, folder: str, config: Json, architecture: str) -> None:
+    """Raise `ModelRefused` if texts are of another segment than the first, which vLLM takes."""
+    place = tokenizer_files.at(folder, "tokenizer.json")
+    several = _is_encoder(architecture) and config.get("type_vocab_size", 2) > 1
+    if several and tokenizer_files.numbers_segments(files.json(place)):
+        raise ModelRefused(
+            f"{place} says post_processor: tokens of a single text have a type_id that is not 0, "
+            "and vLLM gives the model 0 for all"
         )
 
 

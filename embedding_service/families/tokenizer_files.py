@@ -46,6 +46,17 @@ def steps(tokenizer: Json) -> list[Json]:
     return found
 
 
+def numbers_segments(tokenizer: Json) -> bool:
+    """Whether some token of a single text is numbered as of another segment than the first."""
+    with _readable():
+        return any(map(_is_numbered, steps(tokenizer)))
+
+
+def _is_numbered(step: Json) -> bool:
+    pieces = chain.from_iterable(piece.values() for piece in step.get("single") or ())
+    return any(piece["type_id"] for piece in pieces)
+
+
 def ends(tokenizer: Json) -> set[int]:
     """Return the ids of the tokens that are put behind a text or a pair."""
     with _readable():

@@ -33,6 +33,21 @@ _FOLDERS_WITHOUT_EFFECT = re.compile(r"\..*|onnx|openvino|coreml|original|__pyca
 _SECOND_COPY = re.compile(r"pytorch_model.*\.bin(\.index\.json)?")
 
 
+def chosen(folder: Path) -> set[str]:
+    """Return the names of the files that transformers loads the weights from, if there are any.
+
+    One file comes before its shards and their index, and safetensors before others, whatever else
+    is in the folder (`_get_resolved_checkpoint_files` in transformers 5.19).
+    """
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).is_file():
+            return {name}
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            return set(json.loads(index.read_bytes())["weight_map"].values())
+    return set()
+
+
 def weights_stamp(folder: str) -> str:
     """Return a hash of the names, sizes and times of the files, which holds on this machine."""
     total = hashlib.sha256(os.fsencode(Path(folder).resolve()))

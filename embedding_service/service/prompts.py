@@ -357,13 +357,14 @@ class Encoder:
     def _boundaries(self, contents: list[Content], owner: list[int]) -> list[int] | None:
         """Return how many tokens the model's pooling leaves out of each chunk, if it leaves any.
 
-        These are the prompt's and the head before it, as sentence-transformers counts them
-        (`Transformer._get_prompt_length`).
+        sentence-transformers counts those of the prompt as a text of its own, and takes off one
+        special token at its end (`Transformer._get_prompt_length`).
         """
         if self.facts.pools_prompts:
             return None
-        head, prompts = len(self._head), [contents[index].prompt for index in owner]
-        return [head + prompt if prompt else 0 for prompt in prompts]
+        around = len(self._head) + max(0, len(self._tail) - 1)
+        prompts = [contents[index].prompt for index in owner]
+        return [around + prompt if prompt else 0 for prompt in prompts]
 
     def _chunks(self, content: Content, index: int, job: EmbedJob) -> Iterator[list[int]]:
         """Yield the parts of an input that is too long, or the whole of one without tokens."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gc
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from embedding_service.errors import ModelNotLoaded
+from embedding_service.families import refusals
 from embedding_service.types import Output
 from embedding_service.worker.backend import ModelRefused
 from embedding_service.worker.fingerprint import fingerprint
@@ -48,6 +50,7 @@ def load(options: ModelOptions) -> Backend:
     with stage("model files") as facts:
         plan = planned(options)  # what can be refused at once need not wait for vLLM
         location = resolve_model(options)
+        refusals.check_weights(Path(plan.model))
         facts["detail"] = str(location)
     for name in plan.unread:
         say(f"{name} has no effect without a modules.json, as in sentence-transformers")

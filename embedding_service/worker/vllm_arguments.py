@@ -106,6 +106,7 @@ def _settings(model: str, options: ModelOptions, device: str) -> Json:
         "tensor_parallel_size": options.tensor_parallel_size,
         "gpu_memory_utilization": min(options.gpu_memory_utilization, _MOST[device]),
         "revision": options.revision,
+        "load_format": "hf",  # "auto" prefers Mistral's own files, which nobody has compared
         "trust_remote_code": options.trust_remote_code,
         "max_num_seqs": ahead * (BATCH_TEXTS[device] if automatic else options.max_batch_size),
         "async_scheduling": ahead > 1,

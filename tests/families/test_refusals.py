@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from embedding_service.families import architectures, plan, recipe
+from embedding_service.families import architectures, plan, recipe, refusals, weights
 from embedding_service.families.checkpoint import ModelRefused
 from embedding_service.families.profiles import QWEN_PAIR, QWEN_TASK
 from tests.families.test_plan import (
@@ -247,6 +247,14 @@ def test_classifiers_in_vllms_wrapper() -> None:
 
 
 SPECIAL = {"<end>": {"id": "<end>", "ids": [5], "tokens": ["<end>"]}}
+SECOND = {
+    "type": "TemplateProcessing",
+    "single": [
+        {"SpecialToken": {"id": "<end>", "type_id": 0}},
+        {"Sequence": {"id": "A", "type_id": 1}},
+    ],
+    "special_tokens": SPECIAL,
+}
 ENDS = {
     "type": "TemplateProcessing",
     "single": [{"Sequence": {"id": "A", "type_id": 0}}],
@@ -335,6 +343,43 @@ def test_pairs_that_end_in_padding_are_refused(tmp_path: Path, tokenizer: dict[s
             {"adapter_config.json": {"base_model_name_or_path": "org/base"}},
             ["adapter_config.json", "org/base", "merge the adapter first"],
         ),
+        *(
+            (
+                {"config.json": {"architectures": ["NomicBertModel"], "n_embd": 64} | told},
+                ["config.json", *told],
+            )
+            for told in (
+                {"causal": True},
+                {"parallel_block": True},
+                {"prenorm": True},
+                {"rotary_emb_fraction": 0.5},
+                {"use_rms_norm": True},
+            )
+        ),
+        (
+            {"config.json": {"architectures": ["NomicBertModel"], "hidden_act": "gelu"}},
+            ["config.json", "hidden_act: 'gelu'"],
+        ),
+        (
+            {"config.json": {"architectures": ["NomicBertModel"], "head_dim": 32}},
+            ["config.json", "head_dim: 32"],
+        ),
+        (
+            {"config.json": {"architectures": ["BertModel"], "transformers_weights": "a.bin"}},
+            ["config.json", "transformers_weights: 'a.bin'"],
+        ),
+        (
+            {"sentence_bert_config.json": {"transformer_task": "fill-mask"}},
+            ["sentence_bert_config.json", "transformer_task: fill-mask", "Pooling"],
+        ),
+        (
+            {"modules.json": [module | {"name": "same"} for module in modules()]},
+            ["modules.json", "two modules 'same'"],
+        ),
+        (
+            {"tokenizer.json": {"post_processor": SECOND}},
+            ["tokenizer.json", "post_processor", "type_id"],
+        ),
     ],
 )
 def test_what_vllm_computes_otherwise_is_refused(
@@ -353,6 +398,57 @@ def test_the_same_values_as_vllms_are_served(tmp_path: Path) -> None:
     assert planned(tmp_path / "a", modern).scores
     bert = {"architectures": ["BertModel"], "is_decoder": False, "logn_attention_scale": False}
     assert not planned(tmp_path / "b", {"config.json": bert}).scores
+
+
+def test_segments_count_where_the_model_takes_them(tmp_path: Path) -> None:
+    """RoBERTa's kin and decoders have one at most."""
+    files = {
+        "config.json": {"architectures": ["XLMRobertaModel"], "type_vocab_size": 1},
+        "tokenizer.json": {"post_processor": SECOND},
+    }
+    assert not planned(tmp_path / "a", files).scores
+    files["config.json"] = {"architectures": ["MistralModel"]}
+    assert not planned(tmp_path / "b", files).scores
+
+
+@pytest.mark.parametrize(
+    ("places", "names"),
+    [
+        (["model.safetensors", "pytorch_model.bin", "best.safetensors"], {"model.safetensors"}),
+        (["model.safetensors", "model.safetensors.index.json"], {"model.safetensors"}),
+        (["model.safetensors.index.json", "a", "b", "pytorch_model.bin"], {"a", "b"}),
+        (["pytorch_model.bin", "training_args.bin"], {"pytorch_model.bin"}),
+        (["pytorch_model.bin.index.json", "a", "b", "c.bin"], {"a", "b"}),
+    ],
+)
+def test_weights_are_those_that_transformers_loads(
+    tmp_path: Path, places: list[str], names: set[str]
+) -> None:
+    """One file before its shards, safetensors before others."""
+    for place in places:
+        index = {"weight_map": {"x": "a", "y": "b"}}
+        write(tmp_path, {place: index if place.endswith("index.json") else None})
+    assert weights.chosen(tmp_path) == names
+    refusals.check_weights(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("places", "word"),
+    [
+        ([], "has no weights"),
+        (["model.gguf"], "has no weights"),
+        (["consolidated.safetensors"], "has no weights"),
+        (["model.safetensors.index.json", "a"], "has no b"),
+        (["pytorch_model.bin", "best.safetensors"], "best.safetensors beside pytorch_model.bin"),
+    ],
+)
+def test_other_weights_are_refused(tmp_path: Path, places: list[str], word: str) -> None:
+    """A download that is not complete, and files that vLLM would take for the model."""
+    for place in places:
+        index = {"weight_map": {"x": "a", "y": "b"}}
+        write(tmp_path, {place: index if place.endswith("index.json") else None})
+    with pytest.raises(ModelRefused, match=word):
+        refusals.check_weights(tmp_path)
 
 
 def test_an_adapter_alone_is_named(tmp_path: Path) -> None:

@@ -276,6 +276,16 @@ def special(single: str | None) -> Tokenizer:
 
 
 @pytest.mark.parametrize(
+    ("single", "skipped"),
+    [("[A] $A [B]", 2), ("[A] $A [B] [B]", 3), ("$A [B]", 1), ("[A] $A", 2), (None, 1)],
+)
+def test_a_prompt_takes_special_tokens_along(single: str | None, skipped: int) -> None:
+    """As sentence-transformers counts: all around a prompt but the last one at its end."""
+    reader = encoder(tokenizer=special(single), facts={"pools_prompts": False})
+    assert reader.prepare(job("a a"), "a ", max_total=PLENTY).boundaries == [skipped]
+
+
+@pytest.mark.parametrize(
     ("single", "ids"),
     [
         ("[A] $A [B]", [0, 3, 3, 1]),

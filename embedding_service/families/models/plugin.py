@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -9,6 +10,7 @@ from vllm import ModelRegistry
 from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
 from embedding_service.families import architectures as ours
+from embedding_service.families import weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,11 +39,25 @@ class NewConfig(PreTrainedConfig):
     model_type = "new"
 
 
+def _chosen(files: list[str], *_: str) -> list[str]:
+    """Return those of vLLM's weight files that transformers loads.
+
+    vLLM takes whatever ends in .safetensors, copies in another precision and left-over shards too.
+    """
+    names = weights.chosen(Path(files[0]).parent) if files else set()
+    return [file for file in files if Path(file).name in names] or files
+
+
 def register() -> None:
     """Tell this process's vLLM of our architectures; the `vllm.general_plugins` entry point.
 
     vLLM calls it in every process, the tensor-parallel workers included, and more than once.
     """
+    # Imported here because it imports torch's compiler.
+    from vllm.model_executor.model_loader import default_loader  # noqa: PLC0415
+
+    default_loader.filter_duplicate_safetensors_files = _chosen
+    default_loader.filter_files_not_needed_for_inference = _chosen
     register_backend(AttentionBackendEnum.CPU_ATTN, _CPU_ATTENTION)
     AutoConfig.register(NewConfig.model_type, NewConfig, exist_ok=True)
     known = ModelRegistry.get_supported_archs()
