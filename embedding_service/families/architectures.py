@@ -111,6 +111,7 @@ KNOWN_CODE: Final[Mapping[str, Mapping[str, Any]]] = {
     # jina-embeddings-v3: `plan.py` looks at its adapters.
     "modeling_lora.XLMRobertaLoRA": {},
 }
+MERGED_TASK: Final = "text-matching"  # of jina-embeddings-v3's adapters, that which vLLM merges
 # Architectures that transformers did not have, which vLLM wrote after the repositories' own code.
 WRITTEN_AFTER_CODE: Final = frozenset({
     "GteModel", "GteNewForSequenceClassification", "GteNewModel", "JinaEmbeddingsV5Model",
@@ -131,3 +132,11 @@ def replacement(config: Mapping[str, Any], classes: Mapping[str, str]) -> str | 
     if rotary and architecture not in WRITTEN_AFTER_CODE:
         return None
     return classes.get(architecture) or classes.get(re.sub(f"{HEADS}$", "", architecture))
+
+
+def own_class(config: Mapping[str, Any]) -> str | None:
+    """Return the class in the repository's own code that stands for the architecture, if any."""
+    names = config.get("auto_map") or {}
+    pairs = str(next(iter(config.get("architectures") or ()), "")).endswith("Classification")
+    name = names.get("AutoModelForSequenceClassification" if pairs else "AutoModel")
+    return None if name is None else re.sub(r"^.*--", "", str(name))

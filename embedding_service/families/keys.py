@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from embedding_service.families.checkpoint import Json
 
+_GTE: Final = frozenset({"GteModel", "GteForSequenceClassification"})
 # transformers' names for a nomic model, and those of the authors' code.
 _NOMIC: Final = {
     "hidden_size": "n_embd",
@@ -27,7 +28,20 @@ _NOMIC_DEFAULTS: Final = {
 }
 
 
-def of_distilbert(config: Json) -> Json:
+def missing(config: Json, architecture: str) -> Json:
+    """Return keys of config.json under the names by which vLLM's class looks for them."""
+    if architecture in _GTE and "position_embedding_type" not in config:
+        return {"position_embedding_type": "rope"}  # transformers' own layout has no key
+    if architecture == "JinaEmbeddingsV3Model":
+        return {"position_embedding_type": "rotary"}
+    if architecture.startswith("DistilBert"):
+        return _of_distilbert(config)
+    if architecture == "NomicBertModel":
+        return _of_nomic(config)
+    return {}
+
+
+def _of_distilbert(config: Json) -> Json:
     """Return DistilBERT's keys as BERT's."""
     return {
         "hidden_act": config.get("activation", "gelu"),
@@ -38,7 +52,7 @@ def of_distilbert(config: Json) -> Json:
     }
 
 
-def of_nomic(config: Json) -> Json:
+def _of_nomic(config: Json) -> Json:
     """Return both layouts' keys: transformers reads one of them, and vLLM's class the other."""
     pairs = _NOMIC.items()
     if "n_embd" not in config:  # transformers' layout

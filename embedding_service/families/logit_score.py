@@ -10,7 +10,7 @@ from __future__ import annotations
 import os.path
 from typing import TYPE_CHECKING, Final
 
-from embedding_service.families import recipe, tokenizer_files
+from embedding_service.families import feeding, pipeline, tokenizer_files
 from embedding_service.families.checkpoint import ModelRefused
 
 if TYPE_CHECKING:
@@ -38,10 +38,10 @@ def check(files: Files, profile: Profile, template: str) -> None:
     if profile.pair_prompt is None or not is_in(modules):
         return
     if modules[2:] or not is_in(modules[1:]):
-        kinds = recipe.kinds(modules)
+        kinds = pipeline.kinds(modules)
         raise ModelRefused(f"modules.json has {kinds}; known is LogitScore behind a Transformer")
-    recipe.check_language_model(files, recipe.folder_of(modules[0]))
-    _check_answers(files, profile, recipe.folder_of(modules[1]))
+    feeding.check_language_model(files, pipeline.folder_of(modules[0]))
+    _check_answers(files, profile, pipeline.folder_of(modules[1]))
     _check_question(files, profile.pair_prompt, template, profile.name)
 
 
@@ -69,7 +69,7 @@ def _answers(files: Files, words: Sequence[str]) -> dict[str, int | None]:
 
 def _check_question(files: Files, prompt: PairPrompt, template: str, family: str) -> None:
     """Compare what the model is asked, by default, about one pair."""
-    texts, default = recipe.prompts(files)
+    texts, default = feeding.prompts(files)
     instruction = None if default is None else texts[default]
     if instruction not in (None, prompt.instruction):
         raise ModelRefused(
@@ -129,8 +129,8 @@ def _is_structured(files: Files) -> bool:
 
 
 def _fed(files: Files) -> Json:
-    folder = recipe.transformer_folder(files)
-    return recipe.feeding(files, folder)[1]
+    folder = pipeline.transformer_folder(files)
+    return feeding.read(files, folder)[1]
 
 
 def _messages(instruction: str | None, *, structured: bool) -> list[Json]:

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from embedding_service.families import (
     architectures,
+    feeding,
     keys,
     logit_score,
+    pipeline,
     profiles,
     recipe,
     refusals,
@@ -31,12 +33,8 @@ if TYPE_CHECKING:
 
 # vLLM's names of the modes that it has.
 _VLLM_POOLING: Final = {"cls": "CLS", "mean": "MEAN", "lasttoken": "LAST"}
-_POSITIONS: Final = frozenset({None, "absolute", "rope", "rotary"})
 _GENERATES: Final = ("ForCausalLM", "ForConditionalGeneration")
-_GTE: Final = frozenset({"GteModel", "GteForSequenceClassification"})
-_COLBERT: Final = "artifact.metadata"  # a file of ColBERT's own
 _ASKED: Final = "Qwen3-Reranker, mxbai-rerank-v2 and bge-reranker-v2-gemma"
-_LORA_TASK: Final = "text-matching"  # which vLLM merges into jina-embeddings-v3
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +93,9 @@ class _Planner:
     def __init__(self, files: Files, wishes: Wishes) -> None:
         self.files = files
         self.wishes = wishes
-        self.folder = recipe.transformer_folder(files)
-        self.max_seq_length = recipe.max_seq_length(files, self.folder)
-        self.unread = recipe.unread(files)
+        self.folder = pipeline.transformer_folder(files)
+        self.max_seq_length = feeding.max_seq_length(files, self.folder)
+        self.unread = feeding.unread(files)
         self.config = self._config()
         self.architecture = str(next(iter(self.config.get("architectures") or ()), ""))
         self.profile = self._profile()
@@ -124,16 +122,12 @@ class _Planner:
             model_name=self.wishes.name,
             architecture=self.architecture,
             files=marks,
-            template=_chat_template(self.files),
+            template=tokenizer_files.chat_template(self.files),
         )
 
     def plan(self) -> Plan:
         """Decide."""
-        self._check_architecture()
-        self._check_positions()
-        self._check_adapters()
-        self._check_code()
-        self._check_direction()
+        refusals.check_architecture(self.files, self.architecture)
         refusals.check_config(self.config, self.architecture)
         refusals.check_tokenizer(self.files, self.folder)
         if self.architecture.endswith("ForSequenceClassification") and not self._pools():
@@ -142,61 +136,13 @@ class _Planner:
             return self._pairs(reranker)
         return self._vectors()
 
-    def _check_architecture(self) -> None:
-        """Raise `ModelRefused` for what gives no vector or score of a text."""
-        if reason := architectures.REFUSED.get(self.architecture):
-            raise ModelRefused(f"config.json says {self.architecture}: {reason}")
-        if self.files.path(_COLBERT):
-            raise ModelRefused(f"{_COLBERT}: {architectures.REFUSED['HF_ColBERT']}")
-
-    def _check_positions(self) -> None:
-        positions = self.config.get("position_embedding_type")
-        if positions not in _POSITIONS:
-            raise ModelRefused(
-                f"config.json says position_embedding_type: {positions!r}, which vLLM does not have"
-            )
-
-    def _check_adapters(self) -> None:
-        """Raise `ModelRefused` if there are adapters and nobody chose the one that vLLM merges."""
-        if self.config.get("lora_adaptations") not in (None, [], [_LORA_TASK]):
-            raise ModelRefused(
-                "config.json says lora_adaptations: it has an adapter for each task, and vLLM "
-                f"merges that of {_LORA_TASK} into the weights; to serve this one alone set "
-                f"engine_args: {{hf_overrides: {{lora_adaptations: [{_LORA_TASK}]}}}}"
-            )
-
-    def _check_code(self) -> None:
-        """Raise `ModelRefused` if Python code of the repository's replaces a class of vLLM's."""
-        code = _own_class(self.config)
-        ours = self.architecture.startswith("EmbeddingService")
-        written = self.architecture in architectures.WRITTEN_AFTER_CODE
-        if code is None or ours or written or code in architectures.KNOWN_CODE:
-            return
-        raise ModelRefused(
-            f"config.json says auto_map: {code}, code of the repository's own that replaces "
-            f"{self.architecture}; vLLM would take its own class and maybe compute something else. "
-            "If you know that both compute the same, set "
-            "engine_args: {hf_overrides: {auto_map: {}}}"
-        )
-
-    def _check_direction(self) -> None:
-        """Raise `ModelRefused` if every token is to see every other, and vLLM's class cannot."""
-        config = self.config
-        wanted = config.get("is_causal") is False or config.get("use_bidirectional_attention")
-        if wanted and not re.fullmatch(architectures.BIDIRECTIONAL, self.architecture):
-            key = "is_causal" if config.get("is_causal") is False else "use_bidirectional_attention"
-            raise ModelRefused(
-                f"config.json says {key}: {config[key]}, and vLLM's {self.architecture} lets "
-                "tokens see those before them only"
-            )
-
     def _pools(self) -> bool:
         """Whether its modules make a vector, whatever head its architecture names."""
         modules = self.files.json("modules.json")
         return any(str(module.get("type")).endswith("Pooling") for module in modules)
 
     def _known_code(self) -> Json:
-        return dict(architectures.KNOWN_CODE.get(_own_class(self.config) or "", {}))
+        return dict(architectures.KNOWN_CODE.get(architectures.own_class(self.config) or "", {}))
 
     def _causal_reranker(self) -> Profile | None:
         """Return the family of a causal language model that scores pairs, or None if it embeds.
@@ -243,21 +189,23 @@ class _Planner:
         if self.wishes.task == "embed":
             raise ModelRefused(f"config.json says {self.architecture}: it scores, and embeds not")
         self._check_pairs(profile)
-        overrides = profile.hf_overrides | self._known_code() | self._missing_keys()
+        overrides = (
+            profile.hf_overrides | self._known_code() | keys.missing(self.config, self.architecture)
+        )
         if ours := architectures.replacement(self.config, architectures.PAIRS):
             overrides |= {"architectures": [ours]}
         label = 0 if profile.hf_overrides else self._label()
         # A question in words is known to the family, whatever the files say of it.
-        lower = profile.pair_prompt is None and recipe.pairs_are_lower_case(self.files)
+        lower = profile.pair_prompt is None and pipeline.pairs_are_lower_case(self.files)
         return self._planned(profile, overrides, label=label, lower_case=lower)
 
     def _check_pairs(self, profile: Profile) -> None:
         """Raise `ModelRefused` about what vLLM or we would score otherwise than the files say."""
         refusals.check_pairs(self.config, self.architecture)
-        recipe.check_activation("config.json", self._activation())
+        feeding.check_activation("config.json", self._activation())
         if profile.pair_prompt is None:
             refusals.check_last_token(self.files, self.folder, self.config, self.architecture)
-        logit_score.check(self.files, profile, _chat_template(self.files))
+        logit_score.check(self.files, profile, tokenizer_files.chat_template(self.files))
 
     def _activation(self) -> str | None:
         """Return the class under which scores are to come; the second key is that of old files."""
@@ -285,7 +233,7 @@ class _Planner:
 
     def _vectors(self) -> Plan:
         """Serve a model that embeds."""
-        found = recipe.read(self.files, self.config)
+        found = pipeline.read(self.files, self.config)
         refusals.check_segments(self.files, self.folder, self.config, self.architecture)
         profile = self.profile if _suits(self.profile, found) else profiles.PLAIN
         overrides = profile.hf_overrides | self._known_code()
@@ -296,7 +244,7 @@ class _Planner:
             overrides |= self._class(classes, needed=found.splade is not None)
         if found.splade is not None:
             overrides |= {"splade": [found.splade.pooling, found.splade.activation]}
-        texts, default = recipe.prompts(self.files)
+        texts, default = feeding.prompts(self.files)
         return self._planned(
             profile,
             overrides,
@@ -323,20 +271,7 @@ class _Planner:
                 "(AutoModel.from_pretrained and save_pretrained of transformers) and set model_path"
             )
         overrides: Json = {} if ours is None else {"architectures": [ours]}
-        return overrides | self._missing_keys()
-
-    def _missing_keys(self) -> Json:
-        """Return keys of config.json under the names by which vLLM's class looks for them."""
-        config = self.config
-        if self.architecture in _GTE and "position_embedding_type" not in config:
-            return {"position_embedding_type": "rope"}  # transformers' own layout has no key
-        if self.architecture == "JinaEmbeddingsV3Model":
-            return {"position_embedding_type": "rotary"}
-        if self.architecture.startswith("DistilBert"):
-            return keys.of_distilbert(config)
-        if self.architecture == "NomicBertModel":
-            return keys.of_nomic(config)
-        return {}
+        return overrides | keys.missing(self.config, self.architecture)
 
     def _planned(
         self,
@@ -350,7 +285,7 @@ class _Planner:
         lower_case: bool = False,
     ) -> Plan:
         if self.config.get("lora_adaptations"):
-            prompts, default = {_LORA_TASK: ""}, None
+            prompts, default = {architectures.MERGED_TASK: ""}, None
         return Plan(
             model=_subfolder(self.files.model, self.folder),
             files=self.files,
@@ -386,24 +321,10 @@ class _Planner:
         return min((limit for limit in limits if limit is not None and limit > 0), default=None)
 
 
-def check_class(architecture: str, model_type: str, *, scores: bool = False) -> None:
-    """Raise `ModelRefused` if vLLM's class of this name wraps one that nobody has compared.
-
-    `model_type` is that of config.json; `scores` tells that it is to score pairs.
-    """
-    compared = architectures.WRAPPED_PAIRS if scores else architectures.WRAPPED
-    if architecture.startswith("Transformers") and model_type not in compared:
-        raise ModelRefused(
-            f"config.json says model_type: {model_type}, which vLLM has no class for; it would run "
-            "transformers' own in a wrapper, which is wrong for some, and nobody has compared this "
-            "one"
-        )
-
-
 def _read_recipe_only(files: Files) -> None:
     """Raise `ModelRefused` about modules without a transformer, which need no config.json."""
     if files.json("modules.json"):
-        recipe.read(files, {})
+        pipeline.read(files, {})
 
 
 def _suits(profile: Profile, found: Recipe) -> bool:
@@ -445,19 +366,3 @@ def _subfolder(model: str, folder: str) -> str:
             "folder only: download the repository and set model_path"
         )
     return str(Path(model, folder))
-
-
-def _own_class(config: Json) -> str | None:
-    """Return the class in the repository's own code that stands for the architecture, if any."""
-    names = config.get("auto_map") or {}
-    pairs = str(next(iter(config.get("architectures") or ()), "")).endswith("Classification")
-    wanted = "AutoModelForSequenceClassification" if pairs else "AutoModel"
-    name = names.get(wanted)
-    return None if name is None else re.sub(r"^.*--", "", str(name))
-
-
-def _chat_template(files: Files) -> str:
-    path = files.path("chat_template.jinja")
-    if path is not None:
-        return path.read_text(encoding="utf-8", errors="replace")
-    return str(files.json("tokenizer_config.json").get("chat_template") or "")

@@ -18,22 +18,88 @@ if TYPE_CHECKING:
     from embedding_service.families.checkpoint import Files, Json
 
 _ADAPTER: Final = "adapter_config.json"
+_COLBERT: Final = "artifact.metadata"  # a file of ColBERT's own
+_POSITIONS: Final = frozenset({None, "absolute", "rope", "rotary"})
 _Value = tuple[str, Any, str]
+
+
+def check_architecture(files: Files, architecture: str) -> None:
+    """Raise `ModelRefused` for what gives no vector or score of a text."""
+    if reason := architectures.REFUSED.get(architecture):
+        raise ModelRefused(f"config.json says {architecture}: {reason}")
+    if files.path(_COLBERT):
+        raise ModelRefused(f"{_COLBERT}: {architectures.REFUSED['HF_ColBERT']}")
+
+
+def check_class(architecture: str, model_type: str, *, scores: bool = False) -> None:
+    """Raise `ModelRefused` if vLLM's class of this name wraps one that nobody has compared.
+
+    `model_type` is that of config.json; `scores` tells that it is to score pairs.
+    """
+    compared = architectures.WRAPPED_PAIRS if scores else architectures.WRAPPED
+    if architecture.startswith("Transformers") and model_type not in compared:
+        raise ModelRefused(
+            f"config.json says model_type: {model_type}, which vLLM has no class for; it would run "
+            "transformers' own in a wrapper, which is wrong for some, and nobody has compared this "
+            "one"
+        )
 
 
 def check_config(config: Json, architecture: str) -> None:
     """Raise `ModelRefused` about a model that is to compute otherwise than vLLM's class."""
+    _check_adapters(config)
+    _check_code(config, architecture)
+    _check_direction(config, architecture)
+    for key, value, reason in _passed_over(config, architecture):
+        raise ModelRefused(f"config.json says {key}: {value!r}, {reason}")
+
+
+def _check_adapters(config: Json) -> None:
+    """Raise `ModelRefused` if there are adapters and nobody chose the one that vLLM merges."""
+    task = architectures.MERGED_TASK
+    if config.get("lora_adaptations") not in (None, [], [task]):
+        raise ModelRefused(
+            "config.json says lora_adaptations: it has an adapter for each task, and vLLM "
+            f"merges that of {task} into the weights; to serve this one alone set "
+            f"engine_args: {{hf_overrides: {{lora_adaptations: [{task}]}}}}"
+        )
+
+
+def _check_code(config: Json, architecture: str) -> None:
+    """Raise `ModelRefused` if Python code of the repository's replaces a class of vLLM's."""
+    code = architectures.own_class(config)
+    ours = architecture.startswith("EmbeddingService")
+    written = architecture in architectures.WRITTEN_AFTER_CODE
+    if code is None or ours or written or code in architectures.KNOWN_CODE:
+        return
+    raise ModelRefused(
+        f"config.json says auto_map: {code}, code of the repository's own that replaces "
+        f"{architecture}; vLLM would take its own class and maybe compute something else. If you "
+        "know that both compute the same, set engine_args: {hf_overrides: {auto_map: {}}}"
+    )
+
+
+def _check_direction(config: Json, architecture: str) -> None:
+    """Raise `ModelRefused` if tokens are to see others than those that vLLM's class shows them."""
     if _is_encoder(architecture) and config.get("is_decoder"):
         raise ModelRefused(
             f"config.json says is_decoder: {config['is_decoder']}: tokens see those before them "
             f"only, and vLLM's {architecture} lets every token see every other"
         )
-    for key, value, reason in _passed_over(config, architecture):
-        raise ModelRefused(f"config.json says {key}: {value!r}, {reason}")
+    wanted = config.get("is_causal") is False or config.get("use_bidirectional_attention")
+    if wanted and not re.fullmatch(architectures.BIDIRECTIONAL, architecture):
+        key = "is_causal" if config.get("is_causal") is False else "use_bidirectional_attention"
+        raise ModelRefused(
+            f"config.json says {key}: {config[key]}, and vLLM's {architecture} lets tokens see "
+            "those before them only"
+        )
 
 
 def _passed_over(config: Json, architecture: str) -> Iterator[_Value]:
     """Yield keys and values that vLLM's class passes over, and what it does."""
+    positions = config.get("position_embedding_type")
+    if positions not in _POSITIONS:
+        yield "position_embedding_type", positions, "which vLLM does not have"
     if name := config.get("transformers_weights"):
         yield "transformers_weights", name, "and vLLM looks for model.safetensors"
     if config.get("logn_attention_scale"):

@@ -37,6 +37,14 @@ def limit(files: Files, folder: str) -> int | None:
     return int(found) if found is not None and 0 < found < _NO_LIMIT else None
 
 
+def chat_template(files: Files) -> str:
+    """Return the chat template, nothing where there is none."""
+    path = files.path("chat_template.jinja")
+    if path is not None:
+        return path.read_text(encoding="utf-8", errors="replace")
+    return str(files.json("tokenizer_config.json").get("chat_template") or "")
+
+
 def steps(tokenizer: Json) -> list[Json]:
     """Return what happens behind tokenising, step by step. Raises `ModelRefused`."""
     processor = tokenizer.get("post_processor") or {}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from embedding_service import hub
 from embedding_service.errors import BadConfiguration
-from embedding_service.families import profiles, recipe
+from embedding_service.families import feeding, profiles
 from embedding_service.families.checkpoint import Files, ModelRefused
 from embedding_service.worker.location import resolve_model
 
@@ -104,7 +104,7 @@ def with_prompts(checkpoint: Checkpoint) -> Checkpoint:
     looks for, and where the files have none those of the model's card.
     """
     files = Files(checkpoint.folder)
-    texts, default = recipe.prompts(files)
+    texts, default = feeding.prompts(files)
     profile = profiles.find(
         model_name=checkpoint.name,
         architecture=_architecture(files),

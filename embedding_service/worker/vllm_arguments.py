@@ -15,7 +15,7 @@ from vllm.config import ModelConfig
 
 from embedding_service.families.architectures import PADDED_POSITIONS
 from embedding_service.families.models import plugin
-from embedding_service.families.plan import check_class
+from embedding_service.families.refusals import check_class
 from embedding_service.worker import memory
 from embedding_service.worker.backend import ModelRefused
 

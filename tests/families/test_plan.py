@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from embedding_service.families import architectures, plan, recipe
+from embedding_service.families import architectures, plan, recipe, refusals
 from embedding_service.families.checkpoint import ModelRefused
 
 if TYPE_CHECKING:
@@ -368,10 +368,10 @@ def test_tokens_see_each_other_where_the_class_can(
 
 def test_wrapped_classes_are_served_where_they_were_compared() -> None:
     """vLLM's wrapper around transformers' classes numbers positions in its own way."""
-    plan.check_class("TransformersEmbeddingModel", "electra")
-    plan.check_class("BertModel", "bert")
+    refusals.check_class("TransformersEmbeddingModel", "electra")
+    refusals.check_class("BertModel", "bert")
     with pytest.raises(ModelRefused, match="xmod"):
-        plan.check_class("TransformersEmbeddingModel", "xmod")
+        refusals.check_class("TransformersEmbeddingModel", "xmod")
 
 
 def test_a_head_in_the_checkpoint_counts(tmp_path: Path) -> None:

@@ -240,10 +240,10 @@ def scorer(architecture: str, **more: Any) -> dict[str, Any]:
 
 def test_classifiers_in_vllms_wrapper() -> None:
     """It leaves out what stands between encoder and classifier; ELECTRA's was compared."""
-    plan.check_class("TransformersForSequenceClassification", "electra", scores=True)
+    refusals.check_class("TransformersForSequenceClassification", "electra", scores=True)
     for kind in sorted(architectures.WRAPPED - {"electra"}):
         with pytest.raises(ModelRefused, match=kind):
-            plan.check_class("TransformersForSequenceClassification", kind, scores=True)
+            refusals.check_class("TransformersForSequenceClassification", kind, scores=True)
 
 
 SPECIAL = {"<end>": {"id": "<end>", "ids": [5], "tokens": ["<end>"]}}
