@@ -26,8 +26,25 @@ app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="An OpenAI-compatible embedding gateway backed by vLLM.",
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _show_version(value: bool) -> None:  # noqa: FBT001 - typer calls it so
+    if value:
+        version()
+        raise typer.Exit
+
+
+@app.callback()
+def embedding_service(
+    *,
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_show_version, help="Print the version."),
+    ] = False,
+) -> None:
+    """Serve embeddings as OpenAI's API does, computed by vLLM."""
 
 
 @app.command(cls=SettingsCommand, context_settings=FLAGS)
@@ -56,7 +73,7 @@ def check_config(
     schema: Annotated[bool, typer.Option("--schema", help="Print a JSON Schema instead.")] = False,
     help_all: HelpAll = False,
 ) -> None:
-    """Print the settings in force, secrets masked; exit as `serve` would if one is wrong.
+    """Check the settings as `serve` does, and print those in force, secrets masked.
 
     Folders and files that they name have to be here; no model is loaded.
     """
@@ -77,7 +94,10 @@ def check_config(
 
 @app.command(cls=SettingsCommand, context_settings=FLAGS)
 def fetch(context: typer.Context, config: Config = None, *, help_all: HelpAll = False) -> None:
-    """Download the configured models; HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE are obeyed."""
+    """Download the configured models.
+
+    HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE are obeyed.
+    """
     from embedding_service import hub  # noqa: PLC0415 - other commands need none
 
     settings, _ = load_settings(context, config)

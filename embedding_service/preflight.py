@@ -28,6 +28,10 @@ def check(settings: Settings) -> None:
     for name in ("state_dir", "runtime_dir"):
         if (folder := getattr(settings, name)) is not None:
             _check_folder(name, folder)
+    if settings.uds is not None:  # whose folder `serve` does not make
+        if not settings.uds.parent.is_dir():
+            raise BadConfiguration(f"uds: there is no folder {settings.uds.parent}; make it first")
+        _check_folder("uds", settings.uds.parent)
     for model in settings.served_models:
         _check_model(model)
 

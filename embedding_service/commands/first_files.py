@@ -44,8 +44,8 @@ class Choice:
     """A model to serve, and how; `file` is the settings' path."""
 
     model: str
+    folder: Path | None
     file: Path
-    folder: Path | None = None
     reranker: bool = False
     gpu: bool = False
     platform: str | None = None
@@ -85,7 +85,7 @@ class Choice:
             f"{one}_hub": self.folder is None,
             "folder": self.folder is not None,
             "long": qwen,
-            "query": qwen,
+            f"{one}_query": qwen,
             "gpu": self.gpu,
             "cpu": not self.gpu,
             "root": getuser() == "root",

@@ -36,38 +36,41 @@ class Platform(StrEnum):
     KUBERNETES = "kubernetes"
 
 
+Model = Annotated[
+    str | None,
+    typer.Option(help="qwen3-0.6b, qwen3-4b, qwen3-8b, bge-m3, a hub's name, or a folder."),
+]
+Reranker = Annotated[
+    bool | None, typer.Option("--reranker/--no-reranker", help="Serve a reranker beside it.")
+]
+OnDevice = Annotated[Device | None, typer.Option(help="Default: what this machine has.")]
+StartedBy = Annotated[
+    Platform | None,
+    typer.Option("--for", metavar="WHERE", help="systemd, compose or kubernetes: its file, too."),
+]
+Output = Annotated[Path, typer.Option("--output", "-o", help="The file of settings; - prints it.")]
+
+
 def init(
-    model: Annotated[
-        str | None,
-        typer.Option(help="qwen3-0.6b, qwen3-4b, qwen3-8b, bge-m3, a hub's name, or a folder."),
-    ] = None,
+    model: Model = None,
     *,
-    reranker: Annotated[
-        bool | None, typer.Option("--reranker/--no-reranker", help="Serve a reranker beside it.")
-    ] = None,
-    device: Annotated[Device | None, typer.Option(help="Default: what this machine has.")] = None,
-    platform: Annotated[
-        Platform | None, typer.Option("--for", help="Also write the file that starts it there.")
-    ] = None,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="The file of settings; - prints it.")
-    ] = Path("embedding-service.yaml"),
+    reranker: Reranker = None,
+    device: OnDevice = None,
+    platform: StartedBy = None,
+    output: Output = Path("embedding-service.yaml"),
 ) -> None:
     """Write a commented file of settings for a model of your choice."""
     from embedding_service.commands import first_files  # noqa: PLC0415 - other commands need none
 
-    asking = model is None and sys.stdin.isatty()
-    if model is None and not asking:
+    asking = not model
+    if asking and not sys.stdin.isatty():
         names = ", ".join(first_files.MODELS)
         raise BadConfiguration(f"--model is missing: give {names}, a hub's name, or a folder")
-    if model is None:
-        name, folder = _ask_model()
-    else:  # a cluster has its folders on volumes
-        name, folder = first_files.find_model(model, here=platform is not Platform.KUBERNETES)
+    in_cluster = platform is Platform.KUBERNETES  # where folders are on volumes
+    found = first_files.find_model(model, here=not in_cluster) if model else _ask_model()
     choice = first_files.Choice(
-        name,
+        *found,
         output,
-        folder,
         reranker=_ask_reranker(asking=asking) if reranker is None else reranker,
         gpu=(device or _ask_device(asking=asking)) is Device.GPU,
         platform=platform or _ask_platform(asking=asking),

@@ -40,7 +40,11 @@ COMMANDS = {
 }
 
 
-_FIRST = ("init", "serve", "settings", "check-config")
+# The order of the list: as a person meets them.
+_ORDER = (
+    *("init", "serve", "check-config", "settings", "fetch"),
+    *("keys", "embed", "verify", "canary", "version"),
+)
 
 
 class Commands(TyperGroup):
@@ -52,9 +56,8 @@ class Commands(TyperGroup):
             self.add_command(TyperCommand(name, help=command.help))
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Return the names, first those that a person begins with."""
-        others = [name for name in super().list_commands(ctx) if name not in _FIRST]
-        return [*_FIRST, *others]
+        """Return the names in the order of use."""
+        return sorted(super().list_commands(ctx), key=_ORDER.index)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Return the command that is asked for, imported."""

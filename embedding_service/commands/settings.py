@@ -31,12 +31,16 @@ Usage: {usage} [--config FILE] [--SETTING VALUE]...
 
 {about}
 
+  {usage} --model-name BAAI/bge-m3
+  {usage} --config embedding-service.yaml --port 9000
+
 {options}
 
-A setting is read from the file, from the environment and from flags; flags win over the
-environment, the environment over the file. In the file its name has underscores: max_inputs.
-`embedding-service settings NAME` says more about one of them, `embedding-service init` writes a
-file to begin with.
+Flags win over the environment, the environment over the file, where a name has underscores:
+max_inputs. `embedding-service init` writes a file to begin with.
+"""
+_MORE = """
+--help-all shows {number} settings more; `embedding-service settings NAME` explains one.
 """
 
 
@@ -71,11 +75,13 @@ class SettingsCommand(TyperCommand):
     def help_text(self, ctx: Any, *, everything: bool) -> str:
         """Return the help, with the common settings or with all."""
         from embedding_service.commands.settings_text import grouped  # noqa: PLC0415
+        from embedding_service.settings.groups import GROUPS  # noqa: PLC0415
 
         records = [param.get_help_record(ctx) for param in self.get_params(ctx)]
         options = "\n".join(f"  {names:<21}{text}" for names, text in filter(None, records))
         head = _HEAD.format(usage=ctx.command_path, about=self.help, options=options)
-        return f"{head}\n{grouped(everything=everything)}\n"
+        more = "" if everything else _MORE.format(number=sum(len(each.further) for each in GROUPS))
+        return f"{head}\n{grouped(everything=everything)}\n{more}"
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[CompletionItem]:
         """Return flags, or the values of the flag before."""

@@ -75,10 +75,7 @@ def _group(group: Group, *, everything: bool) -> str:
     known = catalogue.settings().values()
     members = [setting for setting in known if setting.group.title == group.title]
     shown = [each for each in members if everything or each.name in group.common]
-    lines = [typer.style(group.title, bold=True), *map(_entry, shown)]
-    if hidden := [each.flag for each in members if each not in shown]:
-        lines += _wrapped(f"also {', '.join(hidden)}", indent=2)
-    return "\n".join(lines)
+    return "\n".join([typer.style(group.title, bold=True), *map(_entry, shown)])
 
 
 def _entry(setting: Setting) -> str:

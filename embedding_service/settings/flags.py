@@ -24,7 +24,8 @@ def read(arguments: Iterable[str], options: Iterable[str] = ()) -> dict[str, Any
     rest = iter(arguments)
     for argument in rest:
         if not argument.startswith("--"):
-            raise BadConfiguration(f"{_shown(argument)} is not a flag; write --name value")
+            remedy = "write --name value, and a model as --model-name NAME or --model-path FOLDER"
+            raise BadConfiguration(f"{_shown(argument)} is not a flag; {remedy}")
         name, equals, text = argument.removeprefix("--").partition("=")
         field = name.replace("-", "_")
         if field not in Settings.model_fields:

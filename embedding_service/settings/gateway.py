@@ -107,7 +107,7 @@ class Settings(ModelOptions, BaseSettings):
     )
     api_keys_file: Path | None = Field(
         None,
-        description="File of more keys, read again on SIGHUP; default: systemd's `embedding-keys`.",
+        description="File of keys, reread on SIGHUP; default: systemd's `embedding-keys`.",
     )
     api_keys_env: CommaSeparated[str] = Field(
         ("API_TOKEN", "API_KEY"), description="Variables that may hold one more key each."
@@ -144,7 +144,7 @@ class Settings(ModelOptions, BaseSettings):
         "open", description="The page at /ui; what it asks for needs a key as ever."
     )
     metrics: Annotated[MetricsAccess, BeforeValidator(_yaml_off)] = Field(
-        "loopback", description="Access to /metrics; loopback: others than this host need a key."
+        "loopback", description="Access to /metrics; loopback: other hosts need a key."
     )
     otlp_endpoint: Annotated[str, AfterValidator(_check_endpoint)] | None = Field(
         None,
@@ -219,7 +219,7 @@ class Settings(ModelOptions, BaseSettings):
         1 << 30, ge=1024, description="Most bytes of answers being computed or sent."
     )
     cache_max_bytes: int = Field(
-        256 << 20, ge=0, description="Most bytes of results kept in memory; 0 keeps none."
+        256 << 20, ge=0, description="Bytes of results kept in memory; 0: none."
     )
     cache_max_entries: int | None = Field(
         None, ge=1, description="Most results kept, whatever their size; default: no limit."
@@ -266,21 +266,26 @@ class Settings(ModelOptions, BaseSettings):
     def _hand_down_defaults(cls, data: dict[str, Any]) -> dict[str, Any]:
         """Give every entry of `models` the engine options that are set at the top level."""
         entries = data.get("models")
-        if not isinstance(entries, list):
+        if not isinstance(entries, list) or not entries:
             return data
+        old = data.get("environment") or {}  # its EMBEDDING_MODEL_NAME may set something else
+        for name in ModelOptions.model_fields.keys() - EngineOptions.model_fields.keys():
+            if name in data and f"{ENV_PREFIX}{name.upper()}" not in old:  # without effect
+                raise ValueError(
+                    f"{name}: belongs to one model; write it into an entry of `models`"
+                )
         shared = {name: data[name] for name in EngineOptions.model_fields if name in data}
         models = [{**shared, **entry} if isinstance(entry, dict) else entry for entry in entries]
         return {**data, "models": models}
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
-        owners: dict[str, str] = {}
+        owners: dict[str, ModelOptions] = {}
         for model in self.served_models:
             for name in model.names:
                 if name in owners:
-                    both = f"{owners[name]} and {model.model_name}"
-                    raise ValueError(f"aliases: {name!r} names both {both}; give it to one")
-                owners[name] = model.model_name
+                    raise _shared_name(name, owners[name], model)
+                owners[name] = model
         return self
 
     @property
@@ -322,6 +327,16 @@ class Settings(ModelOptions, BaseSettings):
         return {name: masked([value])[0] for name, value in tree.items()} | {
             "models": list(map(_masked_options, models))
         }
+
+
+def _shared_name(name: str, first: ModelOptions, second: ModelOptions) -> ValueError:
+    """Return an error about a name that two models have, or that one has twice."""
+    if first is second:
+        return ValueError(f"aliases: {name!r} is the model's own name; leave it out")
+    if name == first.model_name == second.model_name:
+        return ValueError(f"model_name: two models are called {name!r}; give one another name")
+    both = f"{first.model_name} and {second.model_name}"
+    return ValueError(f"aliases: {name!r} names both {both}; give it to one")
 
 
 def _masked_options(options: dict[str, Any]) -> dict[str, Any]:

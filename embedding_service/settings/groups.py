@@ -26,9 +26,9 @@ class Group(NamedTuple):
 GROUPS = (
     Group(
         "Model",
-        ("model_name", "model_path", "aliases", "models"),
+        ("model_name", "model_path", "models"),
         (
-            *("task", "revision", "required", "trust_remote_code", "engine"),
+            *("aliases", "task", "revision", "required", "trust_remote_code", "engine"),
             *("instruction_template", "default_instruction", "matryoshka", "expected_dimension"),
             *("score_label", "token_ids", "calibration_file", "canary_file"),
             *("default_truncate", "unknown_model", "echo_model"),
@@ -36,32 +36,41 @@ GROUPS = (
     ),
     Group(
         "Device and memory",
-        ("device", "devices", "replicas", "dtype", "gpu_memory_utilization", "max_model_len"),
+        ("device", "dtype", "replicas", "max_model_len"),
         (
-            *("max_batch_size", "batch_timeout_ms", "tensor_parallel_size", "enforce_eager"),
-            "engine_args",
+            *("devices", "gpu_memory_utilization", "tensor_parallel_size", "max_batch_size"),
+            *("batch_timeout_ms", "enforce_eager", "engine_args"),
         ),
     ),
     Group(
         "Listening",
-        ("host", "port", "uds"),
-        ("root_path", "trusted_proxies", "cors_origins", "docs", "ui", "workers", "runtime_dir"),
+        ("host", "port"),
+        (
+            *("uds", "root_path", "trusted_proxies", "cors_origins", "docs", "ui", "workers"),
+            "runtime_dir",
+        ),
     ),
     Group(
         "Keys and rates",
-        ("api_keys", "api_keys_file", "allow_anonymous", "rate_limit_requests"),
-        ("api_keys_env", "rate_limit_tokens", "rate_limit_paths"),
+        ("api_keys_file", "allow_anonymous", "rate_limit_requests"),
+        ("api_keys", "api_keys_env", "rate_limit_tokens", "rate_limit_paths"),
     ),
     Group(
         "Cache",
-        ("cache_max_bytes", "cache_ttl_s", "redis_url"),
-        ("cache_max_entries", "cache_isolation", "cache_shared", "redis_prefix"),
+        ("cache_max_bytes", "redis_url"),
+        ("cache_ttl_s", "cache_max_entries", "cache_isolation", "cache_shared", "redis_prefix"),
     ),
     Group(
         "Limits",
-        ("max_inputs", "max_request_tokens", "max_queued_tokens", "max_body_bytes"),
+        ("max_inputs", "max_queued_tokens"),
         (
-            *("max_text_characters", "over_long_texts", "max_concurrent_requests"),
+            *(
+                "max_request_tokens",
+                "max_body_bytes",
+                "max_text_characters",
+                "over_long_texts",
+                "max_concurrent_requests",
+            ),
             *("max_body_values", "max_inflight_body_bytes"),
             *("max_response_bytes", "max_inflight_response_bytes"),
         ),
@@ -76,10 +85,13 @@ GROUPS = (
     ),
     Group(
         "Timeouts",
-        ("request_timeout_s", "startup_timeout_s", "drain_timeout_s"),
-        ("header_timeout_s", "body_timeout_s", "send_timeout_s", "drain_grace_s", "keep_alive_s"),
+        ("request_timeout_s", "drain_timeout_s"),
+        (
+            *("startup_timeout_s", "header_timeout_s", "body_timeout_s", "send_timeout_s"),
+            *("drain_grace_s", "keep_alive_s"),
+        ),
     ),
-    Group("Observing", ("log_level", "log_format", "metrics", "otlp_endpoint"), ("service_name",)),
+    Group("Observing", ("log_level", "metrics"), ("log_format", "otlp_endpoint", "service_name")),
     Group(
         "Old systems",
         ("preset",),

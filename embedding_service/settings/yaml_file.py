@@ -94,9 +94,11 @@ class _UniqueKeys(yaml.SafeLoader):
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:  # noqa: FBT001, FBT002
         merge = "tag:yaml.org,2002:merge"  # `<<: *anchor`, which may come more than once
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != merge]
-        for key in keys:
-            if keys.count(key) > 1:
-                line = node.start_mark.line + 1
-                raise yaml.YAMLError(f"{_shown(key)} is given twice, line {line} ff.")
+        seen: list[Any] = []
+        for key_node in (key for key, _ in node.value if key.tag != merge):
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                line = key_node.start_mark.line + 1
+                raise yaml.YAMLError(f"line {line}: {_shown(key)} is given twice; keep one")
+            seen.append(key)
         return super().construct_mapping(node, deep)

@@ -83,7 +83,8 @@ def run(line: str) -> Any:
 @pytest.mark.parametrize("case", CASES)
 def test_the_lines_can_be_copied(case: str, shared_gateway: Callable[..., RunningGateway]) -> None:
     """For each kind of model there is a line for a shell and one of Python, and both get an answer."""
-    gateway = shared_gateway(**FAKE | CASES[case])
+    settings = CASES[case] if case == "both" else FAKE | CASES[case]
+    gateway = shared_gateway(**settings)
     line = ready(gateway)
     kinds = {name for name in line if name.endswith(("curl", "python"))}
     scoring = {"rerank_curl", "rerank_python"}

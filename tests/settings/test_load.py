@@ -15,7 +15,7 @@ from embedding_service.errors import BadConfiguration
 from embedding_service.settings import flags
 from embedding_service.settings.gateway import Settings
 from embedding_service.settings.load import load
-from embedding_service.settings.model import ModelOptions
+from embedding_service.settings.model import EngineOptions, ModelOptions
 from embedding_service.types import InputType, TokenIdPolicy
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ def test_yamls_off_is_a_word(write: Callable[[str], Path]) -> None:
         ("models: [{model_name: a, replicas: 0}]", ["models[0].replicas"]),
         ("aliases: {a: {prompt: b}}", ["aliases.a.prompt", "did you mean prompt_name?"]),
         ("engine_args: [1]", ["engine_args"]),
-        ("port: 1\nport: 2", ["port", "twice"]),
+        ("port: 1\nhost: a\nport: 2", ["line 3: 'port' is given twice"]),
         ("models: [{model_name: a, dtype: float32, dtype: bfloat16}]", ["dtype", "twice"]),
         ("port: [", ["config.yaml: line 1, "]),
         (
@@ -362,17 +362,32 @@ def test_elsewhere_a_key_or_a_word_is_needed(host: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "models",
+    ("models", "said"),
     [
-        [{"model_name": "a"}, {"model_name": "a"}],
-        [{"model_name": "a", "aliases": ["b"]}, {"model_name": "b"}],
-        [{"model_name": "a", "aliases": ["c"]}, {"model_name": "b", "aliases": ["c"]}],
-        [{"model_name": "a", "aliases": ["a"]}],
+        ([{"model_name": "a"}, {"model_name": "a"}], "model_name: two models are called 'a'"),
+        (
+            [{"model_name": "a", "aliases": ["b"]}, {"model_name": "b"}],
+            "aliases: 'b' names both a and b",
+        ),
+        (
+            [{"model_name": "a", "aliases": ["c"]}, {"model_name": "b", "aliases": ["c"]}],
+            "aliases: 'c' names both a and b",
+        ),
+        ([{"model_name": "a", "aliases": ["a"]}], "aliases: 'a' is the model's own name"),
     ],
 )
-def test_a_name_means_one_model(models: list[dict[str, Any]]) -> None:
+def test_a_name_means_one_model(models: list[dict[str, Any]], said: str) -> None:
     """Two models, or a model and an alias, cannot go by the same name."""
-    assert "aliases" in refusal(None, models=models, gpu_memory_utilization=0.1)
+    assert said in refusal(None, models=models, gpu_memory_utilization=0.1)
+
+
+@pytest.mark.parametrize(
+    "name", sorted(ModelOptions.model_fields.keys() - EngineOptions.model_fields)
+)
+def test_a_model_setting_beside_models_is_refused(name: str) -> None:
+    """A setting of one model has no effect at the top level where there are several."""
+    message = refusal(None, models=[{"model_name": "a"}], **{name: "x"})
+    assert message == f"{name}: belongs to one model; write it into an entry of `models`"
 
 
 class Refusing:
