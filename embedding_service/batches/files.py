@@ -5,6 +5,7 @@ A file belongs to the name of a key. Functions with a connection run within `Sto
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import astuple, dataclass, fields
 from typing import TYPE_CHECKING
@@ -17,8 +18,9 @@ if TYPE_CHECKING:
 
     from embedding_service.batches.store import Store
 
-# Longer than any upload or finalisation takes: what is older and belongs to no row is a crash's.
-_ORPHANED_S = 86_400.0
+# Uploads and results on their way are written all the time: what rests for longer and belongs to no
+# row, is a crash's.
+_ORPHANED_S = 3600.0
 UNFINISHED = ("validating", "in_progress", "finalizing", "cancelling")
 _IN_USE = f"SELECT 1 FROM batches WHERE input_file_id = files.id AND status IN {UNFINISHED}"
 
@@ -156,5 +158,6 @@ def remove(store: Store, file_ids: Iterable[str]) -> None:
 def sweep(store: Store, known: set[str], now: float) -> None:
     """Remove contents of no file that a crash has left behind. `known` are the ids of all files."""
     for path in store.files.iterdir():
-        if path.name not in known and path.stat().st_mtime < now - _ORPHANED_S:
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # renamed or removed by another instance
+            if path.name not in known and path.stat().st_mtime < now - _ORPHANED_S:
+                path.unlink()

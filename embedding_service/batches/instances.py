@@ -46,8 +46,10 @@ class Instance:
         Such an instance has no lease yet, so that `dead` is not asked about it.
         """
         before = time.time() - _NEW_S
-        paths = [path for path in self._folder.iterdir() if path.stat().st_mtime < before]
-        self.dead([path.name for path in paths])
+        for path in self._folder.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # its instance has ended as it should
+                if path.stat().st_mtime < before:
+                    self.dead([path.name])
 
     def _is_dead(self, name: str) -> bool:
         path = self._folder / name

@@ -13,6 +13,7 @@ import logging
 import os
 import threading
 from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
@@ -41,27 +42,27 @@ if TYPE_CHECKING:
     from embedding_service.settings.gateway import Settings
 
 
+@dataclass(slots=True)
 class Task:
     """All that an actor is told; `engine` has its settings, and the name of the model.
 
     The rows of all inputs are counted, which takes a while.
     """
 
-    def __init__(
-        self,
-        corpus: Corpus,
-        options: BulkOptions,
-        engine: tuple[Settings, str | None],
-        out: Path,
-        made_of: dict[str, Any],
-    ) -> None:
-        self.corpus = corpus
-        self.options = options
-        self.engine = engine
-        self.out = out
-        self.made_of = made_of
-        self.counts = list(_count(corpus))
-        self.parts = range(-(-sum(self.counts) // options.rows_per_part))
+    corpus: Corpus
+    options: BulkOptions
+    engine: tuple[Settings, str | None]
+    out: Path
+    made_of: dict[str, Any]
+    counts: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.counts = list(_count(self.corpus))
+
+    @property
+    def parts(self) -> range:
+        """The numbers of all parts."""
+        return range(-(-sum(self.counts) // self.options.rows_per_part))
 
     def name(self, part: int) -> str:
         """Return the name of a part's file."""

@@ -47,9 +47,8 @@ class Command:
                 *("--engine-args", engine_args),
             ],
             cwd=ROOT,
-            env=ENVIRONMENT,
             stdout=subprocess.PIPE,
-            **{"stderr": subprocess.PIPE, **options},
+            **{"env": ENVIRONMENT, "stderr": subprocess.PIPE, **options},
         )
 
     def wait_for(self, ready: Callable[[], bool]) -> bool:
