@@ -47,7 +47,7 @@ class Columns:
             if encodes(key):
                 return key, None
             return None, Failure("bad_id", f"{self.key} is not UTF-8")
-        wanted = "a whole number" if self.kind is IdKind.INTEGER else "text"
+        wanted = "a whole number of 64 bits" if self.kind is IdKind.INTEGER else "text"
         return self.without(number), Failure("bad_id", f"{self.key} is not {wanted}")
 
     def without(self, number: int) -> int | None:
@@ -69,11 +69,17 @@ class Columns:
         kind = _decoded(schema.field(self.text).type)
         if not _is_text(kind):
             raise BadInput(f"{source.name}: the column {self.text!r} is {kind} and no text")
-        if self.key is not None and _id_kind(schema.field(self.key).type) is None:
+        if self.key is not None:
             kind = schema.field(self.key).type
+            self.check_ids(_id_kind(kind), kind, source)
+
+    def check_ids(self, found: IdKind | None, kind: object, source: Source) -> None:
+        """Raise `BadInput` where no id of a source could be one of these."""
+        if found is None or (found, self.kind) == (IdKind.TEXT, IdKind.INTEGER):
+            wanted = "whole numbers, as the first one is," if found else "text or whole numbers,"
             raise BadInput(
-                f"{source.name}: ids are text or whole numbers, and the column {self.key!r} is "
-                f"{kind}; name another with --id, or none: --id ''"
+                f"{source.name}: ids are {wanted} and the column {self.key!r} is {kind}; name "
+                "another with --id, or none: --id ''"
             )
 
 
@@ -130,6 +136,8 @@ def _check(source: Source, columns: Columns) -> None:
     names = (_kinds(source) or ()) if source.format is InputFormat.JSONL else _header(source)
     for name in filter(None, (columns.text, columns.key)):
         _require(name, names, source)
+    if columns.key is not None and source.format is not InputFormat.JSONL:
+        columns.check_ids(IdKind.TEXT, "text", source)
 
 
 def _first_record(source: Source) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from embedding_service.bulk.inputs import find
 from embedding_service.bulk.options import InputFormat, OutputFormat
 from embedding_service.errors import BadConfiguration, BadInput, StartupError
 from embedding_service.types import EmbedDtype, InputType, Output, Truncate
-from tests.bulk.jobs import corpus, embed, files_of, texts_of, write_jsonl, write_parquet
+from tests.bulk.jobs import corpus, embed, files_of, rows_of, texts_of, write_jsonl, write_parquet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -251,6 +251,21 @@ def test_an_aliass_prompt_counts(tmp_path: Path) -> None:
     assert "its prompt is '', and not 'w9 '" in refusal(
         path, out=out, settings=settings, model="asking"
     )
+
+
+def test_ids_of_another_kind_are_refused_before_all_their_rows_fail(tmp_path: Path) -> None:
+    """Where a whole file could have no id of the first one's kind, it is one line and not a million
+    errors; numbers among texts are texts.
+    """
+    first = write_parquet(tmp_path / "a.parquet", id=[1, 2], text=["w1", "w2"])
+    texts = write_parquet(tmp_path / "b.parquet", id=["x", "y"], text=["w3", "w4"])
+    table = tmp_path / "c.csv"
+    table.write_text("id,text\n5,w5\n")
+    for other in (texts, table):
+        said = refusal(first, other, out=tmp_path / "out")
+        assert said.startswith(f"{other}: ids are whole numbers, as the first one is, and the col")
+    embed(texts, first, table, out=tmp_path / "out")
+    assert list(rows_of(tmp_path / "out")) == ["x", "y", "1", "2", "5"]
 
 
 def test_other_inputs_are_refused(tmp_path: Path) -> None:
