@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from embedding_service import telemetry
+from embedding_service import errors, telemetry
 from embedding_service.bulk.embedder import EngineEmbedder
 from embedding_service.bulk.folder import Part, replace
 from embedding_service.bulk.manifest import SPACE, differences, known_space
@@ -96,6 +96,7 @@ def _ray(address: str | None) -> Any:
     except ImportError as error:
         reason = f"--ray: {error}; pip install -r requirements-ray.txt"
         raise BadConfiguration(reason) from None
+    logging.getLogger("ray.data").setLevel(logging.WARNING)  # plans, between our lines
     if not ray.is_initialized():
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
     return ray
@@ -119,11 +120,11 @@ def _results(
         **resources,
     )
     try:
-        yield from done.iter_rows()
+        for row in done.iter_rows():
+            if row["stopped"]:
+                raise getattr(errors, row["stopped"])(row["reason"])
+            yield row
     except ray.exceptions.RayError as error:
-        cause = getattr(error, "cause", None)
-        if isinstance(cause, StartupError):
-            raise cause from None
         last = str(error).strip().splitlines()[-1][:300]
         raise JobStopped(f"Ray: {last}; the same command goes on where this one ends") from None
 
@@ -164,10 +165,7 @@ class PartEmbedder:
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
         self._stack = AsyncExitStack()
-        self._embedder: EngineEmbedder = self._run(self._load(*task.engine))
-        self._place.agree(self._embedder.identity, task.made_of)
-        example = self._run(self._embedder.probe())
-        self._layout = Layout(task.options, task.corpus.columns.kind, example.by_output)
+        self._loaded: tuple[EngineEmbedder, Layout] | None = None
 
     async def _load(self, settings: Settings, name: str | None) -> EngineEmbedder:
         service = await self._stack.enter_async_context(
@@ -178,20 +176,38 @@ class PartEmbedder:
     def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         """Make the parts of these numbers."""
-        made = [self._run(self._make(int(part))) for part in batch["part"]]
+        made = [self._try(int(part)) for part in batch["part"]]
         return {name: list(map(itemgetter(name), made)) for name in made[0]}
 
-    async def _make(self, part: int) -> dict[str, int]:
+    def _try(self, part: int) -> dict[str, Any]:
+        """Make a part. An error that stops the job is a result: Ray passes on no error's class."""
+        made = {"part": part, "rows": 0, "failed": 0, "tokens": 0, "stopped": "", "reason": ""}
+        try:
+            self._loaded = self._loaded or self._start()
+            made |= self._run(self._make(part, *self._loaded))
+        except StartupError as error:
+            made |= {"stopped": type(error).__name__, "reason": str(error)}
+        return made
+
+    def _start(self) -> tuple[EngineEmbedder, Layout]:
+        """Load the model, which has to be that of the others; return it and the shape of rows."""
+        task = self._task
+        embedder: EngineEmbedder = self._run(self._load(*task.engine))
+        self._place.agree(embedder.identity, task.made_of)
+        example = self._run(embedder.probe())
+        return embedder, Layout(task.options, task.corpus.columns.kind, example.by_output)
+
+    async def _make(self, part: int, embedder: EngineEmbedder, layout: Layout) -> dict[str, int]:
         task, rows = self._task, self._task.options.rows_per_part
         reader = task.corpus.reader_from(part * rows, task.counts)
         progress = Progress(telemetry.get_logger(), None)
-        sink = Sink(self._place, self._layout, rows, first=part)
-        job = Pipeline(_Bounded(reader, rows), self._embedder, sink, progress, rows_per_part=rows)
+        sink = Sink(self._place, layout, rows, first=part)
+        job = Pipeline(_Bounded(reader, rows), embedder, sink, progress, rows_per_part=rows)
         await job.run()
         good = progress.rows - progress.failed
-        return {"part": part, "rows": good, "failed": progress.failed, "tokens": progress.tokens}
+        return {"rows": good, "failed": progress.failed, "tokens": progress.tokens}
 
 
 class _Bounded:

@@ -65,11 +65,11 @@ class Command:
         found = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
         return int(found[0]) if found else None
 
-    def end(self, number: int = 0) -> tuple[int, list[str]]:
+    def end(self, number: int = 0, timeout_s: float = 100) -> tuple[int, list[str]]:
         """Send a signal; return the exit status and the lines on standard error."""
         if number:
             self.process.send_signal(number)
-        _, words = self.process.communicate(timeout=100)
+        _, words = self.process.communicate(timeout=timeout_s)
         return self.process.returncode, (words or b"").decode().splitlines()
 
 

@@ -110,7 +110,7 @@ def test_ctrl_c_on_a_cluster_can_be_continued(tmp_path: Path) -> None:
     assert status == 128 + signal.SIGINT
     assert words[-1] == "embedding-service: stopped; the same command goes on from there"
     assert 1 < parts_in(out) < 25
-    status, words = on_this_machine(path, out).end()
+    status, words = on_this_machine(path, out).end(timeout_s=240)
     assert status == 0, words
     embed(path, out=alone, rows_per_part=200, settings=ALONE)
     assert rows_of(out) == rows_of(alone)
@@ -124,13 +124,13 @@ def test_a_full_disk_on_a_cluster_can_be_continued(
 ) -> None:
     """One line and whole parts; once there is room, the same command does the rest."""
     path, out, alone = corpus(tmp_path / "a.jsonl", 2000), small_disk / "out", tmp_path / "alone"
-    status, words = on_this_machine(path, out).end()
+    status, words = on_this_machine(path, out).end(timeout_s=240)
     assert status == 11, words
     assert words[-1].startswith(f"embedding-service: {out}: No space left on device; ")
     assert not list(out.glob(".*"))
     assert 0 < parts_in(out) < 10
     subprocess.run(["mount", "-o", "remount,size=40m", str(small_disk)], check=True)
-    status, words = on_this_machine(path, out).end()
+    status, words = on_this_machine(path, out).end(timeout_s=240)
     assert status == 0, words
     embed(path, out=alone, rows_per_part=200, settings=ALONE)
     assert rows_of(out) == rows_of(alone)
