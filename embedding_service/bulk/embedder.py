@@ -100,7 +100,7 @@ class EngineEmbedder:
             self._encoder = self._model.embedder()
             job = options.job([PROBE])
             checks.check_embed(service.settings, self._model, self._encoder, job)
-            self._prefix = self._encoder.prefix(job, alias)
+            self._prefix = self._encoder.prompts.prefix(job, alias)
             self._encoder.prepare(job, self._prefix, max_total=sys.maxsize)
         except ServiceError as error:
             raise BadConfiguration(_worded(error)) from None

@@ -1,20 +1,18 @@
 """Hugging Face's text-embeddings-inference: `/embed`, `/rerank`, `/similarity` and all its routes.
 
-Requests name no model: the first one that embeds, or scores, answers. Shapes and defaults are those
-of https://huggingface.github.io/text-embeddings-inference/ but an absent `truncate` means true.
+Requests name no model: the first one that embeds, or scores, answers. An absent `truncate` means
+true.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import orjson
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 
 from embedding_service import __version__
 from embedding_service.dialects import embedding, scoring
@@ -25,11 +23,22 @@ from embedding_service.dialects.embedding import (
     refuse_nothing,
     vector_json,
 )
-from embedding_service.dialects.errors import EMPTY, ErrorShape, Failure, Written
-from embedding_service.dialects.fields import BareFields, Fields, Lax
-from embedding_service.errors import InvalidRequest, Overloaded, RateLimited, Unavailable
+from embedding_service.dialects.tei_fields import (
+    ERRORS,
+    DecodeRequest,
+    Info,
+    Rank,
+    SimpleToken,
+    TeiEmbedRequest,
+    TeiInputs,
+    TeiRerankRequest,
+    TeiSimilarityRequest,
+    TokenizeRequest,
+    Weight,
+)
+from embedding_service.errors import InvalidRequest, Unavailable
 from embedding_service.service.prompts import Token
-from embedding_service.types import EmbedJob, InputType, Output, RerankJob, Truncate
+from embedding_service.types import EmbedJob, Output, Truncate
 from embedding_service.types import Field as Name
 
 if TYPE_CHECKING:
@@ -39,229 +48,6 @@ if TYPE_CHECKING:
     from embedding_service.types import Embeddings, Scores
 
 PRESET = "tei"
-
-
-class TeiErrorResponse(BaseModel):
-    """The error envelope of Hugging Face's text-embeddings-inference."""
-
-    error: str
-    error_type: Literal["Empty", "Validation", "Tokenizer", "Backend", "Overloaded", "Unhealthy"]
-
-
-def _write(failure: Failure) -> Written:
-    status, kind = _status(failure)
-    return status, {"error": failure.message, "error_type": kind}
-
-
-def _status(failure: Failure) -> tuple[int, str]:
-    """Return status and type, as router/src/http/server.rs has them (`From<&ErrorType>`)."""
-    error, status = failure.error, failure.status
-    if isinstance(error, InvalidRequest):
-        return _status_of_refusal(error)
-    if isinstance(error, Overloaded | RateLimited):
-        return status, "Overloaded"
-    if isinstance(error, Unavailable):
-        return status, "Unhealthy"
-    return (424, "Backend") if status >= 500 else (status, "Validation")  # noqa: PLR2004
-
-
-def _status_of_refusal(error: InvalidRequest) -> tuple[int, str]:
-    if error.code == EMPTY:
-        return 400, "Empty"
-    return (424, "Backend") if error.param in _OF_THE_MODEL else (422, "Validation")
-
-
-# Requests name no model, so an error about it is one that cannot do what was asked.
-_OF_THE_MODEL = frozenset({"model", "return_sparse", "return_colbert"})
-
-
-class TeiOpenAIErrorResponse(BaseModel):
-    """The error envelope of its `/v1/embeddings`."""
-
-    message: str
-    code: int
-    type: Literal["Empty", "Validation", "Tokenizer", "Backend", "Overloaded", "Unhealthy"]
-
-
-def _write_openai(failure: Failure) -> Written:
-    status, kind = _status(failure)
-    return status, {"message": failure.message, "code": status, "type": kind}
-
-
-ERRORS = ErrorShape(TeiErrorResponse, _write)
-OPENAI_ERRORS = ErrorShape(TeiOpenAIErrorResponse, _write_openai)
-
-
-def _lower(value: object) -> object:
-    return value.lower() if isinstance(value, str) else value
-
-
-def _as_list(value: str | list[str]) -> list[str]:
-    return [value] if isinstance(value, str) else value
-
-
-Texts = Annotated[str | list[str], AfterValidator(_as_list)]
-Direction = Annotated[Literal["left", "right"], BeforeValidator(_lower)]
-
-
-class TeiInputs(Fields):
-    """Texts, or token ids; null is the same as absent."""
-
-    inputs: embedding.Input
-    truncate: bool | None = Field(None, description="Cut over-long inputs; default true.")
-    truncation_direction: Direction | None = Field(
-        None, description="Which end is cut off; default right."
-    )
-    prompt_name: str | None = None
-
-    def job(self, model: str, output: Output, *, truncates: bool) -> EmbedJob:
-        """Return the request free of dialect."""
-        cut = Truncate.LEFT if self.truncation_direction == "left" else Truncate.RIGHT
-        return EmbedJob(
-            model=model,
-            inputs=self.inputs,
-            outputs=frozenset({output}),
-            prompt_name=self.prompt_name,
-            truncate=cut if truncates else Truncate.ERROR,
-        )
-
-
-class TeiEmbedRequest(TeiInputs):
-    """Inputs to embed, and the length of the vectors."""
-
-    normalize: bool | None = Field(None, description="Scale vectors to length 1; default true.")
-    dimensions: int | None = Field(None, ge=1, le=embedding.TOKEN_LIMIT)
-
-    def job(self, model: str, output: Output, *, truncates: bool) -> EmbedJob:
-        """Return the request free of dialect."""
-        job = super().job(model, output, truncates=truncates)
-        return replace(job, dimensions=self.dimensions, normalize=self.normalize is not False)
-
-
-class TeiRerankRequest(Fields):
-    """A query and the texts to score; scores are sigmoids unless raw ones are asked for.
-
-    An empty text is scored, as an empty query is; only both at once are nothing.
-    """
-
-    query: str
-    texts: list[str]
-    raw_scores: bool = False
-    return_text: bool = False
-    truncate: bool | None = Field(
-        None, description="Cut over-long pairs, the longer part first; default true."
-    )
-    truncation_direction: Direction | None = Field(
-        None, description="Which end is cut off; default right."
-    )
-
-    def job(self, model: str, *, truncates: bool) -> RerankJob:
-        """Return the request free of dialect."""
-        return RerankJob(
-            model,
-            [(self.query, text) for text in self.texts],
-            cut_documents=truncates,
-            cut_longest=truncates,
-            left=self.truncation_direction == "left",
-        )
-
-
-class Sentences(BareFields):
-    """A sentence, and those to compare it with."""
-
-    source_sentence: str
-    sentences: list[str]
-
-
-class SimilarityParameters(BareFields):
-    """How the sentences are read."""
-
-    truncate: bool | None = Field(
-        default=None, description="Cut over-long sentences; default true."
-    )
-    truncation_direction: Direction | None = None
-    prompt_name: str | None = None
-
-
-class TeiSimilarityRequest(Fields):
-    """Sentences to compare."""
-
-    inputs: Sentences
-    parameters: SimilarityParameters = SimilarityParameters()
-
-
-class TokenizeRequest(BareFields):
-    """Texts to split into tokens. Fields below `prompt_name` go beyond TEI."""
-
-    inputs: Texts
-    add_special_tokens: bool = True
-    prompt_name: str | None = None
-    model: str | None = Field(
-        None, description="Split as this model reads the texts, with its prompt before them."
-    )
-    instruction: str | None = None
-    input_type: Annotated[InputType, Lax] | None = None
-
-    def job(self) -> EmbedJob:
-        """Return the request free of dialect."""
-        return EmbedJob(
-            self.model,
-            list(self.inputs),
-            instruction=self.instruction,
-            prompt_name=self.prompt_name or None,
-            input_type=self.input_type,
-        )
-
-
-class DecodeRequest(BareFields):
-    """Token ids of one text, or of several."""
-
-    ids: embedding.Input
-    skip_special_tokens: bool = True
-    model: str | None = Field(None, description="Beyond TEI: the model whose ids these are.")
-
-
-class Weight(BaseModel):
-    """A token id and its weight."""
-
-    index: int
-    value: float
-
-
-class Rank(BaseModel):
-    """One text's place; `text` only if asked for."""
-
-    index: int
-    score: float
-    text: str | None = None
-
-
-class SimpleToken(BaseModel):
-    """A token; `start` and `stop` count characters of the text, and are null for special tokens."""
-
-    id: int
-    text: str
-    special: bool
-    start: int | None
-    stop: int | None
-
-
-class Info(BaseModel):
-    """The default model and the limits, as TEI has them; limits that do not exist here are null."""
-
-    model_id: str
-    served_model_name: str
-    model_sha: str | None
-    model_dtype: str
-    model_type: dict[str, Any]
-    max_concurrent_requests: int | None
-    max_input_length: int
-    max_batch_tokens: int
-    max_batch_requests: int | None
-    max_client_batch_size: int
-    auto_truncate: bool
-    version: str
-    vector_space: embedding.VectorSpaceInfo | None
 
 
 def _render(answer: Embeddings) -> Iterator[bytes]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from embedding_service.dialects import openai, tei
+from embedding_service.dialects import openai, tei, tei_fields
 from embedding_service.dialects.dialect import Answer, Dialect, Request, probe
 from embedding_service.dialects.embedding import refuse_nothing
 from embedding_service.dropin.preset import Preset
@@ -29,14 +29,14 @@ async def create_embeddings(request: Request[openai.EmbeddingsRequest]) -> Answe
     return tei.timed(request, answer, request.fields.input, began)
 
 
-_SUMMARY, _ERRORS = "Is the service up?", tei.ERRORS.responses()
+_SUMMARY, _ERRORS = "Is the service up?", tei_fields.ERRORS.responses()
 _PROBES = [probe(path, health, _SUMMARY, responses=_ERRORS) for path in ("/", "/health", "/ping")]
-PROBES = Dialect("TEI", tei.ERRORS, tuple(_PROBES))
+PROBES = Dialect("TEI", tei_fields.ERRORS, tuple(_PROBES))
 OPENAI = openai.dialect(create=create_embeddings, check=refuse_nothing("input"))
 PRESET = Preset(
     name=tei.PRESET,
-    errors=tei.ERRORS,
+    errors=tei_fields.ERRORS,
     dialects=lambda _: (PROBES, tei.DIALECT),
     instead={"OpenAI": OPENAI},
-    errors_at={operation.path: tei.OPENAI_ERRORS for operation in OPENAI.operations},
+    errors_at={operation.path: tei_fields.OPENAI_ERRORS for operation in OPENAI.operations},
 )

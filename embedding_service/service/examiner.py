@@ -142,7 +142,7 @@ async def _embed(
     if settings.over_long_texts == "cut":
         job, _ = checks.cut_texts(settings, job)
     encoder = model.embedder()
-    prefix, job = encoder.prefix(job, None), encoder.completed(job)
+    prefix, job = encoder.prompts.prefix(job, None), encoder.completed(job)
     prepared = await asyncio.to_thread(encoder.prepare, job, prefix, max_total=_MOST_TOKENS)
     deadline = time.monotonic() + _WITHIN_S
     batch = Batch(prepared.ids, job.outputs, Priority.BULK, deadline, prepared.boundaries)

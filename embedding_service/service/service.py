@@ -95,7 +95,7 @@ class EmbeddingService:
         job, cut = checks.cut_texts(settings, job)
         checks.check_embed(settings, model, encoder, job)
         self._count_in(call)
-        prefix, job = encoder.prefix(job, alias), encoder.completed(job)
+        prefix, job = encoder.prompts.prefix(job, alias), encoder.completed(job)
         prepared = await self._prepare(
             model,
             call,
@@ -119,7 +119,8 @@ class EmbeddingService:
         call: Call,
     ) -> Embeddings:
         """Check, join, cut and convert the engine's rows; large answers in a thread."""
-        name, ranges, ignored = self._name(model, job.model), model.ranges, encoder.ignored(job)
+        name, ranges = self._name(model, job.model), model.ranges
+        ignored = encoder.prompts.ignored(job)
         answer = await self._in_thread(
             lambda: finish(job, name, prepared, computed, ranges=ranges, ignored=ignored),
             call,
@@ -202,7 +203,7 @@ class EmbeddingService:
         checks.check_characters(texts, self.settings.max_text_characters, Field.INPUT)
         call.leases.enter_context(self.requests.admit(1))
         asks = (job.model, job.instruction, job.prompt_name, job.input_type)
-        prefix = "" if asks == (None,) * 4 else encoder.prefix(job, alias)
+        prefix = "" if asks == (None,) * 4 else encoder.prompts.prefix(job, alias)
         size = _size_of_inputs(texts, prefix)
         checks.check_total(size.characters // CHARACTERS_PER_TOKEN, limit, param=Field.INPUT)
         steps = encoder.tokenize(

@@ -99,9 +99,9 @@ def _of_service(model: ServedModel, encoder: Encoder, settings: Settings) -> dic
     """
     profile = encoder.profile
     parts = {
-        "query": encoder.typed(InputType.QUERY),
-        "document": encoder.typed(InputType.DOCUMENT),
-        "instructions": encoder.template,
+        "query": encoder.prompts.typed(InputType.QUERY),
+        "document": encoder.prompts.typed(InputType.DOCUMENT),
+        "instructions": encoder.prompts.template,
         "prompted": profile.prompted,
         "layer_norm_before_cut": profile.layer_norm_before_cut or None,
         "matryoshka": model.matryoshka_of(encoder.facts),

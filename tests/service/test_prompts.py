@@ -109,7 +109,7 @@ def test_families_have_the_prompts_of_their_model_cards(
     """Each model family puts before a text what its model card says, and nothing unless it is asked
     to.
     """
-    assert encoder(model_name=model).prefix(job("a", **fields), None) == prefix
+    assert encoder(model_name=model).prompts.prefix(job("a", **fields), None) == prefix
 
 
 EMPTY = {"query": "", "document": ""}  # as sentence-transformers saves any model
@@ -146,7 +146,7 @@ def test_models_bring_their_own_prompts(
     """A model's own prompts serve input_type and prompt_name, and its default prompt every other
     request.
     """
-    assert encoder(facts=facts).prefix(job("a", **fields), None) == prefix
+    assert encoder(facts=facts).prompts.prefix(job("a", **fields), None) == prefix
 
 
 def test_files_win_over_the_family_and_the_family_over_nothing() -> None:
@@ -154,12 +154,18 @@ def test_files_win_over_the_family_and_the_family_over_nothing() -> None:
     query = job("a", input_type=InputType.QUERY)
     own = {"prompts": {"search_query": "ask: "}}
     name = "intfloat/e5-base-v2"
-    assert encoder(model_name=name, facts={"family": "e5"} | own).prefix(query, None) == "ask: "
+    assert (
+        encoder(model_name=name, facts={"family": "e5"} | own).prompts.prefix(query, None)
+        == "ask: "
+    )
     others = {"prompts": {"clustering": "cluster: "}}
     assert (
-        encoder(model_name=name, facts={"family": "e5"} | others).prefix(query, None) == "query: "
+        encoder(model_name=name, facts={"family": "e5"} | others).prompts.prefix(query, None)
+        == "query: "
     )
-    assert encoder(model_name="mine", facts={"family": "e5"}).prefix(query, None) == "query: "
+    assert (
+        encoder(model_name="mine", facts={"family": "e5"}).prompts.prefix(query, None) == "query: "
+    )
 
 
 @pytest.mark.parametrize(
@@ -180,9 +186,9 @@ def test_an_input_type_that_changes_nothing_is_told(
 ) -> None:
     """A type without a prompt is ignored by name; a side that needs none is not, and is listed."""
     model = encoder(facts=facts)
-    assert model.ignored(job("a", **fields)) == ignored
+    assert model.prompts.ignored(job("a", **fields)) == ignored
     if "input_type" in fields:
-        assert (fields["input_type"] in model.input_types) is not bool(ignored)
+        assert (fields["input_type"] in model.prompts.input_types) is not bool(ignored)
 
 
 @pytest.mark.parametrize(
@@ -196,8 +202,8 @@ def test_an_input_type_that_changes_nothing_is_told(
 def test_a_models_own_prompt_shows_how_it_is_instructed(prompt: str, asked: str) -> None:
     """A model under any name takes instructions in the form of its own query prompt."""
     reader = encoder(facts={"prompts": {"query": prompt}})
-    assert reader.prefix(job("a", instruction="do"), None) == asked
-    assert reader.prefix(job("a", input_type=InputType.QUERY), None) == prompt
+    assert reader.prompts.prefix(job("a", instruction="do"), None) == asked
+    assert reader.prompts.prefix(job("a", input_type=InputType.QUERY), None) == prompt
 
 
 def test_prompts_that_are_not_pooled_have_their_length() -> None:
@@ -215,10 +221,10 @@ def test_the_alias_comes_after_the_request_and_before_the_default() -> None:
         facts={**OWN, "default_prompt_name": "other"}, instruction_template="<{instruction}>"
     )
     alias = AliasSettings(instruction="from alias")
-    assert reader.prefix(job("a"), alias) == "<from alias>"
-    assert reader.prefix(job("a", prompt_name="query"), alias) == "Q: "
-    assert reader.prefix(job("a"), AliasSettings()) == "O: "
-    assert reader.prefix(job("a"), AliasSettings(input_type=InputType.QUERY)) == "Q: "
+    assert reader.prompts.prefix(job("a"), alias) == "<from alias>"
+    assert reader.prompts.prefix(job("a", prompt_name="query"), alias) == "Q: "
+    assert reader.prompts.prefix(job("a"), AliasSettings()) == "O: "
+    assert reader.prompts.prefix(job("a"), AliasSettings(input_type=InputType.QUERY)) == "Q: "
 
 
 def test_settings_win_over_the_family() -> None:
@@ -228,8 +234,8 @@ def test_settings_win_over_the_family() -> None:
         instruction_template="T {instruction}: ",
         default_instruction="do",
     )
-    assert reader.prefix(job("a", input_type=InputType.QUERY), None) == "T do: "
-    assert reader.prefix(job("a", instruction="other"), None) == "T other: "
+    assert reader.prompts.prefix(job("a", input_type=InputType.QUERY), None) == "T do: "
+    assert reader.prompts.prefix(job("a", instruction="other"), None) == "T other: "
 
 
 @pytest.mark.parametrize(
@@ -244,7 +250,7 @@ def test_settings_win_over_the_files(setting: dict[str, str], prompt: str) -> No
     """Either of them, so that a preset's prompt is the same with files that have one."""
     facts = {"prompts": {"query": "own: "}}
     reader = encoder(model_name="Qwen/Qwen3-Embedding-0.6B", facts=facts, **setting)
-    assert reader.prefix(job("a", input_type=InputType.QUERY), None) == prompt
+    assert reader.prompts.prefix(job("a", input_type=InputType.QUERY), None) == prompt
 
 
 @pytest.mark.parametrize(
@@ -259,7 +265,7 @@ def test_a_text_with_a_prompt_of_the_family_is_left_alone(model: str, text: str)
     """Clients that write the prompt themselves are not prompted twice, even with another task."""
     reader = encoder(model_name=model)
     asked = job(text, input_type=InputType.QUERY)
-    with_prompt = reader.prepare(asked, reader.prefix(asked, None), max_total=PLENTY)
+    with_prompt = reader.prepare(asked, reader.prompts.prefix(asked, None), max_total=PLENTY)
     bare = reader.prepare(asked, "", max_total=PLENTY)
     assert with_prompt.ids[0].tolist() == bare.ids[0].tolist()
 

@@ -169,7 +169,9 @@ class Ours:
     def vectors(self, prompt_name: str | None) -> Floats:
         """Return (texts, width) as our pooler leaves them, and as `normalize` makes them."""
         job = EmbedJob(None, list(TEXTS), prompt_name=prompt_name, truncate=Truncate.RIGHT)
-        prepared = self.encoder.prepare(job, self.encoder.prefix(job, None), max_total=10**9)
+        prepared = self.encoder.prepare(
+            job, self.encoder.prompts.prefix(job, None), max_total=10**9
+        )
         with torch.no_grad():
             hidden = torch.cat(
                 [
