@@ -104,14 +104,7 @@ def create_app(  # noqa: PLR0913 - all parts of a gateway meet here
         log=log,
         tracer=tracer,
     )
-    onion = Paths(
-        onion,
-        table,
-        root_path=settings.root_path,
-        trusted=settings.trusted_proxies,
-        front=page.PATH if settings.ui == "open" and preset is NO_PRESET else None,
-    )
-    return _with_cors(onion, settings.cors_origins) if settings.cors_origins else onion
+    return _outermost(onion, table, settings)
 
 
 def _fastapi() -> FastAPI:
@@ -131,10 +124,20 @@ def _fastapi() -> FastAPI:
     )
 
 
-def _with_cors(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
+def _outermost(app: ASGIApp, table: RouteTable, settings: Settings) -> ASGIApp:
+    """Return the app behind what sees a request first: a proxy's prefix, and browsers' CORS."""
+    app = Paths(
+        app,
+        table,
+        root_path=settings.root_path,
+        trusted=settings.trusted_proxies,
+        front=page.PATH if settings.ui == "open" and not settings.preset else None,
+    )
+    if not settings.cors_origins:
+        return app
     return CORSMiddleware(
         app,
-        allow_origins=origins,
+        allow_origins=settings.cors_origins,
         allow_methods=["GET", "POST", "DELETE"],
         allow_headers=["*"],
         expose_headers=response_headers.EXPOSED,
