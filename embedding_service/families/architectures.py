@@ -63,6 +63,8 @@ LATE: Final = (
     "it gives a vector for each token (late interaction, ColBERT), of which only BGE-M3's are "
     "served here"
 )
+_OTHERWISE: Final = "vLLM computes other vectors than transformers"
+_WINDOW: Final = f"{_OTHERWISE} of texts that are longer than its sliding window"
 _T5: Final = "vLLM has no T5 encoder"
 # Architectures that vLLM loads, or stumbles over, and that give no vector or score of a text.
 REFUSED: Final[Mapping[str, str]] = {
@@ -71,6 +73,10 @@ REFUSED: Final[Mapping[str, str]] = {
     "ColBERTJinaRobertaModel": LATE,
     "ColBERTLfm2Model": LATE,
     "ColPaliForRetrieval": LATE,
+    "Cohere2ForCausalLM": _WINDOW,
+    "Cohere2Model": _WINDOW,
+    "GPTNeoXForCausalLM": _OTHERWISE,
+    "GPTNeoXModel": _OTHERWISE,
     "JinaForRanking": "it ranks a list of documents at once, which no request here says",
     "T5EncoderModel": _T5,
     "T5Model": _T5,
@@ -78,6 +84,18 @@ REFUSED: Final[Mapping[str, str]] = {
     "MT5EncoderModel": _T5,
     "StaticModel": "it has no transformer but a table of token vectors (model2vec)",
 }
+# Classes of vLLM's own, by the beginning of their names, that were compared with the authors'. Our
+# own classes were, too.
+COMPARED: Final = frozenset({
+    "Apertus", "Arcee", "Bert", "Bloom", "Cohere", "Ernie4_5", "Exaone4", "GPT2", "GPTBigCode",
+    "Gemma", "Gemma2", "Gemma3Text", "Glm", "Granite", "Gte", "GteNew", "HunYuanDenseV1", "Jais2",
+    "JinaEmbeddingsV5", "Llama", "LlamaBidirectional", "Mistral", "Mixtral", "ModernBert",
+    "Nemotron", "NomicBert", "OPT", "Olmo", "Olmo2", "Phi", "Phi3", "Qwen2", "Qwen2Moe", "Qwen3",
+    "XLMRoberta",
+})  # fmt: skip
+COMPARED_PAIRS: Final = frozenset({
+    "Bert", "Gemma", "GteNew", "Llama", "ModernBert", "Qwen2", "Qwen3", "XLMRoberta",
+})  # fmt: skip
 # By model_type, encoders of transformers' own that vLLM runs in a wrapper, where they were compared
 # with themselves. The wrapper numbers positions from 0: RoBERTa's kin would be wrong in it.
 WRAPPED: Final = frozenset({"electra", "ernie", "eurobert"})

@@ -77,6 +77,12 @@ class Plan:
     unread: list[str] = field(default_factory=list)
 
     @property
+    def architecture(self) -> str:
+        """The class that vLLM looks for, "" where no file names one."""
+        names = self.overrides.get("architectures", self.config.get("architectures"))
+        return str(next(iter(names or ()), ""))
+
+    @property
     def scores(self) -> bool:
         """Whether it scores pairs."""
         return self.recipe is None
@@ -108,7 +114,8 @@ class _Planner:
         if not config:
             _read_recipe_only(self.files)
             if Path(self.files.model).is_dir():
-                raise ModelRefused(f"there is no {place}, so it is not a model")
+                found = "nothing in" if self.files.path(place) else "no"
+                raise ModelRefused(f"there is {found} {place}, so it is not a model")
             raise ModelRefused(
                 f"{self.files.model} has no {place} in the local cache and the hub cannot be "
                 "reached, or has no such model"

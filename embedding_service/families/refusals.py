@@ -45,6 +45,19 @@ def check_class(architecture: str, model_type: str, *, scores: bool = False) -> 
         )
 
 
+def check_compared(architecture: str, *, scores: bool = False) -> None:
+    """Raise `ModelRefused` if nobody has compared what vLLM's class of this name computes."""
+    compared = architectures.COMPARED_PAIRS if scores else architectures.COMPARED
+    name = re.sub(r"(LMHead)?Model$|For[A-Z]\w*$", "", architecture)
+    if name in compared or architecture.startswith("EmbeddingService"):
+        return
+    what, task = ("scores", "rerank") if scores else ("vectors", "embed")
+    raise ModelRefused(
+        f"config.json says {architecture or 'no architectures'}: nobody has compared {what} that "
+        f"vLLM's class for it gives with those of its authors; if you have, set task: {task}"
+    )
+
+
 def check_config(config: Json, architecture: str) -> None:
     """Raise `ModelRefused` about a model that is to compute otherwise than vLLM's class."""
     _check_adapters(config)

@@ -30,6 +30,13 @@ _WORDS: Final = {
         "config.json says {architecture}: {vllm} has no class for it, and transformers' own cannot "
         "run there"
     ),
+    r"There is no module or parameter named '(.*?)' in": (
+        "config.json says {architecture}, and {vllm}'s class for it has no place for {0}, which "
+        "the weights have: they are of another model, or have other names than it knows"
+    ),
+    r"Config' object has no attribute '(.*?)'": (
+        "config.json says {architecture} and has no {0}, which {vllm}'s class for it needs"
+    ),
     r"lack of triton": (
         "config.json says {architecture}, a mixture of experts, which {vllm} computes on GPUs only"
     ),

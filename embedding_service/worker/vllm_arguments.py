@@ -15,7 +15,7 @@ from vllm.config import ModelConfig
 
 from embedding_service.families.architectures import PADDED_POSITIONS
 from embedding_service.families.models import plugin
-from embedding_service.families.refusals import check_class
+from embedding_service.families.refusals import check_class, check_compared
 from embedding_service.worker import memory
 from embedding_service.worker.backend import ModelRefused
 
@@ -119,7 +119,7 @@ def _settings(model: str, options: ModelOptions, device: str) -> Json:
 def _complete(args: EngineArgs, plan: Plan, options: ModelOptions, device: str) -> None:
     """Fill in what depends on the model's own configuration."""
     model_config = args.create_model_config()
-    check_class(model_config.architecture, model_config.hf_config.model_type, scores=plan.scores)
+    _check_class(model_config, plan, options)
     decoder = model_config.attn_type == "decoder"
     limit = _limit(args, plan)
     args.max_model_len = min(model_config.max_model_len, _positions(model_config.hf_config), limit)
@@ -136,6 +136,13 @@ def _complete(args: EngineArgs, plan: Plan, options: ModelOptions, device: str) 
         args.kv_cache_memory_bytes = memory.cache_bytes(model_config, shape, block=block)
     if device == "cuda" and Path(args.model).is_dir():
         args.gpu_memory_utilization = _share(args, model_config, shape, options)
+
+
+def _check_class(model_config: ModelConfig, plan: Plan, options: ModelOptions) -> None:
+    """Raise `ModelRefused` about a class that nobody has compared, unless a task is asked for."""
+    check_class(model_config.architecture, model_config.hf_config.model_type, scores=plan.scores)
+    if options.task == "auto" and not model_config.architecture.startswith("Transformers"):
+        check_compared(plan.architecture, scores=plan.scores)
 
 
 def _share(

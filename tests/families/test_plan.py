@@ -374,6 +374,31 @@ def test_wrapped_classes_are_served_where_they_were_compared() -> None:
         refusals.check_class("TransformersEmbeddingModel", "xmod")
 
 
+@pytest.mark.parametrize(
+    ("architecture", "scores", "compared"),
+    [
+        ("GPT2LMHeadModel", False, True),
+        ("Qwen3ForCausalLM", False, True),
+        ("LlamaModel", False, True),
+        (architectures.BERT, False, True),
+        ("Qwen3ForSequenceClassification", True, True),
+        ("PhiForSequenceClassification", True, False),
+        ("Qwen3VLForConditionalGeneration", False, False),
+        ("DeepseekV3ForCausalLM", False, False),
+        ("", False, False),
+    ],
+)
+def test_classes_that_nobody_compared_are_refused(
+    architecture: str, scores: bool, compared: bool
+) -> None:
+    """vLLM has a hundred more, and its numbers are not always the authors'."""
+    if compared:
+        refusals.check_compared(architecture, scores=scores)
+        return
+    with pytest.raises(ModelRefused, match="set task: "):
+        refusals.check_compared(architecture, scores=scores)
+
+
 def test_a_head_in_the_checkpoint_counts(tmp_path: Path) -> None:
     """Only a causal model's head is made of its rows for yes and no."""
     config = {"architectures": ["Qwen3ForSequenceClassification"], "num_labels": 1}
