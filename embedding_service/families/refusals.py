@@ -60,11 +60,20 @@ def check_compared(architecture: str, *, scores: bool = False) -> None:
 
 def check_config(config: Json, architecture: str) -> None:
     """Raise `ModelRefused` about a model that is to compute otherwise than vLLM's class."""
+    _check_positions(config)
     _check_adapters(config)
     _check_code(config, architecture)
     _check_direction(config, architecture)
     for key, value, reason in _passed_over(config, architecture):
         raise ModelRefused(f"config.json says {key}: {value!r}, {reason}")
+
+
+def _check_positions(config: Json) -> None:
+    positions = config.get("position_embedding_type")
+    if positions not in _POSITIONS:
+        raise ModelRefused(
+            f"config.json says position_embedding_type: {positions!r}, which vLLM does not have"
+        )
 
 
 def _check_adapters(config: Json) -> None:
@@ -110,9 +119,6 @@ def _check_direction(config: Json, architecture: str) -> None:
 
 def _passed_over(config: Json, architecture: str) -> Iterator[_Value]:
     """Yield keys and values that vLLM's class passes over, and what it does."""
-    positions = config.get("position_embedding_type")
-    if positions not in _POSITIONS:
-        yield "position_embedding_type", positions, "which vLLM does not have"
     if name := config.get("transformers_weights"):
         yield "transformers_weights", name, "and vLLM looks for model.safetensors"
     if config.get("logn_attention_scale"):
