@@ -297,7 +297,7 @@ def test_search_by_keyboard(open_page: Callable[..., Page]) -> None:
         np.testing.assert_allclose([*map(float, shown)], scores[order], atol=0.00051)
     note = page.locator(".ranking", has=page.get_by_role("heading", name="Hybrid")).locator(".note")
     expect(note).to_contain_text("Dense 0.4 + Sparse 0.2 + ColBERT 0.4")
-    bars = page.locator(".ranking").first.locator(".bar-of i")
+    bars = page.locator(".ranking").first.locator(".bar-of")
     widths = [each.evaluate("bar => bar.style.getPropertyValue('--v')") for each in bars.all()]
     assert (widths[0], widths[-1]) == ("100%", "0%")  # from the least score to the greatest
     tab_to(page, page.locator(".passage").first)
@@ -438,6 +438,32 @@ def test_errors_are_shown_as_they_are(open_page: Callable[..., Page]) -> None:
     expect(error).to_contain_text("The service cannot be reached.")
 
 
+def test_models_that_are_still_loading(open_page: Callable[..., Page]) -> None:
+    """While no model is ready the page says so, and it goes on by itself when there is one."""
+    page = open_page(key="")
+    page.route("**/v1/models", lambda route: route.fulfill(json={"object": "list", "data": []}))
+    page.get_by_label("API key").fill(KEY)
+    page.keyboard.press("Enter")
+    expect(page.locator("#notice")).to_contain_text("still loading; this page waits for them")
+    expect(page.locator("#try-facts")).to_contain_text("No model that embeds is loaded")
+    expect(page.get_by_role("button", name="Embed")).to_be_disabled()
+    page.unroute_all(behavior="wait")
+    expect(page.get_by_role("button", name="Embed")).to_be_enabled()
+    expect(page.locator("#notice")).to_be_empty()
+
+
+def test_nothing_to_do(open_page: Callable[..., Page]) -> None:
+    """Empty fields are answered with what is missing, and no request is made."""
+    page = open_page()
+    page.get_by_label("Texts").fill("  \n\n ")
+    page.get_by_role("button", name="Embed").click()
+    expect(page.locator("#try-result").get_by_role("alert")).to_have_text("Write a text first.")
+    page.get_by_role("link", name="Search").click()
+    page.get_by_label("Question").fill("")
+    page.get_by_role("button", name="Search").click()
+    expect(page.locator("#search-status")).to_have_text("Paste some passages and ask a question.")
+
+
 def test_one_ranking_may_fail(open_page: Callable[..., Page]) -> None:
     """Where one method fails, the others are shown, and its column says why."""
     page = open_page("search")
@@ -464,6 +490,14 @@ def test_what_is_wider_than_the_window_says_so(open_page: Callable[..., Page]) -
     expect(table).to_have_class(re.compile(r"\bmore\b"))
     table.evaluate("box => { box.scrollLeft = box.scrollWidth }")
     expect(table).not_to_have_class(re.compile(r"\bmore\b"))
+
+
+def test_rankings_lie_side_by_side(open_page: Callable[..., Page]) -> None:
+    """In a narrow window rankings are swiped, and the page is no longer than one of them."""
+    columns = run_search(open_page("search", size="small"), TEXTS, "w1")
+    assert columns.evaluate("box => box.scrollWidth > box.clientWidth")
+    tops = {column.bounding_box()["y"] for column in columns.locator(".ranking").all()}  # type: ignore[index]
+    assert len(tops) == 1
 
 
 def test_the_vector_space_is_shown(open_page: Callable[..., Page]) -> None:
