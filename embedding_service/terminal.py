@@ -1,4 +1,4 @@
-"""The log of a start as a person reads it on a terminal; all other events as they are.
+"""The log of a start, of requests and of the end as a person reads it; others as they are.
 
 Lines that another one brings up to date, such as a download's, are written over.
 """
@@ -6,6 +6,7 @@ Lines that another one brings up to date, such as a download's, are written over
 from __future__ import annotations
 
 import shutil
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,10 +16,14 @@ if TYPE_CHECKING:
 
     Writer = Callable[[EventDict], str]
 
-_BOLD, _DIM, _GREEN, _PLAIN = "\x1b[1m", "\x1b[2m", "\x1b[32m", "\x1b[0m"
+_BOLD, _DIM, _PLAIN = "\x1b[1m", "\x1b[2m", "\x1b[0m"
+_GREEN, _YELLOW = "\x1b[32m", "\x1b[33m"
 _ONE_LINE_UP = "\x1b[1A\x1b[2K"
 _BAR_COLUMNS = 30
 _TRANSIENT = frozenset({"still_loading"})  # and downloads
+_FIRST_ERROR_STATUS = 400
+# Of a request's line: shown in front, or of no use on a terminal.
+_IN_FRONT = ("event", "level", "timestamp", "method", "path", "status", "seconds", "client", "id")
 
 
 class Story:
@@ -91,7 +96,7 @@ def _loaded(event: EventDict) -> str:
     facts = [f"{event['dtype']} on {event['device']}", f"up to {event['max_tokens']:,} tokens"]
     if event.get("dimension"):
         facts.append(f"{event['dimension']} dimensions")
-    facts.append(event["outputs"].replace(",", " "))
+    facts.append(event["outputs"].replace(",", ", "))
     done = f"  {_GREEN}✓{_PLAIN} {'loaded':<26}{event['seconds']:>7.1f} s"
     return f"{done}   {_DIM}{', '.join(facts)}{_PLAIN}"
 
@@ -106,6 +111,32 @@ def _ready(event: EventDict) -> str:
     return "\n".join([*lines, ""])
 
 
+def _request(event: EventDict) -> str:
+    at = datetime.fromisoformat(event["timestamp"]).astimezone()
+    is_error = event["status"] >= _FIRST_ERROR_STATUS
+    status = f"{_YELLOW if is_error else _GREEN}{event['status']}{_PLAIN}"
+    facts = [f"{1000 * event['seconds']:,.0f} ms"]
+    facts += (f"{name} {_printable(event[name])}" for name in event if name not in _IN_FRONT)
+    if is_error:
+        facts.append(f"id {event['id']}")
+    asked = f"{event['method']} {_printable(event['path'])}"
+    return f"{_DIM}{at:%H:%M:%S}{_PLAIN}  {status}  {asked}  {_DIM}{', '.join(facts)}{_PLAIN}"
+
+
+def _printable(value: object) -> str:
+    """Return a value of a client's; what a terminal would obey is escaped."""
+    text = str(value)
+    return text if text.isprintable() else repr(text)
+
+
+def _draining(event: EventDict) -> str:
+    return f"\nStopping; requests that are finished first: {event['in_flight']}"
+
+
+def _stopped(_: EventDict) -> str:
+    return "Stopped"
+
+
 _WRITERS: dict[str, Writer] = {
     "loading": _loading,
     "engine_stage": _stage,
@@ -113,4 +144,7 @@ _WRITERS: dict[str, Writer] = {
     "still_loading": _still_loading,
     "loaded": _loaded,
     "ready": _ready,
+    "request": _request,
+    "draining": _draining,
+    "stopped": _stopped,
 }

@@ -59,7 +59,7 @@ def test_a_start_reads_as_a_story(story: Story) -> None:
         seconds=3.0,
     )
     assert plain(loaded).endswith(
-        "bfloat16 on cuda, up to 8,192 tokens, 4 dimensions, dense sparse"
+        "bfloat16 on cuda, up to 8,192 tokens, 4 dimensions, dense, sparse"
     )
     ready = plain(
         told(story, "ready", seconds=4.0, url="http://h", curl="curl x", docs="http://h/docs")
@@ -82,10 +82,42 @@ def test_lines_about_waiting_are_written_over(story: Story) -> None:
 
 
 def test_other_events_are_as_they_were(story: Story) -> None:
-    """Requests, warnings and errors are not a story's."""
-    assert told(story, "request") == "<request>"
+    """Warnings and errors are not a story's."""
+    assert told(story, "no_api_key", level="warning") == "<no_api_key>"
     assert told(story, "loaded", level="error") == "<loaded>"
     assert plain(told(story, "engine_progress", detail="using the cache")) == "    using the cache"
+
+
+REQUEST: dict[str, Any] = {
+    "timestamp": "2026-01-02T03:04:05Z",
+    "method": "POST",
+    "path": "/v1/embeddings",
+    "status": 200,
+    "seconds": 0.0123,
+    "client": "127.0.0.1",
+    "id": "abc",
+}
+
+
+def test_a_request_is_a_short_line(story: Story) -> None:
+    """A request has its time, status, path and facts; an error has the id to look for, too."""
+    line = plain(told(story, "request", **REQUEST, texts=4))
+    assert re.fullmatch(r"\d\d:\d\d:05  200  POST /v1/embeddings  12 ms, texts 4", line)
+    assert plain(told(story, "request", **REQUEST | {"status": 503})).endswith("12 ms, id abc")
+
+
+def test_a_client_cannot_write_to_the_terminal(story: Story) -> None:
+    """What a terminal would obey is escaped, in a path as in a name."""
+    line = told(story, "request", **REQUEST | {"path": "/\x1b[2J"}, model="a\nb")
+    assert "\x1b[2J" not in line
+    assert "\n" not in line
+    assert r"'/\x1b[2J'" in line
+
+
+def test_the_end_is_told(story: Story) -> None:
+    """A stop says how many requests it waits for."""
+    assert told(story, "draining", in_flight=2).endswith("finished first: 2")
+    assert told(story, "stopped") == "Stopped"
 
 
 @pytest.mark.parametrize(("done", "total"), [(0, 0), (0, 10), (20, 10)])
