@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from pathlib import Path  # noqa: TC003 - typer reads annotations
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -195,9 +195,18 @@ def version() -> None:
     typer.echo(__version__)
 
 
+def _check_folder() -> None:
+    """Raise `BadConfiguration` if the current folder was deleted, as before a new clone."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise BadConfiguration("the current folder is gone; change to one that is there") from None
+
+
 def main() -> None:
     """Run the command line; an error at start-up is one line and an exit status."""
     try:
+        _check_folder()
         app()
     except StartupError as error:
         sys.stderr.write(f"embedding-service: {error}\n")

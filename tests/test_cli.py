@@ -304,6 +304,22 @@ def test_pinned_vectors_are_not_overwritten(tmp_path: Path) -> None:
 
 
 @pytest.mark.process
+def test_a_folder_that_is_gone(tmp_path: Path) -> None:
+    """A command in a folder that was deleted is one line, too."""
+    (tmp_path / "gone").mkdir()
+    command = f"cd {tmp_path}/gone && rmdir ../gone && exec {sys.executable} -m embedding_service"
+    done = subprocess.run(
+        ["sh", "-c", f"{command} init --model bge-m3"],
+        env=ENVIRONMENT | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.endswith("the current folder is gone; change to one that is there\n")
+
+
+@pytest.mark.process
 def test_version() -> None:
     """`version` prints the package's version."""
     assert run("version").stdout == __version__ + "\n"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import shlex
 import sys
 from enum import StrEnum
+from glob import escape, glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,9 +37,19 @@ class Platform(StrEnum):
     KUBERNETES = "kubernetes"
 
 
+def _complete_model(incomplete: str) -> list[str]:
+    from embedding_service.commands.first_files import MODELS  # noqa: PLC0415
+
+    names = (name for name in MODELS if name.startswith(incomplete))
+    return [*names, *glob(f"{escape(incomplete)}*/")]  # noqa: PTH207 - as it was typed
+
+
 Model = Annotated[
     str | None,
-    typer.Option(help="qwen3-0.6b, qwen3-4b, qwen3-8b, bge-m3, a hub's name, or a folder."),
+    typer.Option(
+        help="qwen3-0.6b, qwen3-4b, qwen3-8b, bge-m3, a hub's name, or a folder.",
+        autocompletion=_complete_model,
+    ),
 ]
 Reranker = Annotated[
     bool | None, typer.Option("--reranker/--no-reranker", help="Serve a reranker beside it.")

@@ -145,6 +145,9 @@ def completed(line: str) -> list[str]:
         ("embedding-service serve --dtype b", {"bfloat16"}),
         ("embedding-service settings cache_", {"cache_ttl_s", "cache_max_bytes"}),
         ("embedding-service init --device ", {"gpu", "cpu"}),
+        ("embedding-service init --model qwen3-", {"qwen3-0.6b", "qwen3-8b"}),
+        ("embedding-service init --model tests/com", {"tests/commands/"}),
+        ("embedding-service --ver", {"--version"}),
     ],
 )
 def test_a_shell_completes(line: str, words: set[str]) -> None:
