@@ -154,9 +154,32 @@ def test_commands_run(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my-model").mkdir()
     (tmp_path / "my-model" / "config.json").write_text("{}")
+    if "--for" in arguments and "--model" not in arguments:
+        (tmp_path / "embedding-service.yaml").write_text("model_name: mine")
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert result.output
+
+
+def test_getting_started_is_right_in_its_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each command works in the folder where those before it were typed; of `serve` the settings."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EMBEDDING_ENGINE", "fake")  # the folder below has no weights
+    (tmp_path / "my-model").mkdir()
+    (tmp_path / "my-model" / "config.json").write_text("{}")
+    page = [arguments for page, arguments in COMMANDS if page == "docs/getting-started.md"]
+    typed = [words for words in page if not {"NAME", "FILE", "--install-completion"} & {*words}]
+    last = typed.index(["init", "--for", "systemd"])  # then running text begins
+    for name, *rest in typed[: last + 1]:
+        is_started = name == "serve" and "--config" in rest
+        result = CliRunner().invoke(app, ["check-config" if is_started else name, *rest])
+        assert result.exit_code == 0, (name, rest, result.output, result.exception)
+        if name == "keys":
+            (tmp_path / "keys.yaml").write_text(result.stdout)
+    assert last > 5
+    assert (tmp_path / "embedding-service.service").exists()
 
 
 def test_the_second_model_is_as_init_writes_it() -> None:

@@ -73,6 +73,9 @@ def init(
     """Write a commented file of settings for a model of your choice."""
     from embedding_service.commands import first_files  # noqa: PLC0415 - other commands need none
 
+    if not model and platform is Platform.SYSTEMD and output.is_file():
+        _write_unit(output)
+        return
     asking = not model
     if asking and not sys.stdin.isatty():
         names = ", ".join(first_files.MODELS)
@@ -154,16 +157,30 @@ def _write(choice: Choice) -> None:
     if choice.platform is not None:
         beside = choice.file.with_name(first_files.PLATFORMS[choice.platform])
         texts[beside] = first_files.platform_text(choice)
-    for path in texts:
-        if path.exists():
-            raise BadConfiguration(
-                f"{path} exists and is left as it is; name another with --output"
-            )
     schema = choice.file.with_name(first_files.SCHEMA)
     if not schema.exists():
         texts[schema] = schema_text()
-    for path, text in texts.items():
-        _write_new(path, text)
+    _write_new(texts)
+    _say_next(choice)
+
+
+def _write_unit(file: Path) -> None:
+    """Write the unit for settings that are there. Raises `BadConfiguration` if they are wrong."""
+    from embedding_service.commands import first_files  # noqa: PLC0415
+    from embedding_service.commands.settings import presets  # noqa: PLC0415
+    from embedding_service.settings.load import load  # noqa: PLC0415
+
+    model, *_ = load(file, presets=presets)[0].served_models
+    folder = Path(model.model_path) if model.model_path else None
+    choice = first_files.Choice(model.model_name, folder, file, platform=Platform.SYSTEMD)
+    unit = file.with_name(first_files.PLATFORMS[Platform.SYSTEMD])
+    _write_new({unit: first_files.platform_text(choice)})
+    _say_next(choice)
+
+
+def _say_next(choice: Choice) -> None:
+    from embedding_service.commands import first_files  # noqa: PLC0415
+
     if choice.platform is None:
         typer.echo(f"Next: embedding-service serve --config {shlex.quote(str(choice.file))}")
     else:
@@ -177,11 +194,17 @@ def _write(choice: Choice) -> None:
         typer.echo(f"Next: the commands in the first lines of {name}")
 
 
-def _write_new(path: Path, text: str) -> None:
-    try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except OSError as error:
-        why = error.strerror or type(error).__name__
-        raise BadConfiguration(f"{path}: {why}; name another place with --output") from None
-    typer.echo(f"Wrote {path}")
+def _write_new(texts: dict[Path, str]) -> None:
+    for path in texts:
+        if path.exists():
+            raise BadConfiguration(
+                f"{path} exists and is left as it is; name another with --output"
+            )
+    for path, text in texts.items():
+        try:
+            with path.open("x", encoding="utf-8") as file:
+                file.write(text)
+        except OSError as error:
+            why = error.strerror or type(error).__name__
+            raise BadConfiguration(f"{path}: {why}; name another place with --output") from None
+        typer.echo(f"Wrote {path}")

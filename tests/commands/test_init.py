@@ -153,6 +153,22 @@ def test_the_last_line_is_the_next_step(folder: Path) -> None:
     assert "systemctl" in Path("embedding-service.service").read_text("utf-8")[:200]
 
 
+def test_a_unit_for_settings_that_are_there(folder: Path) -> None:
+    """Without a model the unit is for the file that was made before, whatever is in it by now."""
+    settings = folder / "embedding-service.yaml"
+    settings.write_text("model_name: mine\nmodel_path: /tmp/mine\n")
+    said = init("--for", "systemd")
+    unit = (folder / "embedding-service.service").read_text("utf-8")
+    assert f"EMBEDDING_CONFIG={settings}\n" in unit
+    assert "the unit cannot read /tmp/mine;" in said
+    assert said.count("Wrote") == 1
+    with pytest.raises(BadConfiguration, match=r"embedding-service.service exists"):
+        init("--for", "systemd")
+    settings.write_text("modelname: mine\n")
+    with pytest.raises(BadConfiguration, match="did you mean model_name"):
+        init("--for", "systemd")
+
+
 def test_a_unit_that_cannot_read_its_files_is_told(folder: Path) -> None:
     """What lies in /tmp, which is another one for the unit, is named at once."""
     assert str(folder).startswith("/tmp/")
