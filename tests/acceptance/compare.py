@@ -1,8 +1,6 @@
-"""Compare a running server with the references that `build` left: cosines, lengths, sparse weights, scores.
+"""Compare a running server with the references that `build` left.
 
-    python -m tests.acceptance compare BASE_URL OUT [NAME ...]  # the server knows NAME by its hub name
-
-Only numpy and the standard library. One JSON line per family: {"name", "verdict", "cases": {case: what was found}}.
+Only numpy and the standard library, so that it runs beside any server.
 """
 
 from __future__ import annotations
@@ -10,232 +8,239 @@ from __future__ import annotations
 import json
 import urllib.error
 import urllib.request
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
+    Found = tuple[bool, str]  # whether it is right, and what was found
+    Told = dict[str, Any]
 
-def post(url: str, body: dict) -> tuple[int, dict]:
-    """Return status and answer; `ignored` in it are the fields that the server says it ignored."""
-    request = urllib.request.Request(
-        url, json.dumps(body).encode(), {"content-type": "application/json"}
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=120) as answer:
-            ignored = (answer.headers.get("x-ignored-fields") or "").replace(" ", "")
-            return answer.status, {**json.loads(answer.read()), "ignored": ignored.split(",")}
-    except urllib.error.HTTPError as error:
-        text = error.read()
+SPARSE_BAR = 1e-4
+SCORE_BAR = 1e-3
+UNIT_BAR = 1e-3  # of lengths, in which vectors are normalised
+
+
+class Server:
+    """One model of a server."""
+
+    def __init__(self, url: str, model: str) -> None:
+        self.url = url.rstrip("/").removesuffix("/v1")
+        self.model = model
+
+    def post(self, path: str, **body: Any) -> tuple[int, Told]:
+        """Return status and answer; `ignored` in it are the fields that it says it ignored."""
+        data = json.dumps({"model": self.model, **body}).encode()
+        headers = {"content-type": "application/json"}
+        request = urllib.request.Request(f"{self.url}/v1/{path}", data, headers)
         try:
-            data = json.loads(text)
-            return error.code, {"error": data.get("error", data)}
-        except ValueError:
-            return error.code, {"error": text.decode()[:300]}
+            with urllib.request.urlopen(request, timeout=120) as answer:
+                ignored = (answer.headers.get("x-ignored-fields") or "").replace(" ", "")
+                return answer.status, {**json.load(answer), "ignored": ignored.split(",")}
+        except urllib.error.HTTPError as error:
+            return error.code, {"error": reason(error.read())}
+
+    def card(self) -> Told:
+        """Return what the server's list says of the model."""
+        try:
+            with urllib.request.urlopen(f"{self.url}/v1/models", timeout=20) as answer:
+                models = json.load(answer)["data"]
+        except OSError:
+            return {}
+        return next((model for model in models if model["id"] == self.model), {})
 
 
-def cosine(a, b) -> np.ndarray:
-    a, b = np.asarray(a, float), np.asarray(b, float)
-    if a.shape != b.shape:
-        return np.full(len(a), -2.0)
-    return (a * b).sum(1) / np.maximum(np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-30)
+def reason(body: bytes) -> str:
+    """Return an error's message, whatever its shape is."""
+    try:
+        data = json.loads(body)
+    except ValueError:
+        return body.decode(errors="replace")
+    error = data.get("error", data) if isinstance(data, dict) else data
+    return str(error.get("message", error) if isinstance(error, dict) else error)
 
 
-def embed_case(url, model, data, case) -> tuple[bool, str]:
-    texts = [data["long"]] if case.get("long") else data["texts"]
-    status, answer = post(
-        f"{url}/v1/embeddings", {"model": model, "input": texts, **case["request"]}
-    )
-    refused = (
-        status == 400
-        and "maximum context length" in str(answer)
-        and "truncate" not in case["request"]
-    )
-    if refused:  # sentence-transformers cuts in silence
-        status, answer = post(
-            f"{url}/v1/embeddings",
-            {
-                "model": model,
-                "input": texts,
-                "truncate": data.get("side", "right"),
-                **case["request"],
-            },
-        )
+def failed(status: int, answer: Told) -> Found:
+    """Return what an error is."""
+    return False, f"HTTP {status}: {answer['error'][:160]}"
+
+
+# --- vectors ---
+
+
+def embed_case(server: Server, data: Told, case: Told) -> Found:
+    """Compare a request's vectors by cosine, and by length where nothing normalises them."""
+    texts, request = [data["long"]] if case.get("long") else data["texts"], case["request"]
+    status, answer = server.post("embeddings", input=texts, **request)
+    too_long = status == 400 and "maximum context length" in answer["error"]
+    if too_long and "truncate" not in request:  # sentence-transformers cuts in silence
+        cut = {"truncate": data.get("side", "right"), **request}
+        status, answer = server.post("embeddings", input=texts, **cut)
     if status != 200:
-        return False, f"HTTP {status}: {str(answer['error'].get('message', answer['error']))[:160]}"
-    ours, theirs = np.array([d["embedding"] for d in answer["data"]]), np.array(case["vectors"])
+        return failed(status, answer)
+    ours = np.array([row["embedding"] for row in answer["data"]])
+    theirs = np.array(case["vectors"])
     if ours.shape != theirs.shape:
         return False, f"shape {ours.shape[1:]} for {theirs.shape[1:]}"
-    near = cosine(ours, theirs)
-    worst = int(near.argmin())
-    note = f"cos {near.min():.6f}" + (
-        ""
-        if near.min() >= data["tolerance"]
-        else f" at text {worst}, {int((near < data['tolerance']).sum())}/{len(near)} differ"
-    )
-    good = near.min() >= data["tolerance"]
-    if (
-        "input_type" in case["request"]
-    ):  # a type that changes nothing is named, one that does is not
+    found = [near(ours, theirs, data["tolerance"])]
+    if "input_type" in request:  # a type that changes nothing is named, one that does is not
         said = "input_type" in answer["ignored"]
-        good = good and said == bool(case.get("ignored"))
-        note += ", named in x-ignored-fields" if said else ""
-    note += " (over-long ones refused, then cut)" if refused else ""
+        found.append(
+            (said == bool(case.get("ignored")), "named in x-ignored-fields" if said else "")
+        )
     if case.get("exact"):
-        lengths = np.linalg.norm(ours, axis=1) / np.maximum(np.linalg.norm(theirs, axis=1), 1e-30)
-        off = np.abs(lengths - 1).max()
-        note += f", length ratio {lengths.min():.4f}..{lengths.max():.4f}"
-        unit = abs(np.linalg.norm(theirs, axis=1) - 1).max() < 1e-3
-        note += " (reference: unit, by its Normalize)" if unit else ""
-        good = good and (
-            unit or off < max(1e-3, 10 * (1 - data["tolerance"]))
-        )  # where nothing normalises, lengths count
-    elif case["request"].get("normalize") is not False:
-        unit = abs(np.linalg.norm(theirs, axis=1) - 1).max() < 1e-3
-        note += "" if unit else " (reference not unit)"
-    return bool(good), note
+        found.append(lengths(ours, theirs, data["tolerance"]))
+    return all(good for good, _ in found), ", ".join(note for _, note in found if note)
 
 
-def sparse_case(url, model, data, case) -> tuple[bool, str]:
-    status, answer = post(
-        f"{url}/v1/embeddings", {"model": model, "input": data["texts"], **case["request"]}
-    )
+def near(ours: np.ndarray, theirs: np.ndarray, tolerance: float) -> Found:
+    """Compare directions."""
+    norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
+    cosines = (ours * theirs).sum(1) / np.maximum(norms, 1e-30)
+    off = int((cosines < tolerance).sum())
+    where = f" at text {int(cosines.argmin())}, {off}/{len(cosines)} differ" if off else ""
+    return not off, f"cos {cosines.min():.6f}{where}"
+
+
+def lengths(ours: np.ndarray, theirs: np.ndarray, tolerance: float) -> Found:
+    """Compare lengths, unless the reference's are 1 by its own Normalize."""
+    right = np.linalg.norm(theirs, axis=1)
+    ratio = np.linalg.norm(ours, axis=1) / np.maximum(right, 1e-30)
+    unit = bool(np.abs(right - 1).max() < UNIT_BAR)
+    close = bool(np.abs(ratio - 1).max() < max(UNIT_BAR, 10 * (1 - tolerance)))
+    note = f"length ratio {ratio.min():.4f}..{ratio.max():.4f}"
+    return unit or close, note + (" (reference: unit, by its Normalize)" if unit else "")
+
+
+def sparse_case(server: Server, data: Told, case: Told) -> Found:
+    """Compare weights by token id."""
+    status, answer = server.post("embeddings", input=data["texts"], **case["request"])
     if status != 200:
-        return False, f"HTTP {status}: {str(answer['error'].get('message', answer['error']))[:160]}"
+        return failed(status, answer)
     worst, keys = 0.0, 0
     for item, theirs in zip(answer["data"], case["weights"], strict=True):
         ours = item["sparse_embedding"]
-        keys += len(set(ours) ^ set(theirs))
-        worst = max(
-            [worst, *(abs(ours.get(k, 0) - theirs.get(k, 0)) for k in set(ours) | set(theirs))]
-        )
-    return worst < 1e-4, f"largest difference {worst:.2e}, keys that differ {keys}"
+        keys += len(ours.keys() ^ theirs.keys())
+        for key in ours.keys() | theirs.keys():
+            worst = max(worst, abs(ours.get(key, 0) - theirs.get(key, 0)))
+    return worst < SPARSE_BAR, f"largest difference {worst:.2e}, keys that differ {keys}"
 
 
-def rerank_cases(url, model, data) -> dict:
-    pairs = [{"query": q, "document": d} for q, d in data["pairs"]]
-    out = {}
+# --- scores ---
+
+
+def rerank_cases(server: Server, data: Told) -> Iterator[tuple[str, Found]]:
+    """Compare logits, sigmoids and the order."""
     logits = np.array(data["logits"], float)
-    status, answer = post(f"{url}/v1/rerank", {"model": model, "pairs": pairs, "raw_scores": True})
-    if status != 200:
-        return {
-            "raw_scores": (
-                False,
-                f"HTTP {status}: {str(answer['error'].get('message', answer['error']))[:160]}",
-            )
-        }
-    ours = np.array([r["relevance_score"] for r in answer["results"]], float)
-    if logits.shape[1] != 1:
-        return {
-            "raw_scores": (
-                False,
-                f"{logits.shape[1]} labels in the reference, the gateway answered {ours.tolist()[:4]}",
-            )
-        }
-    off = np.abs(ours - logits[:, 0])
-    out["raw_scores"] = (
-        bool(off.max() < 1e-3),
-        f"largest difference {off.max():.2e} over logits {logits.min():.2f}..{logits.max():.2f}, at pair {int(off.argmax())}",
-    )
-    status, answer = post(f"{url}/v1/rerank", {"model": model, "pairs": pairs})
-    ours = np.array([r["relevance_score"] for r in answer["results"]], float)
-    off = np.abs(ours - 1 / (1 + np.exp(-logits[:, 0])))
-    out["sigmoid"] = (bool(off.max() < 1e-3), f"largest difference {off.max():.2e}")
+    pairs = [{"query": query, "document": document} for query, document in data["pairs"]]
+    labels = logits.shape[1]
+    sigmoids = 1 / (1 + np.exp(-logits[:, 0]))
+    for name, right, more in (
+        ("raw_scores", logits[:, 0], {"raw_scores": True}),
+        ("sigmoid", sigmoids, {}),
+    ):
+        status, answer = server.post("rerank", pairs=pairs, **more)
+        if status != 200:
+            yield name, failed(status, answer)
+            return
+        ours = np.array([row["relevance_score"] for row in answer["results"]], float)
+        if labels != 1:
+            yield name, (False, f"{labels} labels in the reference, the server has {ours[:4]}")
+            return
+        off = np.abs(ours - right)
+        note = f"largest difference {off.max():.2e} at pair {int(off.argmax())}"
+        span = f" of {right.min():.2f}..{right.max():.2f}"
+        yield name, (bool(off.max() < SCORE_BAR), note + span)
     if isinstance(data.get("cross_encoder"), list):
-        theirs = np.array(data["cross_encoder"], float).reshape(-1)
-        which = [
-            n
-            for n, v in (("raw_scores", logits[:, 0]), ("sigmoid", 1 / (1 + np.exp(-logits[:, 0]))))
-            if np.abs(v - theirs).max() < 1e-3
-        ]
-        out["CrossEncoder.predict gives"] = (
-            True,
-            ", ".join(which) or f"neither: {theirs[:3].tolist()}",
+        yield (
+            "CrossEncoder.predict gives",
+            (True, likeness(data["cross_encoder"], logits[:, 0], sigmoids)),
         )
-    documents = [d for _, d in data["pairs"][:3]]
-    status, answer = post(
-        f"{url}/v1/rerank", {"model": model, "query": data["pairs"][0][0], "documents": documents}
-    )
-    if status == 200:
-        order = [r["index"] for r in answer["results"]]
-        out["order"] = (order == np.argsort(-logits[:3, 0], kind="stable").tolist(), str(order))
-    return out
+    documents = [document for _, document in data["pairs"][:3]]
+    status, answer = server.post("rerank", query=data["pairs"][0][0], documents=documents)
+    order = [row["index"] for row in answer.get("results", [])]
+    right_order = np.argsort(-logits[:3, 0], kind="stable").tolist()
+    yield "order", (order == right_order, f"{order} for {right_order}")
 
 
-def compare(url: str, data: dict) -> dict:
-    model = data["hub"]
-    cases = {}
+def likeness(predicted: list[float], logits: np.ndarray, sigmoids: np.ndarray) -> str:
+    """Say which of the two CrossEncoder.predict gives by default."""
+    theirs = np.array(predicted, float).reshape(-1)
+    both = {"raw_scores": logits, "sigmoid": sigmoids}
+    which = [name for name, own in both.items() if np.abs(own - theirs).max() < SCORE_BAR]
+    return ", ".join(which) or f"neither: {theirs[:3].tolist()}"
+
+
+# --- what only has to answer, or must not ---
+
+
+def positions(server: Server) -> Iterator[tuple[str, Found]]:
+    """Send texts longer than the positions: a 400 or a cut, and the model answers afterwards."""
+    for words, allowed in ((100, (200,)), (600, (200, 400)), (20, (200,))):
+        status, answer = server.post("embeddings", input="the " * words)
+        yield (
+            f"{words} words",
+            (status in allowed, f"HTTP {status} {answer.get('error', '')[:120]}"),
+        )
+
+
+def unserved(server: Server, data: Told) -> Iterator[tuple[str, Found]]:
+    """Expect errors: whatever it serves is not what the checkpoint was made for."""
+    for path, body in (
+        ("embeddings", {"input": data["texts"][:2]}),
+        ("rerank", {"query": "a", "documents": ["b", "c"]}),
+    ):
+        status, answer = server.post(path, **body)
+        yield (
+            f"serves /v1/{path}",
+            (status != 200, f"HTTP {status} {answer.get('error', '')[:160]}"),
+        )
+
+
+def cases(server: Server, data: Told) -> Iterator[tuple[str, Found]]:
+    """Yield each case's name, whether it is right, and what was found."""
     if "logits" in data:
-        cases = rerank_cases(url, model, data)
-    elif data["kind"] == "positions":  # sentence_bert_config.json promises more than the model has
-        for n in (100, 600, 20):
-            status, answer = post(f"{url}/v1/embeddings", {"model": model, "input": "the " * n})
-            cases[f"{n} words"] = (
-                status in ((200,) if n < 500 else (200, 400)),
-                f"HTTP {status} {str(answer.get('error', ''))[:120]}",
-            )
-    else:
-        for case in data["cases"]:
-            cases[case["name"]] = (
-                sparse_case(url, model, data, case)
-                if "weights" in case
-                else embed_case(url, model, data, case)
-            )
-        if not data[
-            "cases"
-        ]:  # nothing to compare with: whatever it serves is not what it was made for
-            status, answer = post(
-                f"{url}/v1/embeddings", {"model": model, "input": data["texts"][:2]}
-            )
-            cases["serves /v1/embeddings"] = (
-                status != 200,
-                f"HTTP {status} "
-                + (
-                    f"{len(answer['data'][0]['embedding'])} numbers"
-                    if status == 200
-                    else str(answer["error"])[:160]
-                ),
-            )
-            status, answer = post(
-                f"{url}/v1/rerank", {"model": model, "query": "a", "documents": ["b", "c"]}
-            )
-            cases["serves /v1/rerank"] = (
-                status != 200,
-                f"HTTP {status} " + str(answer.get("results", answer.get("error")))[:160],
-            )
-    verdict = "RIGHT" if all(good for good, _ in cases.values()) else "WRONG"
-    card = {}
-    try:
-        with urllib.request.urlopen(f"{url}/v1/models", timeout=20) as answer:
-            card = next((m for m in json.loads(answer.read())["data"] if m["id"] == model), {})
-    except OSError:
-        pass
-    facts = {
-        k: card.get(k)
-        for k in ("dimension", "max_model_len", "outputs", "prompt_names", "matryoshka")
-    }
+        yield from rerank_cases(server, data)
+    elif data["kind"] == "positions":
+        yield from positions(server)
+    elif not data["cases"]:
+        yield from unserved(server, data)
+    for case in data["cases"]:
+        compare_case = sparse_case if "weights" in case else embed_case
+        yield case["name"], compare_case(server, data, case)
+
+
+def compare(url: str, data: Told) -> Told:
+    """Return a row's verdict, its cases, and what the server says of the model."""
+    server = Server(url, data["hub"])
+    found = dict(cases(server, data))
+    card = server.card()
+    shown = ("dimension", "max_model_len", "outputs", "prompt_names", "matryoshka")
     return {
         "name": data["name"],
-        "hub": model,
+        "hub": data["hub"],
         "may_refuse": data["may_refuse"],
-        "verdict": verdict,
-        "cases": {k: ("ok " if g else "OFF ") + n for k, (g, n) in cases.items()},
-        "card": facts,
+        "verdict": "RIGHT" if all(good for good, _ in found.values()) else "WRONG",
+        "cases": {name: ("ok " if good else "OFF ") + note for name, (good, note) in found.items()},
+        "card": {key: card.get(key) for key in shown},
         "max_seq_length": data.get("max_seq_length"),
     }
 
 
-def main(base: str, out: Path, names: list[str]) -> bool:
-    """Compare families, all without names; tell whether all are right."""
-    found = names or sorted(
-        p.name.removesuffix(".reference.json") for p in out.glob("*.reference.json")
-    )
-    right = True
-    for name in found:
-        data = json.loads((out / f"{name}.reference.json").read_text())
-        result = compare(base.rstrip("/").removesuffix("/v1"), data)
-        right = right and result["verdict"] == "RIGHT"
-        print(json.dumps(result, ensure_ascii=False), flush=True)
-    return right
+def read(out: Path, names: list[str]) -> list[Told]:
+    """Return references that `build` left, all without names."""
+    suffix = ".reference.json"
+    found = names or sorted(path.name.removesuffix(suffix) for path in out.glob(f"*{suffix}"))
+    missing = [name for name in found if not (out / f"{name}{suffix}").exists()]
+    if missing or not found:
+        raise SystemExit(f"not built into {out}: {', '.join(missing) or 'any row'}")
+    return [json.loads((out / f"{name}{suffix}").read_text()) for name in found]
+
+
+def compare_all(url: str, out: Path, names: list[str]) -> Iterator[Told]:
+    """Yield the result of each row, all without names."""
+    for data in read(out, names):
+        yield compare(url, data)

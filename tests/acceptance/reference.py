@@ -1,11 +1,27 @@
-"""What sentence-transformers (transformers where it has nothing to say) computes from a checkpoint, in fp32 on a CPU."""
+"""What sentence-transformers, transformers or a formula computes, in float32 on a CPU."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import load_file, save_file
+
+from tests.acceptance.files import dump, native
+from tests.acceptance.rows import nomic_moe
+from tests.acceptance.table import WEB
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from tests.acceptance.table import Row
+
+    Told = dict[str, Any]
 
 TEXTS = [
     "Hello, world",
@@ -36,388 +52,277 @@ PAIRS = [
     ("long", " ".join(f"sentence {i} answers the query." for i in range(24))),
 ]
 LONG = " ".join(f"word{i} the quick fox number {i * 7}" for i in range(4000))
+MOST = 9000  # of a model's tokens, above which LONG is not long
 
 
-def compute(path, hub: str, kind: str, more: dict) -> dict:
-    plain = path.with_name(path.name + ".native") if more.get("native") else path
+def compute(path: Path, row: Row) -> Told:
+    """Return a row's texts or pairs, and what its reference makes of them."""
+    plain = native(path) if native(path).exists() else path
     try:
-        if kind == "embed":
-            return {"texts": TEXTS, "long": LONG, **embed(plain, more)}
-        if kind == "one-adapter":  # the one that vLLM merges
-            tasks = jina_v3_tasks(path, plain)
-            return {"texts": TEXTS, "cases": [c for c in tasks if "text-matching" in c["name"]]}
-        if kind == "rerank":
-            return rerank(plain, label=more.get("label"))
-        if kind in ALONE:
-            return ALONE[kind](plain)
+        if row.kind in RERANK:
+            return {
+                "pairs": PAIRS,
+                "cases": [],
+                "cross_encoder": None,
+                **RERANK[row.kind](plain, row.about),
+            }
+        if row.kind in EMBED:
+            return {"texts": TEXTS, "long": LONG, **EMBED[row.kind](path, plain, row.about)}
         return {"texts": TEXTS, "cases": []}
     finally:
-        if more.get("native"):
-            shutil.rmtree(plain, ignore_errors=True)
+        shutil.rmtree(native(path), ignore_errors=True)
 
 
-def embed(path, more: dict) -> dict:
+# --- vectors ---
+
+
+def case(name: str, request: Told, vectors: Any, **more: Any) -> Told:
+    """Return what a request is to be answered with."""
+    numbers = torch.as_tensor(vectors).float().tolist()
+    return {"name": name, "request": request, "vectors": numbers, **more}
+
+
+@contextlib.contextmanager
+def bidirectional(path: Path) -> Iterator[Path]:
+    """Yield a copy that attends in both directions, as the repository's own code does."""
+    copy = path.with_name(path.name + ".bidirectional")
+    shutil.copytree(path, copy)
+    config = json.loads((copy / "config.json").read_text())
+    config.pop("auto_map", None)
+    config["is_causal"] = False
+    if config["model_type"] == "llama_bidirec":
+        config |= {"model_type": "llama", "architectures": ["LlamaModel"]}
+    dump(copy / "config.json", config)
+    try:
+        yield copy
+    finally:
+        shutil.rmtree(copy)
+
+
+def loaded(path: Path, attention: str | None = None) -> Any:
+    """Return sentence-transformers' model."""
     from sentence_transformers import SentenceTransformer
 
-    own = path
-    if more.get("bidirectional"):  # as the repository's own code attends
-        own = path.with_name(path.name + ".bidirectional")
-        shutil.rmtree(own, ignore_errors=True)
-        shutil.copytree(path, own)
-        data = json.loads((own / "config.json").read_text())
-        data.pop("auto_map", None)
-        data["is_causal"] = False
-        if data["model_type"] == "llama_bidirec":
-            data |= {"model_type": "llama", "architectures": ["LlamaModel"]}
-        (own / "config.json").write_text(json.dumps(data))
-    model = SentenceTransformer(
-        str(own),
-        device="cpu",
-        model_kwargs={
-            "dtype": torch.float32,
-            **({"attn_implementation": more["attention"]} if "attention" in more else {}),
-        },
-    )
-    model.eval()
-    lists = lambda a: torch.as_tensor(a).float().tolist()  # noqa: E731
-    cases = []
+    how: Told = {"dtype": torch.float32}
+    if attention:
+        how["attn_implementation"] = attention
+    return SentenceTransformer(str(path), device="cpu", model_kwargs=how).eval()
 
-    def case(name, request, vectors, **kw):
-        cases.append({"name": name, "request": request, "vectors": lists(vectors), **kw})
 
-    one = lambda texts, **kw: model.encode(texts, batch_size=1, **kw)  # noqa: E731 - no padding: nothing depends on it
-    case("plain", {}, one(TEXTS))
-    case("batched", {}, model.encode(TEXTS, batch_size=32))
-    case("raw", {"normalize": False}, one(TEXTS), exact=True)
-    told = own / "config_sentence_transformers.json"
-    own_prompts = json.loads(told.read_text()).get("prompts", {}) if told.exists() else {}
-    for name in list(own_prompts)[:8]:
-        if own_prompts[name] or name in ("query", "document"):
-            case(f"prompt_name={name}", {"prompt_name": name}, one(TEXTS, prompt_name=name))
-    for side, prompt in more.get("card", {}).items():
-        case(f"input_type={side} (card)", {"input_type": side}, one(TEXTS, prompt=prompt))
-    if not more.keys() & {"card", "unprompted"} and any(own_prompts.values()):
-        case(
-            "input_type=query (encode_query)",
-            {"input_type": "query"},
-            model.encode_query(TEXTS, batch_size=1),
-        )
-        case(
-            "input_type=document (encode_document)",
-            {"input_type": "document"},
-            model.encode_document(TEXTS, batch_size=1),
-        )
-    for side in more.get("unprompted", []):  # nobody knows a prompt, and the answer says so
-        case(f"input_type={side}, ignored", {"input_type": side}, one(TEXTS), ignored=True)
-    for size in more.get("dims", []):
-        case(f"dimensions={size}", {"dimensions": size}, one(TEXTS, truncate_dim=size))
-    limit = model.max_seq_length
-    if limit and limit <= 9000:
-        side = model.tokenizer.truncation_side
-        case("long, truncated", {"truncate": side}, one([LONG]), long=True)
-    for size in more.get("layer_norm", []):  # nomic's recipe: layer norm, then cut
-        whole = torch.as_tensor(one(TEXTS))
-        case(
-            f"dimensions={size} after layer norm",
-            {"dimensions": size},
-            torch.nn.functional.layer_norm(whole, whole.shape[1:])[:, :size],
-        )
-    if more.get("loras"):
-        cases += jina_v3_tasks(path.with_name(path.name.removesuffix(".native")), path)
-    if own != path:
-        shutil.rmtree(own)
+def embed(path: Path, plain: Path, about: Told) -> Told:
+    """Return what sentence-transformers encodes."""
+    with (
+        bidirectional(plain) if about.get("bidirectional") else contextlib.nullcontext(plain) as own
+    ):
+        model = loaded(own, about.get("attention"))
+        file = own / "config_sentence_transformers.json"
+        prompts = json.loads(file.read_text()).get("prompts", {}) if file.exists() else {}
+        cases = [*general(model), *prompted(model, prompts, about), *cut(model, about)]
+    if about.get("loras"):
+        cases += adapted(path, plain)
     return {
         "cases": cases,
         "side": model.tokenizer.truncation_side,
-        "max_seq_length": limit,
+        "max_seq_length": model.max_seq_length,
         "dimension": model.get_embedding_dimension(),
     }
 
 
-def sparse(path) -> dict:
+def encode(model: Any, texts: Sequence[str] = TEXTS, **how: Any) -> Any:
+    """Return vectors of texts one by one: nothing depends on padding."""
+    return model.encode(texts, batch_size=1, **how)
+
+
+def general(model: Any) -> Iterator[Told]:
+    """Yield what every model is asked."""
+    plain = encode(model)
+    yield case("plain", {}, plain)
+    yield case("batched", {}, model.encode(TEXTS, batch_size=32))
+    yield case("raw", {"normalize": False}, plain, exact=True)
+
+
+def prompted(model: Any, prompts: dict[str, str], about: Told) -> Iterator[Told]:
+    """Yield what prompts by name give, and `input_type` as the model's card or its files say."""
+    for name in list(prompts)[:8]:
+        if prompts[name] or name in ("query", "document"):
+            vectors = encode(model, prompt_name=name)
+            yield case(f"prompt_name={name}", {"prompt_name": name}, vectors)
+    for side, prompt in about.get("card", {}).items():
+        vectors = encode(model, prompt=prompt)
+        yield case(f"input_type={side} (card)", {"input_type": side}, vectors)
+    if not about.keys() & {"card", "unprompted"} and any(prompts.values()):
+        for side in ("query", "document"):
+            vectors = getattr(model, f"encode_{side}")(TEXTS, batch_size=1)
+            yield case(f"input_type={side} (encode_{side})", {"input_type": side}, vectors)
+    for side in about.get("unprompted", []):  # nobody knows a prompt, and the answer says so
+        vectors = encode(model)
+        yield case(f"input_type={side}, ignored", {"input_type": side}, vectors, ignored=True)
+
+
+def cut(model: Any, about: Told) -> Iterator[Told]:
+    """Yield shorter vectors, and a text longer than the model reads."""
+    for size in about.get("dims", []):
+        vectors = encode(model, truncate_dim=size)
+        yield case(f"dimensions={size}", {"dimensions": size}, vectors)
+    if model.max_seq_length and model.max_seq_length <= MOST:
+        request = {"truncate": model.tokenizer.truncation_side}
+        yield case("long, truncated", request, encode(model, [LONG]), long=True)
+    for size in about.get("layer_norm", []):  # nomic's recipe
+        whole = torch.as_tensor(encode(model))
+        normed = torch.nn.functional.layer_norm(whole, whole.shape[1:])
+        yield case(f"dimensions={size} after layer norm", {"dimensions": size}, normed[:, :size])
+
+
+def adapted(path: Path, plain: Path) -> list[Told]:
+    """Return what jina-embeddings-v3 gives with each of its adapters and its prompt."""
+    config = json.loads((path / "config.json").read_text())
+    state, cases = load_file(path / "model.safetensors"), []
+    for index, (task, prompt) in enumerate(config["task_instructions"].items()):
+        merged = merge(state, index, config["lora_alpha"] / config["lora_rank"])
+        save_file(merged, str(plain / "model.safetensors"), {"format": "pt"})
+        vectors = encode(loaded(plain), prompt=prompt)
+        cases.append(case(f"task={task} with its adapter", {"prompt_name": task}, vectors))
+        if not prompt:
+            cases.append(case(f"task={task} against no prompt_name", {}, vectors))
+    return cases
+
+
+def merge(state: dict[str, torch.Tensor], index: int, scale: float) -> dict[str, torch.Tensor]:
+    """Return the weights with one adapter in them, under transformers' names."""
+    merged = {}
+    for name, weight in state.items():
+        if ".lora_" in name:
+            continue
+        base, own = name.removesuffix(".original"), weight
+        if base != name:
+            a, b = state[base + ".0.lora_A"][index], state[base + ".0.lora_B"][index]
+            own = weight + (a @ b if "embeddings" in name else b @ a).view(weight.shape) * scale
+        merged[base.replace(".parametrizations", "").removeprefix("roberta.")] = own.contiguous()
+    return merged
+
+
+def one_adapter(path: Path, plain: Path, about: Told) -> Told:
+    """Return what the adapter gives that vLLM merges."""
+    return {"cases": [c for c in adapted(path, plain) if "text-matching" in c["name"]]}
+
+
+def sparse(path: Path, plain: Path, about: Told) -> Told:
+    """Return what a SparseEncoder gives, by token id."""
     from sentence_transformers import SparseEncoder
 
-    model = SparseEncoder(str(path), device="cpu")
-    rows = [model.encode([t], batch_size=1, convert_to_sparse_tensor=False)[0] for t in TEXTS]
-    weights = [{str(i): float(r[i]) for i in r.nonzero().flatten().tolist()} for r in rows]
-    return {
-        "name": "sparse",
-        "request": {"return_sparse": True, "return_dense": False},
-        "weights": weights,
-    }
+    model = SparseEncoder(str(plain), device="cpu")
+    weights = []
+    for text in TEXTS:
+        (row,) = model.encode([text], batch_size=1, convert_to_sparse_tensor=False)
+        weights.append({str(i): float(row[i]) for i in row.nonzero().flatten().tolist()})
+    request = {"return_sparse": True, "return_dense": False}
+    return {"cases": [{"name": "sparse", "request": request, "weights": weights}]}
 
 
-def rerank(path, label=None, lower=False) -> dict:
+def mixture(path: Path, plain: Path, about: Told) -> Told:
+    """Return what nomic-embed-text-v2-moe's formula gives."""
+    vectors, prompts = nomic_moe.Formula(path).vectors, nomic_moe.PROMPTS
+    cases = [case("plain", {}, vectors(TEXTS))]
+    for field, name, prompt in (
+        *(("prompt_name", name, prompt) for name, prompt in prompts.items()),
+        ("input_type", "query", prompts["query"]),
+        ("input_type", "document", prompts["passage"]),
+    ):
+        numbers = vectors([prompt + text for text in TEXTS])
+        cases.append(case(f"{field}={name}", {field: name}, numbers))
+    return {"cases": cases, "max_seq_length": 512}
+
+
+# --- scores ---
+
+
+def classifier(path: Path, about: Told, *, lower: bool = False) -> Told:
+    """Return a classifier's logits, and what CrossEncoder predicts from one label."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(path)
     model = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32).eval()
     most = min(512, tokenizer.model_max_length, model.config.max_position_embeddings)
-    logits, default = [], None
-    with torch.no_grad():
-        for q, d in PAIRS:
-            q, d = (q.lower(), d.lower()) if lower else (q, d)
-            logits.append(
-                model(**tokenizer(q, d, return_tensors="pt", truncation=True, max_length=most))
-                .logits[0]
-                .tolist()
-            )
-    if label is not None:
-        return {
-            "pairs": PAIRS,
-            "logits": [[row[label]] for row in logits],
-            "cross_encoder": None,
-            "cases": [],
-        }
-    try:
-        from sentence_transformers import CrossEncoder
-
-        ce = CrossEncoder(str(path), device="cpu")
-        default = torch.as_tensor(ce.predict(PAIRS, batch_size=1)).float().tolist()
-    except Exception as error:  # noqa: BLE001
-        default = repr(error)
-    return {"pairs": PAIRS, "logits": logits, "cross_encoder": default, "cases": []}
+    logits = []
+    for pair in PAIRS:
+        texts = [text.lower() for text in pair] if lower else pair
+        ids = tokenizer(*texts, return_tensors="pt", truncation=True, max_length=most)
+        with torch.no_grad():
+            logits.append(model(**ids).logits[0].tolist())
+    if "label" in about:
+        return {"logits": [[row[about["label"]]] for row in logits]}
+    return {"logits": logits, "cross_encoder": predicted(path)}
 
 
-def predict(path) -> dict:
-    """Return the logits of sentence-transformers' own pipeline, whatever its modules are."""
+def predicted(path: Path, **how: Any) -> Any:
+    """Return what CrossEncoder predicts, or why it cannot."""
     from sentence_transformers import CrossEncoder
 
-    model = CrossEncoder(str(path), device="cpu", model_kwargs={"dtype": torch.float32})
-    scores = [model.predict([pair], activation_fn=torch.nn.Identity())[0] for pair in PAIRS]
-    return {
-        "pairs": PAIRS,
-        "logits": [[float(score)] for score in scores],
-        "cross_encoder": None,
-        "cases": [],
-    }
+    try:
+        model = CrossEncoder(str(path), device="cpu", model_kwargs={"dtype": torch.float32})
+        return torch.as_tensor(model.predict(PAIRS, batch_size=1, **how)).float().tolist()
+    except Exception as error:  # noqa: BLE001
+        return repr(error)
 
 
-# The authors' questions, in pieces that they tokenise one by one: mxbai_rerank's MxbaiRerankV2, and
-# FlagEmbedding's FlagLLMReranker. The score is the first answer's logit less that of the second.
-MXBAI_QUESTION = (
-    [
-        "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n<|im_start|>user\n",
-        "query: {query}",
-        "\n",
-        "document: {document}",
-        "\n",
-        "You are a search relevance expert who evaluates how well documents match search queries. For each query-document pair, carefully analyze the semantic relationship between them, then provide your binary relevance judgment (0 for not relevant, 1 for relevant).\nRelevance:",
-        "<|im_end|>\n<|im_start|>assistant\n",
-    ],
-    ("1", "0"),
+def pipeline(path: Path, about: Told) -> Told:
+    """Return the logits of sentence-transformers' own pipeline, whatever its modules are."""
+    scores = predicted(path, activation_fn=torch.nn.Identity())
+    return {"logits": [[score] for score in scores]}
+
+
+# The authors' questions, in pieces that they tokenise one by one, and their answers: the score is
+# the first one's logit less that of the second. Without answers the checkpoint has a head.
+JUDGE = (
+    '<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n',
+    f"<Instruct>: {WEB}\n<Query>: {{query}}\n<Document>: {{document}}",
+    "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
 )
-GEMMA_QUESTION = (
-    [
-        "<bos>",
-        "A: {query}",
-        "\n",
-        "B: {document}",
-        "\n",
-        "Given a query A and a passage B, determine whether the passage contains an answer to the query by providing a prediction of either 'Yes' or 'No'.",
-    ],
-    ("Yes",),
+MXBAI = (  # mxbai_rerank's MxbaiRerankV2
+    "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n<|im_start|>user\n",
+    "query: {query}",
+    "\n",
+    "document: {document}",
+    "\n",
+    "You are a search relevance expert who evaluates how well documents match search queries. For each query-document pair, carefully analyze the semantic relationship between them, then provide your binary relevance judgment (0 for not relevant, 1 for relevant).\nRelevance:",
+    "<|im_end|>\n<|im_start|>assistant\n",
+)
+GEMMA = (  # FlagEmbedding's FlagLLMReranker
+    "<bos>",
+    "A: {query}",
+    "\n",
+    "B: {document}",
+    "\n",
+    "Given a query A and a passage B, determine whether the passage contains an answer to the query by providing a prediction of either 'Yes' or 'No'.",
 )
 
 
-def in_words(path, question) -> dict:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tok = AutoTokenizer.from_pretrained(path)
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-    pieces, answers = question
-    answer_ids = [tok.encode(a, add_special_tokens=False)[0] for a in answers]
-    out = []
-    with torch.no_grad():
-        for q, d in PAIRS:
-            texts = [p.replace("{query}", q).replace("{document}", d) for p in pieces]
-            ids = [i for t in texts for i in tok.encode(t, add_special_tokens=False)]
-            last = model(input_ids=torch.tensor([ids])).logits[0, -1, answer_ids]
-            out.append([(last[0] - last[1:].sum()).item()])
-    return {"pairs": PAIRS, "logits": out, "cross_encoder": None, "cases": []}
-
-
-def yes_no(path, score: bool = False) -> dict:
+def asked(path: Path, pieces: Sequence[str], answers: Sequence[str]) -> Told:
+    """Return the logits of a language model's answers to a question about each pair."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-    tok = AutoTokenizer.from_pretrained(path)
-    model = (
-        (AutoModelForSequenceClassification if score else AutoModelForCausalLM)
-        .from_pretrained(path, dtype=torch.float32)
-        .eval()
-    )
-    head = '<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
-    tail = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
-    task = "Given a web search query, retrieve relevant passages that answer the query"
-    out = []
-    with torch.no_grad():
-        for q, d in PAIRS:
-            ids = [
-                i
-                for part in (head, f"<Instruct>: {task}\n<Query>: {q}\n<Document>: {d}", tail)
-                for i in tok.encode(part, add_special_tokens=False)
-            ]
-            last = model(
-                input_ids=torch.tensor([ids]),
-                attention_mask=torch.ones(1, len(ids), dtype=torch.long),
-            ).logits[0]
-            if score:
-                out.append([last.item()])
-                continue
-            last = last[-1]
-            out.append(
-                [
-                    (
-                        last[tok.convert_tokens_to_ids("yes")]
-                        - last[tok.convert_tokens_to_ids("no")]
-                    ).item()
-                ]
-            )
-    return {"pairs": PAIRS, "logits": out, "cross_encoder": None, "cases": []}
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    kind = AutoModelForCausalLM if answers else AutoModelForSequenceClassification
+    model = kind.from_pretrained(path, dtype=torch.float32).eval()
+    chosen = [tokenizer.encode(answer, add_special_tokens=False)[0] for answer in answers]
+    logits = []
+    for query, document in PAIRS:
+        texts = [p.replace("{query}", query).replace("{document}", document) for p in pieces]
+        ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        with torch.no_grad():
+            found = model(input_ids=torch.tensor([[*chain(*ids)]])).logits[0]
+        last = found[-1, chosen] if answers else found
+        logits.append([(last[0] - last[1:].sum()).item()])
+    return {"logits": logits}
 
 
-def jina_v3_tasks(path, plain) -> list[dict]:
-    """jina-embeddings-v3 with each of its adapters, and the prompt that goes with it."""
-    from safetensors.torch import load_file, save_file
-    from sentence_transformers import SentenceTransformer
-
-    config = json.loads((path / "config.json").read_text())
-    state, cases = load_file(path / "model.safetensors"), []
-    for index, task in enumerate(config["lora_adaptations"]):
-        merged = {}
-        for name, w in state.items():
-            if name.endswith(".original"):
-                base = name.removesuffix(".original")
-                a, b = state[base + ".0.lora_A"][index], state[base + ".0.lora_B"][index]
-                w = (
-                    w
-                    + (a @ b if "embeddings" in name else b @ a).view(w.shape)
-                    * config["lora_alpha"]
-                    / config["lora_rank"]
-                )
-                name = base.replace(".parametrizations", "")
-            elif ".lora_" in name:
-                continue
-            merged[name.removeprefix("roberta.")] = w.contiguous()
-        save_file(merged, str(plain / "model.safetensors"), {"format": "pt"})
-        model = SentenceTransformer(str(plain), device="cpu", model_kwargs={"dtype": torch.float32})
-        prompt = config["task_instructions"][task]
-        vectors = torch.as_tensor(model.encode(TEXTS, batch_size=1, prompt=prompt)).float().tolist()
-        cases.append(
-            {
-                "name": f"task={task} with its adapter",
-                "request": {"prompt_name": task},
-                "vectors": vectors,
-            }
-        )
-        if prompt:
-            continue
-        cases.append(
-            {"name": f"task={task} against no prompt_name", "request": {}, "vectors": vectors}
-        )
-    return cases
-
-
-def nomic_moe(path) -> dict:
-    """nomic-embed-text-v2-moe written out: softmax over experts, the best k as they are, one bias behind all."""
-    from safetensors.torch import load_file
-    from torch.nn.functional import gelu, layer_norm, scaled_dot_product_attention
-    from transformers import AutoTokenizer
-
-    c, w, tok = (
-        json.loads((path / "config.json").read_text()),
-        load_file(path / "model.safetensors"),
-        AutoTokenizer.from_pretrained(path),
-    )
-    n, heads, experts = c["n_embd"], c["n_head"], c["num_experts"]
-
-    def norm(x, name):
-        return layer_norm(x, (n,), w[name + ".weight"], w[name + ".bias"], c["layer_norm_epsilon"])
-
-    def rotate(x):
-        half = x.shape[-1] // 2
-        inverse = c["rotary_emb_base"] ** -(torch.arange(half).float() / half)
-        angle = torch.arange(x.shape[1]).float()[:, None] * inverse
-        a, b = x[..., :half], x[..., half:]
-        return torch.cat([a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()], -1)
-
-    def one(text):
-        ids = torch.tensor(tok(text, truncation=True, max_length=512).input_ids)
-        x = norm(
-            w["embeddings.word_embeddings.weight"][ids]
-            + w["embeddings.token_type_embeddings.weight"][0],
-            "emb_ln",
-        )
-        for i in range(c["n_layer"]):
-            p = f"encoder.layers.{i}."
-            q, k, v = (
-                (x @ w[p + "attn.Wqkv.weight"].T + w[p + "attn.Wqkv.bias"])
-                .view(len(ids), 3, heads, -1)
-                .permute(1, 2, 0, 3)
-            )
-            y = (
-                scaled_dot_product_attention(rotate(q), rotate(k), v)
-                .transpose(0, 1)
-                .reshape(len(ids), n)
-            )
-            x = norm(
-                y @ w[p + "attn.out_proj.weight"].T + w[p + "attn.out_proj.bias"] + x, p + "norm1"
-            )
-            if p + "mlp.router.layer.weight" in w:
-                chosen, which = (
-                    (x @ w[p + "mlp.router.layer.weight"].T).softmax(-1).topk(c["moe_top_k"])
-                )
-                w1, w2 = (w[p + f"mlp.experts.mlp.{m}"].view(experts, -1, n) for m in ("w1", "w2"))
-                y = (
-                    torch.stack(
-                        [
-                            sum(
-                                g * (gelu(row @ w1[e].T) @ w2[e])
-                                for g, e in zip(gs, es, strict=False)
-                            )
-                            for row, gs, es in zip(x, chosen, which, strict=False)
-                        ]
-                    )
-                    + w[p + "mlp.experts.bias"]
-                )
-            else:
-                y = (
-                    gelu(x @ w[p + "mlp.fc1.weight"].T + w[p + "mlp.fc1.bias"])
-                    @ w[p + "mlp.fc2.weight"].T
-                    + w[p + "mlp.fc2.bias"]
-                )
-            x = norm(y + x, p + "norm2")
-        return (x.mean(0) / x.mean(0).norm()).tolist()
-
-    prompts = json.loads((path / "config_sentence_transformers.json").read_text())["prompts"]
-    cases = [{"name": "plain", "request": {}, "vectors": [one(t) for t in TEXTS]}]
-    cases += [
-        {
-            "name": f"prompt_name={k}",
-            "request": {"prompt_name": k},
-            "vectors": [one(v + t) for t in TEXTS],
-        }
-        for k, v in prompts.items()
-    ]
-    cases += [
-        {
-            "name": f"input_type={k}",
-            "request": {"input_type": k},
-            "vectors": [one(prompts[v] + t) for t in TEXTS],
-        }
-        for k, v in (("query", "query"), ("document", "passage"))
-    ]
-    return {"texts": TEXTS, "long": LONG, "cases": cases, "max_seq_length": 512}
-
-
-# Kinds of one function.
-ALONE = {
-    "nomic-moe": nomic_moe,
-    "rerank-gemma": lambda path: in_words(path, GEMMA_QUESTION),
-    "rerank-lower": lambda path: rerank(path, lower=True),
-    "rerank-mxbai": lambda path: in_words(path, MXBAI_QUESTION),
-    "rerank-predict": predict,
-    "rerank-template": lambda path: yes_no(path, score=True),
-    "rerank-yes-no": yes_no,
-    "sparse": lambda path: {"texts": TEXTS, "cases": [sparse(path)]},
+EMBED = {"embed": embed, "one-adapter": one_adapter, "nomic-moe": mixture, "sparse": sparse}
+RERANK = {
+    "rerank": classifier,
+    "rerank-gemma": lambda path, about: asked(path, GEMMA, ["Yes"]),
+    "rerank-lower": lambda path, about: classifier(path, about, lower=True),
+    "rerank-mxbai": lambda path, about: asked(path, MXBAI, ["1", "0"]),
+    "rerank-predict": pipeline,
+    "rerank-template": lambda path, about: asked(path, JUDGE, []),
+    "rerank-yes-no": lambda path, about: asked(path, JUDGE, ["yes", "no"]),
 }

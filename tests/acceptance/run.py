@@ -1,9 +1,7 @@
 """Start this project's gateway with checkpoints that `build` made, compare, and stop it.
 
-    python -m tests.acceptance run OUT PORT [NAME ...]     # without names, all
-
-One JSON line for each family, also in OUT/results.jsonl. Workers are forked from a process that has
-imported vLLM already (`zygote.py`), which takes 12 s out of each start.
+Results also go into OUT/results.jsonl. Workers are forked from a process that has imported vLLM
+already (`zygote.py`), which takes 12 s out of each start.
 """
 
 from __future__ import annotations
@@ -25,6 +23,8 @@ from tests.acceptance import compare
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    Told = dict[str, Any]
+
 ROOT = Path(__file__).resolve().parents[2]
 MOST_MODELS = 16  # of one gateway, 0.8 GB each
 SETTINGS = {
@@ -42,8 +42,8 @@ ENVIRONMENT = {
 }
 
 
-def entry(out: Path, reference: dict[str, Any]) -> dict[str, Any]:
-    """Return a family's settings in the gateway's configuration."""
+def entry(out: Path, reference: Told) -> Told:
+    """Return a row's settings in the gateway's configuration."""
     settings = {
         "model_name": reference["hub"],
         "model_path": str(out / reference["name"]),
@@ -116,12 +116,12 @@ def refused(log: Path) -> dict[str, str]:
 
 
 def serve(
-    out: Path, port: int, names: list[str], socket: str, limit_s: float = 600
-) -> Iterator[dict[str, Any]]:
-    """Yield the result of each family, served by one gateway."""
-    texts = [(out / f"{name}.reference.json").read_text() for name in names]
-    waiting = {reference["hub"]: reference for reference in map(json.loads, texts)}
-    config, log = out / f"config-{port}.json", out / f"server-{'+'.join(names)[:150]}.log"
+    out: Path, port: int, references: list[Told], socket: str, limit_s: float = 600
+) -> Iterator[Told]:
+    """Yield the result of each row, served by one gateway."""
+    waiting = {reference["hub"]: reference for reference in references}
+    names = "+".join(reference["name"] for reference in references)
+    config, log = out / f"config-{port}.json", out / f"server-{names[:150]}.log"
     models = [entry(out, reference) for reference in waiting.values()]
     config.write_text(json.dumps({"models": models, "port": port, "log_format": "json"}))
     url, end = f"http://127.0.0.1:{port}", time.monotonic() + limit_s
@@ -137,39 +137,37 @@ def serve(
         yield failed(reference, "TIMEOUT", log.read_text(errors="replace")[-600:])
 
 
-def failed(reference: dict[str, Any], verdict: str, message: str) -> dict[str, Any]:
-    """Return the result of a family that was not served."""
+def failed(reference: Told, verdict: str, message: str) -> Told:
+    """Return the result of a row that was not served."""
     shown = {key: reference[key] for key in ("name", "hub", "may_refuse")}
     return {**shown, "verdict": verdict, "message": message}
 
 
-def groups(out: Path, names: list[str]) -> list[list[str]]:
-    """Spread families over gateways, none of which has one hub name twice.
+def groups(references: list[Told]) -> list[list[Told]]:
+    """Spread rows over gateways, none of which has one hub name twice.
 
     Whatever may end its engine comes last.
     """
-    found = names or [p.name.removesuffix(".reference.json") for p in out.glob("*.reference.json")]
-    texts = [(out / f"{name}.reference.json").read_text() for name in sorted(found)]
-    references = sorted(map(json.loads, texts), key=lambda r: r["kind"] == "positions")
-    spread: list[dict[str, str]] = []
-    for reference in references:
+    spread: list[dict[str, Told]] = []
+    for reference in sorted(references, key=lambda r: (r["kind"] == "positions", r["name"])):
         hub = reference["hub"]
         free = [group for group in spread if len(group) < MOST_MODELS and hub not in group]
         if not free:
             free = [{}]
             spread += free
-        free[0][hub] = reference["name"]
+        free[0][hub] = reference
     return [list(group.values()) for group in spread]
 
 
-def run(out: Path, port: int, names: list[str]) -> Iterator[dict[str, Any]]:
-    """Serve and compare families; yield their results."""
+def run(out: Path, port: int, names: list[str]) -> Iterator[Told]:
+    """Serve and compare rows, all without names; yield their results."""
+    references = compare.read(out, names)
     with (
         tempfile.TemporaryDirectory() as folder,
         zygote(Path(folder)) as socket,
         (out / "results.jsonl").open("a") as file,
     ):
-        for group in groups(out, names):
+        for group in groups(references):
             for result in serve(out, port, group, socket):
                 file.write(json.dumps(result, ensure_ascii=False) + "\n")
                 yield result

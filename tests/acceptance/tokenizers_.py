@@ -1,9 +1,14 @@
-"""Small tokenizers of the right kind, trained on the prose below, laid out as the real repositories have them."""
+"""Small tokenizers of the right kinds, laid out as repositories have them.
+
+The library trains WordPiece and Unigram otherwise each time, so that those two take the words and
+characters as they are; byte-pair encodings are trained.
+"""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from string import punctuation
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import (
     AddedToken,
@@ -18,7 +23,10 @@ from tokenizers import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+    Writer = Callable[[Path], Tokenizer]
 
 PROSE = [
     "The quick brown fox jumps over the lazy dog, and a dense vector meets a sparse vector in one pass.",
@@ -31,156 +39,260 @@ PROSE = [
     "Η γρήγορη αλεπού πηδά. Αθήνα. الثعلب البني السريع القاهرة तेज़ लोमड़ी दिल्ली",
     "敏捷的棕色狐狸跳过了懒狗。北京是中国的首都。素早い茶色の狐。東京 빠른 갈색 여우 서울",
     "0123456789 - _ / : ; ( ) < > | ' \" @ # $ % & * + = [ ] { } ~ ^ ` \\ é ü ß ñ ç",
-] * 4
+]
+TEXT = " ".join(PROSE)
+MARKS = {
+    "unk_token": "[UNK]",
+    "pad_token": "[PAD]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+}
+ANGLES = {
+    "bos_token": "<s>",
+    "cls_token": "<s>",
+    "eos_token": "</s>",
+    "sep_token": "</s>",
+    "pad_token": "<pad>",
+    "unk_token": "<unk>",
+    "mask_token": "<mask>",
+}
+GEMMA = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
+TWO_INPUTS = ["input_ids", "attention_mask"]
 
 
-def wordpiece(
-    lower: bool = True,
-    *,
-    marks=("[CLS]", "[SEP]"),
-    unk="[UNK]",
-    pad="[PAD]",
-    mask="[MASK]",
-    types=True,
-    extra=(),
-):
-    cls, sep = marks
-    specials = [pad, unk, cls, sep, mask, *extra]
-    tok = Tokenizer(models.WordPiece(unk_token=unk))
+def template(tok: Tokenizer, single: str, pair: str) -> None:
+    """Have special tokens put around a text, and around a pair of them."""
+    pieces = {piece.split(":")[0] for piece in f"{single} {pair}".split()}
+    used = sorted(piece for piece in pieces if not piece.startswith("$"))
+    tok.post_processor = processors.TemplateProcessing(
+        single=single, pair=pair, special_tokens=[(token, tok.token_to_id(token)) for token in used]
+    )
+
+
+# --- the kinds ---
+
+
+def words_of(text: str, *, lower: bool = False) -> list[str]:
+    """Return a text's different words, without the punctuation around them."""
+    words = (text.lower() if lower else text).split()
+    return [*dict.fromkeys(word.strip(punctuation) or word for word in words)]
+
+
+def characters_of(text: str) -> list[str]:
+    """Return a text's different characters."""
+    return [*dict.fromkeys("".join(text.split()))]
+
+
+def wordpiece(names: dict[str, str] = MARKS, *, lower: bool = True, text: str = TEXT) -> Tokenizer:
+    """BERT's: the pieces are the words of a text and its characters, alone and within a word."""
+    specials = [names[f"{kind}_token"] for kind in ("pad", "unk", "cls", "sep", "mask")]
+    characters = characters_of(text.lower() if lower else text)
+    within = [f"##{character}" for character in characters]
+    pieces = dict.fromkeys([*specials, *characters, *within, *words_of(text, lower=lower)])
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    tok = Tokenizer(models.WordPiece(vocabulary, unk_token=names["unk_token"]))
     tok.normalizer = normalizers.BertNormalizer(lowercase=lower)
     tok.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tok.train_from_iterator(
-        PROSE, trainers.WordPieceTrainer(vocab_size=700, special_tokens=specials)
-    )
     tok.decoder = decoders.WordPiece()
-    second = ":1" if types else ""
-    pair = (
-        f"{cls} $A {sep} $B{second} {sep}{second}"
-        if cls == "[CLS]"
-        else f"{cls} $A {sep} {sep} $B {sep}"
-    )
-    ids = [(t, tok.token_to_id(t)) for t in (cls, sep)]
-    tok.post_processor = processors.TemplateProcessing(
-        single=f"{cls} $A {sep}", pair=pair, special_tokens=ids
-    )
-    names = dict(unk_token=unk, pad_token=pad, cls_token=cls, sep_token=sep, mask_token=mask)
-    return tok, names
+    tok.add_special_tokens(specials)
+    cls, sep = names["cls_token"], names["sep_token"]
+    second = f"$B:1 {sep}:1" if cls == "[CLS]" else f"{sep} $B {sep}"
+    template(tok, f"{cls} $A {sep}", f"{cls} $A {sep} {second}")
+    return tok
 
 
-def unigram(*, lower=False):
-    """XLM-R: <s> 0, <pad> 1, </s> 2, <unk> 3, <mask> last."""
+def unigram(text: str = TEXT) -> Tokenizer:
+    """XLM-R's: <s> 0, <pad> 1, </s> 2, <unk> 3, the words and characters of a text, <mask> last."""
     specials = ["<s>", "<pad>", "</s>", "<unk>"]
-    tok = Tokenizer(models.Unigram())
+    words = [f"▁{word}" for word in words_of(text)]
+    scores = dict.fromkeys(specials, 0.0) | dict.fromkeys(words, -8.0)
+    scores |= dict.fromkeys(["▁", *characters_of(text)], -12.0)
+    tok = Tokenizer(models.Unigram([*scores.items()], unk_id=3, byte_fallback=False))
     steps = [normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")]
     tok.normalizer = normalizers.Sequence(steps)
     tok.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
-    tok.train_from_iterator(
-        PROSE, trainers.UnigramTrainer(vocab_size=600, special_tokens=specials, unk_token="<unk>")
-    )
     tok.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
-    tok.add_special_tokens([AddedToken("<mask>", lstrip=True)])
-    tok.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>",
-        pair="<s> $A </s> </s> $B </s>",
-        special_tokens=[("<s>", 0), ("</s>", 2)],
-    )
-    names = dict(
-        bos_token="<s>",
-        cls_token="<s>",
-        eos_token="</s>",
-        sep_token="</s>",
-        pad_token="<pad>",
-        unk_token="<unk>",
-        mask_token="<mask>",
-    )
-    return tok, names
-
-
-def byte_bpe(
-    specials, *, single=None, pair=None, first=True, prefix_space=False, size=800, normalizer=None
-):
-    """Byte-level BPE; `first`: special tokens have the first ids (RoBERTa), else the last (Qwen)."""
-    tok = Tokenizer(models.BPE())
-    tok.normalizer = normalizer
-    tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
-    tok.train_from_iterator(
-        PROSE,
-        trainers.BpeTrainer(
-            vocab_size=size,
-            special_tokens=list(specials) if first else [],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        ),
-    )
-    tok.decoder = decoders.ByteLevel()
-    tok.add_special_tokens(list(specials))
-    if single:
-        used = sorted(
-            {
-                p.split(":")[0]
-                for p in (single + " " + (pair or "")).split()
-                if not p.startswith("$")
-            }
-        )
-        tok.post_processor = processors.TemplateProcessing(
-            single=single, pair=pair, special_tokens=[(t, tok.token_to_id(t)) for t in used]
-        )
+    tok.add_special_tokens([*specials, AddedToken("<mask>", lstrip=True)])
+    template(tok, "<s> $A </s>", "<s> $A </s> </s> $B </s>")
     return tok
 
 
-def piece_bpe(*, style: str, eos: bool, specials=("<unk>", "<s>", "</s>")):
-    """SentencePiece BPE with byte fallback: `llama` (a leading ▁), `gemma` (none)."""
+def byte_bpe(specials: tuple[str, ...], *, first: bool = False) -> Tokenizer:
+    """Byte-level BPE; `first`: special tokens have the first ids (RoBERTa), else the last."""
+    tok = Tokenizer(models.BPE())
+    tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=800,
+        special_tokens=list(specials) if first else [],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tok.train_from_iterator(PROSE * 4, trainer)
+    tok.decoder = decoders.ByteLevel()
+    tok.add_special_tokens(list(specials))
+    return tok
+
+
+def piece_bpe(specials: tuple[str, ...], *, eos: bool) -> Tokenizer:
+    """SentencePiece BPE with byte fallback: Llama's begins with ▁, Gemma's with nothing."""
+    llama = "<s>" in specials
     tok = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
-    if style == "llama":
-        tok.normalizer = normalizers.Sequence(
-            [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-        )
+    spaces = normalizers.Replace(" ", "▁")
+    if llama:
+        tok.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), spaces])
     else:
-        tok.normalizer = normalizers.Replace(" ", "▁")
+        tok.normalizer = spaces
         tok.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
     pieces = [f"<0x{i:02X}>" for i in range(256)]
-    tok.train_from_iterator(
-        [" ".join(s.split()[i : i + 1]) for s in PROSE for i in range(len(s.split()))],
-        trainers.BpeTrainer(
-            vocab_size=1000, special_tokens=[*specials, *pieces], initial_alphabet=["▁"]
-        ),
+    trainer = trainers.BpeTrainer(
+        vocab_size=1000, special_tokens=[*specials, *pieces], initial_alphabet=["▁"]
     )
+    tok.train_from_iterator(TEXT.split() * 4, trainer)
     data = json.loads(tok.to_str())  # bytes are pieces, not special tokens
     data["added_tokens"] = [t for t in data["added_tokens"] if t["content"] in specials]
     tok = Tokenizer.from_str(json.dumps(data))
-    bos, end = ("<s>", "</s>") if "<s>" in specials else ("<bos>", "<eos>")
+    bos, end = ("<s>", "</s>") if llama else ("<bos>", "<eos>")
     one = f"{bos} $A {end}" if eos else f"{bos} $A"
-    tok.post_processor = processors.TemplateProcessing(
-        single=one,
-        pair=one + " " + one.replace("$A", "$B:1"),
-        special_tokens=[(t, tok.token_to_id(t)) for t in (bos, end)],
-    )
+    template(tok, one, one + " " + one.replace("$A", "$B:1"))
     return tok
+
+
+# --- as repositories have them ---
 
 
 def save(
     folder: Path,
     tok: Tokenizer,
-    *,
-    names: dict,
+    names: dict[str, str],
     cls: str = "PreTrainedTokenizerFast",
-    max_length=512,
-    **more,
-) -> None:
+    max_length: int = 512,
+    **more: Any,
+) -> Tokenizer:
+    """Write tokenizer.json and the two files beside it."""
     folder.mkdir(parents=True, exist_ok=True)
     tok.save(str(folder / "tokenizer.json"))
+    flags = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
+    added = {
+        str(i): {flag: getattr(token, flag) for flag in flags}
+        for i, token in sorted(tok.get_added_tokens_decoder().items())
+    }
     data = {
         "tokenizer_class": cls,
         "model_max_length": max_length,
         "clean_up_tokenization_spaces": True,
         **names,
         **more,
+        "added_tokens_decoder": added,
     }
-    added = {}
-    for i, t in sorted(tok.get_added_tokens_decoder().items()):
-        added[str(i)] = {
-            k: getattr(t, k)
-            for k in ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
-        }
-    data["added_tokens_decoder"] = added
     (folder / "tokenizer_config.json").write_text(json.dumps(data, indent=1, ensure_ascii=False))
     (folder / "special_tokens_map.json").write_text(json.dumps(names, indent=1, ensure_ascii=False))
+    return tok
+
+
+def bert(*, lower: bool = True, max_length: int = 512, cls: str = "BertTokenizer") -> Writer:
+    """BERT's and its kind's."""
+    told = {"do_lower_case": lower, "tokenize_chinese_chars": True, "strip_accents": None}
+    return lambda path: save(path, wordpiece(lower=lower), MARKS, cls, max_length, **told)
+
+
+def mpnet() -> Writer:
+    """WordPiece with XLM-R's special tokens."""
+    names = {**ANGLES, "unk_token": "[UNK]"}
+    return lambda path: save(path, wordpiece(names), names, "MPNetTokenizer", do_lower_case=True)
+
+
+def xlmr(max_length: int = 512) -> Writer:
+    """XLM-R's and CamemBERT's."""
+    return lambda path: save(path, unigram(), ANGLES, "XLMRobertaTokenizer", max_length)
+
+
+def plain(make: Callable[[], Tokenizer], names: dict[str, str], **told: Any) -> Writer:
+    """Of no class of its own."""
+    return lambda path: save(path, make(), names, **told)
+
+
+def roberta() -> Writer:
+    """RoBERTa's."""
+
+    def write(path: Path) -> Tokenizer:
+        tok = byte_bpe(("<s>", "<pad>", "</s>", "<unk>", "<mask>"), first=True)
+        template(tok, "<s> $A </s>", "<s> $A </s> </s> $B </s>")
+        told = {"add_prefix_space": False, "trim_offsets": True}
+        return save(path, tok, ANGLES, "RobertaTokenizer", **told)
+
+    return write
+
+
+def modernbert() -> Writer:
+    """ModernBERT's."""
+
+    def write(path: Path) -> Tokenizer:
+        tok = byte_bpe(("[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"))
+        template(tok, "[CLS] $A [SEP]", "[CLS] $A [SEP] $B [SEP]")
+        return save(path, tok, MARKS, max_length=8192, model_input_names=TWO_INPUTS)
+
+    return write
+
+
+def qwen(
+    *,
+    append: bool = True,
+    max_length: int = 131072,
+    eos: str = "<|endoftext|>",
+    words: tuple[str, ...] = (),
+    **more: Any,
+) -> Writer:
+    """Qwen's; `append`: <|endoftext|> behind each text; `words` are tokens of their own."""
+    names = {"eos_token": eos, "pad_token": "<|endoftext|>"}
+    told = {"padding_side": "left", "add_prefix_space": False, **more}
+
+    def write(path: Path) -> Tokenizer:
+        tok = byte_bpe(("<|endoftext|>", "<|im_start|>", "<|im_end|>"))
+        tok.add_tokens(list(words))
+        if append:
+            template(tok, "$A <|endoftext|>", "$A <|endoftext|> $B <|endoftext|>")
+        return save(path, tok, names, "Qwen2Tokenizer", max_length, **told)
+
+    return write
+
+
+def llama3(max_length: int = 131072) -> Writer:
+    """Llama 3's, which numbers the second text of a pair."""
+    begin, end = "<|begin_of_text|>", "<|end_of_text|>"
+    names = {"bos_token": begin, "eos_token": end, "pad_token": end}
+
+    def write(path: Path) -> Tokenizer:
+        tok = byte_bpe((begin, end))
+        template(tok, f"{begin} $A", f"{begin} $A {begin} $B:1")
+        return save(path, tok, names, max_length=max_length, model_input_names=TWO_INPUTS)
+
+    return write
+
+
+def llama2() -> Writer:
+    """Mistral's, with an end behind each text."""
+    names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>", "unk_token": "<unk>"}
+    told = {
+        "add_bos_token": True,
+        "add_eos_token": True,
+        "padding_side": "left",
+        "legacy": True,
+        "use_default_system_prompt": False,
+    }
+
+    def write(path: Path) -> Tokenizer:
+        tok = piece_bpe(("<unk>", "<s>", "</s>"), eos=True)
+        return save(path, tok, names, "LlamaTokenizer", int(1e30), **told)
+
+    return write
+
+
+def gemma(max_length: int, *, eos: bool = True) -> Writer:
+    """Gemma's; `eos`: an end behind each text."""
+
+    def write(path: Path) -> Tokenizer:
+        tok = piece_bpe(("<pad>", "<eos>", "<bos>", "<unk>", "<mask>"), eos=eos)
+        told = {"add_bos_token": True, "add_eos_token": eos}
+        return save(path, tok, GEMMA, "GemmaTokenizer", max_length, **told)
+
+    return write

@@ -43,21 +43,20 @@ def right(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return an uncased BERT with mean pooling and a prompt for queries."""
     import torch
 
-    from tests.acceptance import make
+    from tests.acceptance.files import modules, write
+    from tests.acceptance.nets import BERT
 
     folder = tmp_path_factory.mktemp("right")
     torch.manual_seed(7)
-    make.bert(folder)
-    kinds = ("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")
-    modules = [
-        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for i, (kind, path) in enumerate(kinds)
-    ]
-    make.dump(folder / "modules.json", modules)
-    make.dump(folder / "1_Pooling/config.json", {"embedding_dimension": 64, "pooling_mode": "mean"})
-    make.dump(folder / "sentence_bert_config.json", {"max_seq_length": CONTEXT})
     prompts = {"query": "search the web for what this question asks: ", "document": ""}
-    make.dump(folder / "config_sentence_transformers.json", {"prompts": prompts})
+    for step in (
+        BERT,
+        modules("2_Normalize"),
+        write("1_Pooling/config.json", {"embedding_dimension": 64, "pooling_mode": "mean"}),
+        write("sentence_bert_config.json", {"max_seq_length": CONTEXT}),
+        write("config_sentence_transformers.json", {"prompts": prompts}),
+    ):
+        step(folder)
     return folder
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformer
-from transformers import AutoTokenizer, BertConfig, BertModel
+from transformers import AutoTokenizer, BertModel
 
 from embedding_service.families import plan
 from embedding_service.families.checkpoint import ModelRefused
@@ -32,14 +32,15 @@ from embedding_service.settings.model import ModelOptions
 from embedding_service.types import EmbedJob, Truncate
 from embedding_service.worker.fake import FakeBackend
 from embedding_service.worker.tokens import lower_case
-from tests.acceptance.make import BERT, H, bert_config, bert_tok, dump, weights
+from tests.acceptance import tokenizers_ as toks
+from tests.acceptance.files import ST, H, dump, listed
+from tests.acceptance.nets import BERT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from embedding_service.types import Floats
 
-ST = "sentence_transformers.models."
 TEXTS = [
     "Hello, world",
     "HELLO World, Mixed CASE Text; NASA and IBM met in New York.",
@@ -59,8 +60,7 @@ STRANGERS = (
 def transformer(folder: Path) -> None:
     """Write a cased BERT and its tokenizer."""
     torch.manual_seed(7)
-    tok = bert_tok(folder, lower=False)
-    weights(folder, BertModel(bert_config(tok, BertConfig)), config=BERT, drop=["dtype"])
+    BERT.but(tok=toks.bert(lower=False))(folder)
 
 
 class Files:
@@ -84,11 +84,7 @@ class Files:
         width = H * len(modes)
         for _ in range(source.choice([0, 0, 1, 2, 3])):
             width = self._step(width)
-        rows = [
-            {"idx": i, "name": str(i), "path": p, "type": t}
-            for i, (p, t) in enumerate(self.modules)
-        ]
-        dump(self.folder / "modules.json", rows)
+        dump(self.folder / "modules.json", listed(*self.modules))
         told = {
             "max_seq_length": source.choice([16, 64, 512]),
             "do_lower_case": source.random() < 0.4,
