@@ -73,13 +73,13 @@ def tiny_qwen3_embedding(path: Path) -> Path:
     `model.` prefix.
     """
     prompts = {"query": QWEN3_QUERY_PROMPT, "document": ""}
-    net = _QWEN3.but(tok=toks.plain(lambda: _byte_level(append_end=True), _ENDS, **_LEFT))
+    net = _QWEN3.but(tok=toks.saved(lambda: _byte_level(append_end=True), _ENDS, **_LEFT))
     return _make(path, net, st("lasttoken", prompts=prompts), remove("sentence_bert_config.json"))
 
 
 def tiny_qwen3_reranker(path: Path) -> Path:
     """Qwen3-Reranker: a causal language model, scored by its logits for `yes` and `no`."""
-    tok = toks.plain(lambda: _byte_level(append_end=False), _ENDS, **_LEFT)
+    tok = toks.saved(lambda: _byte_level(append_end=False), _ENDS, **_LEFT)
     return _make(path, _QWEN3.but("ForCausalLM", tok=tok))
 
 
@@ -116,9 +116,9 @@ def _byte_level(*, append_end: bool) -> Tokenizer:
 _TOLD: Final = {"clean_up_tokenization_spaces": False}
 _ENDS: Final = {"eos_token": "<|im_end|>", "pad_token": END}
 _LEFT: Final = {"padding_side": "left", "max_length": 131072, **_TOLD}
-_BERT: Final = BERT.but(tok=toks.plain(lambda: toks.wordpiece(text=CORPUS), toks.MARKS, **_TOLD))
+_BERT: Final = BERT.but(tok=toks.saved(lambda: toks.wordpiece(text=CORPUS), toks.MARKS, **_TOLD))
 _XLMR: Final = XLMR.but(
-    tok=toks.plain(lambda: toks.unigram(CORPUS), toks.ANGLES, max_length=8192, **_TOLD),
+    tok=toks.saved(lambda: toks.unigram(CORPUS), toks.ANGLES, max_length=8192, **_TOLD),
     max_position_embeddings=8194,
 )
 _QWEN3: Final = QWEN3.but(ids={"bos_token_id": END, "eos_token_id": "<|im_end|>"})

@@ -58,6 +58,7 @@ ANGLES = {
     "mask_token": "<mask>",
 }
 GEMMA = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
+FLAGS = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
 TWO_INPUTS = ["input_ids", "attention_mask"]
 
 
@@ -118,7 +119,9 @@ def unigram(text: str = TEXT) -> Tokenizer:
     return tok
 
 
-def byte_bpe(specials: tuple[str, ...], *, first: bool = False) -> Tokenizer:
+def byte_bpe(
+    specials: tuple[str, ...], single: str = "", pair: str = "", *, first: bool = False
+) -> Tokenizer:
     """Byte-level BPE; `first`: special tokens have the first ids (RoBERTa), else the last."""
     tok = Tokenizer(models.BPE())
     tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -130,6 +133,8 @@ def byte_bpe(specials: tuple[str, ...], *, first: bool = False) -> Tokenizer:
     tok.train_from_iterator(PROSE * 4, trainer)
     tok.decoder = decoders.ByteLevel()
     tok.add_special_tokens(list(specials))
+    if single:
+        template(tok, single, pair)
     return tok
 
 
@@ -160,78 +165,71 @@ def piece_bpe(specials: tuple[str, ...], *, eos: bool) -> Tokenizer:
 # --- as repositories have them ---
 
 
-def save(
-    folder: Path,
-    tok: Tokenizer,
+def saved(
+    make: Callable[[], Tokenizer],
     names: dict[str, str],
     cls: str = "PreTrainedTokenizerFast",
     max_length: int = 512,
-    **more: Any,
-) -> Tokenizer:
-    """Write tokenizer.json and the two files beside it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tok.save(str(folder / "tokenizer.json"))
-    flags = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
-    added = {
-        str(i): {flag: getattr(token, flag) for flag in flags}
-        for i, token in sorted(tok.get_added_tokens_decoder().items())
-    }
-    data = {
-        "tokenizer_class": cls,
-        "model_max_length": max_length,
-        "clean_up_tokenization_spaces": True,
-        **names,
-        **more,
-        "added_tokens_decoder": added,
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(data, indent=1, ensure_ascii=False))
-    (folder / "special_tokens_map.json").write_text(json.dumps(names, indent=1, ensure_ascii=False))
-    return tok
+    **told: Any,
+) -> Writer:
+    """Return what makes a tokenizer and writes tokenizer.json and the two files beside it."""
+
+    def write(folder: Path) -> Tokenizer:
+        tok = make()
+        folder.mkdir(parents=True, exist_ok=True)
+        tok.save(str(folder / "tokenizer.json"))
+        added = {
+            str(i): {flag: getattr(token, flag) for flag in FLAGS}
+            for i, token in sorted(tok.get_added_tokens_decoder().items())
+        }
+        usual = {"model_max_length": max_length, "clean_up_tokenization_spaces": True, **names}
+        config = {"tokenizer_class": cls, **usual, **told, "added_tokens_decoder": added}
+        for name, value in (("tokenizer_config", config), ("special_tokens_map", names)):
+            text = json.dumps(value, indent=1, ensure_ascii=False)
+            (folder / f"{name}.json").write_text(text)
+        return tok
+
+    return write
 
 
 def bert(*, lower: bool = True, max_length: int = 512, cls: str = "BertTokenizer") -> Writer:
     """BERT's and its kind's."""
     told = {"do_lower_case": lower, "tokenize_chinese_chars": True, "strip_accents": None}
-    return lambda path: save(path, wordpiece(lower=lower), MARKS, cls, max_length, **told)
+    return saved(lambda: wordpiece(lower=lower), MARKS, cls, max_length, **told)
 
 
 def mpnet() -> Writer:
     """WordPiece with XLM-R's special tokens."""
     names = {**ANGLES, "unk_token": "[UNK]"}
-    return lambda path: save(path, wordpiece(names), names, "MPNetTokenizer", do_lower_case=True)
+    return saved(lambda: wordpiece(names), names, "MPNetTokenizer", do_lower_case=True)
 
 
 def xlmr(max_length: int = 512) -> Writer:
     """XLM-R's and CamemBERT's."""
-    return lambda path: save(path, unigram(), ANGLES, "XLMRobertaTokenizer", max_length)
-
-
-def plain(make: Callable[[], Tokenizer], names: dict[str, str], **told: Any) -> Writer:
-    """Of no class of its own."""
-    return lambda path: save(path, make(), names, **told)
+    return saved(unigram, ANGLES, "XLMRobertaTokenizer", max_length)
 
 
 def roberta() -> Writer:
     """RoBERTa's."""
-
-    def write(path: Path) -> Tokenizer:
-        tok = byte_bpe(("<s>", "<pad>", "</s>", "<unk>", "<mask>"), first=True)
-        template(tok, "<s> $A </s>", "<s> $A </s> </s> $B </s>")
-        told = {"add_prefix_space": False, "trim_offsets": True}
-        return save(path, tok, ANGLES, "RobertaTokenizer", **told)
-
-    return write
+    specials, around = ("<s>", "<pad>", "</s>", "<unk>", "<mask>"), "<s> $A </s>"
+    told = {"add_prefix_space": False, "trim_offsets": True}
+    return saved(
+        lambda: byte_bpe(specials, around, f"{around} </s> $B </s>", first=True),
+        ANGLES,
+        "RobertaTokenizer",
+        **told,
+    )
 
 
 def modernbert() -> Writer:
     """ModernBERT's."""
-
-    def write(path: Path) -> Tokenizer:
-        tok = byte_bpe(("[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"))
-        template(tok, "[CLS] $A [SEP]", "[CLS] $A [SEP] $B [SEP]")
-        return save(path, tok, MARKS, max_length=8192, model_input_names=TWO_INPUTS)
-
-    return write
+    specials, around = ("[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"), "[CLS] $A [SEP]"
+    return saved(
+        lambda: byte_bpe(specials, around, f"{around} $B [SEP]"),
+        MARKS,
+        max_length=8192,
+        model_input_names=TWO_INPUTS,
+    )
 
 
 def qwen(
@@ -243,56 +241,47 @@ def qwen(
     **more: Any,
 ) -> Writer:
     """Qwen's; `append`: <|endoftext|> behind each text; `words` are tokens of their own."""
-    names = {"eos_token": eos, "pad_token": "<|endoftext|>"}
-    told = {"padding_side": "left", "add_prefix_space": False, **more}
+    end = "<|endoftext|>"
+    around = (f"$A {end}", f"$A {end} $B {end}") if append else ()
 
-    def write(path: Path) -> Tokenizer:
-        tok = byte_bpe(("<|endoftext|>", "<|im_start|>", "<|im_end|>"))
+    def make() -> Tokenizer:
+        tok = byte_bpe((end, "<|im_start|>", "<|im_end|>"), *around)
         tok.add_tokens(list(words))
-        if append:
-            template(tok, "$A <|endoftext|>", "$A <|endoftext|> $B <|endoftext|>")
-        return save(path, tok, names, "Qwen2Tokenizer", max_length, **told)
+        return tok
 
-    return write
+    told = {"padding_side": "left", "add_prefix_space": False, **more}
+    return saved(make, {"eos_token": eos, "pad_token": end}, "Qwen2Tokenizer", max_length, **told)
 
 
 def llama3(max_length: int = 131072) -> Writer:
     """Llama 3's, which numbers the second text of a pair."""
     begin, end = "<|begin_of_text|>", "<|end_of_text|>"
     names = {"bos_token": begin, "eos_token": end, "pad_token": end}
-
-    def write(path: Path) -> Tokenizer:
-        tok = byte_bpe((begin, end))
-        template(tok, f"{begin} $A", f"{begin} $A {begin} $B:1")
-        return save(path, tok, names, max_length=max_length, model_input_names=TWO_INPUTS)
-
-    return write
+    return saved(
+        lambda: byte_bpe((begin, end), f"{begin} $A", f"{begin} $A {begin} $B:1"),
+        names,
+        max_length=max_length,
+        model_input_names=TWO_INPUTS,
+    )
 
 
 def llama2() -> Writer:
     """Mistral's, with an end behind each text."""
     names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>", "unk_token": "<unk>"}
-    told = {
-        "add_bos_token": True,
-        "add_eos_token": True,
-        "padding_side": "left",
-        "legacy": True,
-        "use_default_system_prompt": False,
-    }
-
-    def write(path: Path) -> Tokenizer:
-        tok = piece_bpe(("<unk>", "<s>", "</s>"), eos=True)
-        return save(path, tok, names, "LlamaTokenizer", int(1e30), **told)
-
-    return write
+    told = {"padding_side": "left", "legacy": True, "use_default_system_prompt": False}
+    return saved(
+        lambda: piece_bpe(("<unk>", "<s>", "</s>"), eos=True),
+        names,
+        "LlamaTokenizer",
+        int(1e30),  # no limit, as transformers writes it
+        add_bos_token=True,
+        add_eos_token=True,
+        **told,
+    )
 
 
 def gemma(max_length: int, *, eos: bool = True) -> Writer:
     """Gemma's; `eos`: an end behind each text."""
-
-    def write(path: Path) -> Tokenizer:
-        tok = piece_bpe(("<pad>", "<eos>", "<bos>", "<unk>", "<mask>"), eos=eos)
-        told = {"add_bos_token": True, "add_eos_token": eos}
-        return save(path, tok, GEMMA, "GemmaTokenizer", max_length, **told)
-
-    return write
+    specials = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>")
+    told = {"add_bos_token": True, "add_eos_token": eos}
+    return saved(lambda: piece_bpe(specials, eos=eos), GEMMA, "GemmaTokenizer", max_length, **told)

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 example("bf16-saved-bert", XLMR.but(dtype=torch.bfloat16, says={"torch_dtype": "bfloat16"}), st(),
     args=("--dtype", "auto"), tolerance=0.999)
-T5 = net("T5", toks.plain(toks.unigram, toks.ANGLES), "EncoderModel", d_model=H, d_kv=32, d_ff=128,
+T5 = net("T5", toks.saved(toks.unigram, toks.ANGLES), "EncoderModel", d_model=H, d_kv=32, d_ff=128,
     num_layers=2, num_heads=2)
 T5_ST = st(include_prompt=False, layers=(dense("2_Dense", bias=False),))
 family("instructor", "hkunlp/instructor-large", T5, T5_ST, kind="refuse")
 family("gtr-t5", "sentence-transformers/gtr-t5-base", T5, T5_ST, kind="refuse")
-STATIC, WORDS = ST + "StaticEmbedding", toks.plain(toks.wordpiece, toks.MARKS)
+STATIC, WORDS = ST + "StaticEmbedding", toks.saved(toks.wordpiece, toks.MARKS)
 
 
 def table_of_words(folder: str, name: str) -> Step:

@@ -45,7 +45,7 @@ MINILM = BERT.but(ONE, num_labels=1,
 BGE = XLMR.but(ONE, num_labels=1)
 BGE_M3 = BGE.but(tok=toks.xlmr(8192), max_position_embeddings=8194)
 TWO = {"id2label": {0: "irrelevant", 1: "relevant"}, "label2id": {"irrelevant": 0, "relevant": 1}}
-DEBERTA = net("DebertaV2", toks.plain(toks.wordpiece, toks.MARKS), ONE, num_labels=1,
+DEBERTA = net("DebertaV2", toks.saved(toks.wordpiece, toks.MARKS), ONE, num_labels=1,
     relative_attention=True, pos_att_type=["p2c", "c2p"], **ENC)
 reranker("bge-reranker-base", "BAAI/bge-reranker-base", BGE)
 reranker("bge-reranker-v2-m3", "BAAI/bge-reranker-v2-m3", BGE_M3)
