@@ -73,12 +73,7 @@ def failed(status: int, answer: Told) -> Found:
 
 def embed_case(server: Server, data: Told, case: Told) -> Found:
     """Compare a request's vectors by cosine, and by length where nothing normalises them."""
-    texts, request = [data["long"]] if case.get("long") else data["texts"], case["request"]
-    status, answer = server.post("embeddings", input=texts, **request)
-    too_long = status == 400 and "maximum context length" in answer["error"]
-    if too_long and "truncate" not in request:  # sentence-transformers cuts in silence
-        cut = {"truncate": data.get("side", "right"), **request}
-        status, answer = server.post("embeddings", input=texts, **cut)
+    status, answer = embeddings(server, data, case)
     if status != 200:
         return failed(status, answer)
     ours = np.array([row["embedding"] for row in answer["data"]])
@@ -86,14 +81,23 @@ def embed_case(server: Server, data: Told, case: Told) -> Found:
     if ours.shape != theirs.shape:
         return False, f"shape {ours.shape[1:]} for {theirs.shape[1:]}"
     found = [near(ours, theirs, data["tolerance"])]
-    if "input_type" in request:  # a type that changes nothing is named, one that does is not
-        said = "input_type" in answer["ignored"]
-        found.append(
-            (said == bool(case.get("ignored")), "named in x-ignored-fields" if said else "")
-        )
+    if "input_type" in case["request"]:  # one that changes nothing is named, one that does is not
+        named = "input_type" in answer["ignored"]
+        note = "named in x-ignored-fields" if named else ""
+        found.append((named == bool(case.get("ignored")), note))
     if case.get("exact"):
         found.append(lengths(ours, theirs, data["tolerance"]))
     return all(good for good, _ in found), ", ".join(note for _, note in found if note)
+
+
+def embeddings(server: Server, data: Told, case: Told) -> tuple[int, Told]:
+    """Ask for a case's vectors, and again with a cut, as sentence-transformers cuts in silence."""
+    body = {"input": [data["long"]] if case.get("long") else data["texts"], **case["request"]}
+    status, answer = server.post("embeddings", **body)
+    too_long = status == 400 and "maximum context length" in answer["error"]
+    if too_long and "truncate" not in body:
+        return server.post("embeddings", truncate=data.get("side", "right"), **body)
+    return status, answer
 
 
 def near(ours: np.ndarray, theirs: np.ndarray, tolerance: float) -> Found:
@@ -135,35 +139,39 @@ def sparse_case(server: Server, data: Told, case: Told) -> Found:
 def rerank_cases(server: Server, data: Told) -> Iterator[tuple[str, Found]]:
     """Compare logits, sigmoids and the order."""
     logits = np.array(data["logits"], float)
-    pairs = [{"query": query, "document": document} for query, document in data["pairs"]]
-    labels = logits.shape[1]
-    sigmoids = 1 / (1 + np.exp(-logits[:, 0]))
-    for name, right, more in (
-        ("raw_scores", logits[:, 0], {"raw_scores": True}),
-        ("sigmoid", sigmoids, {}),
-    ):
-        status, answer = server.post("rerank", pairs=pairs, **more)
-        if status != 200:
-            yield name, failed(status, answer)
-            return
-        ours = np.array([row["relevance_score"] for row in answer["results"]], float)
-        if labels != 1:
-            yield name, (False, f"{labels} labels in the reference, the server has {ours[:4]}")
-            return
-        off = np.abs(ours - right)
-        note = f"largest difference {off.max():.2e} at pair {int(off.argmax())}"
-        span = f" of {right.min():.2f}..{right.max():.2f}"
-        yield name, (bool(off.max() < SCORE_BAR), note + span)
+    if logits.shape[1] != 1:
+        yield "raw_scores", (False, f"{logits.shape[1]} labels in the reference")
+        return
+    logits = logits[:, 0]
+    sigmoids = 1 / (1 + np.exp(-logits))
+    yield "raw_scores", scored(server, data, logits, raw_scores=True)
+    yield "sigmoid", scored(server, data, sigmoids)
     if isinstance(data.get("cross_encoder"), list):
-        yield (
-            "CrossEncoder.predict gives",
-            (True, likeness(data["cross_encoder"], logits[:, 0], sigmoids)),
-        )
+        note = likeness(data["cross_encoder"], logits, sigmoids)
+        yield "CrossEncoder.predict gives", (True, note)
+    yield "order", ordered(server, data, logits)
+
+
+def scored(server: Server, data: Told, right: np.ndarray, **more: Any) -> Found:
+    """Compare the scores of all pairs."""
+    pairs = [{"query": query, "document": document} for query, document in data["pairs"]]
+    status, answer = server.post("rerank", pairs=pairs, **more)
+    if status != 200:
+        return failed(status, answer)
+    off = np.abs(np.array([row["relevance_score"] for row in answer["results"]], float) - right)
+    where = f"at pair {int(off.argmax())} of {right.min():.2f}..{right.max():.2f}"
+    return bool(off.max() < SCORE_BAR), f"largest difference {off.max():.2e} {where}"
+
+
+def ordered(server: Server, data: Told, logits: np.ndarray) -> Found:
+    """Compare the order of the first three documents, which have one query."""
     documents = [document for _, document in data["pairs"][:3]]
     status, answer = server.post("rerank", query=data["pairs"][0][0], documents=documents)
-    order = [row["index"] for row in answer.get("results", [])]
-    right_order = np.argsort(-logits[:3, 0], kind="stable").tolist()
-    yield "order", (order == right_order, f"{order} for {right_order}")
+    if status != 200:
+        return failed(status, answer)
+    order = [row["index"] for row in answer["results"]]
+    right = np.argsort(-logits[:3], kind="stable").tolist()
+    return order == right, f"{order} for {right}"
 
 
 def likeness(predicted: list[float], logits: np.ndarray, sigmoids: np.ndarray) -> str:
