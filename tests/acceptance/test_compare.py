@@ -56,7 +56,8 @@ class Other(BaseHTTPRequestHandler):
 def url() -> Iterator[str]:
     """Return the server's address."""
     with ThreadingHTTPServer(("127.0.0.1", 0), Other) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        told = {"poll_interval": 0.01}
+        threading.Thread(target=server.serve_forever, kwargs=told, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/v1"
         server.shutdown()
 
