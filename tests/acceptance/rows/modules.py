@@ -138,6 +138,7 @@ GELU = "transformers.activations.GELUActivation"
 OTHER_DEFAULT = {"prompts": {"query": "q: "}, "default_prompt_name": "other"}
 PYLATE = "pylate.models.Dense.Dense"
 PLAIN = (("", ST + "Transformer"), ("1_Pooling", ST + "Pooling"))
+NORMALIZE = ("2_Normalize", ST + "Normalize")
 REFUSED = {
     "unknown-module": [modules("2_WordWeights")],
     "unknown-module-of-others": [write("modules.json", listed(*PLAIN, ("2_Dense", PYLATE)))],
@@ -151,7 +152,7 @@ REFUSED = {
     "unknown-positions": [patch("config.json", position_embedding_type="relative_key")],
     "unknown-code": [patch("config.json", auto_map={"AutoModel": "modeling_mine.MyBertModel"})],
     "no-pooling": [write("modules.json", listed(PLAIN[0]))],
-    "pooling-before-transformer": [write("modules.json", listed(PLAIN[1], PLAIN[0]))],
+    "pooling-before-transformer": [write("modules.json", listed(*PLAIN, NORMALIZE)[::-1])],
     "weights-missing": [LINEAR, remove("2_Dense/model.safetensors")],
     "weights-of-another-size": [LINEAR, patch(DENSE, out_features=H - 1)],
 }  # fmt: skip
