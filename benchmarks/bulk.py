@@ -26,8 +26,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from benchmarks import models, report, texts
-from benchmarks.servers import Ceiling, Setup
+from benchmarks import models, report, servers, texts
+from benchmarks.servers import Setup
 
 BATCH = 256  # texts a call of `LLM.embed`, as many as a message to the gateway's engine has
 SHORT, LONG = 5, 250  # tokens, of "mixed"
@@ -153,7 +153,7 @@ async def measure(options: argparse.Namespace) -> dict[str, list[dict[str, float
         service = await stack.enter_async_context(local_service(settings, telemetry.get_logger()))
         dtype = service.models.default.facts.dtype
         command = Command(service, options.out)
-        ceiling = Ceiling(setup)
+        ceiling = servers.ceiling(setup)
         stack.callback(ceiling.stop)
         ceiling.wait_ready()
         encoder = Encoder(model, dtype)
@@ -165,9 +165,7 @@ async def measure(options: argparse.Namespace) -> dict[str, list[dict[str, float
                 ids = [encoding.ids for encoding in tokenizer.encode_batch(made)]
                 sides = {
                     "embed": lambda made=made: command.texts_per_s(made),
-                    "LLM.embed": lambda ids=ids: asyncio.to_thread(
-                        ceiling.ask, embed=ids, batch=len(ids)
-                    ),
+                    "LLM.embed": lambda ids=ids: asyncio.to_thread(offline, ceiling, ids),
                     "sentence-transformers": lambda made=made: asyncio.to_thread(
                         encoder.texts_per_s, made
                     ),
@@ -180,6 +178,11 @@ async def measure(options: argparse.Namespace) -> dict[str, list[dict[str, float
                     count = BATCH * max(1, round(rates["embed"] * options.seconds / BATCH))
             print(f"{length} done", file=sys.stderr, flush=True)
     return found
+
+
+def offline(ceiling: servers.Offline, ids: list[list[int]]) -> float:
+    """Return the texts/s of all these texts in one call."""
+    return ceiling.sample(ids, len(ids)).texts_per_s
 
 
 def markdown(found: dict[str, list[dict[str, float]]]) -> str:

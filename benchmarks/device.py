@@ -1,10 +1,11 @@
 """Does the device wait for Python? A stand-in for one, behind vLLM's real scheduler, through HTTP.
 
-    python -m benchmarks.device [--steps-ms 0 22 44 88] [--replicas 1 2] [--seconds 6]
+    python -m benchmarks.device [--steps-ms 22 44 88] [--replicas 1 2] [--ahead 2] [--rounds 5]
 
 A step of 256 texts takes so many milliseconds and no processor, as on a GPU; inputs are token ids.
-A row has the texts/s, the rate of the device alone, and the texts/s over the lesser of that and of
-what the same path gives with a device that takes no time.
+The times are tried in turn, round by round, and with them a device that takes no time: what the
+path itself gives. A row has the medians of the texts/s, the rate of the device alone, the path's
+own rate, and the texts/s over the lesser of the two within a round, with its quartiles.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import asyncio
 import json
 import os
 import random
+import statistics
 import tempfile
 import time
 from concurrent.futures import Future
@@ -26,10 +28,10 @@ import yaml
 from benchmarks import load, models
 from benchmarks.load import Cell
 
-STEP_MS = "BENCHMARK_STEP_MS"
+STEP_FILE = "BENCHMARK_STEP_FILE"  # names the file with a step's milliseconds
 CELL = Cell(8, 256)
 
-if TYPE_CHECKING or STEP_MS in os.environ:
+if TYPE_CHECKING or STEP_FILE in os.environ:
     import torch
     from vllm.v1.executor.uniproc_executor import UniProcExecutor
     from vllm.v1.outputs import ModelRunnerOutput
@@ -54,7 +56,7 @@ if TYPE_CHECKING or STEP_MS in os.environ:
 
         def execute_model(self, scheduler_output: Any, *, non_block: bool = False) -> Any:
             texts = list(scheduler_output.num_scheduled_tokens)
-            step_s = float(os.environ[STEP_MS]) / 1000
+            step_s = float(Path(os.environ[STEP_FILE]).read_text()) / 1000
             self.free_at = max(self.free_at, time.monotonic()) + step_s
             places = {name: index for index, name in enumerate(texts)}
             output = ModelRunnerOutput(texts, places, pooler_output=[self.vector] * len(texts))
@@ -72,42 +74,82 @@ def bodies(tokens: int) -> list[bytes]:
     return made
 
 
-def _written(path: Path, settings: dict[str, Any]) -> Path:
-    path.write_text(yaml.safe_dump(settings))
-    return path
-
-
-async def measure(step_ms: float, replicas: int, ahead: int, options: argparse.Namespace) -> float:
-    """Return texts/s through a gateway of its own."""
-    from benchmarks.gpu import all_ready, gateway
-
+def settings(replicas: int, ahead: int) -> dict[str, Any]:
+    """Return the gateway's."""
     engine_args = {
         "distributed_executor_backend": "benchmarks.device.Device",
         "async_scheduling": ahead > 1,
         "max_num_seqs": ahead * 256,
         "max_num_batched_tokens": 16384,
     }
-    settings = {
+    return {
         "model_name": "m",
         "model_path": str(models.minilm()),
         "device": "cpu",
         "replicas": replicas,
         "engine_args": engine_args,
-        "token_ids": "model",
+        "token_ids": "native",
         "cache_max_bytes": 0,
         "max_queued_tokens": 1 << 30,
     }
-    os.environ[STEP_MS] = str(step_ms)
+
+
+async def measure(
+    replicas: int, ahead: int, options: argparse.Namespace
+) -> dict[float, list[float]]:
+    """Return the texts/s of each round by a step's milliseconds, 0 among them."""
+    from benchmarks.gpu import all_ready, gateway
+
     with tempfile.TemporaryDirectory() as folder:
-        config = _written(Path(folder, "device.yaml"), settings)
+        step_file = Path(folder, "step_ms")
+        os.environ[STEP_FILE] = str(step_file)
+        _write(step_file, "0")
+        config = Path(folder, "device.yaml")
+        _write(config, yaml.safe_dump(settings(replicas, ahead)))
         server = gateway(config, Path(folder), name="device")
         server.start()
         try:
             await all_ready(server)
-            sample = await load.run(server.url, bodies(options.tokens), CELL, options.seconds)
+            return await _rounds(server.url, step_file, options)
         finally:
             server.stop()
-    return sample.texts_per_s
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text)
+
+
+async def _rounds(
+    url: str, step_file: Path, options: argparse.Namespace
+) -> dict[float, list[float]]:
+    times_ms, requests = [0.0, *options.steps_ms], bodies(options.tokens)
+    found: dict[float, list[float]] = {step_ms: [] for step_ms in times_ms}
+    await load.run(url, requests, CELL, 1)
+    for turn in range(options.rounds):
+        for step_ms in times_ms if turn % 2 else reversed(times_ms):
+            _write(step_file, str(step_ms))
+            sample = await load.run(url, requests, CELL, options.seconds)
+            found[step_ms].append(sample.texts_per_s)
+    return found
+
+
+def rows(found: dict[float, list[float]], replicas: int) -> list[dict[str, Any]]:
+    """Return what is printed of one server: ratios are of one round."""
+    paths = found[0.0]
+    made = []
+    for step_ms, rates in found.items():
+        if not step_ms:
+            continue
+        device = replicas * CELL.size / step_ms * 1000
+        ratios = [rate / min(device, path) for rate, path in zip(rates, paths, strict=True)]
+        quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+        row = {"replicas": replicas, "step_ms": step_ms, "device": round(device)}
+        row |= {
+            "path": round(statistics.median(paths)),
+            "texts_per_s": round(statistics.median(rates)),
+        }
+        made.append(row | {"of_the_lesser": [round(ratio, 3) for ratio in quartiles]})
+    return made
 
 
 async def main() -> None:
@@ -116,20 +158,16 @@ async def main() -> None:
     )
     parser.add_argument("--steps-ms", nargs="+", type=float, default=[22, 44, 88])
     parser.add_argument("--replicas", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--ahead", nargs="+", type=int, default=[1, 2], help="steps in flight")
-    parser.add_argument("--seconds", type=float, default=6)
+    parser.add_argument("--ahead", nargs="+", type=int, default=[2], help="steps in flight")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=4)
     parser.add_argument("--tokens", type=int, default=50)
     options = parser.parse_args()
     for replicas in options.replicas:
         for ahead in options.ahead:
-            path = await measure(0, replicas, ahead, options)
-            for step_ms in options.steps_ms:
-                found = await measure(step_ms, replicas, ahead, options)
-                device = replicas * 256 / step_ms * 1000
-                row = {"replicas": replicas, "ahead": ahead, "step_ms": step_ms}
-                row |= {"texts_per_s": round(found), "device": round(device), "path": round(path)}
-                row["of_the_lesser"] = round(found / min(device, path), 3)
-                print(json.dumps(row), flush=True)
+            found = await measure(replicas, ahead, options)
+            for row in rows(found, replicas):
+                print(json.dumps({"ahead": ahead} | row), flush=True)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import statistics
@@ -58,7 +59,7 @@ def markdown(run: Run) -> str:
     ]
     for name, cosine in run.cosine.items():
         lines.append(
-            f"| {name} | {spread(run.ready_s[name], 1)} | {run.pss_mb.get(name, 0):.0f} "
+            f"| {name} | {spread(run.ready_s[name], 1)} | {_figure(run.pss_mb.get(name))} "
             f"| {cosine:.6f} |"
         )
     columns = [
@@ -72,22 +73,28 @@ def markdown(run: Run) -> str:
     lines += ["", _row(*columns, "of the matrix rate", "load's CPU"), "|" + "---|" * 8]
     for cell, servers in run.samples.items():
         for name, samples in servers.items():
-            offline = name == "ceiling"
-            rate, p50 = (
-                statistics.median(getattr(s, f) for s in samples) for f in ("texts_per_s", "p50_ms")
+            rate, p50, load = (
+                statistics.median(getattr(s, figure) for s in samples)
+                for figure in ("texts_per_s", "p50_ms", "load_share")
             )
             faster = "" if name == first else spread(run.ratio(cell, name, "texts_per_s"))
-            sooner = "" if name == first or offline else spread(run.ratio(cell, name, "p50_ms"))
+            untimed = name == first or math.isnan(p50)
+            sooner = "" if untimed else spread(run.ratio(cell, name, "p50_ms"))
             share = run.share(cell, name)
             shown = [
                 f"{rate:.0f}" if rate >= 10 else f"{rate:.2f}",
-                "" if offline else f"{p50:.1f}",
+                _figure(p50, 1),
+                faster,
+                sooner,
+                spread(share) if share else "",
+                "" if math.isnan(load) else f"{load:.0%}",
             ]
-            load = "" if offline else f"{statistics.median(s.load_share for s in samples):.0%}"
-            lines.append(
-                _row(str(cell), name, *shown, faster, sooner, spread(share) if share else "", load)
-            )
+            lines.append(_row(str(cell), name, *shown))
     return "\n".join(lines)
+
+
+def _figure(value: float | None, digits: int = 0) -> str:
+    return "" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
 def _row(*cells: str) -> str:
@@ -116,7 +123,9 @@ def as_json(run: Run) -> str:
                 if name != "ceiling"
             },
             "load_share_of_a_core": {
-                name: [s.load_share for s in samples] for name, samples in servers.items()
+                name: [s.load_share for s in samples]
+                for name, samples in servers.items()
+                if not math.isnan(samples[0].load_share)
             },
         }
         for cell, servers in run.samples.items()

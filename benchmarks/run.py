@@ -5,12 +5,14 @@ turn, so that a slow minute of the machine hits all alike: a figure is the media
 the ratio within a round, with its quartiles. The load does not pause, and its beginning and end do
 not count. In a cell every server is sent the same texts, which are new in every round. `ceiling` is
 offline `LLM.embed` with the gateway's engine settings, and the matrix rate is measured on its
-threads in every round.
+threads in every round. `openvino` and `onnxruntime` are those libraries without any server, which
+are handed token ids, no more than 32 texts a call.
 
     make bench                                                    # about half an hour on two cores
     make bench ARGS="--rounds 3"                                  # shorter, with wider quartiles
     make bench ARGS="--model one-layer --servers gateway vllm"
     make bench ARGS="--model qwen3-0.6b --servers gateway --cells 8x1x400 --seconds 12"
+    make bench ARGS="--servers gateway openvino --cells 1x1 8x32 --no-ceiling"
     make bench ARGS="--servers gateway warm --cells 64x1"
     make bench ARGS="--servers gateway --cells 1x32 1x512 1x2048"
 """
@@ -29,19 +31,20 @@ from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
 
-from benchmarks import load, models, reference, report, texts
+from benchmarks import load, models, reference, report, runtimes, servers, texts
 from benchmarks.load import Cell, Sample
-from benchmarks.servers import MODEL, SERVERS, Ceiling, NotRunning, Setup
+from benchmarks.servers import MODEL, SERVERS, NotRunning, Setup
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy as np
 
-    from benchmarks.servers import Server
+    from benchmarks.servers import Offline, Server
 
 CELLS = ("1x1", "8x32", "64x1")
-PEERS = ("gateway", "vllm", "vllm-defaults", "infinity", "naive", "async-llm")
+PEERS = ("gateway", "vllm", "vllm-defaults", "infinity", "naive", "async-llm", *runtimes.NAMES)
+RUNTIME_BATCH = 32  # texts a call
 LEAST_COSINE = 0.999
 
 
@@ -50,7 +53,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", choices=models.NAMES, default="minilm")
-    parser.add_argument("--servers", nargs="+", choices=SERVERS, default=PEERS)
+    parser.add_argument("--servers", nargs="+", choices=(*SERVERS, *runtimes.NAMES), default=PEERS)
     parser.add_argument(
         "--cells", nargs="+", type=Cell.parse, default=[*map(Cell.parse, CELLS)], metavar="CELL"
     )
@@ -87,14 +90,13 @@ async def measure(options: argparse.Namespace) -> report.Run:
         folder.mkdir(parents=True, exist_ok=True)
         setup = Setup(model, folder, options.device, options.memory)
         found = report.Run(model=model, rounds=options.rounds)
-        servers = await start_all(setup, options, found, stack)
-        ceiling = None
-        if not options.no_ceiling:
-            ceiling = Ceiling(setup)
-            stack.callback(ceiling.stop)
-            ceiling.wait_ready()
+        running = await start_all(setup, options, found, stack)
         sample = texts.make(32, tokens=50, tokenizer=tokenizer, seed=0)
-        servers = await agreeing(servers, sample, reference.vectors(model, sample), found)
+        expected = reference.vectors(model, sample)
+        running = await agreeing(running, sample, expected, found)
+        offline = start_offline(setup, options, found, stack)
+        ids = [encoding.ids for encoding in tokenizer.encode_batch(sample)]
+        check_offline(offline, ids, expected, found)
         waves: dict[Cell, int] = {}
         for turn in range(-1, options.rounds):  # -1 warms up, and shows how many texts a cell takes
             for cell in options.cells:
@@ -104,24 +106,56 @@ async def measure(options: argparse.Namespace) -> report.Run:
                 )  # before, while and after it counts, with room for a fast minute
                 made = texts.make(prepared, tokens=cell.tokens, tokenizer=tokenizer, seed=turn + 1)
                 samples = await one_round(
-                    cell, made, servers, options.seconds, backwards=bool(turn % 2)
+                    cell, made, running, options.seconds, backwards=bool(turn % 2)
                 )
+                ids = [encoding.ids for encoding in tokenizer.encode_batch(made[: wave * counted])]
+                for name, process in offline.items():
+                    most = wave if name == "ceiling" else RUNTIME_BATCH
+                    samples[name] = process.sample(ids, min(wave, most))
                 rate = None
-                if ceiling is not None:
-                    ids = [
-                        encoding.ids for encoding in tokenizer.encode_batch(made[: wave * counted])
-                    ]
-                    samples["ceiling"] = Sample(ceiling.ask(embed=ids, batch=wave), math.nan, 0)
+                if "ceiling" in offline:
                     shape = {"products": model.products, "rows": wave * cell.tokens, "seconds": 0.5}
-                    rate = ceiling.ask(rate=shape)
+                    rate = offline["ceiling"].ask(rate=shape)["flop_per_s"]
                 if turn >= 0:
                     found.add(cell, samples, rate)
                 else:
                     fastest = max(s.texts_per_s for name, s in samples.items() if name != "warm")
                     waves[cell] = math.ceil(fastest * options.seconds / wave)
             print(f"round {turn + 1} of {options.rounds}", file=sys.stderr, flush=True)
-        found.pss_mb = {server.name: server.pss_mb() for server in servers}
+        found.pss_mb = {server.name: server.pss_mb() for server in running}
     return found
+
+
+def start_offline(
+    setup: Setup, options: argparse.Namespace, found: report.Run, stack: ExitStack
+) -> dict[str, Offline]:
+    """Start what has no server, one after another; who cannot start is told."""
+    wanted = [name for name in options.servers if name in runtimes.NAMES]
+    wanted += [] if options.no_ceiling else ["ceiling"]
+    running = {}
+    for name in wanted:
+        try:
+            is_ceiling = name == "ceiling"
+            process = servers.ceiling(setup) if is_ceiling else servers.runtime(setup, name)
+            stack.callback(process.stop)
+            found.ready_s[name] = [process.wait_ready()]
+        except NotRunning as error:
+            print(error, file=sys.stderr)
+            continue
+        running[name] = process
+    return running
+
+
+def check_offline(
+    offline: dict[str, Offline], ids: list[list[int]], expected: np.ndarray, found: report.Run
+) -> None:
+    """Leave out the runtimes that do not give the expected vectors; the ceiling is vLLM's own."""
+    for name in runtimes.NAMES:
+        if name in offline:
+            vectors = offline[name].ask(vectors=ids)["vectors"]
+            cosine = float((expected * vectors).sum(axis=1).min())
+            if not kept(name, cosine, found):
+                del offline[name]
 
 
 async def start_all(
@@ -130,15 +164,17 @@ async def start_all(
     """Start the servers one after another, `--starts` times, and leave them running; who cannot
     start is told.
     """
-    servers = []
+    made = []
     for name in options.servers:
+        if name in runtimes.NAMES:
+            continue
         try:
-            servers.append(SERVERS[name](setup))
+            made.append(SERVERS[name](setup))
         except NotRunning as error:
             print(error, file=sys.stderr)
     running = []
     for turn in range(options.starts):
-        for server in servers:
+        for server in made:
             server.stop()
             server.start()
             stack.callback(server.stop)
@@ -156,36 +192,37 @@ async def start_all(
 
 
 async def agreeing(
-    servers: list[Server], sample: list[str], reference: np.ndarray, found: report.Run
+    running: list[Server], sample: list[str], expected: np.ndarray, found: report.Run
 ) -> list[Server]:
-    """Return the servers that give the reference's vectors in both formats; the others are told and
+    """Return the servers that give the expected vectors in both formats; the others are told and
     left out.
     """
-    kept = []
-    for server in servers:
+    right = []
+    for server in running:
         both = [
             await load.vectors(server.url, sample, MODEL, encoding)
             for encoding in ("float", "base64")
         ]
-        found.cosine[server.name] = cosine = float(
-            min((reference * other).sum(axis=1).min() for other in both)
-        )
-        if cosine >= LEAST_COSINE:
-            kept.append(server)
-        else:
-            print(
-                f"{server.name} is left out: its vectors differ, cosine {cosine:.4f}",
-                file=sys.stderr,
-            )
-    return kept
+        cosine = float(min((expected * other).sum(axis=1).min() for other in both))
+        if kept(server.name, cosine, found):
+            right.append(server)
+    return right
+
+
+def kept(name: str, cosine: float, found: report.Run) -> bool:
+    """Note a server's least cosine to transformers, and tell whether that is near enough."""
+    found.cosine[name] = cosine
+    if cosine < LEAST_COSINE:
+        print(f"{name} is left out: its vectors differ, cosine {cosine:.4f}", file=sys.stderr)
+    return cosine >= LEAST_COSINE
 
 
 async def one_round(
-    cell: Cell, made: list[str], servers: list[Server], seconds: float, *, backwards: bool
+    cell: Cell, made: list[str], running: list[Server], seconds: float, *, backwards: bool
 ) -> dict[str, Sample]:
     bodies = cell.bodies(made, MODEL)
     samples = {}
-    for server in reversed(servers) if backwards else servers:
+    for server in reversed(running) if backwards else running:
         if server.prefilled:
             await load.send(server.url, bodies, cell)
         samples[server.name] = await load.run(server.url, bodies, cell, seconds)

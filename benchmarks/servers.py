@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import socket
 import subprocess
@@ -20,7 +21,8 @@ import aiohttp
 import psutil
 import yaml
 
-from benchmarks import infinity, models
+from benchmarks import infinity, models, runtimes
+from benchmarks.load import Sample
 from benchmarks.texts import ROOT
 
 if TYPE_CHECKING:
@@ -210,15 +212,15 @@ SERVERS: dict[str, Callable[[Setup], Server]] = {
 }
 
 
-class Ceiling:
-    """Offline `LLM.embed`, and matrix products on its threads, in a process of its own."""
+class Offline:
+    """A program without a server, that answers lines of JSON, in a process of its own."""
 
-    def __init__(self, setup: Setup) -> None:
-        config, self.log = setup.config("ceiling"), setup.folder / "ceiling.log"
+    def __init__(self, setup: Setup, name: str, command: list[str]) -> None:
+        self.name, self.log = name, setup.folder / f"{name}.log"
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
-                _python("benchmarks.ceiling", config),
-                env=os.environ | environment(config),
+                command,
+                env=os.environ | environment(setup.config(name)),
                 cwd=ROOT,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -226,25 +228,48 @@ class Ceiling:
                 text=True,
             )
 
-    def ask(self, **job: Any) -> float:
-        """Return the figure that the process answers the job with."""
+    def ask(self, **job: Any) -> dict[str, Any]:
+        """Return what the process answers the job with."""
         assert self._process.stdin is not None
         print(json.dumps(job), file=self._process.stdin, flush=True)
-        return float(next(iter(self._answer().values())))
+        return self._answer()
 
-    def wait_ready(self) -> None:
+    def sample(self, ids: list[list[int]], batch: int) -> Sample:
+        """Return how fast it embeds, so many texts a call."""
+        found = self.ask(embed=ids, batch=batch)
+        return Sample(found["texts_per_s"], found.get("p50_ms", math.nan), math.nan)
+
+    def wait_ready(self) -> float:
+        """Return the seconds from now until it can be asked. Raises `NotRunning`."""
+        began = time.perf_counter()
         self._answer()
+        return time.perf_counter() - began
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             if line.startswith("{"):
                 return dict(json.loads(line))
-        raise NotRunning(f"the ceiling's process has ended: {_last_words(self.log)}")
+        raise NotRunning(f"{self.name} has ended: {_last_words(self.log)}")
 
     def stop(self) -> None:
         self._process.kill()
         self._process.wait()
+
+
+def ceiling(setup: Setup) -> Offline:
+    """Offline `LLM.embed`, and matrix products on its threads."""
+    return Offline(setup, "ceiling", _python("benchmarks.ceiling", setup.config("ceiling")))
+
+
+def runtime(setup: Setup, name: str) -> Offline:
+    """The model in another runtime, in the gateway's number format. Raises `NotRunning`."""
+    dtype = engine_arguments(setup.config(name))["dtype"]
+    try:
+        command = runtimes.command(name, setup.model, dtype)
+    except subprocess.CalledProcessError as error:
+        raise NotRunning(f"{name} could not be made ready: {error}") from error
+    return Offline(setup, name, command)
 
 
 def environment(config: Path) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import sys
 from functools import cache
 from importlib import metadata
@@ -14,8 +15,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from tokenizers import Tokenizer
 
-from benchmarks import figures, models, report, texts
+from benchmarks import device, figures, models, report, runtimes, texts
 from benchmarks.load import Cell, Sample, Window
+from embedding_service.settings.load import load
 
 
 @pytest.mark.parametrize(
@@ -103,10 +105,72 @@ def test_tables_are_ratios_within_a_round() -> None:
         "| 1 x 1, 50 tokens | theirs | 150 | 6.0 | 1.50 (1.50 to 1.50) | 0.50 (0.50 to 0.50) | 0.20"
         in table
     )
-    assert "| ours | 8.0 | 0 | 1.000000 |" in table
+    assert "| ours | 8.0 |  | 1.000000 |" in table
     figures = json.loads(report.as_json(run))["cells"]["1 x 1, 50 tokens"]
     assert figures["texts_per_s"]["theirs"] == [200, 40, 200, 100]
     assert report.plot(run).count("<rect") == 3  # the ground and two bars
+
+
+def test_what_runs_without_a_server_has_a_row_too() -> None:
+    """A library has a time a call and no load; the ceiling has neither."""
+    model = models.Model("m", Path(), None, 1, ((10, 10),), "mean")
+    run = report.Run(
+        model,
+        rounds=3,
+        ready_s={"ours": [8.0], "openvino": [0.5]},
+        cosine={"ours": 1.0, "openvino": 0.9999},
+        pss_mb={"ours": 800.0},
+    )
+    for _ in range(3):
+        samples = {
+            "ours": Sample(300, 3.0, 0.1),
+            "openvino": Sample(200, 2.0, math.nan),
+            "ceiling": Sample(150, math.nan, math.nan),
+        }
+        run.add(Cell(1, 1), samples, rate=None)
+    lines = report.markdown(run).splitlines()
+    assert "| openvino | 0.5 |  | 0.999900 |" in lines
+    ratios = "1.50 (1.50 to 1.50) | 1.50 (1.50 to 1.50)"
+    assert f"| 1 x 1, 50 tokens | openvino | 200 | 2.0 | {ratios} |  |  |" in lines
+    assert "| 1 x 1, 50 tokens | ceiling | 150 |  | 2.00 (2.00 to 2.00) |  |  |  |" in lines
+    assert "NaN" not in report.as_json(run)
+
+
+def test_a_stand_in_is_judged_within_a_round(tmp_path: Path) -> None:
+    """By the lesser of the device's rate and the path's own; the gateway takes its settings."""
+    found = {0.0: [9000.0, 4500.0, 9000.0], 44.0: [5500.0, 4500.0, 5800.0]}
+    (row,) = device.rows(found, replicas=1)
+    assert row == {
+        "replicas": 1,
+        "step_ms": 44.0,
+        "device": 5818,
+        "path": 9000,
+        "texts_per_s": 5500,
+        "of_the_lesser": [0.945, 0.997, 1.0],
+    }
+    path = tmp_path / "device.yaml"
+    path.write_text(json.dumps(device.settings(replicas=2, ahead=2)))
+    (model,) = load(path)[0].served_models
+    assert (model.replicas, model.engine_args["async_scheduling"]) == (2, True)
+
+
+def test_a_runtime_runs_in_an_environment_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is installed or exported twice."""
+    venv, folder = tmp_path / "runtimes", tmp_path / "onnx"
+    for made in (venv / "complete", folder / "minilm.onnx"):
+        made.parent.mkdir(exist_ok=True)
+        made.touch()
+    monkeypatch.setattr(runtimes, "SCRATCH", tmp_path)
+    monkeypatch.setattr(runtimes, "VENV", venv)
+    monkeypatch.setattr(runtimes, "PYTHON", venv / "bin" / "python")
+    model = models.Model("minilm", tmp_path, None, 1, ((10, 10),), "mean")
+    command = runtimes.command("openvino", model, "bfloat16")
+    assert command == [
+        str(venv / "bin" / "python"),
+        *("-m", "benchmarks.raw", "openvino", str(folder / "minilm.onnx"), "bfloat16"),
+    ]
 
 
 SAMPLE = '''"""A module
@@ -163,6 +227,7 @@ def test_comprehension_levels(statement: str, levels: int) -> None:
     assert figures.comprehension_levels(ast.parse(statement).body[0]) == levels
 
 
+ELSEWHERE = texts.ROOT / "benchmarks" / "raw.py"  # runs in an environment of its own
 REFERENCES = {"flagembedding", "sentence-transformers"}  # of `verify`, which names a missing one
 
 
@@ -175,7 +240,7 @@ def test_a_gpu_host_has_what_is_imported() -> None:
         has |= with_needs(name)
     missing = {}
     for folder in ("embedding_service", "benchmarks"):
-        for path in (texts.ROOT / folder).rglob("*.py"):
+        for path in {*(texts.ROOT / folder).rglob("*.py")} - {ELSEWHERE}:
             if lacking := imported(path) - has:
                 missing[str(path.relative_to(texts.ROOT))] = lacking
     assert missing == {}
