@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 _BACKLOG = 2048
 # No request leaves garbage that needs a collector (tests/test_garbage.py): with Python's 700,
 # looking for some cost 2 % of a request in one comparison and 14 % in another.
-_OBJECTS_BETWEEN_COLLECTIONS = 20_000
+OBJECTS_BETWEEN_COLLECTIONS = 20_000
 _LAST_BYTES_S = 2.0  # for answers that are complete and still being sent when the drain ends
 
 
@@ -55,7 +55,7 @@ def serve(settings: Settings, log: FilteringBoundLogger) -> int:
 
     import uvloop  # noqa: PLC0415 - 12 ms that the port need not wait for
 
-    gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
+    gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_run(settings, sockets, log))

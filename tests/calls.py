@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from embedding_service.dropin.presets import NO_PRESET, PRESETS
 from embedding_service.http.app import DIALECTS
 from embedding_service.service.vectors import shape_dense
 from embedding_service.settings.gateway import Settings
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import httpx
     import pytest
 
+    from embedding_service.server import Gateway
     from embedding_service.types import Batch, BatchResult, Floats
     from tests.conftest import RunningGateway
 
@@ -98,19 +100,30 @@ def unit_vectors(*texts: str) -> Floats:
     )
 
 
-def routes_of(gateway: RunningGateway) -> list[tuple[str, str]]:
+def routes_of(gateway: Gateway) -> list[tuple[str, str]]:
     """Return the path template and method of every operation that the gateway serves."""
-    app: Any = gateway.gateway._server.config.app
+    app: Any = gateway._server.config.app
     while not hasattr(app, "table"):
         app = app.app
     return [(resource.path, method) for resource in app.table for method in resource.methods]
 
 
-def computing_operations() -> list[Any]:
-    """Return all operations that have a body, of all dialects: each has an example that works."""
-    settings = Settings(engine="fake")
+def computing_operations(**options: Any) -> list[Any]:
+    """Return all operations that have a body, of all dialects: each has an example that works.
+
+    With a `preset`, only those that it changes.
+    """
+    settings = Settings(engine="fake", **options)
+    preset = PRESETS.get(settings.preset or "", NO_PRESET)
     dialects = [entry(settings) if callable(entry) else entry for entry in DIALECTS]
-    return [each for dialect in dialects for each in dialect.operations if each.request is not None]
+    changed = [preset.adapt(dialect) for dialect in dialects]
+    if preset is NO_PRESET:
+        known, found = [], changed
+    else:
+        known = [each for dialect in dialects for each in dialect.operations]
+        found = [*preset.dialects(settings), *changed]
+    operations = [each for dialect in found for each in dialect.operations if each not in known]
+    return [each for each in operations if each.request is not None]
 
 
 def watch_engine(gateway: RunningGateway, name: str, monkeypatch: pytest.MonkeyPatch) -> list[int]:

@@ -7,6 +7,7 @@ not. Each line on its standard input asks for what was measured since the last o
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import subprocess
 import sys
@@ -21,17 +22,23 @@ import structlog
 
 from embedding_service import server
 from embedding_service.settings.gateway import Settings
+from tests.calls import routes_of
 from tests.test_cli import ENVIRONMENT, ROOT
+
+_BEAT_S = 0.005
 
 
 @dataclass(frozen=True, slots=True)
 class Taken:
     """Since the last one: the longest callback of the event loop and all CPU, in seconds of CPU.
 
-    Also the largest resident memory, and what is reserved for answers and bodies now.
+    `silent_s` is the longest that the event loop did not get its turn, in CPU seconds of this
+    process: of its callbacks, and of threads that held the interpreter lock meanwhile. Also the
+    largest resident memory, and what is reserved for answers and bodies now.
     """
 
     callback_s: float
+    silent_s: float
     cpu_s: float
     peak_bytes: int
     reserved_bytes: int
@@ -49,7 +56,9 @@ class Measured:
             stdout=subprocess.PIPE,
             text=True,
         )
-        self.url = self._line()["url"]
+        said = self._line()
+        self.url: str = said["url"]
+        self.routes: list[list[str]] = said["routes"]  # path templates and methods
 
     def take(self) -> Taken:
         """Ask for what was measured since this was last asked."""
@@ -73,10 +82,10 @@ class Measured:
 
 
 class _Meter:
-    """Takes the CPU time of each callback on the thread that makes this."""
+    """Takes the CPU time of each callback on the thread that makes this, and between two beats."""
 
     def __init__(self) -> None:
-        self.longest_s = 0.0
+        self.longest_s = self.silent_s = 0.0
         self._cpu_s = time.process_time()
         run = events.Handle._run
 
@@ -87,6 +96,14 @@ class _Meter:
 
         events.Handle._run = timed  # type: ignore[method-assign]
 
+    async def beat(self) -> None:
+        """Note how much this process has worked whenever the event loop has not got its turn."""
+        last = time.process_time()
+        while True:
+            await asyncio.sleep(_BEAT_S)
+            now = time.process_time()
+            self.silent_s, last = max(self.silent_s, now - last), now
+
     def take(self, gateway: server.Gateway) -> dict[str, Any]:
         """Return what there is, and begin anew."""
         until = time.monotonic() + 1  # an answer may be read before its request is over
@@ -95,11 +112,12 @@ class _Meter:
         cpu_s = time.process_time()
         taken = {
             "callback_s": self.longest_s,
+            "silent_s": self.silent_s,
             "cpu_s": cpu_s - self._cpu_s,
             "peak_bytes": _peak_bytes(),
             "reserved_bytes": _reserved(gateway),
         }
-        self.longest_s, self._cpu_s = 0.0, cpu_s
+        self.longest_s, self.silent_s, self._cpu_s = 0.0, 0.0, cpu_s
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
         return taken
 
@@ -121,12 +139,15 @@ async def _serve(settings: Settings, sockets: list[Any], meter: _Meter) -> int:
         while not gateway.lifecycle.ready:
             time.sleep(0.02)
         host, port = sockets[0].getsockname()[:2]
-        _say({"url": f"http://{host}:{port}"})
+        _say({"url": f"http://{host}:{port}", "routes": routes_of(gateway)})
         for _ in sys.stdin:
             _say(meter.take(gateway))
 
     threading.Thread(target=answer, daemon=True).start()
-    return await gateway.run()
+    beating = asyncio.create_task(meter.beat())
+    status = await gateway.run()
+    beating.cancel()
+    return status
 
 
 def _say(words: dict[str, Any]) -> None:
@@ -139,6 +160,7 @@ def _drop(*_: object) -> Any:
 
 
 if __name__ == "__main__":
+    gc.set_threshold(server.OBJECTS_BETWEEN_COLLECTIONS)
     chosen = Settings(**json.loads(sys.argv[1]))
     with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
         sys.exit(runner.run(_serve(chosen, server.listen(chosen), _Meter())))

@@ -127,7 +127,7 @@ def _read_spaces(value: object) -> object:
     """Return the digits of the ids, from a list or a text of them with commas."""
     ids = [value] if isinstance(value, str) else value
     if isinstance(ids, list) and all(isinstance(id_, str) for id_ in ids):
-        return read_ids(",".join(ids))
+        return read_ids(*ids)
     raise ValueError("must be the id of a vector space, or a list of ids")
 
 

@@ -142,7 +142,7 @@ def _job(fields: ScoreRequest, pairs: Pairs) -> RerankJob:
 
 async def _cosines(request: Request[ScoreRequest], pairs: Pairs) -> Scores:
     """Compare the vectors of an embedding model; every text is embedded once."""
-    texts = list(dict.fromkeys(chain.from_iterable(pairs)))
+    texts = await request.work(lambda: list(dict.fromkeys(chain.from_iterable(pairs))))
     answer = await embedding.compute(request, _embed_job(request.fields, texts, len(pairs)))
     vectors = np.asarray(answer.dense, np.float32)
     cosines = _products(vectors, texts, pairs)

@@ -27,7 +27,7 @@ def refuse_blank(*fields: str, message: str, empty: str | None = None) -> Check:
             if empty is not None and given == []:
                 raise InvalidRequest(empty, param=field)
             for index, place, text in _texts(field, given):
-                if not text.strip():
+                if not text or text.isspace():  # stripped, it would be a copy
                     raise InvalidRequest(message.format(index=index, place=place), param=place)
 
     return check

@@ -19,6 +19,7 @@ from embedding_service.dialects.fields import BareFields, Fields
 from embedding_service.dropin import record_text
 from embedding_service.dropin.model_identity import model_identity
 from embedding_service.dropin.model_info import MODEL_INFO
+from embedding_service.dropin.record_text import Room
 from embedding_service.errors import InvalidRequest
 from embedding_service.types import EmbedJob, Truncate
 from embedding_service.types import Field as Name
@@ -166,9 +167,7 @@ async def reindex(request: Request[Fields]) -> Answer:
 async def batch(request: Request[Fields]) -> Answer:
     """Embed records; one that cannot be embedded fails alone."""
     settings = request.settings
-    given, texts = await request.work(lambda: _records_and_texts(request))
-    errors = [_fault(text, settings.max_text_characters) for text in texts]
-    good = [text for text, error in zip(texts, errors, strict=True) if error is None]
+    given, good, errors = await request.work(lambda: _prepare_all(request))
     model = _model(request)
     dimensions = model.embedder().facts.dimension
     vectors, cached = await _embed_texts(request, good) if good else ((), [])
@@ -190,9 +189,24 @@ async def _written(request: Request[Any], body: dict[str, Any], *, numbers: int)
     return await request.service.threads.run(write, deadline=request.call.deadline)
 
 
-def _records_and_texts(request: Request[Fields]) -> tuple[list[dict[str, Any]], list[str]]:
-    given = _records_of(request)
-    return given, [record_text.prepare(request.settings.records, record) for record in given]
+def _prepare_all(
+    request: Request[Fields],
+) -> tuple[list[dict[str, Any]], list[str], list[str | None]]:
+    """Return the records, the texts of the good ones, and what is wrong with each of them."""
+    settings, given = request.settings, _records_of(request)
+    room = Room(settings.max_request_tokens)
+    good: list[str] = []
+    errors: list[str | None] = []
+    for record in given:
+        left = room.characters
+        text = record_text.prepare(settings.records, record, room)
+        error = _fault(text, settings.max_text_characters)
+        errors.append(error)
+        if error is None:
+            good.append(text)
+        else:
+            room.characters = left
+    return given, good, errors
 
 
 def _result(
@@ -223,7 +237,8 @@ def _model(request: Request[Any]) -> ServedModel:
 
 
 def _prepare(request: Request[Fields], record: dict[str, Any]) -> str:
-    text = record_text.prepare(request.settings.records, record)
+    settings = request.settings
+    text = record_text.prepare(settings.records, record, Room(settings.max_request_tokens))
     if not text:
         raise InvalidRequest(_EMPTY)
     return text

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import httptools
@@ -18,8 +19,7 @@ if TYPE_CHECKING:
 
     from starlette.types import Scope
 
-# The piece of data that begins a request is not counted: it may also hold the end of a body.
-LONGEST_HEADERS = 64 << 10
+LONGEST_HEADERS = 64 << 10  # in all, with names
 LONGEST_URL = 16 << 10  # of which a query may be ten thousand pairs
 MOST_HEADERS = 256  # each is a call from the parser; browsers and proxies send 20 to 40
 MOST_PIPELINED = 64  # requests sent before the answer to the first one; hardly a client sends two
@@ -117,6 +117,13 @@ class Connection(HttpToolsProtocol):
         return b"\r\n".join([*lines, b"", b""])
 
     @property
+    def _head_is_too_large(self) -> bool:
+        """Whether there are too many headers, or too many bytes of them, also in one go."""
+        if len(self.headers) > MOST_HEADERS or len(self.url) > LONGEST_URL:
+            return True
+        return sum(map(len, chain.from_iterable(self.headers))) > LONGEST_HEADERS
+
+    @property
     def _frame_is_too_large(self) -> bool:
         """Whether chunks and trailers have more bytes than the body: a little, or in one go."""
         in_all = self._frame - self._read > LONGEST_HEADERS
@@ -166,7 +173,7 @@ class Connection(HttpToolsProtocol):
             self.scope["method"] = method.decode()
             self._version = self.parser.get_http_version().encode()
             return
-        if len(self.headers) > MOST_HEADERS or len(self.url) > LONGEST_URL:
+        if self._head_is_too_large:
             raise _TooMuch
         self._headers_over = True
         self._stop_waiting()

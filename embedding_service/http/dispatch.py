@@ -209,7 +209,7 @@ def _required(scope: Scope) -> tuple[frozenset[str], ...]:
     """Return the vector spaces that the header requires. Raises `InvalidRequest`."""
     name = REQUIRED_SPACE.decode()
     try:
-        return (read_ids(",".join(Headers(scope=scope).getlist(name))),)
+        return (read_ids(*Headers(scope=scope).getlist(name)),)
     except ValueError as error:
         raise InvalidRequest(f"{name}: {error}", param=name) from None
 

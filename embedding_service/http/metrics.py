@@ -23,7 +23,9 @@ from embedding_service.dialects.errors import OPENAI
 from embedding_service.engine.states import State
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    from prometheus_client import CollectorRegistry
 
     from embedding_service.batches.batches import Batches
     from embedding_service.batches.ledger import Counts
@@ -204,8 +206,16 @@ async def show_stats(request: Request[None]) -> Answer:
 
 async def show_metrics(request: Request[None]) -> Answer:
     """Write all metrics in the format that Prometheus asks for."""
-    encode, content_type = choose_encoder(request.accept)
+    encode, content_type = _encoder(request.accept)
     return Answer(encode(request.service.metrics.registry), media_type=content_type)
+
+
+def _encoder(accept: str) -> tuple[Callable[[CollectorRegistry], bytes], str]:
+    """Return what writes the format that is asked for, and its type."""
+    try:
+        return choose_encoder(accept)
+    except TypeError:  # at a version that is none, in prometheus_client 0.26
+        return choose_encoder("")
 
 
 def dialect(lifecycle: Lifecycle, batches: Batches | None = None) -> Dialect:

@@ -171,7 +171,12 @@ class EmbeddingService:
     async def _rerank_late(self, model: ServedModel, job: RerankJob, call: Call) -> Scores:
         """Score with an embedding model, from the vectors of documents and queries."""
         checks.check_late_interaction(model, job)
-        embed, queries = late_interaction.embed_job(model.name, job)
+        # In a thread: to find equal queries, it looks through all of them.
+        embed, queries = await self._in_thread(
+            lambda: late_interaction.embed_job(model.name, job),
+            call,
+            unless=_size_of_pairs(job).small,
+        )
         with ExitStack() as leases:  # these vectors are not the answer
             inner = replace(call, leases=leases)
             found = await self.embed(embed, inner)

@@ -21,16 +21,17 @@ _MOST_CHARACTERS = 4096
 _SHOWN_CHARACTERS = 80
 
 
-def read_ids(text: str) -> frozenset[str]:
-    """Return the HEX of each id in a list with commas; names may be left out.
+def read_ids(*lists: str) -> frozenset[str]:
+    """Return the HEX of each id in lists with commas; names may be left out.
 
     Raises `ValueError` that says which is no id.
     """
-    if len(text) > _MOST_CHARACTERS:
+    if sum(map(len, lists)) + len(lists) - 1 > _MOST_CHARACTERS:
         raise ValueError(
             f"a list of vector spaces must not have more than {_MOST_CHARACTERS} characters"
         )
-    ids = (id_.strip(_AROUND) for id_ in _END.split(text.rstrip(_AROUND)))
+    text = ",".join(lists).rstrip(_AROUND)
+    ids = (id_.strip(_AROUND) for id_ in _END.split(text))
     return frozenset(map(_read_id, ids))
 
 

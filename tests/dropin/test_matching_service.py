@@ -114,6 +114,37 @@ def test_prepared_texts(http: httpx.Client, record: dict[str, Any], text: str) -
 
 
 @pytest.mark.parametrize(
+    "value",
+    ["w" * 2_400_001, ["w" * 1_300_000] * 2, {"a" * 1_300_000: {"b" * 1_300_000: 1}}],
+    ids=["text", "list", "names"],
+)
+def test_a_mapping_is_counted_before_it_is_text(http: httpx.Client, value: Any) -> None:
+    """Whatever the values of a requirement are, a text of more than 300,000 tokens is not made."""
+    item = {"entity_id": "1", "requirement": {"x": value}}
+    for path, body in (("/prepare-and-embed", item), ("/batch", {"items": [item]})):
+        answer = http.post(path, json=body)
+        assert answer.status_code == 400
+        assert "more than 300000 tokens" in answer.json()["detail"]
+
+
+def test_nested_values_are_written_as_python_does(http: httpx.Client) -> None:
+    """The original wrote lists and objects in a requirement as Python shows them."""
+    record = {"requirement": {"a": ["w1", 2, None], "b": {"c": True}}}
+    answer = http.post("/prepare-and-embed", json=record)
+    assert answer.json()["prepared_text"] == "Требования: a: ['w1', 2, None], b: {'c': True}"
+
+
+def test_over_long_items_fail_alone_however_many(http: httpx.Client) -> None:
+    """Items that are too long take no room from the others."""
+    long = {"requirement": {"x": "w1 " * 10_000}}
+    items = [{"entity_id": str(number), **long} for number in range(120)]
+    answer = http.post("/batch", json={"items": [*items, {"entity_id": "last", "title": "w1"}]})
+    results = answer.json()["results"]
+    assert [result["success"] for result in results] == [False] * 120 + [True]
+    assert "30015 characters" in results[0]["error"]
+
+
+@pytest.mark.parametrize(
     "record", [{}, {"title": ""}, {"title": None, "requirement": {}}, {"requirement": {"a": None}}]
 )
 def test_an_empty_record(http: httpx.Client, record: dict[str, Any]) -> None:

@@ -49,7 +49,9 @@ def secretive(start_gateway: Callable[..., RunningGateway]) -> Iterator[RunningG
 
 def closed(gateway: RunningGateway, open_paths: set[str]) -> list[tuple[str, str]]:
     """Return method and path of every route that needs a key, and of some that do not exist."""
-    routes = [(method, path.replace("{name:path}", "fake")) for path, method in routes_of(gateway)]
+    routes = [
+        (method, path.replace("{name:path}", "fake")) for path, method in routes_of(gateway.gateway)
+    ]
     strange = [
         ("GET", "/nowhere"),
         ("DELETE", "/v1/models"),

@@ -18,8 +18,8 @@ from fastapi.openapi.models import OpenAPI
 from jsonschema import Draft202012Validator
 
 from embedding_service.batches.store import VERSION, Store
-from embedding_service.errors import BadConfiguration
-from embedding_service.http.multipart import shown_name
+from embedding_service.errors import BadConfiguration, InvalidRequest
+from embedding_service.http.multipart import Form, shown_name
 from tests.conftest import FAKE
 from tests.http.test_openapi import references
 
@@ -193,6 +193,7 @@ PURPOSE = 'Content-Disposition: form-data; name="purpose"\r\n\r\nbatch'
         form("X: " + "y" * 100_000 + "\r\n\r\n", FILE, PURPOSE),
         form("X: y\r\n\r\n", FILE, PURPOSE),
         form(FILE.replace("{}", ""), PURPOSE),
+        form(FILE + "\r\n--bx" * 40, PURPOSE),
     ],
 )
 def test_broken_forms_leave_nothing(
@@ -203,6 +204,23 @@ def test_broken_forms_leave_nothing(
     answer = http.post("/v1/files", content=body, headers=headers)
     assert answer.status_code == 400, answer.text
     assert list(folder(gateway).iterdir()) == []
+
+
+def test_lines_like_borders_cost_nothing() -> None:
+    """A file of nothing but beginnings of borders is refused before they are looked at."""
+    parser = Form("multipart/form-data; boundary=b")
+    began = time.thread_time()
+    with pytest.raises(InvalidRequest, match="in no other place"):
+        parser.feed(form(FILE + "\r\n--bx" * 1_000_000, PURPOSE))
+    assert time.thread_time() - began < 0.5  # read to its end it takes 1.2
+
+
+def test_a_long_content_type_costs_nothing() -> None:
+    """A content type that takes a parser the square of its length is cut off."""
+    began = time.thread_time()
+    with pytest.raises(InvalidRequest, match="boundary"):
+        Form('multipart/form-data; x="' + ";" * 500_000)
+    assert time.thread_time() - began < 0.5  # as a whole it takes 7
 
 
 @pytest.mark.parametrize("kind", ["application/json", "multipart/form-data", ""])

@@ -200,6 +200,18 @@ def test_openmetrics_is_spoken_too(counted: RunningGateway) -> None:
     assert answer.text.endswith("# EOF\n")
 
 
+@pytest.mark.parametrize("kind", ["text/plain", "application/openmetrics-text"])
+@pytest.mark.parametrize("version", ["", "a", "9.x.0", "-", "9" * 5000])
+def test_a_version_that_is_none_is_no_defect(
+    counted: RunningGateway, kind: str, version: str
+) -> None:
+    """Whatever version a scraper asks for, it gets the metrics."""
+    with counted.client() as http:
+        answer = http.get("/metrics", headers={"accept": f"{kind};version={version}"})
+    assert answer.status_code == 200
+    assert "embedding_ready 1" in answer.text
+
+
 class Collector:
     """A real HTTP server that takes OTLP, and what it was sent."""
 
