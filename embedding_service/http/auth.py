@@ -42,6 +42,7 @@ class Auth:
                 raise InvalidApiKey(self.rules.wrong if sent else self.rules.missing)
             exchange = exchange_of(scope)
             exchange.call.tenant = tenant
+            exchange.owner = tenant.name if len(self.keys.names) > 1 else None
             exchange.log["key"] = tenant.name
         await self.app(scope, receive, send)
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from embedding_service.http.exchange import Exchange
     from embedding_service.service.admission import Gate
     from embedding_service.service.call import Call
 
@@ -63,7 +64,7 @@ class Body:
             exchange.parts = self._stream(receive, coding, exchange.call, max_bytes=streamed)
             await self.app(scope, receive, send)
             return
-        exchange.body = await self._read(receive, coding, exchange.call)
+        exchange.body = await self._read(receive, coding, exchange)
         await self._serve(scope, receive, send)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -104,14 +105,15 @@ class Body:
                 raise _too_large(max_bytes)
             yield part
 
-    async def _read(self, receive: Receive, coding: str, call: Call) -> bytes:
+    async def _read(self, receive: Receive, coding: str, exchange: Exchange) -> bytes:
+        call = exchange.call
         _check_coding(coding)
         first = await self._next(receive, call.deadline)
         if coding == "identity" and not first.get("more_body", False):
             part: bytes = first.get("body", b"")
             if len(part) <= _UNCOUNTED_BYTES:  # nearly all requests: the limits are larger
                 return part
-        lease = Lease(self.gate)
+        lease = Lease(self.gate, exchange.owner)
         call.leases.callback(lease.release)
         parts: list[bytes] = []
         async for part in self._parts(first, receive, coding, call.deadline, self.max_bytes):

@@ -37,7 +37,8 @@ class Exchange:
     `resource` is served at its path, if anything is, and `operation` is the only one that the
     request can mean before its body is known. `headers` go out with any answer; `body` is complete
     once `Body` has read it, or `parts` are handed on as they arrive. Errors are written as `errors`
-    and call fields by `names`; `code` is that of the error that was answered.
+    and call fields by `names`; `code` is that of the error that was answered. `owner` is the key's
+    name where there are several to share what bodies may hold.
     """
 
     id: str
@@ -54,6 +55,7 @@ class Exchange:
     answered: bool = False
     body: bytes = b""
     parts: AsyncIterator[bytes] | None = None
+    owner: str | None = None
 
     @property
     def route(self) -> str:

@@ -156,7 +156,7 @@ async def cache_clear(request: Request[None]) -> Answer:
             "the cache belongs to all models; use a key without `models` to clear it"
         )
     models = request.models
-    cleared = models.cache.clear() if models.cache else 0
+    cleared = await models.cache.clear() if models.cache else 0
     if models.shared is not None:
         cleared += await models.shared.clear()
     return Answer.json({"message": f"{cleared} results forgotten", "cleared": cleared})

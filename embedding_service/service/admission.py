@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ class Gate:
         self.limit = limit
         self.unit = unit
         self.held = 0
+        self.held_by: Counter[str] = Counter()  # of it, by owner, where leases have one
         self._released = 0.0
         self._since = self._began = time.monotonic()
 
@@ -60,7 +62,7 @@ class Gate:
         if self.held > own and self.held + amount > self.limit:
             raise Overloaded(
                 f"the server is busy: {self.held} {self.unit} are waiting; try again shortly",
-                retry_after_s=self._retry_after_s(),
+                retry_after_s=self.retry_after_s(),
             )
 
     def _count(self, amount: int) -> None:
@@ -69,7 +71,7 @@ class Gate:
         self._released = self._released * math.exp(-(now - self._since) / _RATE_MEMORY_S) + amount
         self._since = now
 
-    def _retry_after_s(self) -> float:
+    def retry_after_s(self) -> float:
         """Return how long half of the backlog should take at the recent speed."""
         now = time.monotonic()
         fading = math.exp(-(now - self._since) / _RATE_MEMORY_S)
@@ -82,21 +84,41 @@ class Gate:
 class Lease:
     """A share of a `Gate` that grows while a request is read, since nobody knows its size before.
 
-    A request that is alone gets all that it asks for; what it may have is limited elsewhere.
+    A request that is alone gets all that it asks for; what it may have is limited elsewhere. All
+    requests of one `owner` together get no more than they leave to others: half of all there is if
+    nobody else is there, a third if another owner takes as much (dynamic thresholds, Choudhury and
+    Hahne 1998).
     """
 
-    def __init__(self, gate: Gate) -> None:
+    def __init__(self, gate: Gate, owner: str | None = None) -> None:
         self.gate = gate
+        self.owner = owner
         self.held = 0
 
     def add(self, amount: int) -> None:
-        """Hold more. Raises `Overloaded` if others hold too much for that."""
+        """Hold more. Raises `Overloaded` if others hold too much for that, or the same owner."""
         self.gate.check(amount, own=self.held)
+        if self.owner is not None:
+            self._check_share(self.owner, amount)
+            self.gate.held_by[self.owner] += amount
         self.gate.held += amount
         self.held += amount
+
+    def _check_share(self, owner: str, amount: int) -> None:
+        """Raise `Overloaded` if several requests of an owner would hold more than is left free."""
+        gate = self.gate
+        held, free = gate.held_by[owner], gate.limit - gate.held
+        if held > self.held and held + amount > free - amount:
+            raise Overloaded(
+                f"the requests of this key hold {held} {gate.unit}, and the rest is for others; "
+                "send fewer at a time, or try again shortly",
+                retry_after_s=gate.retry_after_s(),
+            )
 
     def release(self) -> None:
         """Let go of everything."""
         self.gate.held -= self.held
+        if self.owner is not None:
+            self.gate.held_by[self.owner] -= self.held
         self.gate._count(self.held)  # noqa: SLF001 - a part of it
         self.held = 0

@@ -7,6 +7,7 @@ takes 5.3 µs a text that has to be computed, in place of 1.6, where a text cost
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import sys
 import time
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 # The memory of an entry beside its numbers: key, tuple, two dictionary slots (380 by tracemalloc).
 ENTRY_BYTES = 400
+_FREED_AT_ONCE = 4096  # 2 ms
 
 
 class Key(NamedTuple):
@@ -85,11 +87,17 @@ class MemoryCache:
             while self.bytes > self.max_bytes or len(self._entries) > self._most_entries:
                 self._drop(next(iter(self._entries)))
 
-    def clear(self) -> int:
-        """Forget everything; return how many entries there were."""
-        count = len(self._entries)
-        self._entries.clear()
-        self.bytes = 0
+    async def clear(self) -> int:
+        """Forget everything; return how many entries there were.
+
+        Their memory is freed some at a time: 500,000 entries keep the event loop for 160 ms.
+        """
+        old, self._entries, self.bytes = self._entries, OrderedDict(), 0
+        count = len(old)
+        while old:
+            for _ in range(min(len(old), _FREED_AT_ONCE)):
+                old.popitem()
+            await asyncio.sleep(0)
         return count
 
     @property

@@ -36,9 +36,8 @@ _HEAD_BYTES = 4 + _SHAPE.size
 _KEYS_AT_ONCE = 64
 _LARGEST_BYTES = 16 << 10
 _CLEAR_WITHIN_S = 10.0
-# Results are written behind the answer's back; of more than this many batches at a time the rest
-# is not written.
-_WRITES_AT_ONCE = 32
+# Results are written behind the answer's back; what comes while so many wait is not written.
+_MOST_WAITING = 32 * _KEYS_AT_ONCE
 
 _T = TypeVar("_T")
 
@@ -52,6 +51,7 @@ class SharedCache:
         self._prefix = prefix.encode()
         self._ttl_ms = max(1, int(ttl_s * 1000))
         self._writes: set[asyncio.Task[object]] = set()
+        self._waiting = 0
 
     async def get(self, keys: Sequence[Key]) -> dict[Key, Floats]:
         """Return what is known of `keys`; nothing while Redis is slow or gone."""
@@ -68,34 +68,39 @@ class SharedCache:
     def put(self, items: Iterable[Item]) -> None:
         """Hand results over, without waiting."""
         small = [item for item in items if item[1].nbytes <= _LARGEST_BYTES]
-        for some in _portions(small):
-            if self._breaker.open or len(self._writes) >= _WRITES_AT_ONCE:
-                return
+        some = small[: _MOST_WAITING - self._waiting]
+        if some and not self._breaker.open:
+            self._waiting += len(some)
             task = asyncio.create_task(self._write(some))
             self._writes.add(task)
             task.add_done_callback(self._writes.discard)
 
     async def _write(self, items: Sequence[Item]) -> None:
-        pipeline = self._redis.pipeline(transaction=False)
-        for key, value in items:
-            name = self._name(key)
-            pipeline.set(name, pack(value, name), px=self._ttl_ms)
-        await self._breaker.ask(pipeline.execute)
+        """Write some at a time, each once the ones before it are there."""
+        for some in _portions(items):
+            pipeline = self._redis.pipeline(transaction=False)
+            for key, value in some:
+                name = self._name(key)
+                pipeline.set(name, pack(value, name), px=self._ttl_ms)
+            await self._breaker.ask(pipeline.execute)
+            self._waiting -= len(some)
 
     async def clear(self) -> int:
         """Forget everything under our prefix; return how much that was. Raises `Unavailable`."""
+        cleared = 0
         pattern = re.sub(rb"([][*?^\\])", rb"\\\1", self._prefix) + b"cache:*"
         try:
             async with asyncio.timeout(_CLEAR_WITHIN_S):
-                names = [name async for name in self._redis.scan_iter(pattern, count=1000)]
-                for first in range(0, len(names), 1000):
-                    await self._redis.unlink(*names[first : first + 1000])
+                cursor = -1
+                while cursor:
+                    cursor, names = await self._redis.scan(max(0, cursor), pattern, count=1000)
+                    cleared += await self._redis.unlink(*names) if names else 0
         except (RedisError, OSError, TimeoutError):
             raise Unavailable(
                 "Redis does not answer: what it holds is not forgotten; try again shortly",
                 retry_after_s=5,
             ) from None
-        return len(names)
+        return cleared
 
     async def close(self) -> None:
         """Let what is being written end."""

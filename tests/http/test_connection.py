@@ -288,6 +288,14 @@ def test_too_many_headers_are_refused(fake: RunningGateway) -> None:
     assert received.count(b"HTTP/1.1 ") == 1
 
 
+@pytest.mark.parametrize("size", [1000, 8000])
+def test_long_headers_in_one_piece_are_refused(fake: RunningGateway, size: int) -> None:
+    """Their bytes are counted also where all come at once, with the body behind them."""
+    lines = b"".join(b"x-%d: %s\r\n" % (number, b"a" * size) for number in range(72_000 // size))
+    received = sent_in_pieces(fake, HEAD + lines + b"\r\n" + BODY)
+    assert received.startswith(b"HTTP/1.1 431")
+
+
 def test_requests_ahead_of_time_are_bounded(fake: RunningGateway) -> None:
     """A client cannot queue thousands of requests on one connection."""
     with contextlib.suppress(ConnectionResetError, BrokenPipeError):
@@ -405,6 +413,32 @@ def test_bodies_are_bounded_together(start_gateway: Callable[..., RunningGateway
     while bodies.held:
         assert time.monotonic() < until
         time.sleep(0.01)
+    gateway.stop()
+
+
+def test_a_key_leaves_room_for_the_bodies_of_others(
+    start_gateway: Callable[..., RunningGateway],
+) -> None:
+    """However many bodies one key's clients leave unfinished, those of another key are read."""
+    names = ["greedy", "other"]
+    keys = [{"key": name, "name": name} for name in names]
+    gateway = start_gateway(**FAKE, max_inflight_body_bytes=1 << 20, api_keys=keys)
+    padding = b" " * (60 << 10)
+    head = HEAD.replace(b"%d" % len(BODY), b"%d" % (len(BODY) + len(padding)))
+    greedy, other = (head + b"x-api-key: %s\r\n\r\n" % name.encode() for name in names)
+    clients = [connect(gateway) for _ in range(40)]
+    for client in clients:
+        client.sendall(greedy + padding)
+    until = time.monotonic() + 30
+    while len(gateway.requests_logged()) < len(clients) - 8:  # 32 are refused, 8 are waited for
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert {line["status"] for line in gateway.requests_logged()} == {429}
+    with connect(gateway) as client:
+        client.sendall(other + padding + BODY)
+        assert answer(client).startswith(b"HTTP/1.1 200")
+    for client in clients:
+        client.close()
     gateway.stop()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -149,3 +149,40 @@ def test_a_lease_that_is_alone_may_have_more_than_the_limit() -> None:
     assert gate.held == 16
     lease.release()
     assert gate.held == 0
+
+
+def test_an_owner_leaves_as_much_as_it_takes() -> None:
+    """Several requests of one owner get half, and a third beside another that does the same."""
+    gate = Gate(12_000, "bytes")
+
+    def take_all(owner: str) -> int:
+        """Have an owner take as much as it gets, in many requests; return how much that is."""
+        held = 0
+        for _ in range(200):
+            lease = Lease(gate, owner)
+            with suppress(Overloaded):
+                for _ in range(100):
+                    lease.add(10)
+            held += lease.held
+        return held
+
+    assert take_all("one") == 6000
+    assert take_all("two") == 3000
+    assert take_all("three") == 1500
+    alone = Lease(gate, "four")
+    alone.add(1500)  # a single request gets what there is
+
+
+def test_a_single_body_of_an_owner_gets_what_there_is() -> None:
+    """One large body is no reason to refuse it, also where the owner's others are over."""
+    gate = Gate(10, "bytes")
+    small, large, other = Lease(gate, "one"), Lease(gate, "one"), Lease(gate, "other")
+    small.add(1)
+    small.release()
+    other.add(1)
+    large.add(8)
+    with pytest.raises(Overloaded, match="the requests of this key hold 8 bytes"):
+        small.add(1)
+    large.release()
+    other.release()
+    assert (gate.held, gate.held_by.total()) == (0, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import numpy as np
@@ -82,12 +83,28 @@ def test_a_row_does_not_keep_its_matrix_alive() -> None:
     assert kept.base is None
 
 
-def test_clear() -> None:
+async def test_clear() -> None:
     """Clearing says how much there was and leaves nothing."""
     cache = MemoryCache(10_000, 60)
     cache.put((key(i), vector(i)) for i in range(4))
-    assert cache.clear() == 4
+    assert await cache.clear() == 4
     assert (cache.bytes, cache.entries) == (0, 0)
+
+
+async def test_others_have_their_turn_while_it_is_cleared() -> None:
+    """The memory of many results is freed some at a time; from the first on all are forgotten."""
+    cache, turns = MemoryCache(1 << 30, 60), []
+    cache.put((key(i), vector(i, size=1)) for i in range(20_000))
+
+    async def other() -> None:
+        while not clearing.done():
+            turns.append(cache.entries)
+            await asyncio.sleep(0)
+
+    clearing = asyncio.create_task(cache.clear())
+    await asyncio.gather(clearing, other())
+    assert len(turns) >= 4
+    assert set(turns[1:]) == {0}
 
 
 @pytest.mark.parametrize(
