@@ -161,6 +161,7 @@ def test_a_wrong_line_fails_alone(http: httpx.Client) -> None:
     [
         (b"", None, None),
         (b"\n \n", "empty_file", None),
+        (jsonl([line("a")]) + b"\n" * 1_000_001, "invalid_file", None),
         (jsonl([line("a")]) + b"{no json\n", "invalid_json_line", 2),
         (b"\n" + jsonl([[1]]), "invalid_json_line", 2),
         (jsonl([{**line("a"), "body": "x"}]), "invalid_request", 1),
