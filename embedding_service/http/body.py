@@ -113,8 +113,7 @@ class Body:
             part: bytes = first.get("body", b"")
             if len(part) <= _UNCOUNTED_BYTES:  # nearly all requests: the limits are larger
                 return part
-        lease = Lease(self.gate, exchange.owner)
-        call.leases.callback(lease.release)
+        lease = call.leases.enter_context(Lease(self.gate, exchange.owner))
         parts: list[bytes] = []
         async for part in self._parts(first, receive, coding, call.deadline, self.max_bytes):
             if lease.held + len(part) > self.max_bytes:

@@ -9,13 +9,9 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import Self
 
 from embedding_service.errors import InvalidRequest, Overloaded
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 _RATE_MEMORY_S = 30.0
 _RETRY_AT_LEAST_S, _RETRY_AT_MOST_S = 1.0, 60.0
@@ -32,9 +28,8 @@ class Gate:
         self._released = 0.0
         self._since = self._began = time.monotonic()
 
-    @contextmanager
-    def admit(self, amount: int, *, param: str | None = None) -> Iterator[None]:
-        """Hold `amount` for the length of the block.
+    def admit(self, amount: int, *, param: str | None = None) -> Lease:
+        """Hold `amount` until the lease is released.
 
         Raises `Overloaded` while too much is held, `InvalidRequest` (which names `param`) if it can
         never fit.
@@ -46,13 +41,9 @@ class Gate:
                 param=param,
                 code="request_never_fits",
             )
-        self.check(amount)
-        self.held += amount
-        try:
-            yield
-        finally:
-            self.held -= amount
-            self._count(amount)
+        lease = Lease(self)
+        lease.add(amount)
+        return lease
 
     def check(self, amount: int, *, own: int = 0) -> None:
         """Raise `Overloaded` if there is no room for `amount` at the moment.
@@ -65,8 +56,9 @@ class Gate:
                 retry_after_s=self.retry_after_s(),
             )
 
-    def _count(self, amount: int) -> None:
-        """Keep an exponentially fading sum of what was released, as a measure of speed."""
+    def release(self, amount: int) -> None:
+        """Let go of so much, and count it: a fading sum of these is the measure of speed."""
+        self.held -= amount
         now = time.monotonic()
         self._released = self._released * math.exp(-(now - self._since) / _RATE_MEMORY_S) + amount
         self._since = now
@@ -82,12 +74,12 @@ class Gate:
 
 
 class Lease:
-    """A share of a `Gate` that grows while a request is read, since nobody knows its size before.
+    """A share of a `Gate`, released at the end of a `with`.
 
-    A request that is alone gets all that it asks for; what it may have is limited elsewhere. All
-    requests of one `owner` together get no more than they leave to others: half of all there is if
-    nobody else is there, a third if another owner takes as much (dynamic thresholds, Choudhury and
-    Hahne 1998).
+    It may grow while a request is read, since nobody knows its size before. A request that is alone
+    gets all that it asks for; what it may have is limited elsewhere. All requests of one `owner`
+    together get no more than they leave to others: half of all there is if nobody else is there, a
+    third if another owner takes as much (dynamic thresholds, Choudhury and Hahne 1998).
     """
 
     def __init__(self, gate: Gate, owner: str | None = None) -> None:
@@ -117,8 +109,13 @@ class Lease:
 
     def release(self) -> None:
         """Let go of everything."""
-        self.gate.held -= self.held
         if self.owner is not None:
             self.gate.held_by[self.owner] -= self.held
-        self.gate._count(self.held)  # noqa: SLF001 - a part of it
+        self.gate.release(self.held)
         self.held = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
