@@ -27,15 +27,11 @@ _MAX_SIM = frozenset({Output.COLBERT})
 _ALL_THREE = frozenset({Output.DENSE, Output.SPARSE, Output.COLBERT})
 
 
-def max_sim(query: Floats, document: Floats) -> float:
+def max_sim(query: Floats, document: Floats) -> Steps[float]:
     """Return the mean over query tokens of the best match among document tokens.
 
     Both have unit rows: (query tokens, d) and (document tokens, d). An empty side scores 0.
     """
-    return slices.finish(_max_sim(query, document))
-
-
-def _max_sim(query: Floats, document: Floats) -> Steps[float]:
     if not len(query) or not len(document):
         return 0.0
     best = np.empty(len(query), np.float32)
@@ -101,7 +97,7 @@ def score_pairs(job: RerankJob, queries: list[str], embedded: Embeddings) -> Ste
 def _score(embedded: Embeddings, q: int, d: int, weights: Three | None) -> Steps[float]:
     """Score the query and the document at these places: MaxSim alone, or all three weighted."""
     colbert: Any = embedded.colbert
-    similarity = yield from _max_sim(colbert[q], colbert[d])
+    similarity = yield from max_sim(colbert[q], colbert[d])
     if weights is None or embedded.dense is None or embedded.sparse is None:
         return similarity
     dense = float(np.vdot(embedded.dense[q], embedded.dense[d]))

@@ -73,8 +73,8 @@ class Comparison:
     texts: Texts
     threshold: float
     states: list[State]
-    refused: dict[int, str]
     cosines: Doubles
+    refused: dict[int, str] = field(default_factory=dict)
     true: Floats = field(default_factory=lambda: np.empty((0, 0), np.float32))
     found: Floats = field(default_factory=lambda: np.empty((0, 0), np.float32))
     neighbours: Doubles | None = None
@@ -134,14 +134,15 @@ def compare(
 ) -> Comparison:
     """Compare the rows of one output, text by text."""
     states = [_state(t, f, output) for t, f in zip(true, found, strict=True)]
-    cosines, refused = np.full(len(states), np.nan), {}
+    comparison = Comparison(texts, threshold, states, np.full(len(states), np.nan))
     for index, state in enumerate(states):
         if state is State.COMPARED:
-            cosines[index] = cosine(_of(true[index], output), _of(found[index], output), output)
-        elif state is State.REFUSED:
-            said = found[index]
-            refused[index] = said if isinstance(said, str) else "this kind of vector is missing"
-    comparison = Comparison(texts, threshold, states, refused, cosines)
+            pair = _of(true[index], output), _of(found[index], output)
+            comparison.cosines[index] = cosine(*pair, output)
+    for index in comparison.of_state(State.REFUSED):
+        said = found[index]
+        why = said if isinstance(said, str) else "this kind of vector is missing"
+        comparison.refused[index] = why
     if output is Output.DENSE and len(which := comparison.compared):
         comparison.true, comparison.found = (_stack(side, which) for side in (true, found))
         if len(which) > NEIGHBOURS:

@@ -1,22 +1,23 @@
-"""The libraries of the models' authors in float32: a process of its own, run by `reference`.
+"""The libraries of the models' authors in float32: a process of its own, started by `reference`.
 
-Reads requests and writes answers, a JSON object a line; vectors go into a file each. The libraries
-are imported here and nowhere else in the package.
+The libraries are imported here and nowhere else in the package.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import sys
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from multiprocessing.connection import Connection
+
+    from embedding_service.verify.checkpoint import Checkpoint
 
 # FlagEmbedding encodes 512 tokens unless it is told otherwise; this is BGE-M3's own limit.
 _BGE_M3_TOKENS = 8192
@@ -46,21 +47,21 @@ class SentenceTransformers:
     name = "sentence-transformers"
     poolings: list[str]
 
-    def __init__(self, request: dict[str, Any]) -> None:
-        self.model = self._load(request)
-        limit = _least(self.model.max_seq_length, request["max_tokens"])
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.model = self._load(checkpoint)
+        limit = _least(self.model.max_seq_length, checkpoint.max_tokens)
         if limit is not None:
             self.model.max_seq_length = limit
         self.max_tokens = limit
         self._pooling = next((each for each in self.model if hasattr(each, "pooling_mode")), None)
         self.poolings = self._other_poolings()
-        self._ours = request["prompts"]
+        self._ours = checkpoint.prompts
         self.prompts = {"plain": self._default(), **self._by_side(), **self._ours}
 
-    def _load(self, request: dict[str, Any]) -> Any:
+    def _load(self, checkpoint: Checkpoint) -> Any:
         from sentence_transformers import SentenceTransformer  # noqa: PLC0415 - seconds
 
-        return SentenceTransformer(request["folder"], **_options(request))
+        return SentenceTransformer(checkpoint.folder, **_options(checkpoint))
 
     def _other_poolings(self) -> list[str]:
         own = getattr(self._pooling, "pooling_mode", None)
@@ -107,10 +108,10 @@ class SentenceTransformers:
 class SparseEncoders(SentenceTransformers):
     """Weights of the vocabulary (SPLADE)."""
 
-    def _load(self, request: dict[str, Any]) -> Any:
+    def _load(self, checkpoint: Checkpoint) -> Any:
         from sentence_transformers import SparseEncoder  # noqa: PLC0415
 
-        return SparseEncoder(request["folder"], **_options(request))
+        return SparseEncoder(checkpoint.folder, **_options(checkpoint))
 
     def encode(self, texts: list[str], kind: str) -> Arrays:
         """See `Library`."""
@@ -123,17 +124,17 @@ class FlagEmbedding:
     name = "FlagEmbedding"
     poolings: list[str]
 
-    def __init__(self, request: dict[str, Any]) -> None:
+    def __init__(self, checkpoint: Checkpoint) -> None:
         from FlagEmbedding import BGEM3FlagModel  # noqa: PLC0415
         from sentence_transformers.util import get_device_name  # noqa: PLC0415
 
         # One device: given several, it starts a process on each.
         self.model = BGEM3FlagModel(
-            request["folder"], use_fp16=False, devices=get_device_name(), batch_size=1
+            checkpoint.folder, use_fp16=False, devices=get_device_name(), batch_size=1
         )
         self.poolings = []
-        self.max_tokens = _least(_BGE_M3_TOKENS, request["max_tokens"])
-        self.prompts = {"plain": "", "query": "", "document": ""} | request["prompts"]
+        self.max_tokens = _least(_BGE_M3_TOKENS, checkpoint.max_tokens)
+        self.prompts = {"plain": "", "query": "", "document": ""} | checkpoint.prompts
 
     def lengths(self, texts: list[str]) -> list[int]:
         """See `Library`."""
@@ -156,16 +157,16 @@ class FlagEmbedding:
         }
 
 
-LIBRARIES: dict[str, Callable[[dict[str, Any]], Library]] = {
+LIBRARIES: dict[str, Callable[[Checkpoint], Library]] = {
     "dense": SentenceTransformers,
     "sparse": SparseEncoders,
     "bge-m3": FlagEmbedding,
 }
 
 
-def _options(request: dict[str, Any]) -> dict[str, Any]:
+def _options(checkpoint: Checkpoint) -> dict[str, Any]:
     return {
-        "trust_remote_code": request["trust_remote_code"],
+        "trust_remote_code": checkpoint.trust_remote_code,
         "model_kwargs": {"dtype": "float32"},
     }
 
@@ -191,40 +192,28 @@ def _pairs(weights: dict[str, Any]) -> Any:
     return np.array(rows, np.float32).reshape(-1, 2)
 
 
-def _save(arrays: Arrays, path: Path) -> None:
-    named: dict[str, Any] = {}
-    for output, by_text in arrays.items():
-        named |= {f"{output}.{index}": rows for index, rows in enumerate(by_text)}
-    np.savez(path, allow_pickle=False, **named)
+class Facts(NamedTuple):
+    """The first answer of a library that has loaded a model."""
+
+    label: str
+    max_tokens: int | None
+    prompts: dict[str, str]
+    poolings: list[str]
 
 
-def serve(requests: TextIO, answers: TextIO) -> None:
-    """Answer requests until there are no more: the first one loads the model."""
+def serve(pipe: Connection, words: str, key: str, checkpoint: Checkpoint) -> None:
+    """Load a model, and answer calls of the library's methods until the pipe ends.
 
-    def say(**answer: Any) -> None:
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
-
-    request = json.loads(requests.readline())
-    library = LIBRARIES[request["library"]](request)
+    What libraries print goes into the file `words`.
+    """
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    with Path(words).open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    library = LIBRARIES[key](checkpoint)
     label = f"{library.name} {version(library.name)}"
-    facts = {"max_tokens": library.max_tokens, "prompts": library.prompts}
-    say(label=label, poolings=library.poolings, **facts)
-    for line in requests:
-        request = json.loads(line)
-        if "path" in request:
-            _save(library.encode(request["texts"], request["kind"]), Path(request["path"]))
-            say()
-        else:
-            say(lengths=library.lengths(request["texts"]))
-
-
-def main() -> None:
-    """Keep standard output for answers: libraries print."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    serve(sys.stdin, answers)
-
-
-if __name__ == "__main__":
-    main()
+    pipe.send(Facts(label, library.max_tokens, library.prompts, library.poolings))
+    with suppress(EOFError):
+        while True:
+            method, arguments = pipe.recv()
+            pipe.send(getattr(library, method)(*arguments))

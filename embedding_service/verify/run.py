@@ -273,17 +273,8 @@ def _given(answers: list[Answer]) -> set[Output]:
 
 
 def _add(result: ModelResult, kind: Kind, output: Output, seen: Comparison) -> float:
-    """Add what one comparison shows; return the share of texts that are wrong.
-
-    Raises `NoVectors` where nothing can be said about too many texts.
-    """
-    skipped = seen.of_state(compare.State.SKIPPED)
-    if skipped:
-        which = causes.named(skipped)
-        text = f"{result.reference} has no sound {kind} {output} vector for {which}"
-        if len(skipped) > causes.FEW * len(seen.states):
-            raise NoVectors(f"{text}: too few are left to compare")
-        result.notes.append(text)
+    """Add what one comparison shows; return the share of texts that are wrong."""
+    result.notes += _of_skipped(seen, f"{result.reference} has no sound {kind} {output} vector")
     if long := causes.too_long(seen):
         said = f"{len(long)} refused as too long: {seen.refused[long[0]]}"
         result.notes.append(f"{kind} texts: {said}")
@@ -293,6 +284,15 @@ def _add(result: ModelResult, kind: Kind, output: Output, seen: Comparison) -> f
     result.findings += [Finding(each.name, f"{where}: {each.text}") for each in new]
     result.parts.append(part_of(seen, kind, output))
     return float(seen.low.sum()) / max(1, len(seen.compared))
+
+
+def _of_skipped(seen: Comparison, why: str) -> list[str]:
+    """Name the texts about which nothing can be said. Raises `NoVectors` if they are many."""
+    skipped = seen.of_state(compare.State.SKIPPED)
+    text = f"{why} for {causes.named(skipped)}"
+    if len(skipped) > causes.FEW * len(seen.states):
+        raise NoVectors(f"{text}: too few are left to compare")
+    return [text] if skipped else []
 
 
 def _of_cache(server: Server) -> list[str]:

@@ -21,7 +21,7 @@ from embedding_service.progress import Progress
 from embedding_service.settings.gateway import Settings
 from embedding_service.types import Output
 from embedding_service.verify import servers
-from embedding_service.verify.checkpoint import of_name, with_prompts
+from embedding_service.verify.checkpoint import Checkpoint, of_name, with_prompts
 from embedding_service.verify.run import Options, Verification, compare_side
 from embedding_service.verify.sides import About, Kind, Texts
 from embedding_service.verify.texts import built_in
@@ -129,8 +129,7 @@ def truth_of(folder: Path) -> Truth:
     """Return what sentence-transformers makes of these files, in this process."""
     from embedding_service.verify.libraries import SentenceTransformers
 
-    request = {"max_tokens": None, "trust_remote_code": False, "prompts": {}}
-    library = SentenceTransformers({**request, "folder": str(folder)})
+    library = SentenceTransformers(Checkpoint(str(folder), "m"))
     texts = built_in(CONTEXT)
     truth = Truth(About("library", "float32", CONTEXT))
     for kind in Kind:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -14,7 +14,6 @@ from embedding_service.progress import Progress
 from embedding_service.service.canaries import LEAST_COSINE
 from embedding_service.types import Output
 from embedding_service.verify import compare
-from embedding_service.verify.reference import Reference
 from embedding_service.verify.report import as_json
 from embedding_service.verify.result import shown
 from embedding_service.verify.run import Options, compare_side
@@ -321,21 +320,3 @@ async def test_texts_beyond_the_context_are_there(true) -> None:
 def test_cosines_are_written_so_that_they_can_be_told_from_1(cosine: float, text: str) -> None:
     """One is one, also where rounding gave more."""
     assert shown(cosine) == text
-
-
-class Counting(Reference):
-    """A library that notes how many texts a request has."""
-
-    def __init__(self) -> None:
-        self.sizes: list[int] = []
-
-    async def _request(self, **request: Any) -> dict[str, Any]:
-        self.sizes.append(len(request["texts"]))
-        return {"lengths": list(map(len, request["texts"]))}
-
-
-async def test_any_number_of_texts_has_lengths() -> None:
-    """No answer of the library's process is longer than a line may be."""
-    library, texts = Counting(), ["x", "yy", "zzz"] * 50_000
-    assert await library.lengths(texts) == [1, 2, 3] * 50_000
-    assert max(library.sizes) == 1000
