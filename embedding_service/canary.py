@@ -89,20 +89,20 @@ def pin_server(url: str, path: Path, *, name: str | None, key: str | None) -> Pi
 
 async def _of_server(url: str, name: str | None, key: str | None) -> Pinned:
     async with aclosing(Client([url], key, patience_s=_PATIENCE_S, say=Progress().say)) as http:
-        return await _asked(_Server(http), name)
+        return await _asked(http, name)
 
 
-async def _asked(server: _Server, name: str | None) -> Pinned:
-    entry, space = await server.listed(name)
+async def _asked(http: Client, name: str | None) -> Pinned:
+    entry, space = await _listed(http, name)
     outputs = {Output(each) for each in entry.outputs if each in examiner.PINNED}
     if space.ingredients.sparse_indices is not None:  # hashed, and not as the engine gives them
         outputs -= {Output.SPARSE}
     if not outputs:
-        raise NoVectors(f"{server.url}: {entry.id} gives no vectors that can be pinned")
+        raise NoVectors(f"{http.roots[0]}: {entry.id} gives no vectors that can be pinned")
     found: list[Directions] = [{}] * len(canaries.asked())
     for use, places in _portions():
         texts = [canaries.asked()[place][0] for place in places]
-        vectors = await server.embed(_body(entry, space, use, outputs), texts, outputs, space.id)
+        vectors = await _embed(http, _body(entry, space, use, outputs), texts, outputs, space.id)
         for place, vector in zip(places, vectors, strict=True):
             found[place] = vector
     return canaries.pin(
@@ -187,49 +187,43 @@ class _Items(msgspec.Struct):
     data: list[_Item]
 
 
-class _Server:
-    """A server of this kind."""
+async def _listed(http: Client, name: str | None) -> tuple[_Entry, _Space]:
+    """Return the model of this name, or the first, that has a space. Raises `NoVectors`."""
+    response = await http.ask("/v1/models")
+    if not response.is_success:
+        raise NoVectors(client.failure(response))
+    for entry in _read(response, _Models).data:
+        if name in (None, entry.id) and entry.vector_space is not None:
+            return entry, entry.vector_space
+    wanted = f"{name} is not a model" if name else "no model is"
+    raise NoVectors(f"{http.roots[0]}: {wanted} of which it tells the vector space")
 
-    def __init__(self, http: Client) -> None:
-        self._http = http
-        self.url = http.roots[0]
 
-    async def listed(self, name: str | None) -> tuple[_Entry, _Space]:
-        """Return the model of this name, or the first, that has a space. Raises `NoVectors`."""
-        response = await self._http.ask("/v1/models")
-        if not response.is_success:
-            raise NoVectors(client.failure(response))
-        for entry in _read(response, _Models).data:
-            if name in (None, entry.id) and entry.vector_space is not None:
-                return entry, entry.vector_space
-        wanted = f"{name} is not a model" if name else "no model is"
-        raise NoVectors(f"{self.url}: {wanted} of which it tells the vector space")
+async def _embed(
+    http: Client, body: Json, texts: list[str], outputs: set[Output], space: str
+) -> list[Directions]:
+    """Return the vectors of texts in this space. Raises `NoVectors`.
 
-    async def embed(
-        self, body: Json, texts: list[str], outputs: set[Output], space: str
-    ) -> list[Directions]:
-        """Return the vectors of texts in this space. Raises `NoVectors`.
-
-        Texts that are refused together are sent one at a time: limits may be narrow.
-        """
-        content = msgspec.json.encode({**body, "input": texts})
-        response = await self._http.ask("/v1/embeddings", content)
-        if client.is_refusal(response) and len(texts) > 1:
-            apart = [await self.embed(body, [text], outputs, space) for text in texts]
-            return list(chain.from_iterable(apart))
-        if not response.is_success:
-            raise NoVectors(client.failure(response))
-        if response.headers.get("x-vector-space") != space:
-            raise NoVectors(f"{self.url}: vectors are not in {space}, the space that it lists")
-        items = _read(response, _Items).data
-        try:
-            with np.errstate(over="raise"):
-                found = [item.directions(outputs) for item in items]
-        except (ValueError, ArithmeticError) as error:  # the second of numbers too large for us
-            raise _wrong(response, error) from None
-        if len(found) != len(texts):
-            raise _wrong(response, f"{len(found)} vectors of {len(texts)} texts")
-        return found
+    Texts that are refused together are sent one at a time: limits may be narrow.
+    """
+    content = msgspec.json.encode({**body, "input": texts})
+    response = await http.ask("/v1/embeddings", content)
+    if client.is_refusal(response) and len(texts) > 1:
+        apart = [await _embed(http, body, [text], outputs, space) for text in texts]
+        return list(chain.from_iterable(apart))
+    if not response.is_success:
+        raise NoVectors(client.failure(response))
+    if response.headers.get("x-vector-space") != space:
+        raise NoVectors(f"{http.roots[0]}: vectors are not in {space}, the space that it lists")
+    items = _read(response, _Items).data
+    try:
+        with np.errstate(over="raise"):
+            found = [item.directions(outputs) for item in items]
+    except (ValueError, ArithmeticError) as error:  # the second of numbers too large for us
+        raise _wrong(response, error) from None
+    if len(found) != len(texts):
+        raise _wrong(response, f"{len(found)} vectors of {len(texts)} texts")
+    return found
 
 
 def _read(response: httpx.Response, kind: type[_Read]) -> _Read:

@@ -20,7 +20,7 @@ from embedding_service.engine.start import make_engines, make_runtime_dir
 from embedding_service.errors import BadConfiguration, PortInUse
 from embedding_service.http.app import create_app
 from embedding_service.http.connection import connection_class
-from embedding_service.http.first_request import Place, first_steps
+from embedding_service.http.example_requests import Place, ready_facts
 from embedding_service.http.keys import KeyRing
 from embedding_service.http.rate_limits import budget_of
 from embedding_service.service.lifecycle import Lifecycle, Phase
@@ -95,7 +95,7 @@ class Gateway:
         self._shared_cache = self._share_cache(metrics)
         engines = make_engines(settings, self.folder, log, start_worker)
         self.service = EmbeddingService(settings, engines, metrics, self._shared_cache)
-        self.lifecycle = Lifecycle(self.service, log, first_steps=self._first_steps)
+        self.lifecycle = Lifecycle(self.service, log, ready_facts=self._ready_facts)
         rates = Rates(settings, metrics, self._share_counters(metrics))
         self.batches = self._open_batches(settings.state_dir, rates) if settings.state_dir else None
         app = create_app(
@@ -111,9 +111,9 @@ class Gateway:
         self._stop = asyncio.Event()
         self._reloading: asyncio.Future[None] | None = None
 
-    def _first_steps(self) -> dict[str, str]:
+    def _ready_facts(self) -> dict[str, str]:
         place = Place.of(self.sockets[0].getsockname())
-        return first_steps(self.settings, self.service.models, place)
+        return ready_facts(self.settings, self.service.models, place)
 
     def _share_cache(self, metrics: Metrics) -> SharedCache | None:
         settings = self.settings

@@ -93,6 +93,11 @@ Input = Annotated[Any, BeforeValidator(_read_input), WithJsonSchema(_INPUT_SCHEM
 TruncateField = Annotated[Truncate, Lax]
 
 
+def as_list(value: str | list[str]) -> list[str]:
+    """Return a text as a list of one, and a list as it is."""
+    return [value] if isinstance(value, str) else value
+
+
 class Usage(BaseModel):
     """Real token counts, special tokens and prompt included."""
 

@@ -89,7 +89,7 @@ class EmbeddingsRequest(Fields):
             prompt_name=self.prompt_name,
             input_type=self.input_type,
             truncate=self._truncate(default_truncate),
-            max_tokens=self.truncate_prompt_tokens if self._cuts_to_tokens else None,
+            max_tokens=None if self.truncate_prompt_tokens == -1 else self.truncate_prompt_tokens,
             normalize=self.normalize,
             embed_dtype=self.embed_dtype,
             encoding=self.encoding,
@@ -100,11 +100,7 @@ class EmbeddingsRequest(Fields):
             return self.truncate
         if self.truncate_prompt_tokens is None:
             return default
-        return Truncate.LEFT if self.truncation_side == "left" else Truncate.RIGHT
-
-    @property
-    def _cuts_to_tokens(self) -> bool:
-        return self.truncate_prompt_tokens not in (None, -1)
+        return Truncate(self.truncation_side or Truncate.RIGHT)
 
     @property
     def encoding(self) -> Encoding:

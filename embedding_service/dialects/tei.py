@@ -142,7 +142,7 @@ async def similarity(request: Request[TeiSimilarityRequest]) -> Answer:
     inputs, parameters = request.fields.inputs, request.fields.parameters
     refuse_nothing("sentences")({"sentences": inputs.sentences})
     refuse_nothing("source_sentence")({"source_sentence": inputs.source_sentence})
-    cut = Truncate.LEFT if parameters.truncation_direction == "left" else Truncate.RIGHT
+    cut = Truncate(parameters.truncation_direction or Truncate.RIGHT)
     job = EmbedJob(
         _model(request, scores=False),
         [*inputs.sentences, inputs.source_sentence],

@@ -68,11 +68,7 @@ def _lower(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
 
 
-def _as_list(value: str | list[str]) -> list[str]:
-    return [value] if isinstance(value, str) else value
-
-
-Texts = Annotated[str | list[str], AfterValidator(_as_list)]
+Texts = Annotated[str | list[str], AfterValidator(embedding.as_list)]
 Direction = Annotated[Literal["left", "right"], BeforeValidator(_lower)]
 
 
@@ -88,7 +84,7 @@ class TeiInputs(Fields):
 
     def job(self, model: str, output: Output, *, truncates: bool) -> EmbedJob:
         """Return the request free of dialect."""
-        cut = Truncate.LEFT if self.truncation_direction == "left" else Truncate.RIGHT
+        cut = Truncate(self.truncation_direction or Truncate.RIGHT)
         return EmbedJob(
             model=model,
             inputs=self.inputs,

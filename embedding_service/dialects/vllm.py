@@ -28,12 +28,10 @@ if TYPE_CHECKING:
 Pairs = list[tuple[str, str]]
 
 
-def _as_list(value: str | list[str]) -> list[str]:
-    return [value] if isinstance(value, str) else value
-
-
 Text = Annotated[str, Field(min_length=1)]
-Texts = Annotated[Text | Annotated[list[Text], Field(min_length=1)], AfterValidator(_as_list)]
+Texts = Annotated[
+    Text | Annotated[list[Text], Field(min_length=1)], AfterValidator(embedding.as_list)
+]
 
 
 class ScoreRequest(Fields):
@@ -151,7 +149,7 @@ async def _cosines(request: Request[ScoreRequest], pairs: Pairs) -> Scores:
 
 def _embed_job(fields: ScoreRequest, texts: list[str], pairs: int) -> EmbedJob:
     cuts = fields.truncate_prompt_tokens is not None
-    end = Truncate.LEFT if fields.truncation_side == "left" else Truncate.RIGHT
+    end = Truncate(fields.truncation_side or Truncate.RIGHT)
     return EmbedJob(
         fields.model,
         texts,

@@ -42,10 +42,10 @@ class Lifecycle:
         service: EmbeddingService,
         log: FilteringBoundLogger,
         *,
-        first_steps: Callable[[], Mapping[str, str]] = dict,
+        ready_facts: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
-        """`first_steps` gives the log, once the gateway is ready, what a person may do next."""
-        self._first_steps = first_steps
+        """`ready_facts` gives the log, once the gateway is ready, what a person may do next."""
+        self._ready_facts = ready_facts
         self.service = service
         self.phase = Phase.STARTING
         self.started = time.monotonic()
@@ -73,7 +73,7 @@ class Lifecycle:
             self.phase = Phase.READY
             systemd.notify("READY=1", "STATUS=serving")
             seconds = round(time.monotonic() - self.started, 2)
-            self._log.info("ready", seconds=seconds, **self._first_steps())
+            self._log.info("ready", seconds=seconds, **self._ready_facts())
         for model in models:
             if not model.required:
                 await self._try_to_load(model)

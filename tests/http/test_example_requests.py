@@ -12,7 +12,7 @@ import httpx
 import openai
 import pytest
 
-from embedding_service.http.first_request import Place
+from embedding_service.http.example_requests import Place
 from tests.conftest import FAKE
 
 if TYPE_CHECKING:

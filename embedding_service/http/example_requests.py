@@ -48,7 +48,7 @@ class Place:
         return cls(f"http://{shown}:{port}")
 
 
-def first_steps(settings: Settings, models: Iterable[ServedModel], place: Place) -> dict[str, str]:
+def ready_facts(settings: Settings, models: Iterable[ServedModel], place: Place) -> dict[str, str]:
     """Return what the log says when the gateway is ready: addresses, and requests to copy."""
     steps = {"url": place.url}
     if place.socket is not None:
