@@ -60,7 +60,13 @@ class Client:
         self._turns = itertools.cycle(self.roots)
         headers = {"content-type": "application/json"}
         headers |= {"authorization": f"Bearer {key}"} if key else {}
-        self._http = httpx.AsyncClient(headers=headers, transport=transport)
+        try:
+            self._http = httpx.AsyncClient(headers=headers, transport=transport)
+        except (OSError, ValueError, ImportError, httpx.InvalidURL) as error:
+            raise BadConfiguration(
+                f"a proxy or certificates of the environment cannot be used: {error}; see "
+                "HTTPS_PROXY, ALL_PROXY, NO_PROXY and SSL_CERT_FILE"
+            ) from None
         self._patience_s = patience_s
         self._say = say
         self._doubts_500 = doubts_500

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from structlog.typing import FilteringBoundLogger
 
-    from embedding_service.engine import protocol
     from embedding_service.engine.examination import Examine
     from embedding_service.engine.loaded import LoadedModel
     from embedding_service.engine.process import StartWorker
@@ -91,28 +90,12 @@ class ModelEngine:
         await asyncio.gather(*(replica.stop() for replica in self.replicas))
 
     @property
-    def facts(self) -> protocol.ModelFacts | None:
-        """The facts of the model, once the first replica has loaded it."""
-        model = self.replicas[0].model
-        return model.facts if model else None
-
-    @property
     def loaded(self) -> LoadedModel:
         """The model as the first replica has loaded it. Raises `Unavailable` before that."""
         model = self.replicas[0].model
         if model is None:
             raise Unavailable(f"{self.options.model_name} is still loading; try again shortly")
         return model
-
-    @property
-    def tokenizer_json(self) -> bytes:
-        """The model's fast tokenizer."""
-        return self.loaded.tokenizer_json
-
-    @property
-    def build(self) -> str:
-        """The second id of the model, see `service/vector_space.py`."""
-        return self.loaded.build
 
     @property
     def states(self) -> list[State]:

@@ -69,7 +69,7 @@ class Compute:
     @property
     def identity(self) -> str:
         """The name under which results are kept: equal ones differ in no digit."""
-        return self.space + self.engine.build
+        return self.space + self.engine.loaded.build
 
     @property
     def in_flight(self) -> int:

@@ -130,8 +130,8 @@ class ServedModel:
 
         Slow for large vocabularies. Raises `ModelNotLoaded` if vectors have not the expected size.
         """
-        facts, expected = self.engine.facts, self.options.expected_dimension
-        assert facts is not None  # noqa: S101 - a started engine has sent them
+        loaded, expected = self.engine.loaded, self.options.expected_dimension
+        facts = loaded.facts
         if expected not in (None, facts.dimension):
             raise ModelNotLoaded(
                 f"{self.name}: vectors have {facts.dimension} dimensions, "
@@ -139,9 +139,9 @@ class ServedModel:
             )
         if Output.SCORE in facts.outputs:
             self.compute.space = vector_space(self, None, settings).hex
-            self.pairs = PairEncoder(facts, self.engine.tokenizer_json, self.options)
+            self.pairs = PairEncoder(facts, loaded.tokenizer_json, self.options)
         else:
-            encoder = Encoder(facts, self.engine.tokenizer_json, self.options)
+            encoder = Encoder(facts, loaded.tokenizer_json, self.options)
             self.space = vector_space(self, encoder, settings)
             self.compute.space, self.encoder = self.space.hex, encoder
         return facts

@@ -35,7 +35,8 @@ _DOCUMENT: Final = (
 class Checkpoint:
     """A model's files. Longer texts than `max_tokens` are cut, if that is less than its own limit.
 
-    `prompts` by kind are those that the library would not find by itself.
+    `prompts` by kind are those that the library would not find by itself. `template` and
+    `instruction` are the operator's.
     """
 
     folder: str
@@ -43,6 +44,8 @@ class Checkpoint:
     max_tokens: int | None = None
     trust_remote_code: bool = False
     prompts: dict[str, str] = field(default_factory=dict)
+    template: str | None = None
+    instruction: str | None = None
 
     @property
     def library(self) -> str | None:
@@ -67,7 +70,8 @@ def of_model(model: ModelOptions, say: Callable[[str], None]) -> Checkpoint:
         model.model_name,
         model.max_model_len,
         trust_remote_code=model.trust_remote_code,
-        prompts=_of_operator(model),
+        template=model.instruction_template,
+        instruction=model.default_instruction,
     )
 
 
@@ -113,7 +117,7 @@ def with_prompts(checkpoint: Checkpoint) -> Checkpoint:
     found = _of_files(texts) if profile.typed else {}
     if not found and default is None:
         found = _of_card(profile)
-    return replace(checkpoint, prompts=found | _instructed(checkpoint.prompts, profile))
+    return replace(checkpoint, prompts=found | _of_operator(checkpoint, profile))
 
 
 def _of_files(texts: dict[str, str]) -> dict[str, str]:
@@ -133,16 +137,12 @@ def _of_card(profile: profiles.Profile) -> dict[str, str]:
     return {side: text for side, text in sides.items() if text is not None}
 
 
-def _of_operator(model: ModelOptions) -> dict[str, str]:
-    """Return what the settings say of instructions; `_instructed` makes a prompt of it."""
-    said = {"template": model.instruction_template, "instruction": model.default_instruction}
-    return {name: text for name, text in said.items() if text is not None}
-
-
-def _instructed(said: dict[str, str], profile: profiles.Profile) -> dict[str, str]:
-    template = said.get("template") or profile.instruction_template
-    instruction = said.get("instruction") or profile.default_instruction
-    if not said or not template or not instruction:
+def _of_operator(checkpoint: Checkpoint, profile: profiles.Profile) -> dict[str, str]:
+    """Return the prompt that the settings make, which may name a part of it."""
+    template = checkpoint.template or profile.instruction_template
+    instruction = checkpoint.instruction or profile.default_instruction
+    set_by_hand = checkpoint.template is not None or checkpoint.instruction is not None
+    if not set_by_hand or not template or not instruction:
         return {}
     return {"query": template.replace("{instruction}", instruction)}
 

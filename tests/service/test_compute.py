@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -33,7 +34,7 @@ class Engine:
     """Counts what it is given and answers with the ids themselves; `hold` keeps it from answering."""
 
     options = ModelOptions(model_name="counting")
-    build = "counting"
+    loaded = SimpleNamespace(build="counting")
 
     def __init__(self) -> None:
         self.seen: list[list[int]] = []
