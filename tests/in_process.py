@@ -20,7 +20,7 @@ from embedding_service.engine.step_record import StepRecord
 from embedding_service.worker import loading
 from embedding_service.worker.__main__ import EXIT_NOT_LOADED
 from embedding_service.worker.fake import FakeBackend
-from embedding_service.worker.inbox import Progress, Receiver
+from embedding_service.worker.inbox import Counters, Receiver
 from embedding_service.worker.loop import Worker
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class _Receiver(Receiver):
     """The thread that reads jobs; it ends with its context, since no process ends around it."""
 
     def __init__(self, socket: zmq.Socket[bytes], worker: ThreadWorker) -> None:
-        super().__init__(socket, worker.launch, Progress())
+        super().__init__(socket, worker.launch, Counters())
         self._worker = worker
 
     def run(self) -> None:

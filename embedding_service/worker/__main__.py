@@ -20,7 +20,7 @@ from embedding_service.engine import protocol
 from embedding_service.engine.step_record import StepRecord
 from embedding_service.settings.model import ModelOptions
 from embedding_service.worker import loading
-from embedding_service.worker.inbox import Progress, Receiver
+from embedding_service.worker.inbox import Counters, Receiver
 from embedding_service.worker.loop import Worker
 
 EXIT_NOT_LOADED = 4
@@ -49,7 +49,7 @@ def main() -> int:
     launch = msgspec.json.decode(sys.stdin.buffer.readline(), type=protocol.Launch)
     threading.Thread(target=_die_with_the_gateway, name="guard", daemon=True).start()
     jobs = _connect(zmq.Context().socket(zmq.PAIR), launch.jobs_address)
-    receiver = Receiver(jobs, launch, Progress())
+    receiver = Receiver(jobs, launch, Counters())
     receiver.start()
     # A context of its own for the results: ending it waits until the last message is out.
     outgoing = zmq.Context()

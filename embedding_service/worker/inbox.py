@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 _LARGEST = protocol.SIZE_CLASSES - 1
 
 
-class Progress:
-    """Counters that the engine thread writes and the receiving thread reads for `Pong`."""
+class Counters:
+    """Work that the engine thread counts and the receiving thread reads for `Pong`."""
 
     def __init__(self) -> None:
         self.steps = self.texts = self.tokens = self.running = self.running_tokens = (
@@ -74,7 +74,7 @@ class Receiver(threading.Thread):
     """Owns the jobs socket: hands jobs over, answers pings whatever the engine does."""
 
     def __init__(
-        self, socket: zmq.Socket[bytes], launch: protocol.Launch, progress: Progress
+        self, socket: zmq.Socket[bytes], launch: protocol.Launch, progress: Counters
     ) -> None:
         super().__init__(name="receiver", daemon=True)
         self.socket = socket

@@ -252,15 +252,22 @@ def test_only_the_hex_of_a_space_is_compared(
     assert len(rows_of(out)) == 1
 
 
-def test_refused_texts_are_found_by_halves(other: Callable[..., Other], tmp_path: Path) -> None:
-    """A 400 about several texts says nothing of most of them."""
-    refused = (400, {}, b'{"error": {"message": "too long", "code": "length"}}')
+@pytest.mark.parametrize(("body", "code"), [
+    (b'{"error": {"message": "too long", "code": "length"}}', "length"),
+    (b'{"message": "too long", "type": "Validation"}', "refused"),
+    (b'{"error": "too long", "error_type": "Validation"}', "refused"),
+])  # fmt: skip
+def test_refused_texts_are_found_by_halves(
+    body: bytes, code: str, other: Callable[..., Other], tmp_path: Path
+) -> None:
+    """A 400 about several texts says nothing of most of them, in whichever form it is."""
+    refused = (400, {}, body)
     server = other(refused, refused, refused)
     out = tmp_path / "out"
     with pytest.raises(RowsFailed, match="1 row has"):
         embed(corpus(tmp_path / "a.jsonl", 4), out=out, model="x", servers=[server.url])
     assert [(error["id"], error["code"], error["reason"]) for error in errors_of(out)] == [
-        (0, "length", "too long")
+        (0, code, "too long")
     ]
     assert list(rows_of(out)) == [10, 20, 30]
 

@@ -20,7 +20,7 @@ from embedding_service.settings.model import ModelOptions
 from embedding_service.types import Output, Priority
 from embedding_service.worker.backend import ModelRefused
 from embedding_service.worker.fake import FAULTS, FakeBackend, fake_vectors
-from embedding_service.worker.inbox import Job, Progress, Receiver
+from embedding_service.worker.inbox import Counters, Job, Receiver
 from embedding_service.worker.loading import _WARM_UP_TEXT, warm_up
 from embedding_service.worker.loop import Worker
 
@@ -76,7 +76,7 @@ class Bench:
             other.connect(name)
         launch = protocol.Launch(GENERATION, "", "", "", {})
         self.backend = ScriptedBackend(**options)
-        self.receiver = Receiver(theirs, launch, Progress())
+        self.receiver = Receiver(theirs, launch, Counters())
         self.record_path = folder / "step"
         self.worker = Worker(
             self.backend,
