@@ -40,10 +40,6 @@ def _write(failure: Failure) -> Written:
 ERRORS = ErrorShape(DetailResponse, _write)
 
 
-def _status(request: Request[None]) -> str:
-    return "ok" if request.lifecycle.ready else str(request.lifecycle.phase)
-
-
 def _limits(request: Request[None]) -> dict[str, Any]:
     options = request.models.default.options
     return {
@@ -82,14 +78,14 @@ def _statistics(request: Request[None]) -> dict[str, float]:
 async def health(request: Request[None]) -> Answer:
     """Answer 200 once the gateway is ready."""
     status = 200 if request.lifecycle.ready else 503
-    return Answer.json({"status": _status(request)}, status=status)
+    return Answer.json({"status": request.lifecycle.status("ok")}, status=status)
 
 
 async def detailed_health(request: Request[None]) -> Answer:
     """Describe the model and the batching."""
     model = request.models.default
     body = {
-        "status": _status(request),
+        "status": request.lifecycle.status("ok"),
         "timestamp": time.time(),
         "model": {"name": model.name, "status": "loaded" if model.ready else "loading"},
         "batching": {"enabled": True, **_limits(request), "stats": _statistics(request)},
@@ -114,7 +110,7 @@ async def info(request: Request[None]) -> Answer:
         "description": "BGE-M3 embedding inference API with selective vector generation",
         "version": __version__,
         "model": request.models.default.name,
-        "status": "running" if request.lifecycle.ready else str(request.lifecycle.phase),
+        "status": request.lifecycle.status("running"),
         "docs_url": "/docs",
         "endpoints": _ENDPOINTS,
         "supported_vectors": ["dense", "sparse", "colbert"],

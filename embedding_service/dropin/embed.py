@@ -62,15 +62,15 @@ async def embed_texts(request: Request[TextsRequest]) -> Answer:
 
 async def health(request: Request[None]) -> Answer:
     """Describe the default model; 503 until the gateway is ready."""
-    model, ready = request.models.default, request.lifecycle.ready
+    model, lifecycle = request.models.default, request.lifecycle
     card = model.card()
     body = {
-        "status": "healthy" if ready else str(request.lifecycle.phase),
+        "status": lifecycle.status("healthy"),
         "model": model.name,
         "device": card.device if card else None,
         "dimension": card.dimension if card else None,
     }
-    return Answer.json(body, status=200 if ready else 503)
+    return Answer.json(body, status=200 if lifecycle.ready else 503)
 
 
 EMBED = Operation(

@@ -31,9 +31,8 @@ async def health(request: Request[None]) -> Answer:
     lifecycle, models = request.lifecycle, request.models
     model, cache = models.default_for(scores=False), models.cache
     identity = model_identity(request.settings, model)
-    ready = lifecycle.ready
     body = {
-        "status": "healthy" if ready else str(lifecycle.phase),
+        "status": lifecycle.status("healthy"),
         "model": model.name,
         "dimensions": model.facts.dimension if model.facts else None,
         "version": __version__,
@@ -41,7 +40,7 @@ async def health(request: Request[None]) -> Answer:
         "cache_enabled": cache is not None,
         "cache_size": cache.entries if cache else 0,
     }
-    return Answer.json(body, status=200 if ready else 503)
+    return Answer.json(body, status=200 if lifecycle.ready else 503)
 
 
 async def info(request: Request[None]) -> Answer:
@@ -57,7 +56,7 @@ async def info(request: Request[None]) -> Answer:
         "description": "Makes vectors of records and texts, and keeps none.",
         "model": model.name,
         "model_checksum": identity["model_checksum"],
-        "status": "running" if request.lifecycle.ready else str(request.lifecycle.phase),
+        "status": request.lifecycle.status("running"),
         "limits": {
             "max_batch_size": settings.max_inputs,
             "max_text_length": settings.max_text_characters,

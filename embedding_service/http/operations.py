@@ -117,16 +117,16 @@ def _is_ready(request: Request[None], name: str | None) -> bool:
 
 async def health(request: Request[None]) -> Answer:
     """Describe the default model; 503 until the gateway is ready."""
-    model, ready = request.models.default, request.lifecycle.ready
+    model, lifecycle = request.models.default, request.lifecycle
     card = model.card()
     body = {
-        "status": "healthy" if ready else str(request.lifecycle.phase),
+        "status": lifecycle.status("healthy"),
         "model": model.name,
         "gpu_memory_utilization": model.options.gpu_memory_utilization,
         "max_model_len": card.max_tokens if card else model.options.max_model_len,
         "device": card.device if card else None,
     }
-    return Answer.json(body, status=200 if ready else 503)
+    return Answer.json(body, status=200 if lifecycle.ready else 503)
 
 
 async def cache_stats(request: Request[None]) -> Answer:

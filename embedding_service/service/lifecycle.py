@@ -60,6 +60,10 @@ class Lifecycle:
         required = (model for model in self.service.models if model.required)
         return self.phase is Phase.READY and all(model.ready for model in required)
 
+    def status(self, ready: str) -> str:
+        """Return the word of a health check: `ready`, or the phase that comes before or after."""
+        return ready if self.ready else str(self.phase)
+
     async def load(self) -> None:
         """Start every model's workers, the required ones first: they alone make the gateway ready.
 
