@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from tests.conftest import RunningGateway
 
-COUNT = 2500
+COUNT = 1500
 SLOW = ("--engine-args", json.dumps({"step_s": 0.05}), "--drain-grace-s", "0")
 
 
