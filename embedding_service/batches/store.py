@@ -106,7 +106,9 @@ class Store:
             reason = error.strerror or type(error).__name__
             raise BadConfiguration(f"state_dir: {folder}: {reason}") from None
         except sqlite3.Error as error:
-            raise BadConfiguration(f"state_dir: {folder}: its database: {error}") from None
+            raise BadConfiguration(
+                f"state_dir: {folder}: its database: {error}; restore it, or take another folder"
+            ) from None
 
     async def run(
         self,
