@@ -202,9 +202,9 @@ class Job:
                     yield line
 
     def _read(self, lines: list[Numbered]) -> list[Line]:
-        reader, endpoint, is_done = self._tools.reader, self.batch.endpoint, self._results.is_done
-        left = [each for each in lines if not is_done(each.place)]
-        return [read_line(each, reader, endpoint) for each in left]
+        left = [each for each in lines if not self._results.is_done(each.place)]
+        reader, longest = self._tools.reader, self._tools.service.settings.max_body_bytes
+        return [read_line(each, reader, self.batch.endpoint, longest) for each in left]
 
     async def _run_lines(self) -> None:
         """Run what has not settled; what never will is settled as cancelled or expired."""

@@ -116,8 +116,13 @@ def read_slices(file: BinaryIO, longest_bytes: int) -> Iterator[list[Numbered]]:
         yield lines
 
 
-def read_line(numbered: Numbered, reader: Reader, endpoint: str) -> Line:
+def read_line(numbered: Numbered, reader: Reader, endpoint: str, longest_bytes: int) -> Line:
     """Read the envelope. Raises `BadLine`; whether the body is right shows when it runs."""
+    if len(numbered.raw) > longest_bytes:
+        why = (
+            f"line {numbered.number} is longer than {longest_bytes} bytes, which no request may be"
+        )
+        raise BadLine("line_too_long", why)
     try:
         tree = reader.parse(numbered.raw.rstrip())
     except InvalidRequest as error:
@@ -197,10 +202,7 @@ class Check:
 
     def _check(self, numbered: Numbered) -> None:
         self.total += 1
-        if len(numbered.raw) > self._longest_bytes:
-            why = f"the line is longer than {self._longest_bytes} bytes, which no request may be"
-            raise BadLine("line_too_long", why)
-        line = read_line(numbered, self._reader, self._endpoint)
+        line = read_line(numbered, self._reader, self._endpoint, self._longest_bytes)
         if line.custom_id in self._ids:
             raise BadLine("duplicate_custom_id", "custom_id is there twice", "custom_id")
         self._ids.add(line.custom_id)

@@ -109,21 +109,26 @@ def test_the_sdks_example_over_a_kill_and_a_restart(tmp_path: Path) -> None:
     gateway.end()
 
 
-def test_a_file_that_is_gone_fails_its_batch(
-    start_gateway: Callable[..., RunningGateway], tmp_path: Path
+@pytest.mark.parametrize("code", ["file_not_found", "line_too_long"])
+def test_a_file_that_cannot_be_read_on_fails_its_batch(
+    code: str, start_gateway: Callable[..., RunningGateway], tmp_path: Path
 ) -> None:
-    """It is not taken up again and again; the results that there are stay."""
+    """Gone, or longer than lines may be after a restart: it is not taken up again and again; the
+    results that there are stay.
+    """
     settings = {**FAKE, "engine_args": {"step_s": 0.05}, "state_dir": tmp_path}
     gateway = start_gateway(**settings, drain_grace_s=0)
     with gateway.client() as http:
-        batch = start(http, jsonl(lines(COUNT)))
+        long = line("long", {"model": "fake", "input": "w1 " * 3000})
+        batch = start(http, jsonl([*lines(COUNT), long]))
         source = wait(http, batch, "in_progress", done=50)["input_file_id"]
     gateway.stop()
-    (tmp_path / "files" / source).unlink()
-    gateway = start_gateway(**settings)
+    if code == "file_not_found":
+        (tmp_path / "files" / source).unlink()
+    gateway = start_gateway(**settings, max_body_bytes=4000)
     with gateway.client() as http:
         ended = wait(http, batch, timeout_s=20)
-        assert (ended["status"], ended["errors"]["data"][0]["code"]) == ("failed", "file_not_found")
+        assert (ended["status"], ended["errors"]["data"][0]["code"]) == ("failed", code)
         assert len(results(http, ended["output_file_id"])) >= 50
 
 
