@@ -34,6 +34,10 @@ class StepLimits:
     def __sub__(self, used: StepLimits) -> StepLimits:
         return StepLimits(self.texts - used.texts, self.tokens - used.tokens)
 
+    def share(self, parts: int, of: int) -> StepLimits:
+        """Return some of equal parts, of one text at least."""
+        return StepLimits(max(1, self.texts * parts // of), self.tokens * parts // of)
+
 
 class Backend(Protocol):
     """One loaded model. Used from one thread.

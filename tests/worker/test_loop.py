@@ -18,6 +18,7 @@ from embedding_service.engine import protocol
 from embedding_service.engine.step_record import StepRecord
 from embedding_service.settings.model import ModelOptions
 from embedding_service.types import Output, Priority
+from embedding_service.worker import loop
 from embedding_service.worker.backend import ModelRefused
 from embedding_service.worker.fake import FAULTS, FakeBackend, fake_vectors
 from embedding_service.worker.inbox import Counters, Job, Receiver
@@ -215,6 +216,34 @@ def test_interactive_requests_take_half_at_most(bench: Bench) -> None:
         jobs = bench.backend.jobs_in(step)
         if 1 in jobs and step < mixed[-1]:
             assert jobs.count(1) == BATCH // 2
+
+
+@pytest.mark.parametrize(("step_s", "behind"), [(0.06, BATCH * 2 // 3), (0.0, BATCH)])
+def test_steps_between_queries_are_short(step_s: float, behind: int, tmp_path: Path) -> None:
+    """Where full steps are long, those behind a query are cut short, for the next one."""
+    slow = Bench(tmp_path, engine_args={"step_s": step_s})
+    slow.put(1, texts(5 * BATCH))
+    slow.backend.during[2] = lambda: slow.put(2, texts(1), INTERACTIVE)
+    slow.run(2)
+    slow.close()
+    assert [len(step) for step in slow.backend.steps[:4]] == [BATCH, BATCH, 3, behind]
+
+
+def test_steps_are_full_again_once_queries_stay_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second later; here at once."""
+    monkeypatch.setattr(loop, "_QUERIES_S", 0.0)
+    test_steps_between_queries_are_short(0.06, BATCH, tmp_path)
+
+
+def test_long_bulk_texts_move_beside_queries(bench: Bench) -> None:
+    """One that takes more than a quarter of a step's tokens is in every step where it fits."""
+    bench.put(1, [[100] * (bench.backend.limits.tokens // 2)] * 4)
+    for job in range(2, 40):
+        bench.put(job, texts(1), INTERACTIVE)
+    bench.run(39)
+    assert [1 in bench.backend.jobs_in(step) for step in range(1, 5)] == [True] * 4
 
 
 def test_bulk_jobs_run_in_order(bench: Bench) -> None:
