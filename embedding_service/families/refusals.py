@@ -6,6 +6,7 @@ Each is refused with the file and the value, since the numbers would be others.
 from __future__ import annotations
 
 import re
+import struct
 from typing import TYPE_CHECKING, Any, Final
 
 from embedding_service.families import architectures, tokenizer_files, weights
@@ -226,12 +227,27 @@ def check_weights(folder: Path) -> None:
             f"{folder} has no {missing[0]}, which the index of its weights names; the download "
             "may be incomplete"
         )
+    if part := _absent_part([folder / name for name in names]):
+        raise ModelRefused(
+            f"the weights in {folder} have no {part}; transformers would make it up, and vLLM take "
+            "what is in the memory"
+        )
     others = sorted(path.name for path in folder.glob("*.safetensors"))
     if others and not any(name.endswith(".safetensors") for name in names):
         raise ModelRefused(
             f"{folder} has {others[0]} beside pytorch_model.bin: transformers loads the one, and "
             "vLLM would load the other; take the one that is wrong out"
         )
+
+
+def _absent_part(paths: list[Path]) -> str | None:
+    try:
+        return weights.absent_part(paths)
+    except (ValueError, struct.error) as error:
+        raise ModelRefused(
+            f"the weights in {paths[0].parent} cannot be read ({error}); the download may be "
+            "incomplete"
+        ) from error
 
 
 def check_tokenizer(files: Files, folder: str) -> None:

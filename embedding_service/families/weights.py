@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 # A deny-list: a file of an unknown kind counts. These are for people, for other programs than vLLM
 # (those of `hub.py`, which are not fetched), left over from training (vLLM skips the `.bin` and
@@ -30,6 +30,17 @@ _NAMES_WITHOUT_EFFECT = re.compile(
     r"|(MD5|SHA1|SHA256)SUMS|Thumbs\.db|.*~"
 )
 _FOLDERS_WITHOUT_EFFECT = re.compile(r"\..*|onnx|openvino|coreml|original|__pycache__|runs")
+# Layers that vLLM makes one of; a "gate_proj" is not beside each "up_proj".
+_JOINED = {
+    "query": ("key", "value"),
+    "key": ("query", "value"),
+    "value": ("query", "key"),
+    "q_proj": ("k_proj", "v_proj"),
+    "k_proj": ("q_proj", "v_proj"),
+    "v_proj": ("q_proj", "k_proj"),
+    "gate_proj": ("up_proj",),
+}
+_LONGEST_TABLE_BYTES = 100_000_000  # the format's own limit
 _SECOND_COPY = re.compile(r"pytorch_model.*\.bin(\.index\.json)?")
 
 
@@ -46,6 +57,22 @@ def chosen(folder: Path) -> set[str]:
         if index.is_file():
             return set(json.loads(index.read_bytes())["weight_map"].values())
     return set()
+
+
+def absent_part(paths: Iterable[Path]) -> str | None:
+    """Return the name of a tensor that is not there beside those that vLLM joins it with.
+
+    It would leave this part of the joined one as it finds the memory. Of safetensors only.
+    """
+    names = {name for path in paths if path.suffix == ".safetensors" for name in _table(path)}
+    beside = (part for name in names for part in _joined_with(name))
+    return min((part for part in beside if part not in names), default=None)
+
+
+def _joined_with(name: str) -> Iterator[str]:
+    *above, layer, kind = ["", *name.split(".")]
+    for other in _JOINED.get(layer, ()):
+        yield ".".join([*above, other, kind]).lstrip(".")
 
 
 def weights_stamp(folder: str) -> str:
@@ -96,12 +123,24 @@ def weights_bytes(folder: str, width: int) -> int:
 
 
 def _loaded_bytes(path: Path, width: int) -> int:
-    """Read the table of tensors before the numbers: https://huggingface.co/docs/safetensors."""
+    return sum(_tensor_bytes(tensor, width) for tensor in _table(path).values())
+
+
+def _table(path: Path) -> dict[str, Any]:
+    """Return the tensors of a file by name: https://huggingface.co/docs/safetensors.
+
+    Raises `ValueError` and `struct.error` about one that is cut off or of another kind.
+    """
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
+        if length > _LONGEST_TABLE_BYTES:
+            raise ValueError(f"{path.name} is no safetensors file")
         table: dict[str, Any] = json.loads(file.read(length))
     table.pop("__metadata__", None)
-    return sum(_tensor_bytes(tensor, width) for tensor in table.values())
+    end = max((tensor["data_offsets"][1] for tensor in table.values()), default=0)
+    if path.stat().st_size < 8 + length + end:
+        raise ValueError(f"{path.name} is cut off")
+    return table
 
 
 def _tensor_bytes(tensor: dict[str, Any], width: int) -> int:

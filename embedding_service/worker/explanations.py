@@ -30,6 +30,10 @@ _WORDS: Final = {
         "config.json says {architecture}: {vllm} has no class for it, and transformers' own cannot "
         "run there"
     ),
+    r"not initialized from checkpoint: \{'(.*?)'": (
+        "the weights have no {0}, which config.json ({architecture}) calls for, and transformers "
+        "would make it up; the download may be incomplete, or config.json of another model"
+    ),
     r"There is no module or parameter named '(.*?)' in": (
         "config.json says {architecture}, and {vllm}'s class for it has no place for {0}, which "
         "the weights have: they are of another model, or have other names than it knows"

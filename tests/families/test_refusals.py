@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import struct
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -411,6 +413,47 @@ def test_segments_count_where_the_model_takes_them(tmp_path: Path) -> None:
     assert not planned(tmp_path / "b", files).scores
 
 
+def tensors(path: Path, *names: str) -> None:
+    """Write a safetensors file with these tensors of one byte each."""
+    places = {name: [i, i + 1] for i, name in enumerate(names)}
+    table = {n: {"dtype": "U8", "shape": [1], "data_offsets": at} for n, at in places.items()}
+    text = json.dumps(table).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(len(names)))
+
+
+@pytest.mark.parametrize(
+    ("names", "absent"),
+    [
+        (["a.0.query.weight", "a.0.key.weight", "a.0.value.weight"], None),
+        (["a.0.query.bias", "a.0.value.bias"], "a.0.key.bias"),
+        (["0.q_proj.weight", "0.k_proj.weight"], "0.v_proj.weight"),
+        (["0.gate_proj.weight"], "0.up_proj.weight"),
+        (["0.up_proj.weight", "0.down_proj.weight"], None),
+        (["key"], None),
+    ],
+)
+def test_parts_that_vllm_joins_are_all_there(
+    tmp_path: Path, names: list[str], absent: str | None
+) -> None:
+    """It would leave the part that is not there as it finds the memory."""
+    tensors(tmp_path / "model.safetensors", *names)
+    if absent is None:
+        refusals.check_weights(tmp_path)
+        return
+    with pytest.raises(ModelRefused, match=absent):
+        refusals.check_weights(tmp_path)
+
+
+@pytest.mark.parametrize("cut", [0, 4, 20, -1])
+def test_weights_that_are_cut_off_are_named(tmp_path: Path, cut: int) -> None:
+    """At any place, before vLLM is imported."""
+    path = tmp_path / "model.safetensors"
+    tensors(path, "0.weight", "1.weight")
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(ModelRefused, match="cannot be read"):
+        refusals.check_weights(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("places", "names"),
     [
@@ -428,6 +471,8 @@ def test_weights_are_those_that_transformers_loads(
     for place in places:
         index = {"weight_map": {"x": "a", "y": "b"}}
         write(tmp_path, {place: index if place.endswith("index.json") else None})
+        if place.endswith(".safetensors"):
+            tensors(tmp_path / place)
     assert weights.chosen(tmp_path) == names
     refusals.check_weights(tmp_path)
 
