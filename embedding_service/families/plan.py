@@ -21,6 +21,7 @@ from embedding_service.families import (
     recipe,
     refusals,
     tokenizer_files,
+    weights,
 )
 from embedding_service.families.checkpoint import Files, ModelRefused
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 # vLLM's names of the modes that it has.
 _VLLM_POOLING: Final = {"cls": "CLS", "mean": "MEAN", "lasttoken": "LAST"}
 _GENERATES: Final = ("ForCausalLM", "ForConditionalGeneration")
+_UNDER_A_HEAD: Final = ("bert.", "classifier.", "cls.")
 _ASKED: Final = "Qwen3-Reranker, mxbai-rerank-v2 and bge-reranker-v2-gemma"
 
 
@@ -266,6 +268,8 @@ class _Planner:
         if self.architecture in classes.values():
             return {}
         ours = architectures.replacement(self.config, classes)
+        if ours is None and self._has_weights_of_a_head():
+            ours = architectures.BERT
         if ours is None and needed:
             raise ModelRefused(
                 f"config.json says {self.architecture or 'no architecture'}; weights of the "
@@ -279,6 +283,11 @@ class _Planner:
             )
         overrides: Json = {} if ours is None else {"architectures": [ours]}
         return overrides | keys.missing(self.config, self.architecture)
+
+    def _has_weights_of_a_head(self) -> bool:
+        """Whether a plain BERT's weights have a head, or names as under one: transformers' ways."""
+        folder = Path(self.files.model, self.folder)
+        return self.architecture == "BertModel" and weights.some_begin(folder, _UNDER_A_HEAD)
 
     def _planned(
         self,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from embedding_service.families.checkpoint import Files, Json
 
 _ADAPTER: Final = "adapter_config.json"
+_VOCABULARIES: Final = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 _COLBERT: Final = "artifact.metadata"  # a file of ColBERT's own
 _POSITIONS: Final = frozenset({None, "absolute", "rope", "rotary"})
 _Value = tuple[str, Any, str]
@@ -237,6 +238,15 @@ def check_weights(folder: Path) -> None:
         raise ModelRefused(
             f"{folder} has {others[0]} beside pytorch_model.bin: transformers loads the one, and "
             "vLLM would load the other; take the one that is wrong out"
+        )
+
+
+def check_vocabulary(folder: Path) -> None:
+    """Raise `ModelRefused` if there is no tokenizer: transformers would make an empty one."""
+    if folder.is_dir() and not any(any(folder.glob(place)) for place in _VOCABULARIES):
+        raise ModelRefused(
+            f"{folder} has no tokenizer ({', '.join(_VOCABULARIES)}); the download may be "
+            "incomplete"
         )
 
 

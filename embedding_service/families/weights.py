@@ -59,6 +59,13 @@ def chosen(folder: Path) -> set[str]:
     return set()
 
 
+def some_begin(folder: Path, starts: tuple[str, ...]) -> bool:
+    """Whether some weights have names that begin so; of safetensors only."""
+    paths = [folder / name for name in chosen(folder) if name.endswith(".safetensors")]
+    names = (name for path in paths if path.is_file() for name in _table(path))
+    return any(name.startswith(starts) for name in names)
+
+
 def absent_part(paths: Iterable[Path]) -> str | None:
     """Return the name of a tensor that is not there beside those that vLLM joins it with.
 

