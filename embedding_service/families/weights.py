@@ -40,6 +40,10 @@ _JOINED = {
     "v_proj": ("q_proj", "k_proj"),
     "gate_proj": ("up_proj",),
 }
+# Names of the vectors of words.
+_WORDS = re.compile(
+    r"\b(word_embeddings?|tok_embeddings|token_embedding|embed_tokens|embed_in|shared|wte)\."
+)
 _LONGEST_TABLE_BYTES = 100_000_000  # the format's own limit
 _SECOND_COPY = re.compile(r"pytorch_model.*\.bin(\.index\.json)?")
 
@@ -61,19 +65,26 @@ def chosen(folder: Path) -> set[str]:
 
 def some_begin(folder: Path, starts: tuple[str, ...]) -> bool:
     """Whether some weights have names that begin so; of safetensors only."""
-    paths = [folder / name for name in chosen(folder) if name.endswith(".safetensors")]
-    names = (name for path in paths if path.is_file() for name in _table(path))
-    return any(name.startswith(starts) for name in names)
+    paths = (folder / name for name in chosen(folder))
+    return any(name.startswith(starts) for name in _tensors(filter(Path.is_file, paths)))
 
 
 def absent_part(paths: Iterable[Path]) -> str | None:
-    """Return the name of a tensor that is not there beside those that vLLM joins it with.
+    """Return the name of a tensor that is not there, and that vLLM does not miss.
 
-    It would leave this part of the joined one as it finds the memory. Of safetensors only.
+    It leaves the vectors of words, and a part of those tensors that it joins, as it finds the
+    memory. Of safetensors only.
     """
-    names = {name for path in paths if path.suffix == ".safetensors" for name in _table(path)}
-    beside = (part for name in names for part in _joined_with(name))
-    return min((part for part in beside if part not in names), default=None)
+    names = _tensors(paths)
+    if names and not any(map(_WORDS.search, names)):
+        return "word_embeddings"
+    return min(names.union(*map(_joined_with, names)) - names, default=None)
+
+
+def _tensors(paths: Iterable[Path]) -> set[str]:
+    """Return the names of the tensors in those of the files that are safetensors."""
+    tables = (_table(path) for path in paths if path.suffix == ".safetensors")
+    return set().union(*tables)
 
 
 def _joined_with(name: str) -> Iterator[str]:

@@ -415,6 +415,7 @@ def test_segments_count_where_the_model_takes_them(tmp_path: Path) -> None:
 
 def tensors(path: Path, *names: str) -> None:
     """Write a safetensors file with these tensors of one byte each."""
+    names = (*names, "wte.weight")
     places = {name: [i, i + 1] for i, name in enumerate(names)}
     table = {n: {"dtype": "U8", "shape": [1], "data_offsets": at} for n, at in places.items()}
     text = json.dumps(table).encode()
@@ -462,6 +463,16 @@ def test_a_bert_may_be_named_as_under_a_head(tmp_path: Path) -> None:
     assert planned(tmp_path).overrides["architectures"] == [architectures.BERT]
     tensors(tmp_path / "model.safetensors", "a.weight", "b.weight")
     assert "architectures" not in planned(tmp_path).overrides
+
+
+def test_the_vectors_of_words_are_there(tmp_path: Path) -> None:
+    """vLLM would take what is in the memory."""
+    path = tmp_path / "model.safetensors"
+    tensors(path)
+    refusals.check_weights(tmp_path)
+    path.write_bytes(path.read_bytes().replace(b"wte.weight", b"any.weight"))
+    with pytest.raises(ModelRefused, match="no word_embeddings"):
+        refusals.check_weights(tmp_path)
 
 
 @pytest.mark.parametrize("cut", [0, 4, 20, -1])
