@@ -103,6 +103,8 @@ def fetch(context: typer.Context, config: Config = None, *, help_all: HelpAll = 
     settings, _ = load_settings(context, config)
     for model in settings.served_models:
         name, folder = model.model_name, model.model_path
+        if folder is None and model.engine == "fake":
+            folder = "made up, there is nothing to download"
         if folder is None:
             folder = str(hub.fetch(name, model.revision, say=_say).folder)
             typer.echo("\r\x1b[K" if sys.stderr.isatty() else "", err=True, nl=False)  # the bar

@@ -111,6 +111,10 @@ def _without_hub(
 
 def fetch(name: str, revision: str | None, *, say: Say) -> Snapshot:
     """Download a model. Raises `ModelNotLoaded` if the hub does not give it."""
+    from huggingface_hub import constants  # noqa: PLC0415 - reads the environment
+
+    if constants.HF_HUB_OFFLINE:
+        raise ModelNotLoaded(f"{name}: {_OFFLINE}; unset it to download, or set model_path")
     answer = _ask(name, revision, ANSWERS_UNCACHED_WITHIN_S)
     if answer.sizes is None:
         raise ModelNotLoaded(f"{name}: {_one_line(answer.error)}; {_REMEDY}")

@@ -278,8 +278,9 @@ def listen(settings: Settings) -> list[socket.socket]:
         listener.close()
         where = settings.uds or f"{settings.host} port {settings.port}"
         why = error.strerror or error
+        other = "uds, or make its folder" if settings.uds else "port"
         raise PortInUse(
-            f"cannot listen on {where}: {why}; set another port, or end what listens there"
+            f"cannot listen on {where}: {why}; end what listens there, or set another {other}"
         ) from None
     listener.set_inheritable(False)
     return [listener]

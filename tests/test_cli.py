@@ -280,6 +280,25 @@ def test_check_config_looks_at_files_and_urls(setting: str, value: str, status: 
     assert result.stdout == ""
 
 
+def test_fetch_without_a_network_or_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Offline it says so in a line, and a model that is made up has nothing to download."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    result = CliRunner().invoke(app, ["fetch", "--model-name", "a/b"])
+    assert str(result.exception) == (
+        "a/b: HF_HUB_OFFLINE is set; unset it to download, or set model_path"
+    )
+    result = CliRunner().invoke(app, ["fetch", "--model-name", "m", "--engine", "fake"])
+    assert result.output == "m: made up, there is nothing to download\n"
+
+
+@pytest.mark.process
+def test_a_socket_in_no_folder_is_exit_status_3(tmp_path: Path) -> None:
+    """A Unix socket that cannot be made gets the remedy for sockets, and not the one for ports."""
+    done = run("serve", *FAKE, "--uds", str(tmp_path / "nowhere" / "x.sock"))
+    assert done.returncode == 3
+    assert done.stderr.endswith("or set another uds, or make its folder\n")
+
+
 def test_check_config_leaves_nothing_behind(tmp_path: Path) -> None:
     """Folders that `serve` would make are not made."""
     there = tmp_path / "there"

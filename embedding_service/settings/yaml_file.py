@@ -31,8 +31,7 @@ def read(path: Path) -> dict[str, Any]:
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        found = type(tree).__name__
-        raise BadConfiguration(f"{path}: expected a mapping of settings, found {found}")
+        raise BadConfiguration(f"{path} holds no settings; write lines such as `port: 8890`")
     for key in tree:
         if not isinstance(key, str):
             raise BadConfiguration(f"{path}: {_shown(key)} is no setting; {_LIST}")
