@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from dataclasses import dataclass
+from difflib import get_close_matches
 from getpass import getuser
 from importlib.resources import files
 from pathlib import Path
@@ -126,11 +127,16 @@ def _is_hidden(path: Path) -> bool:
 def find_model(text: str, *, here: bool = True) -> tuple[str, Path | None]:
     """Read a model's short name, its name on the hub, or a folder's path: its name and its folder.
 
-    Raises `BadConfiguration` if there is no model in the folder, which has to be `here`.
+    Raises `BadConfiguration` for a slip in a short name, and if there is no model in the folder,
+    which has to be `here`.
     """
     path = Path(text).expanduser()
-    if text in MODELS or not (path.is_dir() or text.startswith((".", "/", "~"))):
-        return MODELS.get(text, text), None
+    if text in MODELS:
+        return MODELS[text], None
+    if not (path.is_dir() or text.startswith((".", "/", "~"))):
+        if "/" not in text and (meant := get_close_matches(text.lower(), MODELS, n=1)):
+            raise BadConfiguration(f"--model: there is no {text} here; did you mean {meant[0]}?")
+        return text, None
     folder = Path(os.path.abspath(path))  # noqa: PTH100 - without `..`, and links as they are
     if here and not any((folder / name).is_file() for name in _MODEL_FILES):
         raise BadConfiguration(

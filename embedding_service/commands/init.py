@@ -10,14 +10,21 @@ import sys
 from enum import StrEnum
 from glob import escape, glob
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from embedding_service.commands.first_files import (
+    MODELS,
+    PLATFORMS,
+    SCHEMA,
+    Choice,
+    find_model,
+    platform_text,
+    settings_text,
+)
+from embedding_service.commands.settings import presets
 from embedding_service.errors import BadConfiguration
-
-if TYPE_CHECKING:
-    from embedding_service.commands.first_files import Choice
 
 _DRIVER = Path("/proc/driver/nvidia/version")
 
@@ -38,8 +45,6 @@ class Platform(StrEnum):
 
 
 def _complete_model(incomplete: str) -> list[str]:
-    from embedding_service.commands.first_files import MODELS  # noqa: PLC0415
-
     names = (name for name in MODELS if name.startswith(incomplete))
     return [*names, *glob(f"{escape(incomplete)}*/")]  # noqa: PTH207 - as it was typed
 
@@ -71,18 +76,16 @@ def init(
     output: Output = Path("embedding-service.yaml"),
 ) -> None:
     """Write a commented file of settings for a model of your choice."""
-    from embedding_service.commands import first_files  # noqa: PLC0415 - other commands need none
-
     if not model and platform is Platform.SYSTEMD and output.is_file():
         _write_unit(output)
         return
     asking = not model
     if asking and not sys.stdin.isatty():
-        names = ", ".join(first_files.MODELS)
+        names = ", ".join(MODELS)
         raise BadConfiguration(f"--model is missing: give {names}, a hub's name, or a folder")
     in_cluster = platform is Platform.KUBERNETES  # where folders are on volumes
-    found = first_files.find_model(model, here=not in_cluster) if model else _ask_model()
-    choice = first_files.Choice(
+    found = find_model(model, here=not in_cluster) if model else _ask_model()
+    choice = Choice(
         *found,
         output,
         reranker=_ask_reranker(asking=asking) if reranker is None else reranker,
@@ -90,7 +93,7 @@ def init(
         platform=platform or _ask_platform(asking=asking),
     )
     if str(output) == "-":
-        typer.echo(first_files.settings_text(choice), nl=False)
+        typer.echo(settings_text(choice), nl=False)
     else:
         _write(choice)
 
@@ -102,8 +105,6 @@ def register(app: typer.Typer, _: object) -> None:
 
 def _ask_model() -> tuple[str, Path | None]:
     """Return a model's name and its folder, after as many questions as it takes."""
-    from embedding_service.commands.first_files import MODELS, find_model  # noqa: PLC0415
-
     known = dict(enumerate(MODELS, 1))
     for number, name in enumerate(MODELS.values(), 1):
         typer.echo(f"  {number}  {name}", err=True)
@@ -150,14 +151,13 @@ def _one_of(question: str, answers: list[str], default: str) -> str:
 
 def _write(choice: Choice) -> None:
     """Write all files, or none if one is there already. Raises `BadConfiguration`."""
-    from embedding_service.commands import first_files  # noqa: PLC0415
     from embedding_service.settings.schema import schema_text  # noqa: PLC0415
 
-    texts = {choice.file: first_files.settings_text(choice)}
+    texts = {choice.file: settings_text(choice)}
     if choice.platform is not None:
-        beside = choice.file.with_name(first_files.PLATFORMS[choice.platform])
-        texts[beside] = first_files.platform_text(choice)
-    schema = choice.file.with_name(first_files.SCHEMA)
+        beside = choice.file.with_name(PLATFORMS[choice.platform])
+        texts[beside] = platform_text(choice)
+    schema = choice.file.with_name(SCHEMA)
     if not schema.exists():
         texts[schema] = schema_text()
     _write_new(texts)
@@ -166,21 +166,17 @@ def _write(choice: Choice) -> None:
 
 def _write_unit(file: Path) -> None:
     """Write the unit for settings that are there. Raises `BadConfiguration` if they are wrong."""
-    from embedding_service.commands import first_files  # noqa: PLC0415
-    from embedding_service.commands.settings import presets  # noqa: PLC0415
     from embedding_service.settings.load import load  # noqa: PLC0415
 
     model, *_ = load(file, presets=presets)[0].served_models
     folder = Path(model.model_path) if model.model_path else None
-    choice = first_files.Choice(model.model_name, folder, file, platform=Platform.SYSTEMD)
-    unit = file.with_name(first_files.PLATFORMS[Platform.SYSTEMD])
-    _write_new({unit: first_files.platform_text(choice)})
+    choice = Choice(model.model_name, folder, file, platform=Platform.SYSTEMD)
+    unit = file.with_name(PLATFORMS[Platform.SYSTEMD])
+    _write_new({unit: platform_text(choice)})
     _say_next(choice)
 
 
 def _say_next(choice: Choice) -> None:
-    from embedding_service.commands import first_files  # noqa: PLC0415
-
     if choice.platform is None:
         typer.echo(f"Next: embedding-service serve --config {shlex.quote(str(choice.file))}")
     else:
@@ -190,7 +186,7 @@ def _say_next(choice: Choice) -> None:
                 "such as /opt/embedding",
                 err=True,
             )
-        name = first_files.PLATFORMS[choice.platform]
+        name = PLATFORMS[choice.platform]
         typer.echo(f"Next: the commands in the first lines of {name}")
 
 

@@ -237,6 +237,16 @@ def test_a_folder_without_a_model_is_refused(folder: Path) -> None:
     init("--model", "/models/mine", "--for", "kubernetes")
 
 
+@pytest.mark.parametrize(
+    ("slip", "meant"), [("bge-m33", "bge-m3"), ("BGE-M3", "bge-m3"), ("qwen3-06b", "qwen3-0.6b")]
+)
+def test_a_slip_in_a_short_name(slip: str, meant: str) -> None:
+    """A name that is nearly a short one is not taken for one of the hub's."""
+    with pytest.raises(BadConfiguration, match=f"did you mean {meant}"):
+        init("--model", slip)
+    assert yaml.safe_load(init("--model", f"me/{slip}", "-o", "-"))["model_name"] == f"me/{slip}"
+
+
 def test_a_path_is_written_without_detours(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`..` of the shell's folder means nothing to a reader of the file."""
     make_model(folder / "mine")
