@@ -89,6 +89,8 @@ def check_config(
     from embedding_service import preflight  # noqa: PLC0415 - once the settings are right
 
     preflight.check(settings)
+    if sys.stdout.isatty():
+        typer.echo("The settings are right. In force are:\n", err=True)
     typer.echo(yaml.safe_dump(settings.effective(), sort_keys=False, allow_unicode=True), nl=False)
 
 

@@ -130,7 +130,8 @@ def _printable(value: object) -> str:
 
 
 def _draining(event: EventDict) -> str:
-    return f"\nStopping; requests that are finished first: {event['in_flight']}"
+    requests = event["in_flight"]
+    return f"\nStopping{f'; {requests} requests are answered first' if requests else ''}"
 
 
 def _stopped(_: EventDict) -> str:

@@ -116,7 +116,8 @@ def test_a_client_cannot_write_to_the_terminal(story: Story) -> None:
 
 def test_the_end_is_told(story: Story) -> None:
     """A stop says how many requests it waits for."""
-    assert told(story, "draining", in_flight=2).endswith("finished first: 2")
+    assert told(story, "draining", in_flight=2) == "\nStopping; 2 requests are answered first"
+    assert told(story, "draining", in_flight=0) == "\nStopping"
     assert told(story, "stopped") == "Stopped"
 
 
