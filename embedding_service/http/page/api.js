@@ -6,7 +6,11 @@ const SVG = "http://www.w3.org/2000/svg";
 let kept = "";
 
 export const $ = (id) => document.getElementById(id);
-export const dot = (a, b) => a.reduce((sum, value, i) => sum + value * b[i], 0);
+export const dot = (a, b) => {
+  let sum = 0; // for ColBERT a million times: a loop takes a tenth of the time of reduce()
+  for (let i = 0; i < a.length; i++) sum += a[i] * b[i];
+  return sum;
+};
 export const amount = (value, digits = 0) => value.toLocaleString("en", { maximumFractionDigits: digits });
 export const lines = (text) => text.split(/\r?\n/).map((line) => line.trim()).filter(Boolean);
 /** Return the attribute that shades an element by a share of the deepest shade, or fills a bar. */

@@ -1,5 +1,4 @@
-// Figures of the instance that answers, while somebody looks. The service sends counters; rates and quantiles of the
-// last minutes are made here of their differences.
+// Figures of the instance that answers. The service sends counters; rates and quantiles are made of their differences.
 import { $, amount, call, complaint, duration, facts, fill, h, scrolling, table } from "./api.js";
 
 const EVERY_MS = 2000;

@@ -3,8 +3,7 @@ import { $, amount, call, complaint, dot, duration, fill, h, lines, numbers, sha
 
 const MOST_PASSAGES = 200;
 const MOST_SHOWN = 10;
-// Dense, sparse and ColBERT, as BGE-M3's authors weigh them.
-const WEIGHTS = { Dense: 0.4, Sparse: 0.2, ColBERT: 0.4 };
+const WEIGHTS = { Dense: 0.4, Sparse: 0.2, ColBERT: 0.4 }; // as BGE-M3's authors weigh them
 const FIELDS = ["text", "passage", "content", "body", "document", "page_content"];
 const box = $("search-passages");
 /** Return the sum over shared tokens of the product of their weights. */
