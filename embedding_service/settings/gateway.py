@@ -269,8 +269,11 @@ class Settings(ModelOptions, BaseSettings):
         if not isinstance(entries, list) or not entries:
             return data
         old = data.get("environment") or {}  # its EMBEDDING_MODEL_NAME may set something else
-        for name in ModelOptions.model_fields.keys() - EngineOptions.model_fields.keys():
-            if name in data and f"{ENV_PREFIX}{name.upper()}" not in old:  # without effect
+        for name in ModelOptions.model_fields:
+            is_own = name not in EngineOptions.model_fields
+            if (
+                is_own and name in data and f"{ENV_PREFIX}{name.upper()}" not in old
+            ):  # without effect
                 raise ValueError(
                     f"{name}: belongs to one model; write it into an entry of `models`"
                 )

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 KEY = "a-secret-key"
 RERANKER = {"model_name": "a reranker's", "engine_args": {"outputs": ["score"]}, "required": True}
+FAKE_MODEL = {"model_name": "fake", "engine": "fake"}
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "name": {"model_name": 'it\'s a "name" ✓', "aliases": {}},
@@ -30,7 +31,7 @@ CASES: dict[str, dict[str, Any]] = {
     "everywhere": {"host": "0.0.0.0", "allow_anonymous": True, "docs": "off"},
     "sparse": {"engine_args": {"outputs": ["sparse"]}},
     "reranker": RERANKER,
-    "both": {"models": [{"model_name": "fake", "engine": "fake"}, {**RERANKER, "engine": "fake"}]},
+    "both": {"models": [FAKE_MODEL, {**FAKE_MODEL, **RERANKER}]},
 }
 
 
@@ -83,8 +84,8 @@ def run(line: str) -> Any:
 @pytest.mark.parametrize("case", CASES)
 def test_the_lines_can_be_copied(case: str, shared_gateway: Callable[..., RunningGateway]) -> None:
     """For each kind of model there is a line for a shell and one of Python, and both get an answer."""
-    settings = CASES[case] if case == "both" else FAKE | CASES[case]
-    gateway = shared_gateway(**settings)
+    settings = {"port": 0} if case == "both" else FAKE
+    gateway = shared_gateway(**settings | CASES[case])
     line = ready(gateway)
     kinds = {name for name in line if name.endswith(("curl", "python"))}
     scoring = {"rerank_curl", "rerank_python"}
