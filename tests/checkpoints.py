@@ -12,15 +12,15 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from tests.acceptance import tokenizers_ as toks
-from tests.acceptance.files import IDENTITY, remove, st
-from tests.acceptance.files import H as HIDDEN
 from tests.acceptance.nets import BERT, END, QWEN3, SEED, XLMR
+from tests.acceptance.steps import IDENTITY, remove, st
+from tests.acceptance.steps import H as HIDDEN
 
 if TYPE_CHECKING:
     from collections.abc import Collection
     from pathlib import Path
 
-    from tests.acceptance.files import Step
+    from tests.acceptance.steps import Step
 
 # What the tokenizers know as whole pieces; the characters in it are pieces too, all others are
 # unknown.

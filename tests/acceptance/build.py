@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from tests.acceptance import reference
-from tests.acceptance.files import native
 from tests.acceptance.nets import SEED
+from tests.acceptance.steps import native
 from tests.acceptance.table import table
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import torch
 import transformers as tf
 
 from tests.acceptance import tokenizers_ as toks
-from tests.acceptance.files import H, dump
+from tests.acceptance.steps import H, dump
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.acceptance.files import dump, native
 from tests.acceptance.rows import nomic_moe
+from tests.acceptance.steps import dump, native
 from tests.acceptance.table import WEB
 
 if TYPE_CHECKING:

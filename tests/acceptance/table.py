@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from tests.acceptance.files import Step
+    from tests.acceptance.steps import Step
 
 TRUST = ("--trust-remote-code", "true")
 WEB = "Given a web search query, retrieve relevant passages that answer the query"

@@ -43,8 +43,8 @@ def right(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return an uncased BERT with mean pooling and a prompt for queries."""
     import torch
 
-    from tests.acceptance.files import modules, write
     from tests.acceptance.nets import BERT
+    from tests.acceptance.steps import modules, write
 
     folder = tmp_path_factory.mktemp("right")
     torch.manual_seed(7)

@@ -33,8 +33,8 @@ from embedding_service.types import EmbedJob, Truncate
 from embedding_service.worker.fake import FakeBackend
 from embedding_service.worker.tokens import lower_case
 from tests.acceptance import tokenizers_ as toks
-from tests.acceptance.files import ST, H, dump, listed
 from tests.acceptance.nets import BERT
+from tests.acceptance.steps import ST, H, dump, listed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,14 +9,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.acceptance import tokenizers_ as toks
-from tests.acceptance.files import H, dump, keep_native, native, patch, st, stand_in, tensors
 from tests.acceptance.nets import JINA_V3, QWEN3, net
+from tests.acceptance.steps import H, dump, keep_native, native, patch, st, stand_in, tensors
 from tests.acceptance.table import TRUST, ask, family, like, overriding
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.acceptance.files import State
+    from tests.acceptance.steps import State
 
 # A row is a line or two: a table, and not code.
 # fmt: off

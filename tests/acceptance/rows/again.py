@@ -10,7 +10,7 @@ from tests.acceptance.table import ROWS, like
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.acceptance.files import Step
+    from tests.acceptance.steps import Step
 
 # fmt: off
 

@@ -8,14 +8,14 @@ import torch
 from safetensors.torch import save_file
 
 from tests.acceptance import tokenizers_ as toks
-from tests.acceptance.files import ST, H, dense, listed, patch, st, write
 from tests.acceptance.nets import ENC, PADDED, XLMR, net
+from tests.acceptance.steps import ST, H, dense, listed, patch, st, write
 from tests.acceptance.table import example, family
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.acceptance.files import Step
+    from tests.acceptance.steps import Step
 
 # A row is a line or two: a table, and not code.
 # fmt: off

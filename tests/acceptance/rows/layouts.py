@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tests.acceptance import tokenizers_ as toks
-from tests.acceptance.files import H, dump, keep_native, patch, renamed, st, stand_in, tensors
 from tests.acceptance.nets import BERT, GTE, GTE_EN, NOMIC, XLMR, rope
 from tests.acceptance.rows import nomic_moe
+from tests.acceptance.steps import H, dump, keep_native, patch, renamed, st, stand_in, tensors
 from tests.acceptance.table import TRUST, ask, example, family, like, overriding, reranker
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.acceptance.files import State, Step
+    from tests.acceptance.steps import State, Step
 
 # A row is a line or two: a table, and not code.
 # fmt: off

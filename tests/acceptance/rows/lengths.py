@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tests.acceptance import tokenizers_ as toks
-from tests.acceptance.files import drop, patch, st
 from tests.acceptance.nets import BERT, DEC, DISTIL, ELECTRA, QWEN2_CAUSAL, ROBERTA, net
+from tests.acceptance.steps import drop, patch, st
 from tests.acceptance.table import example
 
 if TYPE_CHECKING:

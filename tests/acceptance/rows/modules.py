@@ -10,7 +10,19 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.acceptance import tokenizers_ as toks
-from tests.acceptance.files import (
+from tests.acceptance.nets import (
+    BERT,
+    CAMEMBERT,
+    DISTIL,
+    MODERN,
+    QWEN2_CAUSAL,
+    ROBERTA,
+    SAYS,
+    XLMR,
+    decoder,
+    encoder,
+)
+from tests.acceptance.steps import (
     ACTIVATION,
     ST,
     H,
@@ -25,24 +37,12 @@ from tests.acceptance.files import (
     tensors,
     write,
 )
-from tests.acceptance.nets import (
-    BERT,
-    CAMEMBERT,
-    DISTIL,
-    MODERN,
-    QWEN2_CAUSAL,
-    ROBERTA,
-    SAYS,
-    XLMR,
-    decoder,
-    encoder,
-)
 from tests.acceptance.table import ask, example, family
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.acceptance.files import State, Step
+    from tests.acceptance.steps import State, Step
 
 # A row is a line or two: a table, and not code.
 # fmt: off

@@ -9,12 +9,12 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 from tests.acceptance import tokenizers_ as toks
-from tests.acceptance.files import dump
+from tests.acceptance.steps import dump
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.acceptance.files import State
+    from tests.acceptance.steps import State
 
 # fmt: off
 

@@ -6,7 +6,6 @@ import json
 from typing import TYPE_CHECKING
 
 from tests.acceptance import tokenizers_ as toks
-from tests.acceptance.files import IDENTITY, dump, listed, patch, tensors, write
 from tests.acceptance.nets import (
     BERT,
     CAMEMBERT,
@@ -24,12 +23,13 @@ from tests.acceptance.nets import (
     encoder,
     net,
 )
+from tests.acceptance.steps import IDENTITY, dump, listed, patch, tensors, write
 from tests.acceptance.table import WEB, family, like, pair, reranker
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.acceptance.files import State, Step
+    from tests.acceptance.steps import State, Step
 
 # A row is a line or two: a table, and not code.
 # fmt: off

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from tests.acceptance import tokenizers_ as toks
-from tests.acceptance.files import H, dense, drop, patch, remove, renamed, st, stand_in
 from tests.acceptance.nets import (
     BERT,
     CAMEMBERT,
@@ -25,6 +24,7 @@ from tests.acceptance.nets import (
     XLMR,
     net,
 )
+from tests.acceptance.steps import H, dense, drop, patch, remove, renamed, st, stand_in
 from tests.acceptance.table import (
     TRUST,
     WEB,
@@ -40,7 +40,7 @@ from tests.acceptance.table import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.acceptance.files import Step
+    from tests.acceptance.steps import Step
 
 # A row is a line or two: a table, and not code.
 # fmt: off

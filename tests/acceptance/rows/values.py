@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tests.acceptance.files import st
 from tests.acceptance.nets import decoder, encoder
+from tests.acceptance.steps import st
 from tests.acceptance.table import example
 
 # A row is a line or two: a table, and not code.
