@@ -67,7 +67,7 @@ def compute(path: Path, row: Row) -> Told:
                 **RERANK[row.kind](plain, row.about),
             }
         if row.kind in EMBED:
-            return {"texts": TEXTS, "long": LONG, **EMBED[row.kind](path, plain, row.about)}
+            return {"texts": TEXTS, **EMBED[row.kind](path, plain, row.about)}
         return {"texts": TEXTS, "cases": []}
     finally:
         shutil.rmtree(native(path), ignore_errors=True)
@@ -121,6 +121,7 @@ def embed(path: Path, plain: Path, about: Told) -> Told:
     if about.get("loras"):
         cases += adapted(path, plain)
     return {
+        "long": LONG,
         "cases": cases,
         "side": model.tokenizer.truncation_side,
         "max_seq_length": model.max_seq_length,
@@ -230,7 +231,7 @@ def mixture(path: Path, plain: Path, about: Told) -> Told:
     ):
         numbers = vectors([prompt + text for text in TEXTS])
         cases.append(case(f"{field}={name}", {field: name}, numbers))
-    return {"cases": cases, "max_seq_length": 512}
+    return {"long": LONG, "cases": cases, "max_seq_length": 512}
 
 
 # --- scores ---
