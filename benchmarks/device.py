@@ -1,6 +1,7 @@
-"""Does the device wait for Python? A stand-in for one, behind vLLM's real scheduler, through HTTP.
+"""Does the device wait for Python? A stand-in for one, behind the worker's real steps, through HTTP.
 
     python -m benchmarks.device [--steps-ms 22 44 88] [--replicas 1 2] [--ahead 2] [--rounds 5]
+    python -m benchmarks.device --model FOLDER    # a decoder's steps go through vLLM's scheduler
 
 A step of 256 texts takes so many milliseconds and no processor, as on a GPU; inputs are token ids.
 The times are tried in turn, round by round, and with them a device that takes no time: what the
@@ -69,12 +70,12 @@ def bodies(tokens: int) -> list[bytes]:
     numbers = random.Random(0)
     made = []
     for _ in range(32):
-        texts = [numbers.choices(range(1000, 30000), k=tokens) for _ in range(CELL.size)]
+        texts = [numbers.choices(range(10, 200), k=tokens) for _ in range(CELL.size)]
         made.append(orjson.dumps({"model": "m", "encoding_format": "base64", "input": texts}))
     return made
 
 
-def settings(replicas: int, ahead: int) -> dict[str, Any]:
+def settings(model: Path, replicas: int, ahead: int) -> dict[str, Any]:
     """Return the gateway's."""
     engine_args = {
         "distributed_executor_backend": "benchmarks.device.Device",
@@ -84,7 +85,7 @@ def settings(replicas: int, ahead: int) -> dict[str, Any]:
     }
     return {
         "model_name": "m",
-        "model_path": str(models.minilm()),
+        "model_path": str(model),
         "device": "cpu",
         "replicas": replicas,
         "engine_args": engine_args,
@@ -105,7 +106,7 @@ async def measure(
         os.environ[STEP_FILE] = str(step_file)
         _write(step_file, "0")
         config = Path(folder, "device.yaml")
-        _write(config, yaml.safe_dump(settings(replicas, ahead)))
+        _write(config, yaml.safe_dump(settings(options.model, replicas, ahead)))
         server = gateway(config, Path(folder), name="device")
         server.start()
         try:
@@ -156,6 +157,7 @@ async def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--model", type=Path, default=models.minilm(), help="its folder")
     parser.add_argument("--steps-ms", nargs="+", type=float, default=[22, 44, 88])
     parser.add_argument("--replicas", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--ahead", nargs="+", type=int, default=[2], help="steps in flight")

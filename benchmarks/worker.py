@@ -3,8 +3,9 @@
     python -m benchmarks.worker MODEL [--texts 256] [--tokens 50] [--steps 40] [--profile]
 
 Steps run one by one, and then with the next one launched before the last is collected, as the
-worker does on CUDA. Prints one line of JSON a way: texts/s, and the milliseconds a step that are
-spent in adding its texts, in launching it, and in waiting for it and reading it.
+worker does on CUDA; an encoder's also with vLLM's scheduler, which the worker leaves out. Prints
+one line of JSON a way: texts/s, and the milliseconds a step that are spent in adding its texts, in
+launching it, and in waiting for it and reading it, and what this thread's processor took of them.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def run(backend: Backend, inputs: list[Any], *, steps: int, ahead: int) -> dict[
 
     dense, clock = frozenset({Output.DENSE}), Clock()
     in_flight = 0
-    began = time.perf_counter()
+    began, own = time.perf_counter(), time.thread_time()
     for step in range(steps):
         for index, ids in enumerate(inputs):
             backend.add(f"{step}:{index}", ids, outputs=dense, boundary=None)
@@ -62,9 +63,19 @@ def run(backend: Backend, inputs: list[Any], *, steps: int, ahead: int) -> dict[
     while in_flight:
         backend.collect()
         in_flight -= 1
-    took = time.perf_counter() - began
+    took, own = time.perf_counter() - began, time.thread_time() - own
     spent = {name: round(1000 * seconds / steps, 2) for name, seconds in clock.spent.items()}
+    spent["thread_ms"] = round(1000 * own / steps, 2)
     return {"texts_per_s": round(steps * len(inputs) / took), **spent}
+
+
+def ways(backend: Any) -> dict[str, Any]:
+    """Return vLLM's scheduler, and the worker's own choice last."""
+    from embedding_service.worker.steps import _Scheduled
+
+    own, engine = backend._steps, backend._engine  # noqa: SLF001 - no setting chooses
+    vllm = {} if isinstance(own, _Scheduled) else {"vLLM's scheduler": _Scheduled(engine)}
+    return vllm | {"the worker's": own}
 
 
 def parse() -> argparse.Namespace:
@@ -103,10 +114,12 @@ def main() -> None:
         for _ in range(options.texts)
     ]
     shape = {"model": options.model, "texts": options.texts, "tokens": options.tokens}
-    run(backend, inputs, steps=3, ahead=1)
-    for ahead in range(1, backend.steps_ahead + 1):
-        figures = run(backend, inputs, steps=options.steps, ahead=ahead)
-        print(json.dumps({**shape, "ahead": ahead, **figures}), flush=True)
+    for name, way in ways(backend).items():
+        backend._steps = way  # noqa: SLF001 - no setting chooses
+        run(backend, inputs, steps=3, ahead=1)
+        for ahead in range(1, backend.steps_ahead + 1):
+            figures = run(backend, inputs, steps=options.steps, ahead=ahead)
+            print(json.dumps({**shape, "steps": name, "ahead": ahead, **figures}), flush=True)
     if options.profile:
         with cProfile.Profile() as profile:
             run(backend, inputs, steps=options.steps, ahead=backend.steps_ahead)

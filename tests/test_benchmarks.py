@@ -149,7 +149,7 @@ def test_a_stand_in_is_judged_within_a_round(tmp_path: Path) -> None:
         "of_the_lesser": [0.945, 0.997, 1.0],
     }
     path = tmp_path / "device.yaml"
-    path.write_text(json.dumps(device.settings(replicas=2, ahead=2)))
+    path.write_text(json.dumps(device.settings(tmp_path, replicas=2, ahead=2)))
     (model,) = load(path)[0].served_models
     assert (model.replicas, model.engine_args["async_scheduling"]) == (2, True)
 

@@ -3,7 +3,7 @@
 A lone text waits for its matrix products, and nearly as long for the modules, operators and looks
 at the context through which vLLM reaches each operation of a layer. Here a layer is the ten calls
 that it is. The kernels are the same: products as vLLM has packed them for this machine, attention
-as `cpu_attention` does it.
+as `cpu_attention` does it, or vLLM where it has something better.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.nn.functional import layer_norm
 from vllm.forward_context import get_forward_context
 from vllm.model_executor.models.bert import BertEncoder
 
-from embedding_service.worker.cpu_attention import EncoderMetadata, Implementation
+from embedding_service.worker.cpu_attention import Implementation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +24,12 @@ if TYPE_CHECKING:
     from torch import Tensor
     from vllm.model_executor.models.bert import BertLayer
 
+    from embedding_service.worker.cpu_attention import Metadata
+
     Step = Callable[[Tensor], Tensor]
+
+
+_NO_CACHE = torch.empty(0)  # for vLLM's kernel a step's metadata has one
 
 
 def straighten(model: torch.nn.Module) -> int:
@@ -49,7 +54,7 @@ class _Line:
 
     def __call__(self, hidden_states: Tensor) -> Tensor:
         metadata = (get_forward_context().attn_metadata or {}).get(self.name)
-        if not isinstance(metadata, EncoderMetadata):
+        if metadata is None:  # vLLM looks for the largest step's memory
             return self.otherwise(hidden_states)
         for layer in self.layers:
             hidden_states = layer(hidden_states, metadata)
@@ -60,7 +65,7 @@ class _Layer:
     def __init__(self, layer: BertLayer) -> None:
         attention = layer.attention
         self.qkv = _product(attention.self.qkv_proj)
-        self.attention: Implementation = attention.self.attn.impl
+        self.attention = attention.self.attn
         self.mix = _product(attention.output.dense)
         self.mixed = _norm(attention.output.LayerNorm)
         self.up = _product(layer.intermediate.dense)
@@ -68,15 +73,18 @@ class _Layer:
         self.down = _product(layer.output.dense)
         self.done = _norm(layer.output.LayerNorm)
 
-    def __call__(self, x: Tensor, metadata: EncoderMetadata) -> Tensor:
+    def __call__(self, x: Tensor, metadata: Metadata) -> Tensor:
         x = self.mixed(self.mix(self.attend(self.qkv(x), metadata)).add_(x))
         return self.done(self.down(self.activation(self.up(x))).add_(x))
 
-    def attend(self, qkv: Tensor, metadata: EncoderMetadata) -> Tensor:
+    def attend(self, qkv: Tensor, metadata: Metadata) -> Tensor:
         """Return (tokens, hidden) from (tokens, 3 x hidden)."""
-        query, key, value = qkv.unflatten(1, (3, self.attention.num_heads, -1)).unbind(1)
-        output = torch.empty_like(query)
-        return self.attention.attend(query, key, value, metadata, output).flatten(1)
+        heads = self.attention.num_heads
+        query, key, value = qkv.unflatten(1, (3, heads, -1)).unbind(1)
+        output = torch.empty(query.shape, dtype=query.dtype)
+        how: Implementation = self.attention.impl
+        how.forward(self.attention, query, key, value, _NO_CACHE, metadata, output)
+        return output.flatten(1)
 
 
 def _can_be_straight(module: torch.nn.Module) -> bool:

@@ -21,7 +21,6 @@ from transformers import AutoTokenizer
 from vllm.platforms import current_platform
 from vllm.v1.engine.core import EngineCore
 from vllm.v1.executor import Executor
-from vllm.v1.request import Request
 
 from embedding_service.engine.caches import unusable_variables
 from embedding_service.engine.protocol import ModelFacts
@@ -33,25 +32,23 @@ from embedding_service.worker.explanations import in_words_of_use
 from embedding_service.worker.fingerprint import fingerprint
 from embedding_service.worker.location import resolve_model
 from embedding_service.worker.planning import planned
+from embedding_service.worker.steps import steps
 from embedding_service.worker.tokens import lower_case, special_ids, with_answers
 from embedding_service.worker.vllm_arguments import engine_arguments, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from concurrent.futures import Future
 
     from transformers import PreTrainedTokenizerBase
     from vllm import PoolingParams
     from vllm.config import ModelConfig, VllmConfig
-    from vllm.v1.core.sched.output import SchedulerOutput
-    from vllm.v1.engine import EngineCoreOutput
-    from vllm.v1.outputs import ModelRunnerOutput
 
     from embedding_service.families.plan import Plan
     from embedding_service.settings.model import ModelOptions
     from embedding_service.types import Rows, TokenIds
     from embedding_service.worker.fingerprint import Fingerprint
     from embedding_service.worker.pooling import Pooling
+    from embedding_service.worker.steps import Launched
 
 
 # CUDA, PyTorch's CPU allocator, vLLM's check at start, vLLM's cache.
@@ -82,7 +79,8 @@ class VllmBackend:
         config = self._engine.vllm_config
         self.steps_ahead = config.max_concurrent_batches
         self.limits = _limits(config)
-        self._launched: deque[tuple[SchedulerOutput, Future[ModelRunnerOutput]]] = deque()
+        self._steps = steps(self._engine)
+        self._launched: deque[Launched] = deque()
         self._max_tokens = config.model_config.max_model_len
         # 0 where config.json has another name for it.
         self._vocab_size = config.model_config.get_vocab_size() or sys.maxsize
@@ -111,8 +109,7 @@ class VllmBackend:
         boundary = None if boundary is None else min(boundary, len(ids))
         try:
             params = self._params(outputs, boundary)
-            hasher = self._engine.request_block_hasher
-            self._engine.add_request(Request(key, ids.tolist(), None, params, block_hasher=hasher))
+            self._steps.add(key, ids, params)
         except ValueError as error:
             raise InputRejected(first_line(error)) from error
         self._inputs[key] = (ids, outputs)
@@ -128,32 +125,25 @@ class VllmBackend:
     def abort(self, keys: Iterable[str]) -> None:
         """Forget inputs that were added and have not come back from `collect`."""
         keys = [key for key in keys if self._inputs.pop(key, None)]
-        self._engine.abort_requests(keys)
+        self._steps.abort(keys)
 
     def launch(self) -> None:
-        """Schedule what was added, and start computing it. An exception ends this backend.
-
-        This and `collect` are the two halves of `EngineCore.step` for a pooling model.
-        """
-        scheduled = self._engine.scheduler.schedule()
-        future = self._engine.model_executor.execute_model(scheduled, non_block=True)
-        self._launched.append((scheduled, future))
+        """Start computing what was added. An exception ends this backend."""
+        self._launched.append(self._steps.launch())
 
     def collect(self) -> list[tuple[str, Rows]]:
         """Wait for the oldest launched step; return what it finished.
 
         An exception ends this backend.
         """
-        scheduled, future = self._launched.popleft()
-        outputs = self._engine.scheduler.update_from_output(scheduled, future.result())
-        results = outputs[0].outputs if outputs else ()
-        return [self._read(result) for result in results if result.request_id in self._inputs]
+        finished = self._steps.collect(self._launched.popleft())
+        return [self._read(key, numbers) for key, numbers in finished if key in self._inputs]
 
-    def _read(self, result: EngineCoreOutput) -> tuple[str, Rows]:
+    def _read(self, key: str, numbers: torch.Tensor) -> tuple[str, Rows]:
         """Forget an input that is finished; return its key and rows."""
-        ids, outputs = self._inputs.pop(result.request_id)
-        numbers = result.pooling_output.detach().to(device="cpu", dtype=torch.float32)
-        return result.request_id, self._pooling.read(numbers.numpy().reshape(-1), ids, outputs)
+        ids, outputs = self._inputs.pop(key)
+        numbers = numbers.detach().to(device="cpu", dtype=torch.float32)
+        return key, self._pooling.read(numbers.numpy().reshape(-1), ids, outputs)
 
     @property
     def unfinished(self) -> int:
