@@ -215,12 +215,12 @@ SERVERS: dict[str, Callable[[Setup], Server]] = {
 class Offline:
     """A program without a server, that answers lines of JSON, in a process of its own."""
 
-    def __init__(self, setup: Setup, name: str, command: list[str]) -> None:
+    def __init__(self, setup: Setup, name: str, command: list[str], env: dict[str, str]) -> None:
         self.name, self.log = name, setup.folder / f"{name}.log"
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 command,
-                env=os.environ | environment(setup.config(name)),
+                env=os.environ | env,
                 cwd=ROOT,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -259,7 +259,9 @@ class Offline:
 
 def ceiling(setup: Setup) -> Offline:
     """Offline `LLM.embed`, and matrix products on its threads."""
-    return Offline(setup, "ceiling", _python("benchmarks.ceiling", setup.config("ceiling")))
+    config = setup.config("ceiling")
+    command = _python("benchmarks.ceiling", config)
+    return Offline(setup, "ceiling", command, environment(config))
 
 
 def runtime(setup: Setup, name: str) -> Offline:
@@ -269,7 +271,7 @@ def runtime(setup: Setup, name: str) -> Offline:
         command = runtimes.command(name, setup.model, dtype)
     except subprocess.CalledProcessError as error:
         raise NotRunning(f"{name} could not be made ready: {error}") from error
-    return Offline(setup, name, command)
+    return Offline(setup, name, command, {})  # with tcmalloc, as a worker has it, OpenVINO aborts
 
 
 def environment(config: Path) -> dict[str, str]:
