@@ -21,6 +21,7 @@ from pydantic import BaseModel
 from embedding_service.http import batches
 from tests.calls import computing_operations
 from tests.conftest import PLAIN
+from tests.deploy.cluster import run_nginx
 from tests.measured import Measured
 from tests.service.test_slices import byte_level, wordpiece
 
@@ -39,6 +40,11 @@ CALLBACK_S = 0.05
 REFUSED_CPU_S = 1.0
 GROWTH_BYTES = 300 << 20
 DEADLINE_S = 4.0
+HEADERS = {
+    "content-type": "application/json",
+    "x-request-timeout-ms": str(int(1000 * DEADLINE_S)),
+}
+CODINGS = ["plain", "gzip"]
 # Before bodies were counted, `/livez` waited for 13 s.
 SILENT_S = 0.25
 # Records with a field of every type, one of them twice in the text.
@@ -185,11 +191,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Measured]:
 @pytest.fixture(scope="module")
 def http(gateway: Measured) -> Iterator[httpx.Client]:
     """Return a client whose requests have a deadline."""
-    headers = {
-        "content-type": "application/json",
-        "x-request-timeout-ms": str(int(1000 * DEADLINE_S)),
-    }
-    with httpx.Client(**PLAIN | {"base_url": gateway.url, "headers": headers}) as client:
+    with httpx.Client(**PLAIN | {"base_url": gateway.url, "headers": HEADERS}) as client:
         yield client
 
 
@@ -253,9 +255,25 @@ def test_the_answer_comes_at_the_deadline(gateway: Measured, http: httpx.Client)
     gateway.take()
 
 
+@pytest.mark.server
+def test_no_request_hurts_behind_nginx(gateway: Measured, tmp_path: Path) -> None:
+    """So it is through the shipped nginx, with a body of every shape, by turns plain and as gzip."""
+    proxy = run_nginx(tmp_path, [int(gateway.url.rpartition(":")[2])])
+    found = {}
+    try:
+        with proxy.client(headers=HEADERS) as http:
+            for number, shape in enumerate(SHAPES):
+                widest, coding = body(OPERATIONS[0], ("input",), shape), CODINGS[number % 2]
+                if missed := send(gateway, http, OPERATIONS[0], widest, coding=coding):
+                    found[shape] = missed
+    finally:
+        proxy.stop()
+    assert found == {}
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(0)
-@pytest.mark.parametrize("coding", ["plain", "gzip"])
+@pytest.mark.parametrize("coding", CODINGS)
 @pytest.mark.parametrize("operation", OPERATIONS, ids=NAMES)
 def test_no_request_hurts_in_any_field(
     gateway: Measured, http: httpx.Client, operation: Any, coding: str
