@@ -8,6 +8,7 @@ import gc
 import shutil
 import signal
 import socket
+import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,7 +45,11 @@ if TYPE_CHECKING:
 _BACKLOG = 2048
 # No request leaves garbage that needs a collector (tests/test_garbage.py): with Python's 700,
 # looking for some cost 2 % of a request in one comparison and 14 % in another.
-OBJECTS_BETWEEN_COLLECTIONS = 20_000
+_OBJECTS_BETWEEN_COLLECTIONS = 20_000
+# The event loop waits for so long whenever it wants the interpreter lock of a thread that reads a
+# large request. With Python's 5 ms, short requests beside six clients with the worst had a p90 of
+# 153 to 322 ms in place of 113 to 144 (four runs each, in turn).
+_SWITCH_S = 0.001
 _LAST_BYTES_S = 2.0  # for answers that are complete and still being sent when the drain ends
 
 
@@ -55,7 +60,7 @@ def serve(settings: Settings, log: FilteringBoundLogger) -> int:
 
     import uvloop  # noqa: PLC0415 - 12 ms that the port need not wait for
 
-    gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS)
+    set_up_interpreter()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_run(settings, sockets, log))
@@ -63,6 +68,12 @@ def serve(settings: Settings, log: FilteringBoundLogger) -> int:
         _remove_paths(sockets)
         for listener in sockets:
             listener.close()
+
+
+def set_up_interpreter() -> None:
+    """Set what suits a gateway: fewer collections, and an event loop that gets its turn sooner."""
+    gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
+    sys.setswitchinterval(_SWITCH_S)
 
 
 async def _run(settings: Settings, sockets: list[socket.socket], log: FilteringBoundLogger) -> int:

@@ -7,7 +7,6 @@ not. Each line on its standard input asks for what was measured since the last o
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import subprocess
 import sys
@@ -160,7 +159,7 @@ def _drop(*_: object) -> Any:
 
 
 if __name__ == "__main__":
-    gc.set_threshold(server.OBJECTS_BETWEEN_COLLECTIONS)
+    server.set_up_interpreter()
     chosen = Settings(**json.loads(sys.argv[1]))
     with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
         sys.exit(runner.run(_serve(chosen, server.listen(chosen), _Meter())))
