@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _NO_VECTOR: list[float] = []
 _NUMBERS_AT_ONCE = 1 << 14  # 2 ms as JSON; more are written in a thread
+_MOST_VALUES = 4096  # of a mapping
 _EMPTY = "All fields are empty"
 _TYPES: dict[str, Any] = {"integer": int, "number": float, "mapping": dict[str, Any]}
 
@@ -100,12 +101,27 @@ def _field(field: RecordField) -> tuple[Any, Any]:
     if kind is None:
         return (Annotated[str, Field(max_length=field.max_length)] | None, None)
     if field.type == "mapping":
-        return (Annotated[kind, Field(strict=True)] | None, None)
+        few = BeforeValidator(_check_values)
+        return (Annotated[kind, Field(strict=True), few] | None, None)
     limits: dict[str, Any] = {"ge": field.minimum, "le": field.maximum}
     if field.type == "number":
         limits["allow_inf_nan"] = False
     bounds = Field(strict=False, **limits)
     return (Annotated[kind, bounds, BeforeValidator(_no_boolean)] | None, None)
+
+
+def _check_values(mapping: object) -> object:
+    """Raise `ValueError` for more values than anybody could mean, nested ones included."""
+    left, count = [mapping], 0
+    while left:
+        inner = left.pop()
+        values = [*inner.values()] if isinstance(inner, dict) else inner
+        if isinstance(values, list):
+            count += len(values)
+            left += [value for value in values if isinstance(value, dict | list)]
+        if count > _MOST_VALUES:
+            raise ValueError(f"holds more than {_MOST_VALUES} values; send fewer")
+    return mapping
 
 
 def _no_boolean(value: object) -> object:

@@ -127,6 +127,16 @@ def test_a_mapping_is_counted_before_it_is_text(http: httpx.Client, value: Any) 
         assert "more than 300000 tokens" in answer.json()["detail"]
 
 
+@pytest.mark.parametrize(
+    "value", [{str(n): n for n in range(5000)}, {"x": [0] * 5000}, {"x": [[0] * 2500] * 2}]
+)
+def test_a_mapping_has_few_values(http: httpx.Client, value: Any) -> None:
+    """More values than anybody could mean, nested ones included, are refused by the field's name."""
+    answer = http.post("/prepare-and-embed", json={"requirement": value})
+    assert answer.status_code == 400
+    assert answer.json()["detail"] == "requirement: holds more than 4096 values; send fewer"
+
+
 def test_nested_values_are_written_as_python_does(http: httpx.Client) -> None:
     """The original wrote lists and objects in a requirement as Python shows them."""
     record = {"requirement": {"a": ["w1", 2, None], "b": {"c": True}}}
