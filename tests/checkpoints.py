@@ -116,7 +116,8 @@ def _byte_level(*, append_end: bool) -> Tokenizer:
 _TOLD: Final = {"clean_up_tokenization_spaces": False}
 _ENDS: Final = {"eos_token": "<|im_end|>", "pad_token": END}
 _LEFT: Final = {"padding_side": "left", "max_length": 131072, **_TOLD}
-_BERT: Final = BERT.but(tok=toks.saved(lambda: toks.wordpiece(text=CORPUS), toks.MARKS, **_TOLD))
+_TYPED: Final = {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"], **_TOLD}
+_BERT: Final = BERT.but(tok=toks.saved(lambda: toks.wordpiece(text=CORPUS), toks.MARKS, **_TYPED))
 _XLMR: Final = XLMR.but(
     tok=toks.saved(lambda: toks.unigram(CORPUS), toks.ANGLES, max_length=8192, **_TOLD),
     max_position_embeddings=8194,
