@@ -30,6 +30,7 @@ from benchmarks import load, models
 from benchmarks.load import Cell
 
 STEP_FILE = "BENCHMARK_STEP_FILE"  # names the file with a step's milliseconds
+AHEAD = "BENCHMARK_AHEAD"
 CELL = Cell(8, 256)
 
 if TYPE_CHECKING or STEP_FILE in os.environ:
@@ -55,6 +56,11 @@ if TYPE_CHECKING or STEP_FILE in os.environ:
         free_at = 0.0
         vector = torch.ones(384)
 
+        def _init_executor(self) -> None:
+            super()._init_executor()
+            # vLLM turns it off on CPUs, which compute a step when it is launched.
+            self.vllm_config.scheduler_config.async_scheduling = os.environ[AHEAD] != "1"
+
         def execute_model(self, scheduler_output: Any, *, non_block: bool = False) -> Any:
             texts = list(scheduler_output.num_scheduled_tokens)
             step_s = float(Path(os.environ[STEP_FILE]).read_text()) / 1000
@@ -79,7 +85,6 @@ def settings(model: Path, replicas: int, ahead: int) -> dict[str, Any]:
     """Return the gateway's."""
     engine_args = {
         "distributed_executor_backend": "benchmarks.device.Device",
-        "async_scheduling": ahead > 1,
         "max_num_seqs": ahead * 256,
         "max_num_batched_tokens": 16384,
     }
@@ -103,7 +108,7 @@ async def measure(
 
     with tempfile.TemporaryDirectory() as folder:
         step_file = Path(folder, "step_ms")
-        os.environ[STEP_FILE] = str(step_file)
+        os.environ |= {STEP_FILE: str(step_file), AHEAD: str(ahead)}
         _write(step_file, "0")
         config = Path(folder, "device.yaml")
         _write(config, yaml.safe_dump(settings(options.model, replicas, ahead)))

@@ -151,7 +151,7 @@ def test_a_stand_in_is_judged_within_a_round(tmp_path: Path) -> None:
     path = tmp_path / "device.yaml"
     path.write_text(json.dumps(device.settings(tmp_path, replicas=2, ahead=2)))
     (model,) = load(path)[0].served_models
-    assert (model.replicas, model.engine_args["async_scheduling"]) == (2, True)
+    assert (model.replicas, model.engine_args["max_num_seqs"]) == (2, 512)
 
 
 def test_a_runtime_runs_in_an_environment_of_its_own(
