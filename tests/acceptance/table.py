@@ -19,7 +19,7 @@ WEB = "Given a web search query, retrieve relevant passages that answer the quer
 # The files of rows, by kind of fault; the last one's are of the others.
 PARTS = (
     *("prompts", "modules", "lengths", "pairs", "values"),
-    *("layouts", "adapters", "architectures", "again"),
+    *("layouts", "files", "adapters", "architectures", "again"),
 )
 ROWS: dict[str, Row] = {}
 

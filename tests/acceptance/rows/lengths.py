@@ -33,7 +33,7 @@ for name, (most, limit, positions) in LENGTHS.items():
     said = [patch(TOKENIZER, model_max_length=limit)] if limit else []
     tiny = BERT.but(max_position_embeddings=positions)
     example(name, tiny, st(max_len=most), *unsaid, *said)
-example("no-max-seq-length", BERT, st(max_len=None), kind="refuse")
+example("no-max-seq-length", BERT, st(max_len=None))
 example("length-of-a-decoder", QWEN2_CAUSAL.but(tok=toks.qwen(max_length=40)), st("lasttoken"),
     NO_LENGTH)
 example("cut-at-the-left", BERT, st(max_len=40), patch(TOKENIZER, truncation_side="left"))
