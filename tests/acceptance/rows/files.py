@@ -96,7 +96,7 @@ WEIGHTS: dict[str, tuple[Step, ...]] = {
     "beside-mistrals-own": (saved("consolidated.safetensors", other),),
     "in-float16": (to(torch.float16),), "in-float64": (to(torch.float64),),
     "under-a-prefix": (renamed(lambda name: f"bert.{name}"),),
-    "unexpected": (tensors(lambda state: state | BUFFER),), "without-pooler": (without("pooler"),)}
+    "without-pooler": (without("pooler"),)}
 NO_WEIGHTS: dict[str, tuple[Step, ...]] = {
     "absent": (remove(FILE),), "cut-off": (cut_off,),
     "in-too-few-shards": (shards(), remove("model-00002-of-00002.safetensors")),
@@ -110,6 +110,7 @@ for name, steps in WEIGHTS.items():
     example(f"weights-{name}", *BERT_ST, *steps)
 for name, steps in NO_WEIGHTS.items():
     example(f"weights-{name}", *BERT_ST, *steps, kind="refuse")
+example("weights-unexpected", *BERT_ST, tensors(lambda state: state | BUFFER), may_refuse=True)
 example("weights-of-more-layers", *BERT_ST, patch("config.json", num_hidden_layers=1),
     may_refuse=True)
 
