@@ -33,9 +33,10 @@ _ASSIGNED = re.compile(
 )
 _FLAG = re.compile(r"(?<!\S)(?P<name>--?[\w.-]+)(?P<sign>\s+)(?P<value>[^-\s]\S*)")
 _FLAG_ALONE = re.compile(r"\s*--?[\w.-]+\s*")
-# Of Hugging Face, OpenAI and others, GitHub, Slack, AWS, and JSON web tokens.
+# Of Hugging Face, OpenAI and others, GitHub, Slack, AWS, and JSON web tokens. Arguments of vLLM's
+# are called hf_overrides, hf_config_path and hf_token.
 _TOKEN = re.compile(
-    r"\b(hf_|sk-|pk-|gh[pousr]_|github_pat_|glpat-|xox[a-z]-|AKIA|eyJ)[\w.~+/=-]{6,}"
+    r"\b(hf_(?!overrides\b|config_path\b|token\b)|sk-|pk-|gh[pousr]_|github_pat_|glpat-|xox[a-z]-|AKIA|eyJ)[\w.~+/=-]{6,}"
     r"|(?i:\bbearer|\bbasic)\s+[\w.~+/=-]{6,}"
 )
 

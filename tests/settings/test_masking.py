@@ -10,7 +10,7 @@ import yaml
 from embedding_service.errors import BadConfiguration
 from embedding_service.settings import flags
 from embedding_service.settings.gateway import Settings
-from embedding_service.settings.masking import masked, masked_text, without_secrets
+from embedding_service.settings.masking import MASK, masked, masked_text, without_secrets
 
 SECRET = "hunter2-Tr0ub4dor"
 
@@ -109,3 +109,10 @@ def test_what_an_engine_says_of_its_arguments_shows_no_secret() -> None:
     assert without_secrets(text, tree) == (
         "input_value={'hf_token': '**********', 'x': '**********'}, plain, 3 **********"
     )
+
+
+def test_names_of_arguments_are_no_tokens() -> None:
+    """A refusal that tells which argument to set can be read; Hugging Face's tokens begin alike."""
+    text = "set engine_args: {hf_overrides: {lora_adaptations: [text-matching]}}"
+    assert without_secrets(text, {}) == text
+    assert without_secrets("hf_overridesOfTheSea1234 is a token", {}) == f"{MASK} is a token"
