@@ -6,7 +6,6 @@ Each is refused with the file and the value, since the numbers would be others.
 from __future__ import annotations
 
 import re
-import struct
 from typing import TYPE_CHECKING, Any, Final
 
 from embedding_service.families import architectures, tokenizer_files, weights
@@ -228,7 +227,7 @@ def check_weights(folder: Path) -> None:
             f"{folder} has no {missing[0]}, which the index of its weights names; the download "
             "may be incomplete"
         )
-    if part := _absent_part([folder / name for name in names]):
+    if part := weights.absent_part([folder / name for name in names]):
         raise ModelRefused(
             f"the weights in {folder} have no {part}; transformers would make it up, and vLLM take "
             "what is in the memory"
@@ -248,16 +247,6 @@ def check_vocabulary(folder: Path) -> None:
             f"{folder} has no tokenizer ({', '.join(_VOCABULARIES)}); the download may be "
             "incomplete"
         )
-
-
-def _absent_part(paths: list[Path]) -> str | None:
-    try:
-        return weights.absent_part(paths)
-    except (ValueError, struct.error) as error:
-        raise ModelRefused(
-            f"the weights in {paths[0].parent} cannot be read ({error}); the download may be "
-            "incomplete"
-        ) from error
 
 
 def check_tokenizer(files: Files, folder: str) -> None:

@@ -11,6 +11,8 @@ import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from embedding_service.families.checkpoint import ModelRefused
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
@@ -145,19 +147,26 @@ def _loaded_bytes(path: Path, width: int) -> int:
 
 
 def _table(path: Path) -> dict[str, Any]:
-    """Return the tensors of a file by name: https://huggingface.co/docs/safetensors.
+    """Return the tensors of a file by name. Raises `ModelRefused` if it is not whole."""
+    try:
+        return _read_table(path)
+    except (ValueError, struct.error) as error:
+        raise ModelRefused(
+            f"the weights in {path} cannot be read ({error}); the download may be incomplete"
+        ) from error
 
-    Raises `ValueError` and `struct.error` about one that is cut off or of another kind.
-    """
+
+def _read_table(path: Path) -> dict[str, Any]:
+    """Return the head of a file: https://huggingface.co/docs/safetensors."""
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         if length > _LONGEST_TABLE_BYTES:
-            raise ValueError(f"{path.name} is no safetensors file")
+            raise ValueError("it is no safetensors file")
         table: dict[str, Any] = json.loads(file.read(length))
     table.pop("__metadata__", None)
     end = max((tensor["data_offsets"][1] for tensor in table.values()), default=0)
     if path.stat().st_size < 8 + length + end:
-        raise ValueError(f"{path.name} is cut off")
+        raise ValueError("it is cut off")
     return table
 
 

@@ -483,6 +483,8 @@ def test_weights_that_are_cut_off_are_named(tmp_path: Path, cut: int) -> None:
     path.write_bytes(path.read_bytes()[:cut])
     with pytest.raises(ModelRefused, match="cannot be read"):
         refusals.check_weights(tmp_path)
+    with pytest.raises(ModelRefused, match="cannot be read"):
+        planned(tmp_path)  # which looks under a BERT's head
 
 
 @pytest.mark.parametrize(
