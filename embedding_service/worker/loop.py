@@ -239,6 +239,7 @@ class Worker:
         complete: list[Job] = []
         for key, rows in finished:
             job, index = self.in_backend.pop(key)
+            self.added.discard(key)  # of a step before, which computed a part of it
             job.results[index] = rows
             job.left -= 1
             self.progress.texts += 1

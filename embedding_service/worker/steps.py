@@ -85,7 +85,10 @@ class _Unscheduled:
         self._before: set[str] = set()  # of the step before, which the runner still keeps
 
     def add(self, key: str, ids: TokenIds, params: PoolingParams) -> None:
-        self._waiting.append(NewRequestData(key, ids.tolist(), [], None, params, (), 0, None))
+        tokens = ids.tolist()
+        request = NewRequestData(key, tokens, [], None, params, (), 0, None)
+        request.prefill_token_ids = tokens  # for vLLM's second runner, 0.32's usual one on GPUs
+        self._waiting.append(request)
 
     def abort(self, keys: list[str]) -> None:
         gone = set(keys)

@@ -218,23 +218,26 @@ def test_interactive_requests_take_half_at_most(bench: Bench) -> None:
             assert jobs.count(1) == BATCH // 2
 
 
-@pytest.mark.parametrize(("step_s", "behind"), [(0.06, BATCH * 2 // 3), (0.0, BATCH)])
-def test_steps_between_queries_are_short(step_s: float, behind: int, tmp_path: Path) -> None:
-    """Where full steps are long, those behind a query are cut short, for the next one."""
-    slow = Bench(tmp_path, engine_args={"step_s": step_s})
-    slow.put(1, texts(5 * BATCH))
-    slow.backend.during[2] = lambda: slow.put(2, texts(1), INTERACTIVE)
-    slow.run(2)
-    slow.close()
-    assert [len(step) for step in slow.backend.steps[:4]] == [BATCH, BATCH, 3, behind]
-
-
-def test_steps_are_full_again_once_queries_stay_away(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("queries_s", "long_step_s", "behind"),
+    [(3600.0, 0.0, BATCH * 2 // 3), (3600.0, 3600.0, BATCH), (-1.0, 0.0, BATCH)],
+)
+def test_steps_between_queries_are_short(
+    queries_s: float,
+    long_step_s: float,
+    behind: int,
+    bench: Bench,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A second later; here at once."""
-    monkeypatch.setattr(loop, "_QUERIES_S", 0.0)
-    test_steps_between_queries_are_short(0.06, BATCH, tmp_path)
+    """Where full steps are long, those behind a query are cut short, for the next one; not where
+    they are over soon, nor once queries stay away.
+    """
+    monkeypatch.setattr(loop, "_QUERIES_S", queries_s)
+    monkeypatch.setattr(loop, "_LONG_STEP_S", long_step_s)
+    bench.put(1, texts(5 * BATCH))
+    bench.backend.during[2] = lambda: bench.put(2, texts(1), INTERACTIVE)
+    bench.run(2)
+    assert [len(step) for step in bench.backend.steps[:4]] == [BATCH, BATCH, 3, behind]
 
 
 def test_long_bulk_texts_move_beside_queries(bench: Bench) -> None:
@@ -526,6 +529,23 @@ def test_the_record_names_the_inputs_of_both_steps(ahead: Bench) -> None:
     steps = [range(2 * BATCH), range(BATCH, 2 * BATCH), range(2 * BATCH, 3 * BATCH)]
     assert [sorted(names) for names in seen] == [[(1, i) for i in step] for step in steps]
     assert StepRecord.read(ahead.record_path) == []
+
+
+def test_a_text_that_two_launched_steps_hold_is_done_with_the_second(ahead: Bench) -> None:
+    """vLLM computes a part of it in each; nothing is left of it in the worker then."""
+    collect = ahead.backend.collect
+    late: list[tuple[str, Rows]] = []
+
+    def in_parts() -> list[tuple[str, Rows]]:
+        finished = collect()
+        if ahead.backend.collected == 1:
+            late.append(finished.pop())
+            return finished
+        return finished + [late.pop() for _ in late]
+
+    ahead.backend.collect = in_parts
+    ahead.put(1, texts(2 * BATCH + 1))
+    assert list(ahead.run(1)) == [1]
 
 
 def test_a_job_alone_has_both_steps(ahead: Bench) -> None:
