@@ -32,12 +32,11 @@ _NAMES_WITHOUT_EFFECT = re.compile(
     r"|(MD5|SHA1|SHA256)SUMS|Thumbs\.db|.*~"
 )
 _FOLDERS_WITHOUT_EFFECT = re.compile(r"\..*|onnx|openvino|coreml|original|__pycache__|runs")
-# Layers that vLLM makes one of; a "gate_proj" is not beside each "up_proj".
+# Layers that vLLM makes one of; a "gate_proj" is not beside each "up_proj", nor a "k_proj" beside
+# each "q_proj" (DeepSeek's attention).
 _JOINED = {
-    "query": ("key", "value"),
     "key": ("query", "value"),
     "value": ("query", "key"),
-    "q_proj": ("k_proj", "v_proj"),
     "k_proj": ("q_proj", "v_proj"),
     "v_proj": ("q_proj", "k_proj"),
     "gate_proj": ("up_proj",),
@@ -54,15 +53,26 @@ def chosen(folder: Path) -> set[str]:
     """Return the names of the files that transformers loads the weights from, if there are any.
 
     One file comes before its shards and their index, and safetensors before others, whatever else
-    is in the folder (`_get_resolved_checkpoint_files` in transformers 5.19).
+    is in the folder (`_get_resolved_checkpoint_files` in transformers 5.19). Raises `ModelRefused`
+    about an index that cannot be read.
     """
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / name).is_file():
             return {name}
         index = folder / f"{name}.index.json"
         if index.is_file():
-            return set(json.loads(index.read_bytes())["weight_map"].values())
+            return _shards(index)
     return set()
+
+
+def _shards(index: Path) -> set[str]:
+    try:
+        return set(json.loads(index.read_bytes())["weight_map"].values())
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ModelRefused(
+            f"{index} cannot be read ({type(error).__name__}: {error}); the download may be "
+            "incomplete"
+        ) from error
 
 
 def some_begin(folder: Path, starts: tuple[str, ...]) -> bool:

@@ -428,6 +428,7 @@ def tensors(path: Path, *names: str) -> None:
         (["a.0.query.weight", "a.0.key.weight", "a.0.value.weight"], None),
         (["a.0.query.bias", "a.0.value.bias"], "a.0.key.bias"),
         (["0.q_proj.weight", "0.k_proj.weight"], "0.v_proj.weight"),
+        (["0.q_proj.weight", "0.kv_a_proj_with_mqa.weight"], None),
         (["0.gate_proj.weight"], "0.up_proj.weight"),
         (["0.up_proj.weight", "0.down_proj.weight"], None),
         (["key"], None),
@@ -485,6 +486,14 @@ def test_weights_that_are_cut_off_are_named(tmp_path: Path, cut: int) -> None:
         refusals.check_weights(tmp_path)
     with pytest.raises(ModelRefused, match="cannot be read"):
         planned(tmp_path)  # which looks under a BERT's head
+
+
+@pytest.mark.parametrize("index", ["", "{", "[]", "{}", '{"weight_map": []}'])
+def test_an_index_that_is_damaged_is_named(tmp_path: Path, index: str) -> None:
+    """Whatever is wrong with it."""
+    (tmp_path / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(ModelRefused, match=r"index\.json cannot be read"):
+        refusals.check_weights(tmp_path)
 
 
 @pytest.mark.parametrize(
