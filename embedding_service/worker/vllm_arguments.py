@@ -37,6 +37,7 @@ _BLOCK_TOKENS: Final = {"cpu": 64, "cuda": 16}
 _LOADS_THE_SAME: Final = frozenset({
     "auto", "hf", "safetensors", "fastsafetensors", "instanttensor", "runai_streamer",
 })  # fmt: skip
+_FORMAT: Final = "hf"  # "auto" prefers Mistral's own files, which nobody has compared
 _OTHER_FILES: Final = (
     "model", "model_weights", "tokenizer", "tokenizer_revision", "hf_config_path",
 )  # fmt: skip
@@ -55,6 +56,8 @@ def engine_arguments(plan: Plan, options: ModelOptions, device: str) -> EngineAr
     plugin.register()
     _limit_texts(plan)
     own = _pooling(plan) | options.engine_args | {"hf_overrides": plan.overrides}
+    if own.get("load_format") == "auto":
+        own["load_format"] = _FORMAT
     try:
         args = EngineArgs(**_settings(plan.model, options, device) | own)
     except TypeError as error:
@@ -106,7 +109,7 @@ def _settings(model: str, options: ModelOptions, device: str) -> Json:
         "tensor_parallel_size": options.tensor_parallel_size,
         "gpu_memory_utilization": min(options.gpu_memory_utilization, _MOST[device]),
         "revision": options.revision,
-        "load_format": "hf",  # "auto" prefers Mistral's own files, which nobody has compared
+        "load_format": _FORMAT,
         "trust_remote_code": options.trust_remote_code,
         "max_num_seqs": ahead * (BATCH_TEXTS[device] if automatic else options.max_batch_size),
         "async_scheduling": ahead > 1,
@@ -121,6 +124,7 @@ def _complete(args: EngineArgs, plan: Plan, options: ModelOptions, device: str) 
     model_config = args.create_model_config()
     _check_class(model_config, plan, options)
     decoder = model_config.attn_type == "decoder"
+    _check_parts(args, model_config)
     limit = _limit(args, plan)
     args.max_model_len = min(model_config.max_model_len, _positions(model_config.hf_config), limit)
     _check_rotary(model_config.hf_config, args.max_model_len)
@@ -143,6 +147,15 @@ def _check_class(model_config: ModelConfig, plan: Plan, options: ModelOptions) -
     check_class(model_config.architecture, model_config.hf_config.model_type, scores=plan.scores)
     if options.task == "auto" and not model_config.architecture.startswith("Transformers"):
         check_compared(plan.architecture, scores=plan.scores)
+
+
+def _check_parts(args: EngineArgs, model_config: ModelConfig) -> None:
+    """Raise `ModelRefused` if texts are to be computed in parts, of which each sees itself only."""
+    if args.enable_chunked_prefill and not model_config.is_chunked_prefill_supported:
+        raise ModelRefused(
+            "engine_args: enable_chunked_prefill computes a long text in parts, and this model "
+            "needs all of it at once"
+        )
 
 
 def _share(

@@ -36,7 +36,7 @@ pytestmark = pytest.mark.engine
 CAUSES = {
     "missing_folder": ["model_path", "/nowhere/to/be/found"],
     "no_checkpoint": ["config.json"],
-    "broken_checkpoint": ["cannot load", "broken_checkpoint"],
+    "broken_checkpoint": ["cannot be read", "broken_checkpoint"],
     "bad_dtype": ["dtype", "bfloat16"],  # what it may be
     "unknown_engine_args": ["engine_args", "no_such_option"],
     "no_fast_tokenizer": ["no fast tokenizer"],
