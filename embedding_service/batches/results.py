@@ -130,10 +130,18 @@ class Results:
                 await self._join(segments, made)
             except BadLine as lost:
                 status, kept, errors = "failed", {}, [*(errors or ()), lost.fault()]
-            await self._keep_trying(lambda: store.run(leases.finish, batch, status, kept, errors))
+            await self._keep_trying(lambda: self._end(status, kept, errors))
             made.kept = kept
         await asyncio.to_thread(clear, store, [batch.id])
         self._log_end(status)
+
+    async def _end(
+        self, status: str, kept: dict[str, StoredFile], errors: list[dict[str, Any]] | None
+    ) -> None:
+        """End the batch in the ledger. Until that has room, no sweep takes these files for old."""
+        for file in kept.values():
+            await asyncio.to_thread(os.utime, self._store.path(file.id))
+        await self._store.run(leases.finish, self._batch, status, kept, errors)
 
     def _log_end(self, status: str) -> None:
         batch, progress = self._batch, self._progress

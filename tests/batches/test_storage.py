@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from structlog.testing import capture_logs
 
-from embedding_service.batches import batches, files, ledger, store
+from embedding_service.batches import batches, files, leases, ledger, store
+from embedding_service.batches import results as written
 from embedding_service.batches.files import StoredFile
 from embedding_service.batches.store import Store
 from embedding_service.errors import StorageFull, Unavailable
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from embedding_service.batches.ledger import Batch
     from tests.conftest import RunningGateway
 
 COUNT = 1500
@@ -97,6 +100,31 @@ def test_results_that_are_gone_fail_the_batch(gateway: RunningGateway, tmp_path:
     assert (found["status"], found["output_file_id"]) == ("failed", None)
     assert found["errors"]["data"][0]["code"] == "storage_failed"
     assert [path.name for path in (tmp_path / "files").iterdir()] == [found["input_file_id"]]
+
+
+def test_results_outlast_a_database_that_is_full(
+    gateway: RunningGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For however many hours: files of no row that rest for one are removed as a crash's."""
+    finish, ages = leases.finish, []
+
+    def full(
+        db: sqlite3.Connection, batch: Batch, status: str, made: dict[str, StoredFile], *rest: Any
+    ) -> None:
+        for file in made.values():
+            path = tmp_path / "files" / file.id
+            ages.append(time.time() - path.stat().st_mtime)
+            os.utime(path, (0, 0))
+        if len(ages) < 3:
+            raise StorageFull("full")
+        finish(db, batch, status, made, *rest)
+
+    monkeypatch.setattr(written, "_RETRY_S", 0.01)
+    with gateway.client() as http:
+        monkeypatch.setattr(leases, "finish", full)
+        found = wait(http, start(http, jsonl(lines(3))))
+        assert len(results(http, found["output_file_id"])) == 3
+    assert max(ages) < 3600
 
 
 def test_an_input_that_cannot_be_read_fails_the_batch(
