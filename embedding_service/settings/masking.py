@@ -36,7 +36,8 @@ _FLAG_ALONE = re.compile(r"\s*--?[\w.-]+\s*")
 # Of Hugging Face, OpenAI and others, GitHub, Slack, AWS, and JSON web tokens. Arguments of vLLM's
 # are called hf_overrides, hf_config_path and hf_token.
 _TOKEN = re.compile(
-    r"\b(hf_(?!overrides\b|config_path\b|token\b)|sk-|pk-|gh[pousr]_|github_pat_|glpat-|xox[a-z]-|AKIA|eyJ)[\w.~+/=-]{6,}"
+    r"\b(hf_(?!overrides\b|config_path\b|token\b)|sk-|pk-|gh[pousr]_|github_pat_|glpat-|xox[a-z]-"
+    r"|AKIA|eyJ)[\w.~+/=-]{6,}"
     r"|(?i:\bbearer|\bbasic)\s+[\w.~+/=-]{6,}"
 )
 
