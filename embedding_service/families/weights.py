@@ -101,7 +101,8 @@ def _tensors(paths: Iterable[Path]) -> set[str]:
 
 def _joined_with(name: str) -> Iterator[str]:
     *above, layer, kind = ["", *name.split(".")]
-    for other in _JOINED.get(layer, ()):
+    others = _JOINED.get(layer, ()) if kind in ("weight", "bias") else ()  # no scale of a cache
+    for other in others:
         yield ".".join([*above, other, kind]).lstrip(".")
 
 

@@ -431,6 +431,7 @@ def tensors(path: Path, *names: str) -> None:
         (["0.q_proj.weight", "0.kv_a_proj_with_mqa.weight"], None),
         (["0.gate_proj.weight"], "0.up_proj.weight"),
         (["0.up_proj.weight", "0.down_proj.weight"], None),
+        (["0.k_proj.k_scale", "0.v_proj.v_scale"], None),
         (["key"], None),
     ],
 )
