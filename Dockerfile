@@ -25,11 +25,13 @@ COPY config/qwen3-embedding-0.6b.yaml /etc/embedding-service/config.yaml
 
 # A user by number, so that runAsNonRoot can be checked; with an entry in passwd, because torch asks for a name. Hub
 # downloads and compiled kernels land in its home: keep that on a volume, owned by 10001 if it is a host folder and
-# mounted without noexec. Nothing else but /tmp and /dev/shm is written to.
+# mounted without noexec. /var/lib/embedding-service is for `state_dir`, and the owner that a volume there begins with.
+# Nothing else but /tmp and /dev/shm is written to.
 ENV HOME=/var/cache/embedding-service
 RUN groupadd --gid 10001 embedding \
  && useradd --uid 10001 --gid 10001 --no-create-home --home-dir "$HOME" --shell /usr/sbin/nologin embedding \
- && install -d -o 10001 -g 10001 "$HOME" "$HOME/huggingface"
+ && install -d -o 10001 -g 10001 "$HOME" "$HOME/huggingface" \
+ && install -d -m 0700 -o 10001 -g 10001 /var/lib/embedding-service
 VOLUME /var/cache/embedding-service
 USER 10001:10001
 WORKDIR /var/cache/embedding-service

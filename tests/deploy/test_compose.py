@@ -72,6 +72,16 @@ def test_the_gateway_understands_its_environment() -> None:
     assert {name.removeprefix("EMBEDDING_").lower() for name in names} <= set(Settings.model_fields)
 
 
+def test_gateways_share_a_folder_that_is_theirs() -> None:
+    """Files and batches are on a volume, which begins as a folder of the image's user."""
+    gateway = SERVICES["gateway"]
+    folder = gateway["environment"]["EMBEDDING_STATE_DIR"]
+    assert f"state:{folder}" in gateway["volumes"]
+    for dockerfile in ("Dockerfile", "Dockerfile.cpu"):
+        made = f"install -d -m 0700 -o 10001 -g 10001 {folder}\n"
+        assert made in (ROOT / dockerfile).read_text()
+
+
 def test_a_drain_is_never_cut_short() -> None:
     """Docker waits longer than the longest drain and the end of the engines after it."""
     settings = Settings()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import shutil
+import subprocess
+from typing import TYPE_CHECKING, Any
 
 import kubernetes_validate
 import promql_parser
@@ -12,7 +14,10 @@ import yaml
 from embedding_service.settings.gateway import Settings
 from embedding_service.settings.load import load
 from tests.deploy.test_monitoring import SERIES
-from tests.deploy.tools import DEPLOY, ROOT
+from tests.deploy.tools import DEPLOY, ROOT, replaced
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 FOLDER = DEPLOY / "kubernetes"
 VERSION = "1.34"  # of Kubernetes
@@ -82,6 +87,43 @@ def test_every_mount_has_its_volume() -> None:
     assert volumes["cache"]["persistentVolumeClaim"]["claimName"] == claim
     (generator,) = KUSTOMIZATION["configMapGenerator"]
     assert volumes["config"]["configMap"]["name"] == generator["name"]
+
+
+@pytest.mark.server
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is in no Debian package")
+def test_pods_share_the_volume_of_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the component on, every pod mounts one folder, and all are on the node that has it."""
+    folder = shutil.copytree(FOLDER, tmp_path / "kubernetes")
+    main = folder / "kustomization.yaml"
+    main.write_text(replaced(main.read_text(), {"# components:": "components:"}))
+    made = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, check=True)
+    documents = list(yaml.safe_load_all(made.stdout))
+    claim, deployment = (
+        next(each for each in documents if (each["kind"], each["metadata"]["name"]) == wanted)
+        for wanted in (
+            ("PersistentVolumeClaim", "embedding-state"),
+            ("Deployment", "embedding-service"),
+        )
+    )
+    kubernetes_validate.validate(claim, VERSION, strict=True)
+    assert claim["spec"]["accessModes"] == ["ReadWriteOnce"]
+    kubernetes_validate.validate(deployment, VERSION, strict=True)
+    pod = deployment["spec"]["template"]
+    (together,) = pod["spec"]["affinity"]["podAffinity"][
+        "requiredDuringSchedulingIgnoredDuringExecution"
+    ]
+    assert together["topologyKey"] == "kubernetes.io/hostname"
+    assert together["labelSelector"]["matchLabels"] == pod["metadata"]["labels"]
+    volumes = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
+    assert volumes["state"]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+    (gateway,) = pod["spec"]["containers"]
+    mounts = {mount["name"]: mount["mountPath"] for mount in gateway["volumeMounts"]}
+    assert set(mounts) == set(volumes)
+    for variable in gateway["env"]:
+        monkeypatch.setenv(variable["name"], variable["value"])
+    state_dir = load(FOLDER / "config.yaml")[0].state_dir
+    assert state_dir is not None
+    assert state_dir.is_relative_to(mounts["state"])
 
 
 def test_the_settings_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
