@@ -13,6 +13,7 @@ import secrets
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from importlib.resources import files
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 import structlog
@@ -27,62 +28,6 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 VERSION = 1
-_SCHEMA = """
-CREATE TABLE files (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT,
-    id TEXT NOT NULL UNIQUE,
-    owner TEXT NOT NULL,
-    purpose TEXT NOT NULL,
-    filename TEXT NOT NULL,
-    bytes INTEGER NOT NULL,
-    created_at INTEGER NOT NULL,
-    expires_at INTEGER NOT NULL
-);
-CREATE INDEX files_of_owner ON files (owner, seq);
-CREATE TABLE batches (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT,
-    id TEXT NOT NULL UNIQUE,
-    owner TEXT NOT NULL,
-    endpoint TEXT NOT NULL,
-    input_file_id TEXT NOT NULL,
-    completion_window TEXT NOT NULL,
-    metadata TEXT,
-    output_ttl_s INTEGER,
-    required_spaces TEXT,
-    status TEXT NOT NULL DEFAULT 'validating',
-    created_at INTEGER NOT NULL,
-    in_progress_at INTEGER,
-    finalizing_at INTEGER,
-    completed_at INTEGER,
-    failed_at INTEGER,
-    expired_at INTEGER,
-    cancelling_at INTEGER,
-    cancelled_at INTEGER,
-    expires_at INTEGER NOT NULL,
-    output_file_id TEXT,
-    error_file_id TEXT,
-    errors TEXT,
-    model TEXT,
-    total INTEGER NOT NULL DEFAULT 0,
-    completed INTEGER NOT NULL DEFAULT 0,
-    failed INTEGER NOT NULL DEFAULT 0,
-    tokens INTEGER NOT NULL DEFAULT 0,
-    done BLOB NOT NULL DEFAULT x'',
-    holder TEXT,
-    fence INTEGER NOT NULL DEFAULT 0,
-    lease_until REAL NOT NULL DEFAULT 0,
-    progress_at REAL NOT NULL
-);
-CREATE INDEX batches_of_owner ON batches (owner, seq);
-CREATE INDEX batches_by_status ON batches (status, seq);
-CREATE TABLE segments (
-    batch_id TEXT NOT NULL,
-    fence INTEGER NOT NULL,
-    output_bytes INTEGER NOT NULL,
-    error_bytes INTEGER NOT NULL,
-    PRIMARY KEY (batch_id, fence)
-);
-"""
 _BUSY_S = 10.0  # how long another instance's transaction, of milliseconds, is waited for
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 # A disk with room again, one that is mended, descriptors that others close.
@@ -198,7 +143,8 @@ def _open(path: Path) -> sqlite3.Connection:
             f"state_dir: {path} was written by a newer version of this service; use another folder"
         )
     if version == 0:
-        for statement in _SCHEMA.split(";\n"):
+        schema = (files(__package__) / "schema.sql").read_text("utf-8")
+        for statement in schema.split(";\n"):
             db.execute(statement)
         db.execute(f"PRAGMA user_version = {VERSION}")
     db.execute("COMMIT")

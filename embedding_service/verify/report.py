@@ -9,6 +9,7 @@ import json
 import math
 import time
 from html import escape
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from embedding_service import __version__
@@ -22,30 +23,6 @@ if TYPE_CHECKING:
 
     from embedding_service.verify.compare import Bucket
     from embedding_service.verify.result import ModelResult, Part
-
-_STYLE = """
-:root{color-scheme:light dark;--ink:#1c1e21;--soft:#666;--line:#d8dade;--paper:#fff;--mark:#2a6fbb;
---good:#17803d;--bad:#b3261e}
-@media(prefers-color-scheme:dark){:root{--ink:#e8e8ea;--soft:#a0a4aa;--line:#3a3d42;--paper:#17181b;
---mark:#6ea8e8;--good:#5cc98a;--bad:#ff8a80}}
-*{box-sizing:border-box}
-body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);margin:0 auto;
-max-width:1320px;padding:24px}
-h1{font-size:22px;margin:0 0 4px}h2{font-size:18px;margin:32px 0 4px}
-h3{font-size:15px;margin:20px 0 6px}
-p{margin:4px 0}.soft{color:var(--soft)}.good{color:var(--good);font-weight:600}
-.bad{color:var(--bad);font-weight:600}
-.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(300px,1fr));gap:16px}
-figure{margin:0;border:1px solid var(--line);border-radius:6px;padding:8px}
-figcaption{font-size:13px;color:var(--soft)}
-svg{width:100%;height:auto;display:block}svg text{font-size:11px;fill:var(--soft)}
-.mark{fill:var(--mark);fill-opacity:.75}.axis{stroke:var(--line);fill:none}
-.limit{stroke:var(--bad);stroke-dasharray:4 3}
-.wide{overflow-x:auto}table{border-collapse:collapse;font-size:13px;margin:8px 0}
-td,th{text-align:left;padding:3px 14px 3px 0;border-bottom:1px solid var(--line);vertical-align:top}
-td{font-variant-numeric:tabular-nums}
-"""
-
 
 def write(path: Path, content: str) -> None:
     """Write a file. Raises `BadConfiguration`."""
@@ -69,11 +46,12 @@ def as_json(results: Sequence[ModelResult]) -> str:
 def as_html(results: Sequence[ModelResult]) -> str:
     """Return the page."""
     when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    style = (files(__package__) / "report.css").read_text("utf-8")
     body = "".join(map(_model, results))
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>Vectors compared</title><style>{_STYLE}</style></head><body>"
+        f"<title>Vectors compared</title><style>\n{style}</style></head><body>"
         f'<h1>Vectors compared</h1><p class="soft">embedding-service {__version__}, {when}</p>'
         f"{body}</body></html>\n"
     )
