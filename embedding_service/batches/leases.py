@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from embedding_service.batches import files
@@ -128,17 +128,7 @@ def advance(db: sqlite3.Connection, batch: Batch, progress: Progress) -> None:
         "done = :done, completed = :completed, failed = :failed, tokens = :tokens, "
         "model = :model, progress_at = :now"
     )
-    _update(
-        db,
-        batch,
-        setting,
-        done=bytes(progress.done),
-        completed=progress.completed,
-        failed=progress.failed,
-        tokens=progress.tokens,
-        model=progress.model,
-        now=time.time(),
-    )
+    _update(db, batch, setting, **asdict(progress), now=time.time())
     db.execute(
         "INSERT OR REPLACE INTO segments VALUES (?, ?, ?, ?)",
         (batch.id, batch.fence, progress.output_bytes, progress.error_bytes),

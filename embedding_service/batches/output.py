@@ -38,7 +38,8 @@ class Writer:
         self.sizes = Sizes()
         with ExitStack() as opened:
             paths = [_segment(store, batch.id, batch.fence, kind) for kind in KINDS]
-            self._files = [opened.enter_context(_create(path)) for path in paths]
+            # Unbuffered: what the disk did not take is not written again when the file is closed.
+            self._files = [opened.enter_context(path.open("wb", buffering=0)) for path in paths]
             sync(store.segments)
             self._opened = opened.pop_all()
 
@@ -90,11 +91,6 @@ def clear(store: Store, ended: Iterable[str]) -> None:
 
 def _segment(store: Store, batch_id: str, fence: int, kind: str) -> Path:
     return store.segments / f"{batch_id}.{fence}.{kind}"
-
-
-def _create(path: Path) -> BinaryIO:
-    # Unbuffered: what the disk did not take is not written again when the file is closed.
-    return path.open("wb", buffering=0)
 
 
 def _append(file: BinaryIO, size: int, parts: Iterable[bytes]) -> int:

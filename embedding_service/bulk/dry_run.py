@@ -15,7 +15,7 @@ from embedding_service.bulk.rows import Reader
 from embedding_service.errors import BadConfiguration
 
 if TYPE_CHECKING:
-    from embedding_service.bulk.embedder import Answer, Embedder
+    from embedding_service.bulk.embedder import Embedder
     from embedding_service.bulk.rows import Corpus, Row
 
 MEASURED_S = 60.0
@@ -30,20 +30,21 @@ class _Minute(Reader):
         return [] if time.monotonic() > self.until else super().take(rows, characters)
 
 
-class _Nowhere:
-    """Keeps nothing."""
+class Nowhere:
+    """A sink that keeps nothing."""
 
     def is_done(self, number: int) -> bool:  # noqa: ARG002
+        """Have every part embedded."""
         return False
 
-    def add(self, number: int, rows: list[Row], answer: Answer) -> None:
-        pass
+    def add(self, *_: object) -> None:
+        """Drop what was embedded."""
 
     def end(self, rows: int) -> None:
-        pass
+        """Complete nothing."""
 
     def abandon(self) -> None:
-        pass
+        """Remove nothing."""
 
 
 async def measure(corpus: Corpus, embedder: Embedder, rows_per_part: int) -> None:
@@ -53,7 +54,7 @@ async def measure(corpus: Corpus, embedder: Embedder, rows_per_part: int) -> Non
     rows = await asyncio.to_thread(corpus.reader().skip, sys.maxsize)
     progress = Progress(structlog.get_logger(), None)
     reader = _Minute(corpus)
-    job = Pipeline(reader, embedder, _Nowhere(), progress, rows_per_part=rows_per_part)
+    job = Pipeline(reader, embedder, Nowhere(), progress, rows_per_part=rows_per_part)
     with progress.shown():
         reader.until = time.monotonic() + MEASURED_S
         await job.run()

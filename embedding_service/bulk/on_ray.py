@@ -26,7 +26,7 @@ from embedding_service.bulk.manifest import SPACE, differences, known_space
 from embedding_service.bulk.outputs import Layout, part_name
 from embedding_service.bulk.pipeline import Pipeline, Sink
 from embedding_service.bulk.progress import Progress
-from embedding_service.bulk.rows import Corpus, Reader
+from embedding_service.bulk.rows import Corpus
 from embedding_service.errors import BadConfiguration, JobStopped, StartupError
 from embedding_service.local import local_service
 
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
     from embedding_service.bulk.folder import Folder
     from embedding_service.bulk.options import BulkOptions
-    from embedding_service.bulk.rows import Row
     from embedding_service.settings.gateway import Settings
 
 
@@ -161,7 +160,7 @@ class PartEmbedder:
 
     def __init__(self, task: Task) -> None:
         self._task = task
-        self._place = _Shared(task.out)
+        self._place = SharedFolder(task.out)
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
         self._stack = AsyncExitStack()
@@ -201,48 +200,31 @@ class PartEmbedder:
 
     async def _make(self, part: int, embedder: EngineEmbedder, layout: Layout) -> dict[str, int]:
         task, rows = self._task, self._task.options.rows_per_part
-        reader = task.corpus.reader_from(part * rows, task.counts)
+        reader = task.corpus.reader_from(part * rows, task.counts, most=rows)
         progress = Progress(telemetry.get_logger(), None)
         sink = Sink(self._place, layout, rows, first=part)
-        job = Pipeline(_Bounded(reader, rows), embedder, sink, progress, rows_per_part=rows)
+        job = Pipeline(reader, embedder, sink, progress, rows_per_part=rows)
         await job.run()
         good = progress.rows - progress.failed
         return {"rows": good, "failed": progress.failed, "tokens": progress.tokens}
 
 
-class _Bounded:
-    """The first rows of a reader."""
-
-    def __init__(self, reader: Reader, rows: int) -> None:
-        self._reader = reader
-        self._left = rows
-        self.bytes_read = 0
-
-    def skip(self, rows: int) -> int:
-        raise NotImplementedError
-
-    def take(self, rows: int, characters: int) -> list[Row]:
-        if not self._left:
-            return []
-        taken = self._reader.take(min(rows, self._left), characters)
-        self._left -= len(taken)
-        return taken
-
-
-class _Shared:
+class SharedFolder:
     """The folder as an actor has it: whoever handed out the parts knows which are done."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def is_done(self, name: str) -> bool:  # noqa: ARG002 - it was asked for
+        """Have the part made."""
         return False
 
     def commit(self, part: Part) -> None:
+        """Make a part one that is done. Raises `OSError`."""
         part.commit()
 
     def check_end(self, rows: int, rows_per_part: int) -> None:
-        pass
+        """Leave it to those who have seen all inputs."""
 
     def agree(self, identity: dict[str, Any], made_of: dict[str, Any]) -> None:
         """Make sure that all engines are of one space. Raises `BadConfiguration`."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from abc import ABC, abstractmethod
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import orjson
@@ -31,16 +32,17 @@ _NUMBERS = {
 _GROUP_ROWS, _GROUP_BYTES = 8192, 32 << 20
 
 
-class Writer(Protocol):
+class Writer(ABC):
     """Writes the rows of one part in their order."""
 
+    @abstractmethod
     def write(self, ids: list[Any], by_output: ByOutput) -> None:
         """Add rows, at least one."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - most have nothing left
         """Write what is left."""
 
-    def abandon(self) -> None:
+    def abandon(self) -> None:  # noqa: B027
         """Write nothing any more, of a part that will not be complete."""
 
 
@@ -81,7 +83,7 @@ def number_type(dtype: EmbedDtype) -> np.dtype[Any]:
     return np.dtype(_NUMBERS[dtype])
 
 
-class _Jsonl:
+class _Jsonl(Writer):
     """A line for each row: `id`, then a field for each output."""
 
     def __init__(self, file: IO[bytes], layout: Layout) -> None:
@@ -96,12 +98,6 @@ class _Jsonl:
                 record[output.value] = _plain(output, by_output[output][index])
             self._file.write(orjson.dumps(record, option=options))
 
-    def close(self) -> None:
-        pass
-
-    def abandon(self) -> None:
-        pass
-
 
 def _plain(output: Output, row: Any) -> Any:
     if output is Output.SPARSE:
@@ -110,7 +106,7 @@ def _plain(output: Output, row: Any) -> Any:
     return np.ascontiguousarray(row, np.float32) if row.dtype == np.float16 else row
 
 
-class _Npy:
+class _Npy(Writer):
     """Dense vectors as one array (rows, dimensions), and its ids as another one."""
 
     def __init__(self, file: IO[bytes], beside: Path, layout: Layout) -> None:
@@ -138,11 +134,8 @@ class _Npy:
             np.save(file, ids, allow_pickle=False)
             sync(file)
 
-    def abandon(self) -> None:
-        pass
 
-
-class _Parquet:
+class _Parquet(Writer):
     """Columns `id` and one for each output; vectors are lists of fixed size."""
 
     def __init__(self, file: IO[bytes], layout: Layout) -> None:

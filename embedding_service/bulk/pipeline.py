@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import orjson
 
@@ -19,12 +19,14 @@ from embedding_service.errors import BadInput
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
-    from pathlib import Path
 
+    from embedding_service.bulk.dry_run import Nowhere
     from embedding_service.bulk.embedder import Embedder
+    from embedding_service.bulk.folder import Folder
+    from embedding_service.bulk.on_ray import SharedFolder
     from embedding_service.bulk.outputs import Layout, Writer
     from embedding_service.bulk.progress import Progress
-    from embedding_service.bulk.rows import Row
+    from embedding_service.bulk.rows import Reader, Row
 
 _T = TypeVar("_T")
 # One message to an engine has as many (`engine/pool.py`), at four characters a token or so.
@@ -47,59 +49,14 @@ class Group(NamedTuple):
         return sum(len(row.text) for row in self.rows)
 
 
-class Origin(Protocol):
-    """Rows in their order, as `Reader` has them."""
-
-    @property
-    def bytes_read(self) -> int:
-        """How far the inputs have been read."""
-
-    def skip(self, rows: int) -> int:
-        """Pass over so many rows; return how many there were."""
-
-    def take(self, rows: int, characters: int) -> list[Row]:
-        """Return the next rows, none at the end."""
-
-
-class Place(Protocol):
-    """Where parts go, as `Folder` has it."""
-
-    path: Path
-
-    def is_done(self, name: str) -> bool:
-        """Whether the part of this name is complete."""
-
-    def commit(self, part: Part) -> None:
-        """Make a part one that is done."""
-
-    def check_end(self, rows: int, rows_per_part: int) -> None:
-        """Refuse inputs that end before the parts do."""
-
-
-class Target(Protocol):
-    """Takes what is done, as `Sink` does."""
-
-    def is_done(self, number: int) -> bool:
-        """Whether a part is complete."""
-
-    def add(self, number: int, rows: list[Row], answer: Answer) -> None:
-        """Take rows of a part, and their vectors."""
-
-    def end(self, rows: int) -> None:
-        """Complete the part that is open: the inputs have so many rows."""
-
-    def abandon(self) -> None:
-        """Remove the part that is open."""
-
-
 class Pipeline:
-    """Embeds all rows of an origin into a target."""
+    """Embeds all rows that a reader gives, and has a sink write them."""
 
     def __init__(
         self,
-        reader: Origin,
+        reader: Reader,
         embedder: Embedder,
-        sink: Target,
+        sink: Sink | Nowhere,
         progress: Progress,
         *,
         rows_per_part: int,
@@ -203,7 +160,7 @@ class Sink:
     """Writes groups, which come in order, part by part. A part ends with its last row."""
 
     def __init__(
-        self, folder: Place, layout: Layout, rows_per_part: int, *, first: int = 0
+        self, folder: Folder | SharedFolder, layout: Layout, rows_per_part: int, *, first: int = 0
     ) -> None:
         self._first = first  # part of the job, which is the reader's number 0
         self._folder = folder

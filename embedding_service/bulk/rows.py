@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import sys
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
@@ -64,14 +65,15 @@ class Corpus:
         """Return what reads them from the start."""
         return Reader(self)
 
-    def reader_from(self, row: int, rows_of_sources: Sequence[int]) -> Reader:
-        """Return what reads them from a row on, without opening the files before it."""
+    def reader_from(self, row: int, rows_of_sources: Sequence[int], *, most: int) -> Reader:
+        """Return what reads `most` rows from one on, without opening the files before it."""
         first, before = 0, 0
         while first < len(self.sources) and before + rows_of_sources[first] <= row:
             before += rows_of_sources[first]
             first += 1
         reader = Reader(replace(self, sources=self.sources[first:]), before)
         reader.skip(row - before)
+        reader.left = most
         return reader
 
 
@@ -80,6 +82,7 @@ class Reader:
 
     def __init__(self, corpus: Corpus, number: int = 0) -> None:
         self.number = number
+        self.left = sys.maxsize  # rows that `take` still gives
         self.bytes_read = 0  # of the files, as far as they have been read
         self._finished_bytes = 0
         self._columns = corpus.columns
@@ -107,11 +110,12 @@ class Reader:
         """Return the next rows: none at the end, else as many as stay within both bounds."""
         taken, self._ahead = self._ahead, []
         size = sum(len(row.text) for row in taken)
-        for row in islice(self._rows, rows - len(taken)):
+        for row in islice(self._rows, min(rows, self.left) - len(taken)):
             taken.append(row)
             size += len(row.text)
             if size >= characters:
                 break
+        self.left -= len(taken)
         self._note_bytes()
         return taken
 

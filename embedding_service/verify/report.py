@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from embedding_service.verify.compare import Bucket
     from embedding_service.verify.result import ModelResult, Part
 
+
 def write(path: Path, content: str) -> None:
     """Write a file. Raises `BadConfiguration`."""
     try:
