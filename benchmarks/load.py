@@ -124,9 +124,7 @@ async def send(
     cell: Cell,
     answered: Callable[[float, float], None] = lambda *_: None,
 ) -> None:
-    """Send each body once; fails on any answer but 200. `answered` gets the time of each answer,
-    and what it took.
-    """
+    """Send each body once, or fail; `answered` gets each answer's time and duration."""
     waiting = iter(bodies)
 
     async def client(session: aiohttp.ClientSession) -> None:

@@ -49,9 +49,7 @@ class Model:
 
     @property
     def flop_per_token(self) -> int:
-        """Two operations for each weight, without the embeddings; attention's own products are not
-        counted.
-        """
+        """Two operations a weight, without embeddings and attention's own products."""
         return 2 * self.layers * sum(rows * columns for rows, columns in self.products)
 
 

@@ -6,9 +6,7 @@ import time
 
 
 def measure(*, dtype: str, products: list[tuple[int, int]], rows: int, seconds: float) -> float:
-    """Return the best rate in FLOP/s of square products and of the model's own, on the threads of
-    this process.
-    """
+    """Return the best FLOP/s of square products and of the model's own, in this process."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"

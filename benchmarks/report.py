@@ -143,9 +143,7 @@ def as_json(run: Run) -> str:
 
 
 def plot(run: Run) -> str:
-    """Return an SVG: a row for each cell and server, a bar of its texts/s as a share of the fastest
-    in the cell.
-    """
+    """Return an SVG: a row a cell and server, a bar as a share of the fastest in the cell."""
     rows: list[tuple[str, str, float | None]] = []
     for cell, servers in run.samples.items():
         rates = {

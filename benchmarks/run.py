@@ -161,9 +161,7 @@ def check_offline(
 async def start_all(
     setup: Setup, options: argparse.Namespace, found: report.Run, stack: ExitStack
 ) -> list[Server]:
-    """Start the servers one after another, `--starts` times, and leave them running; who cannot
-    start is told.
-    """
+    """Start the servers in turn, `--starts` times, and leave them running; name failures."""
     made = []
     for name in options.servers:
         if name in runtimes.NAMES:
@@ -194,9 +192,7 @@ async def start_all(
 async def agreeing(
     running: list[Server], sample: list[str], expected: np.ndarray, found: report.Run
 ) -> list[Server]:
-    """Return the servers that give the expected vectors in both formats; the others are told and
-    left out.
-    """
+    """Return the servers with the expected vectors in both formats, and name the others."""
     right = []
     for server in running:
         both = [

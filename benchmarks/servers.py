@@ -40,9 +40,7 @@ class NotRunning(Exception):
 
 @dataclass(slots=True)
 class Server:
-    """A server under test. `prefilled`: it has a cache, and is asked only what it has answered
-    before.
-    """
+    """A server under test. `prefilled`: it has a cache, and is asked what it has answered."""
 
     name: str
     command: list[str]
@@ -86,9 +84,7 @@ class Server:
         raise NotRunning(f"{self.name} is not ready after {waited:.0f} s: {_last_words(self.log)}")
 
     def pss_mb(self) -> float:
-        """Return the memory of all its processes; a page that several processes share counts in
-        parts.
-        """
+        """Return the memory of all its processes; a shared page counts in parts."""
         return sum(process.memory_full_info().pss for process in self.processes()) / 1e6
 
     def stop(self) -> None:
@@ -117,9 +113,7 @@ class Setup:
     memory_share: float = 0.3
 
     def config(self, name: str, **more: Any) -> Path:
-        """Write the gateway's settings: its cache is off unless `more` says otherwise, and its
-        limits are far.
-        """
+        """Write the gateway's settings: no cache, unless `more` says so, and far limits."""
         path = self.folder / f"{name}.yaml"
         settings = {
             "model_name": models.NAMES[self.model.name],
@@ -151,9 +145,7 @@ def gateway(setup: Setup, name: str, **settings: Any) -> Server:
 
 
 def vllm(setup: Setup, name: str, *, tuned: bool) -> Server:
-    """vLLM's own server: with the gateway's engine settings and variables, or with little but the
-    same dtype.
-    """
+    """vLLM's own server: with the gateway's engine settings, or little but the same dtype."""
     config, port = setup.config(name), _free_port()
     arguments = engine_arguments(config)
     kept = (

@@ -36,9 +36,7 @@ def measure(core, prompts, outputs) -> float:
 
 
 def compare(core, prompts, pairs: int) -> tuple[list[float], list[float]]:
-    """Return the seconds of dense alone and of all three, measured in turn, first one first and
-    then the other.
-    """
+    """Return the seconds of dense alone and of all three, measured in turn."""
     from embedding_service.types import Output
 
     kinds = [frozenset({Output.DENSE}), frozenset({Output.DENSE, Output.SPARSE, Output.COLBERT})]

@@ -78,9 +78,7 @@ def log_line(gateway: RunningGateway, response: httpx.Response) -> dict[str, Any
 
 
 def ids_of(text: str) -> list[int]:
-    """Return the token ids of words such as `w7` as the fake model reads them, special tokens
-    included.
-    """
+    """Return the token ids of words such as `w7` as the fake model reads them, special ones too."""
     return [CLS, *(_id_of(word) for word in text.split()), SEP]
 
 

@@ -69,9 +69,7 @@ def tiny_splade(path: Path) -> Path:
 
 
 def tiny_qwen3_embedding(path: Path) -> Path:
-    """Qwen3-Embedding: its tokenizer appends `<|endoftext|>`; last-token pooling, prompts, no
-    `model.` prefix.
-    """
+    """Qwen3-Embedding: appends `<|endoftext|>`, pools the last token, has prompts, no `model.`."""
     prompts = {"query": QWEN3_QUERY_PROMPT, "document": ""}
     net = _QWEN3.but(tok=toks.saved(lambda: _byte_level(append_end=True), _ENDS, **_LEFT))
     return _make(path, net, st("lasttoken", prompts=prompts), remove("sentence_bert_config.json"))

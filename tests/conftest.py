@@ -217,9 +217,7 @@ def start_gateway() -> Iterator[Callable[..., RunningGateway]]:
 
 @pytest.fixture(scope="session")
 def shared_gateway(start_gateway: Callable[..., RunningGateway]) -> Callable[..., RunningGateway]:
-    """Return a function like `start_gateway` for tests that leave a gateway as it is: equal
-    settings, one gateway.
-    """
+    """Return a function like `start_gateway` whose gateways are left as they are, and shared."""
     known: dict[str, RunningGateway] = {}
 
     def share(**settings: Any) -> RunningGateway:
@@ -239,9 +237,7 @@ def fake(start_gateway: Callable[..., RunningGateway]) -> RunningGateway:
 
 @pytest.fixture(scope="session")
 def minilm(start_gateway: Callable[..., RunningGateway]) -> RunningGateway:
-    """Return a gateway with all-MiniLM-L6-v2 in real vLLM; shared by all tests that leave it as it
-    is.
-    """
+    """Return a gateway with all-MiniLM-L6-v2 in real vLLM, for tests that leave it as it is."""
     return start_gateway(
         **MINILM, aliases={"text-embedding-3-small": {}, "text-embedding-ada-002": {}}
     )

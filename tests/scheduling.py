@@ -28,9 +28,7 @@ class ByModule(LoadScopeScheduling):
 
 
 def longest_first(items: list[pytest.Item]) -> None:
-    """Put modules with real engines first, so that no process works through them when the others
-    have finished.
-    """
+    """Put modules with real engines first: no process works through them at the end."""
     slow = {item.path for item in items if item.get_closest_marker("engine")}
     items.sort(
         key=lambda item: (item.path not in slow, not item.nodeid.startswith(SHARING_ENGINES))

@@ -61,9 +61,7 @@ def test_operations_are_twice_the_weights() -> None:
 
 @pytest.mark.parametrize("clients", [1, 7, 64])
 def test_whole_steps_are_counted(clients: int) -> None:
-    """Steps of 32 texts that end every 0.4 s, a fast and a slow one left out at the start: 80
-    texts/s.
-    """
+    """Steps of 32 texts each 0.4 s, but for a fast and a slow one at first: 80 texts/s."""
     window = Window(clients, seconds=3)
     ends = [0.1, 1.0, *(1.0 + 0.4 * number for number in range(1, 40))]
     for number, end in enumerate(ends):

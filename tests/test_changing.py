@@ -74,9 +74,7 @@ def test_every_check_can_be_run(task: str) -> None:
 
 
 def test_every_dialect_is_in_the_list() -> None:
-    """Each module of dialects/ that defines a dialect is mounted, in the one place that the page
-    names.
-    """
+    """Each module of dialects/ that defines one is mounted, in the place the page names."""
     modules = {name for name in defining("DIALECT") if name.startswith("dialects.")}
     assert len(modules) > 4
     source = MODULES["http.app"].read_text(encoding="utf-8")

@@ -158,9 +158,7 @@ cli.main()
 
 @pytest.mark.process
 def test_a_port_in_use_is_exit_status_3_before_the_model_loads() -> None:
-    """A taken port is found before a model is touched: one that cannot be loaded is not even
-    mentioned.
-    """
+    """A taken port is found before a model is touched, or even mentioned."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         done = run("serve", *FAKE, "--port", port, "--engine-args", "{refuse: it was loaded}")
@@ -197,9 +195,7 @@ def test_sigterm_finishes_and_is_exit_status_0(start: Callable[..., Server]) -> 
 
 @pytest.mark.process
 def test_a_killed_gateway_leaves_no_worker(start: Callable[..., Server]) -> None:
-    """When the gateway dies without a word, its worker notices and ends too, even in the middle of
-    a step.
-    """
+    """When the gateway dies without a word, its worker ends too, even inside a step."""
     server = start("--request-timeout-s", "3600")
     server.wait_for("ready")
     (worker,) = server.children()
@@ -224,9 +220,7 @@ def test_a_killed_gateway_leaves_no_worker(start: Callable[..., Server]) -> None
 
 @pytest.mark.process
 def test_check_config_prints_the_settings_in_force(tmp_path: Path) -> None:
-    """`check-config` prints the effective tree as YAML with masked keys, and warns about unknown
-    variables.
-    """
+    """`check-config` prints the tree as YAML with masked keys; unknown variables warn."""
     config = tmp_path / "config.yaml"
     config.write_text(
         "model_name: from-file\nport: 1\napi_keys: [a-secret-key]\n", encoding="utf-8"
@@ -346,9 +340,7 @@ def test_version() -> None:
 
 @pytest.mark.process
 def test_a_start_on_a_terminal_tells_what_to_do_next() -> None:
-    """On a terminal the log is a story with ticks and ends with a request to copy; SIGTERM still
-    ends it with 0.
-    """
+    """On a terminal the log is a story that ends in a request; SIGTERM ends it with 0."""
     ours, theirs = pty.openpty()
     arguments = ["serve", "--engine", "fake", "--model-name", "fake", "--port", "0"]
     process = subprocess.Popen(

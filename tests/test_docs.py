@@ -109,9 +109,7 @@ def test_commands_are_found() -> None:
 
 @pytest.mark.parametrize(("page", "arguments"), COMMANDS, ids=str)
 def test_commands_have_known_flags(page: str, arguments: list[str]) -> None:
-    """Every command and flag in a document exists, every setting has a name that is known, and
-    files of this repository are there.
-    """
+    """Documents name only commands, flags, settings and files of ours that there are."""
     command: Any = get_command(app)
     rest = list(arguments)
     while rest and rest[0] in getattr(command, "commands", {}):

@@ -107,9 +107,7 @@ def test_fields_have_the_names_of_a_dialect() -> None:
 
 @pytest.mark.parametrize("kind", SERVICE_ERRORS)
 def test_no_error_has_a_status_that_sdks_misread(kind: type[ServiceError]) -> None:
-    """408, 415, 422 and 424 are never sent on these routes, and of 409, which SDKs try again, only
-    one that tells them not to.
-    """
+    """No 408, 415, 422 or 424 on these routes, and only a 409 that says not to retry."""
     assert kind.status not in (408, 415, 422, 424)
     if kind.status == 409:
         assert kind.code == "vector_space_mismatch"

@@ -122,9 +122,7 @@ def test_deadlines(slow: RunningGateway, body: bytes) -> None:
 
 @pytest.mark.parametrize(("text", "status"), [("w7", 200), ("fault-reject", 500)])
 def test_flights(cached: RunningGateway, text: str, status: int) -> None:
-    """Nor do requests that wait for what another one computes, whether that comes to something or
-    not.
-    """
+    """Nor do requests that wait for what another computes, whatever becomes of it."""
 
     def ask(connection: HTTPConnection, turn: int) -> int:
         return send(connection, json.dumps({"model": "fake", "input": f"w{turn} {text}"}).encode())

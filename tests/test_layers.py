@@ -118,9 +118,7 @@ def _imports(node: ast.AST, *, typing_only: bool, lazy: bool) -> Iterator[Import
 
 
 def own(target: str) -> str | None:
-    """Return the module of ours that a target names or lies in; None for other packages and the
-    package itself.
-    """
+    """Return the module of ours that a target names or lies in; None for any other."""
     package, _, rest = target.partition(".")
     if package != PACKAGE:
         return None
@@ -221,9 +219,7 @@ def test_types_import_nothing_of_ours() -> None:
 @pytest.mark.parametrize("entry", ["embedding_service.server", "embedding_service.worker.__main__"])
 @pytest.mark.process
 def test_no_process_imports_an_engine_by_itself(entry: str) -> None:
-    """Importing the gateway, or the worker before it knows its model, imports neither torch nor
-    vLLM.
-    """
+    """Importing the gateway, or an idle worker, imports neither torch nor vLLM."""
     assert loaded_by(entry, HEAVY) == "[]\n"
 
 

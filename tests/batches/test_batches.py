@@ -180,9 +180,7 @@ def test_a_wrong_line_fails_alone(http: httpx.Client) -> None:
 def test_a_broken_file_fails_its_batch(
     http: httpx.Client, content: bytes, code: str | None, number: int | None
 ) -> None:
-    """A file that is no list of requests with ids fails before any line runs, and each fault has
-    its line; an empty one is not taken.
-    """
+    """A file that is no list of requests fails before any line runs; each fault has its line."""
     if code is None:
         files, data = {"file": ("in.jsonl", content)}, {"purpose": "batch"}
         assert http.post("/v1/files", files=files, data=data).status_code == 400
@@ -231,9 +229,7 @@ def test_wrong_batches_are_refused(http: httpx.Client) -> None:
 
 
 def test_a_batch_is_cancelled(http: httpx.Client) -> None:
-    """The results so far are kept, all other lines say that they did not run; one that has ended
-    is not cancelled.
-    """
+    """The results so far are kept, other lines say that they did not run; an ended one stays."""
     batch = start(http, jsonl(lines(2000)))
     wait(http, batch, "in_progress", done=1)
     answer = http.post(f"/v1/batches/{batch}/cancel").json()
@@ -291,9 +287,7 @@ def test_queries_come_first(
 
 
 def test_a_full_disk_is_waited_for(http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Results that the disk does not take are written when it does: none is lost, none is there
-    twice.
-    """
+    """Results that the disk does not take are written when it does: none is lost or there twice."""
     monkeypatch.setattr(results_module, "_RETRY_S", 0.05)
     batch = start(http, jsonl(lines(200)))
     wait(http, batch, "in_progress")

@@ -54,9 +54,7 @@ def all_once(http: httpx.Client, batch: dict[str, Any], count: int) -> bool:
 
 @pytest.mark.process
 def test_the_owner_is_killed_in_the_middle(tmp_path: Path) -> None:
-    """Of two instances on one host one works on a batch; when it is killed the other goes on, and
-    every line is in the output once.
-    """
+    """Of two instances one works on a batch; when it is killed the other does, each line once."""
     first, second = (child(tmp_path, name) for name in "ab")
     try:
         with first.client() as http:
@@ -83,9 +81,7 @@ def test_the_owner_is_killed_in_the_middle(tmp_path: Path) -> None:
 
 @pytest.mark.process
 def test_the_sdks_example_over_a_kill_and_a_restart(tmp_path: Path) -> None:
-    """The SDK's client makes a batch, the server is killed and later stopped, and the same client
-    gets every result.
-    """
+    """The SDK's client gets every result of its batch, though the server is killed and stopped."""
     gateway = child(tmp_path, "a")
     sdk = openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="any")
     file = sdk.files.create(file=("in.jsonl", jsonl(lines(COUNT))), purpose="batch")
@@ -113,9 +109,7 @@ def test_the_sdks_example_over_a_kill_and_a_restart(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_read_on_fails_its_batch(
     code: str, start_gateway: Callable[..., RunningGateway], tmp_path: Path
 ) -> None:
-    """Gone, or longer than lines may be after a restart: it is not taken up again and again; the
-    results that there are stay.
-    """
+    """Gone, or with lines too long: it is not taken up again, and the results so far stay."""
     settings = {**FAKE, "engine_args": {"step_s": 0.05}, "state_dir": tmp_path}
     gateway = start_gateway(**settings, drain_grace_s=0)
     with gateway.client() as http:
@@ -177,9 +171,7 @@ def test_an_instance_is_gone_when_its_process_is(tmp_path: Path) -> None:
 
 
 async def test_a_late_owner_changes_nothing(tmp_path: Path) -> None:
-    """An instance that was thought dead and comes back finds every write refused, and what it wrote
-    beside the ledger is in no result.
-    """
+    """An instance that comes back late finds its writes refused, and no result has them."""
     store = Store(tmp_path)
     late = made(store)
     await store.run(leases.begin, late, total=2)
@@ -272,9 +264,7 @@ def test_batches_belong_to_a_name(keyed: tuple[RunningGateway, Path]) -> None:
 
 
 def test_rights_count_when_lines_run(keyed: tuple[RunningGateway, Path]) -> None:
-    """A batch for a model of others fails before it runs; a right that goes meanwhile fails the
-    lines that are left.
-    """
+    """A batch for a model of others fails before it runs; a right that goes fails what is left."""
     gateway, keys = keyed
     with of(gateway, "key-a") as http:
         wrong = [line("x", {"model": "closed", "input": "w1"})]
@@ -374,9 +364,7 @@ def test_a_lease_outlives_a_slow_tick() -> None:
 def test_the_vector_space_is_that_of_the_batch(
     start_gateway: Callable[..., RunningGateway], tmp_path: Path
 ) -> None:
-    """The space that is required when a batch is made is required of its lines: another one fails
-    the batch, and a line may ask for its own.
-    """
+    """The space that a batch requires is required of its lines; a line may ask for its own."""
     gateway = start_gateway(**FAKE, state_dir=tmp_path)
     with gateway.client() as http:
         first = http.post("/v1/embeddings", json={"model": "fake", "input": "w1"})

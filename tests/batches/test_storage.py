@@ -43,9 +43,7 @@ def gateway(
 def test_segments_of_ended_batches_go(
     gateway: RunningGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Segments that an instance left when it was killed, or wrote too late, are removed; those of a
-    batch at work stay.
-    """
+    """Segments that an instance left behind are removed; those of a batch at work stay."""
     with gateway.client() as http:
         ended = wait(http, start(http, jsonl(lines(3))))
         running = start(http, jsonl(lines(COUNT)))
@@ -65,9 +63,7 @@ def test_segments_of_ended_batches_go(
 def test_a_write_that_can_never_succeed_fails_the_batch(
     gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A folder that may not be written is no full disk: the batch says so, and is not tried again
-    and again.
-    """
+    """A folder that may not be written is no full disk: the batch says so, and does not retry."""
 
     def refuse(_: int) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), "/secret")
@@ -86,9 +82,7 @@ def test_a_write_that_can_never_succeed_fails_the_batch(
 
 
 def test_results_that_are_gone_fail_the_batch(gateway: RunningGateway, tmp_path: Path) -> None:
-    """Segments that are missing when they are joined end the batch, with the reason; a file that was
-    made of others is removed.
-    """
+    """Missing segments end the batch with the reason; a file that was made of others is removed."""
     with gateway.client() as http:
         wrong = line("wrong", {"model": "other", "input": "w1"})
         batch = start(http, jsonl([wrong, *lines(COUNT)]))
@@ -145,9 +139,7 @@ def test_an_input_that_cannot_be_read_fails_the_batch(
 
 
 async def test_readers_wait_for_no_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While another process holds the database, reading goes on; a write that was refused has left
-    SQLite's own words in the log.
-    """
+    """While another process holds the database, reading goes on; the log has SQLite's own words."""
     monkeypatch.setattr(store, "_BUSY_S", 0.05)
     here, other = Store(tmp_path), sqlite3.connect(tmp_path / "state.sqlite3", isolation_level=None)
     file = StoredFile("file-1", "a", "batch", "x", 1, 0, 1 << 40)

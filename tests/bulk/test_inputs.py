@@ -92,9 +92,7 @@ def test_tables_have_texts_over_several_lines(suffix: str, separator: str, tmp_p
 
 
 def test_lines_are_rows_with_their_number(tmp_path: Path) -> None:
-    """Plain lines, also of Windows; an empty one is a row that has failed, so that numbers agree
-    with those of the lines.
-    """
+    """Plain lines, also of Windows; an empty one is a row that failed, so that numbers agree."""
     path = tmp_path / "a.txt"
     path.write_bytes("\ufeffone\r\ntwo, three\n\nfö\xa0ur".encode())
     found = rows(path)

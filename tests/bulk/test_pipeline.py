@@ -352,9 +352,7 @@ def test_three_outputs_of_one_pass(
 def test_options_are_those_of_the_server(
     asked: dict[str, Any], tmp_path: Path, shared_gateway: Callable[..., RunningGateway]
 ) -> None:
-    """Prompts, cutting and scaling give the vectors of a request with the same fields, also
-    beside rows that fail.
-    """
+    """Prompts, cutting and scaling are those of a request, also beside rows that fail."""
     from tests.conftest import FAKE
 
     settings = {

@@ -254,9 +254,7 @@ def test_an_aliass_prompt_counts(tmp_path: Path) -> None:
 
 
 def test_ids_of_another_kind_are_refused_before_all_their_rows_fail(tmp_path: Path) -> None:
-    """Where a whole file could have no id of the first one's kind, it is one line and not a million
-    errors; numbers among texts are texts.
-    """
+    """Where no id of a file could be one, it is one line, not a million; numbers may be texts."""
     first = write_parquet(tmp_path / "a.parquet", id=[1, 2], text=["w1", "w2"])
     texts = write_parquet(tmp_path / "b.parquet", id=["x", "y"], text=["w3", "w4"])
     table = tmp_path / "c.csv"

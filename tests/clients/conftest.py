@@ -98,9 +98,7 @@ def keyed(start_gateway: Callable[..., RunningGateway]) -> Address:
 
 @pytest.fixture(scope="session")
 def full(start_gateway: Callable[..., RunningGateway]) -> Iterator[Address]:
-    """Return the address of a gateway whose queue is full, since its engine hangs in another's
-    request.
-    """
+    """Return the address of a gateway with a full queue: its engine hangs in another's request."""
     gateway = start_gateway(
         engine="fake",
         model_name="fake",

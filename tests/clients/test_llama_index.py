@@ -71,9 +71,7 @@ async def test_tei_embeddings(gateway: RunningGateway) -> None:
 
 
 def test_tei_rerank(gateway: RunningGateway) -> None:
-    """Every score arrives; this version of the package gives them out by position and not by
-    `index`.
-    """
+    """Every score arrives; this version of the package has them by position, not by `index`."""
     from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
     from llama_index.postprocessor.tei_rerank import TextEmbeddingInference as TeiRerank
 

@@ -31,9 +31,7 @@ pytestmark = [pytest.mark.server, requires("npm")]
 def test_the_node_sdk_runs_a_batch(
     start_gateway: Callable[..., RunningGateway], node_project: Path, tmp_path: Path
 ) -> None:
-    """A file is streamed up, a batch made and awaited, its answers read, lists walked page by page,
-    and an error has its class.
-    """
+    """A file is uploaded, a batch awaited, answers read, lists walked; errors have classes."""
     gateway = start_gateway(**FAKE, state_dir=tmp_path / "state", api_keys=["key-a"])
     path = tmp_path / "requests.jsonl"
     path.write_bytes(jsonl([*lines(20), line("bad", {"model": "gpt-4", "input": "w1"})]))
@@ -100,9 +98,7 @@ def in_the_middle(done: int) -> bool:
 @pytest.mark.engine
 @pytest.mark.process
 def test_the_sdks_examples_outlive_a_kill(node_project: Path, tmp_path: Path) -> None:
-    """MiniLM's server is killed while both examples run, and started again: each line has one
-    answer, with the vector that a request gets.
-    """
+    """Each line has one answer, a request's own vector, though the server is killed meanwhile."""
     entries = [
         line(f"line-{number}", {"model": MINILM_NAME, "input": f"text {number}"})
         for number in range(COUNT)

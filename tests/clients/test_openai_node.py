@@ -46,9 +46,7 @@ def report(node_project: Path, served: Address, keyed: Address, full: Address) -
 
 
 def test_the_node_sdk_gets_what_it_asks_for(report: dict[str, Any], served: Address) -> None:
-    """Vectors in every encoding, token ids, `dimensions`, models and error classes arrive as
-    OpenAI's do.
-    """
+    """Vectors in every encoding, ids, `dimensions`, models, error classes arrive as OpenAI's do."""
     body = {"model": MODEL, "input": TEXTS}
     answer = httpx.post(f"{served.base_url}/embeddings", json=body).json()
     expected = np.array([item["embedding"] for item in answer["data"]], np.float32)

@@ -65,9 +65,7 @@ def test_base64_is_little_endian_floats(client: openai.OpenAI) -> None:
 
 
 def test_one_text_and_a_list(client: openai.OpenAI) -> None:
-    """A string is a list of one; vectors are unit length, in order, and the usage counts real
-    tokens.
-    """
+    """A string is a list of one; vectors have length 1, in order; the usage counts real tokens."""
     one = client.embeddings.create(model=MODEL, input=TEXTS[1])
     several = client.embeddings.create(model=MODEL, input=TEXTS, user="somebody")
     assert np.abs(vectors(one)[0] - vectors(several)[1]).max() <= 1e-5
@@ -79,9 +77,7 @@ def test_one_text_and_a_list(client: openai.OpenAI) -> None:
 
 
 def test_token_ids(client: openai.OpenAI) -> None:
-    """Lists of cl100k_base ids, as OpenAI's own tokenizer makes them, give the vectors of their
-    texts.
-    """
+    """Lists of cl100k_base ids, as OpenAI's own tokenizer has them, are embedded as their texts."""
     import bpe_openai
 
     ids = [bpe_openai.get_encoding("cl100k_base").encode(text) for text in TEXTS]
@@ -103,9 +99,7 @@ def test_dimensions(keyed_client: openai.OpenAI) -> None:
 
 
 def test_dimensions_of_a_model_that_cannot_be_cut(client: openai.OpenAI) -> None:
-    """A model without Matryoshka training takes its own size and refuses others by the field's
-    name.
-    """
+    """A model without Matryoshka training takes its own size; others are refused by the field."""
     assert (
         len(client.embeddings.create(model=MODEL, input="a", dimensions=384).data[0].embedding)
         == 384
@@ -175,9 +169,7 @@ def test_full_queue(full: Address) -> None:
 
 
 def test_models(client: openai.OpenAI) -> None:
-    """`models.list` has the model and its aliases, and `models.retrieve` finds each, slashes
-    included.
-    """
+    """`models.list` has the model and its aliases; `models.retrieve` finds each, also by slash."""
     names = [model.id for model in client.models.list()]
     assert names == [MINILM_NAME, MODEL, "text-embedding-ada-002"]
     for name in names:

@@ -38,9 +38,7 @@ def test_the_file_is_valid(name: str) -> None:
 
 @pytest.mark.parametrize("name", SERVICES)
 def test_every_service_is_hardened(name: str) -> None:
-    """Read-only, without capabilities, and none to be gained; Docker knows whether it works; its
-    version is named.
-    """
+    """Read-only, without capabilities; Docker knows whether it works; its version is named."""
     service = SERVICES[name]
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
@@ -91,9 +89,7 @@ def test_a_drain_is_never_cut_short() -> None:
 
 @pytest.mark.server
 def test_nginx_takes_the_rewritten_configuration(tmp_path: Path) -> None:
-    """What the container's command makes of the shipped configuration passes `nginx -t`, and every
-    change was one.
-    """
+    """`nginx -t` takes what the container makes of the configuration, and every change was made."""
     shipped, made = DEPLOY / "nginx" / "embedding-service.conf", tmp_path / "default.conf"
     *_, script = SERVICES["nginx"]["command"]
     rewrite = script.partition("exec nginx")[0]
@@ -126,9 +122,7 @@ def test_nginx_takes_the_rewritten_configuration(tmp_path: Path) -> None:
 
 
 def test_prometheus_looks_for_the_same_alerts() -> None:
-    """The container's configuration has the job that the alerts name, and scrapes every gateway's
-    port.
-    """
+    """The container's configuration has the job of the alerts, and scrapes every gateway's port."""
     config = yaml.safe_load((COMPOSE / "prometheus.yaml").read_text())
     example = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yaml").read_text())
     assert config["rule_files"] == example["rule_files"]

@@ -78,9 +78,7 @@ def test_a_service_cannot_set_a_setting() -> None:
 
 
 def test_every_mount_has_its_volume() -> None:
-    """Mounted and declared volumes are the same, and the claim and the settings that they name
-    exist.
-    """
+    """Mounted and declared volumes are the same; the claim and settings that they name exist."""
     volumes = {volume["name"]: volume for volume in POD["spec"]["volumes"]}
     assert {mount["name"] for mount in GATEWAY["volumeMounts"]} == set(volumes)
     claim = MANIFESTS["PersistentVolumeClaim"]["metadata"]["name"]
@@ -127,9 +125,7 @@ def test_pods_share_the_volume_of_batches(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_the_settings_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The gateway accepts the file, with the Secret's keys, and drains within the pod's grace
-    period.
-    """
+    """The gateway accepts the file and the Secret's keys, and drains within the pod's grace."""
     (generator,) = KUSTOMIZATION["configMapGenerator"]
     for variable in GATEWAY["env"]:
         monkeypatch.setenv(variable["name"], variable["value"])
@@ -146,9 +142,7 @@ def test_the_settings_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_probes_ask_the_right_questions() -> None:
-    """A pod that loads, for as long as it may, is neither restarted nor asked; nor is one restarted
-    for its engine.
-    """
+    """A pod that loads is neither restarted nor asked; nor is one restarted for its engine."""
     paths = {
         probe: GATEWAY[f"{probe}Probe"]["httpGet"]["path"]
         for probe in ("startup", "readiness", "liveness")
@@ -159,9 +153,7 @@ def test_probes_ask_the_right_questions() -> None:
 
 
 def test_the_autoscaler_follows_a_metric_that_exists() -> None:
-    """prometheus-adapter reads one of the gateway's metrics, and gives it the name that the
-    autoscaler asks for.
-    """
+    """prometheus-adapter reads one of our metrics under the name that the autoscaler asks for."""
     (metric,) = MANIFESTS["HorizontalPodAutoscaler"]["spec"]["metrics"]
     (rule,) = read("prometheus-adapter.yaml")["rules"]["custom"]
     assert rule["name"]["as"] == metric["pods"]["metric"]["name"]

@@ -68,9 +68,7 @@ def start_instances(
 
 @pytest.fixture(scope="module")
 def instances(start_instances: Callable[..., list[Instance]]) -> list[Instance]:
-    """Return three gateways whose engine takes 20 ms a step, so that requests are under way at any
-    moment.
-    """
+    """Return three gateways with steps of 20 ms, so that requests are under way at any moment."""
     arguments = json.dumps({"step_s": 0.02, "outputs": ["dense", "colbert"]})
     return start_instances("--engine-args", arguments, "--trusted-proxies", "127.0.0.1")
 
@@ -142,9 +140,7 @@ def assert_envelope(content_type: str, body: bytes, code: str) -> None:
 def test_errors_of_nginx_have_the_envelope(
     nowhere: Proxy, request_bytes: bytes, status: int, code: str
 ) -> None:
-    """What nginx refuses itself is an OpenAI error, with a request id and, where waiting helps,
-    Retry-After.
-    """
+    """An error of nginx's own is OpenAI's, with a request id and, where it helps, Retry-After."""
     found, headers, body = nowhere.raw(request_bytes)
     assert found == status
     assert_envelope(headers["content-type"], body, code)
@@ -210,9 +206,7 @@ def test_a_client_that_stops_is_cut_off(
 
 @pytest.mark.server
 def test_what_an_instance_is_told(start_nginx: Callable[..., Proxy]) -> None:
-    """The client's address is nginx's word and not the client's; the request id goes along;
-    connections are kept.
-    """
+    """nginx tells the client's address and passes the request id on; connections are kept."""
     with socket.create_server(("127.0.0.1", 0)) as instance, ThreadPoolExecutor() as pool:
         proxy = start_nginx([instance.getsockname()[1]])
 
@@ -271,9 +265,7 @@ def test_the_page_passes(proxy: Proxy, instances: list[Instance]) -> None:
 
 @pytest.mark.server
 def test_a_large_answer_passes(proxy: Proxy) -> None:
-    """2,048 × 4,096 floats, here as 128 token vectors of 32 for each text: far more than nginx
-    holds in memory.
-    """
+    """2,048 × 4,096 floats, here as 128 token vectors of 32 a text: more than nginx holds."""
     texts = [" ".join(f"w{(i * 7 + j) % 4900}" for j in range(127)) for i in range(2048)]
     asked = {"model": "fake", "input": texts, "return_dense": False, "return_colbert": True}
     with proxy.client() as client:
@@ -287,9 +279,7 @@ def test_a_large_answer_passes(proxy: Proxy) -> None:
 def test_an_overloaded_instance_is_not_set_aside(
     start_nginx: Callable[..., Proxy], start_instances: Callable[..., list[Instance]]
 ) -> None:
-    """A gateway's 429 reaches the client as it is, is not tried elsewhere, and costs the instance
-    nothing.
-    """
+    """A gateway's 429 reaches the client, is tried nowhere else, and costs the instance nothing."""
     busy = start_instances("--max-queued-tokens", "64")
     proxy = start_nginx([instance.port for instance in busy])
 
@@ -343,9 +333,7 @@ def test_no_request_fails_while_instances_die_and_are_rolled(
 
 
 def test_limits_that_belong_together() -> None:
-    """nginx closes idle connections first, waits longer than the gateway, and reads more than it
-    does.
-    """
+    """nginx closes idle connections first, waits longer than the gateway, and reads no less."""
     text, settings = SHIPPED.read_text(), Settings()
 
     def number(name: str) -> int:

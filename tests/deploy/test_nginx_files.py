@@ -28,9 +28,7 @@ COUNT = 1500
 
 @pytest.mark.server
 def test_a_batch_through_nginx_over_a_kill(tmp_path: Path) -> None:
-    """An upload larger than any request streams through; of three instances the one at work is
-    killed, and through nginx every line arrives once.
-    """
+    """A large upload streams through; the instance at work is killed; each line arrives once."""
     program("nginx", "nginx")
     arguments = json.dumps({"step_s": 0.05})
     folder = tmp_path / "gateways"
@@ -67,9 +65,7 @@ def _logs(folder: Path) -> dict[int, Path]:
 @pytest.mark.server
 @pytest.mark.parametrize("path", ["/v1/files", "/v1/batches"])
 def test_no_post_is_sent_twice(tmp_path: Path, path: str) -> None:
-    """An instance that breaks off a POST leaves the client with nginx's error, and no other
-    instance hears of it.
-    """
+    """An instance that breaks off a POST is nginx's error; no other instance hears of it."""
     seen: list[int] = []
     listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
 

@@ -15,9 +15,7 @@ DEPLOY = ROOT / "deploy"
 
 
 def program(name: str, package: str) -> str:
-    """Return where a program lies; without it skip, or fail where REQUIRE_SERVERS is set, as
-    `.ci/run` does.
-    """
+    """Return a program's path; else skip, or fail where REQUIRE_SERVERS is set (`.ci/run`)."""
     path = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
     if path is None:
         message = f"{name} is not installed (Debian: apt-get install {package})"
@@ -28,9 +26,7 @@ def program(name: str, package: str) -> str:
 
 
 def replaced(text: str, changes: dict[str, str]) -> str:
-    """Return `text` with every key replaced by its value; a key that is not there is an error, not
-    a silent no-op.
-    """
+    """Return `text` with every key replaced by its value; a key that is not there is an error."""
     for old, new in changes.items():
         assert old in text, f"the shipped file no longer says {old!r}"
         text = text.replace(old, new)

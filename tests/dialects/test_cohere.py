@@ -74,9 +74,7 @@ def test_the_first_version_has_a_bare_list(http: httpx.Client) -> None:
 
 
 def test_all_six_types_of_the_same_vectors(http: httpx.Client) -> None:
-    """Each type is made from the same unit vectors: rounded to 127 steps, or one sign a bit, most
-    significant first.
-    """
+    """Each type is made of the same unit vectors: 127 steps, or a sign a bit, highest bit first."""
     kinds = embed(http, embedding_types=TYPES)["embeddings"]
     assert list(kinds) == TYPES
     units = unit_vectors(*TEXTS)
@@ -140,9 +138,7 @@ RANGES = {"min": np.linspace(-0.3, -0.1, 8).tolist(), "max": np.linspace(0.5, 0.
 def calibrated(
     start_gateway: Callable[..., RunningGateway], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningGateway]:
-    """Return a gateway whose int8 and uint8 are calibrated for the first eight dimensions, one of
-    them constant.
-    """
+    """Return a gateway with int8 and uint8 calibrated for eight dimensions, one constant."""
     file = tmp_path_factory.mktemp("calibration") / "ranges.json"
     file.write_text(json.dumps({**RANGES, "max": [*RANGES["max"][:-1], RANGES["min"][-1]]}))
     gateway = start_gateway(**FAKE, matryoshka=True, calibration_file=file)
@@ -152,9 +148,7 @@ def calibrated(
 
 @pytest.mark.engine
 def test_calibrated_formats_are_those_of_sentence_transformers(calibrated: RunningGateway) -> None:
-    """With a calibration file int8 and uint8 are what `quantize_embeddings` makes, also of values
-    out of range.
-    """
+    """Calibrated int8 and uint8 are what `quantize_embeddings` makes, out of range too."""
     from sentence_transformers.util.quantization import quantize_embeddings
 
     texts = [f"w{i}" for i in range(50)]
@@ -177,9 +171,7 @@ def test_calibrated_formats_are_those_of_sentence_transformers(calibrated: Runni
 def test_a_calibration_is_for_its_dimension_alone(
     calibrated: RunningGateway, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], kind: str
 ) -> None:
-    """Vectors of another size are a 400 that names the field, before anything is computed; other
-    formats are served.
-    """
+    """Vectors of another size are a 400 by the field, before any work; other formats are served."""
     seen = watch_engine(calibrated, "fake", monkeypatch)
     request = {"model": "fake", "texts": TEXTS, "embedding_types": ["float", kind], **fields}
     with calibrated.client() as http:

@@ -37,9 +37,7 @@ WORDS = {
 
 @pytest.fixture(scope="module")
 def rich(start_gateway: Callable[..., RunningGateway]) -> Iterator[httpx.Client]:
-    """Return a client of a model with prompts, an instruction template, three kinds of vector and a
-    short context.
-    """
+    """Return a client of a model with prompts, a template, three vectors, a short context."""
     gateway = start_gateway(
         **FAKE
         | {
@@ -92,9 +90,7 @@ def assert_embeds_as(response: httpx.Response, *texts: str) -> None:
 def test_prompts_in_order_of_precedence(
     rich: httpx.Client, fields: dict[str, Any], prefix: str
 ) -> None:
-    """The request's instruction wins over its prompt_name, that over its input_type, and any of
-    them over the alias.
-    """
+    """The request's instruction wins, then its prompt_name, its input_type, and the alias last."""
     response = embed(rich, input=["w1", "w2 w3"], **fields)
     assert_embeds_as(response, f"{prefix}w1", f"{prefix}w2 w3")
 
@@ -144,9 +140,7 @@ LONG = [f"w{i}" for i in range(1, 20)]
 def test_truncation_keeps_one_end_and_the_prompt(
     rich: httpx.Client, fields: dict[str, Any], kept: list[str]
 ) -> None:
-    """`right` keeps the beginning, `left` the end; the prompt stays; header and usage name what was
-    cut.
-    """
+    """`right` keeps the beginning, `left` the end, both the prompt; the answer names the cut."""
     response = embed(rich, input=["w1", " ".join(LONG), "w2"], **fields)
     prefix = "w11 " if "input_type" in fields else ""
     assert_embeds_as(response, f"{prefix}w1", " ".join(kept), f"{prefix}w2")
@@ -161,9 +155,7 @@ def test_truncation_keeps_one_end_and_the_prompt(
 def test_chunk_mean_is_the_weighted_mean_of_the_chunks(
     rich: httpx.Client, *, prompted: bool
 ) -> None:
-    """An over-long text becomes the token-weighted mean of its chunks' un-normalised vectors, each
-    with the prompt.
-    """
+    """An over-long text is the token-weighted mean of its chunks' raw vectors, each prompted."""
     prompt, room = (["w11"], ROOM - 1) if prompted else ([], ROOM)
     chunks = [" ".join(prompt + LONG[start : start + room]) for start in range(0, len(LONG), room)]
     weights = [len(ids_of(chunk)) for chunk in chunks]
@@ -222,9 +214,7 @@ def test_normalize_false_gives_the_models_own_scale(rich: httpx.Client) -> None:
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8"])
 def test_small_integers_need_unit_vectors(rich: httpx.Client, dtype: str) -> None:
-    """int8 and uint8 of vectors without normalisation are refused: their scale is that of unit
-    vectors.
-    """
+    """int8 and uint8 without normalisation are refused: their scale is that of unit vectors."""
     error = error_of(embed(rich, input="w1", embed_dtype=dtype, normalize=False), 400)
     assert error["param"] == "normalize"
 
@@ -270,9 +260,7 @@ TEXTS = ["w1 w2 w3 w1", "w4"]
 
 
 def test_all_three_kinds_come_from_one_request(rich: httpx.Client) -> None:
-    """Dense, sparse and ColBERT vectors of each text stand side by side, and the answer names the
-    kinds.
-    """
+    """Dense, sparse and ColBERT vectors of a text stand side by side; the answer names them."""
     body = embed(
         rich, input=TEXTS, return_dense=True, return_sparse=True, return_colbert=True
     ).json()

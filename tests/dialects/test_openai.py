@@ -45,9 +45,7 @@ def tight(start_gateway: Callable[..., RunningGateway]) -> Iterator[RunningGatew
 
 @pytest.fixture(scope="module")
 def other(start_gateway: Callable[..., RunningGateway]) -> Iterator[httpx.Client]:
-    """Return a client of two Matryoshka models, one that takes its own token ids and one that takes
-    none.
-    """
+    """Return a client of two Matryoshka models: one reads its own token ids, the other none."""
     fake = {"engine": "fake", "matryoshka": True}
     gateway = start_gateway(
         port=0,
@@ -128,9 +126,7 @@ def test_the_full_dimension_is_always_fine(client: httpx.Client) -> None:
 
 @pytest.mark.parametrize("dimensions", [1, DIMENSION - 1, DIMENSION + 1])
 def test_other_dimensions_need_matryoshka(client: httpx.Client, dimensions: int) -> None:
-    """A model that is not known to be trained for shorter vectors refuses them, naming the size it
-    has and the setting that allows others.
-    """
+    """A model not known as Matryoshka refuses, naming its size and the setting that allows it."""
     error = error_of(embed(client, input="w1", dimensions=dimensions), 400)
     assert error["param"] == "dimensions"
     assert str(DIMENSION) in error["message"]
@@ -186,9 +182,7 @@ def test_ids_outside_cl100k_are_a_400(client: httpx.Client, bad: int) -> None:
 
 
 def test_native_token_ids_go_to_the_model_as_they_are(other: httpx.Client) -> None:
-    """With `token_ids: native`, ids are the model's own; its special tokens are added where they
-    are missing.
-    """
+    """With `token_ids: native` ids are the model's own; missing special tokens are added."""
     ids = ids_of("w1 w2")
     for sent in (ids, ids[1:-1], ids[1:], ids[:-1]):
         response = embed(other, model="org/native", input=sent)
@@ -198,9 +192,7 @@ def test_native_token_ids_go_to_the_model_as_they_are(other: httpx.Client) -> No
 
 
 def test_ids_outside_the_vocabulary_are_a_400(other: httpx.Client) -> None:
-    """The last id of the vocabulary embeds, and the next one is refused under the index of its
-    input.
-    """
+    """The last id of the vocabulary embeds; the next one is refused under its input's index."""
     last = VOCABULARY - 1
     (want,) = fake_vectors([0, last, 1], Output.DENSE)
     got = vectors_of(embed(other, model="org/native", input=[last]))
@@ -246,9 +238,7 @@ def test_a_missing_model_is_a_400(client: httpx.Client) -> None:
 
 @pytest.mark.parametrize("fields", [{"model": "gpt-4o"}, {"model": ""}, {"model": None}])
 def test_serve_default_takes_any_name(tight: RunningGateway, fields: dict[str, Any]) -> None:
-    """With `unknown_model: serve_default`, foreign names and none get the configured model, named
-    in the answer.
-    """
+    """With `unknown_model: serve_default` any name gets the configured model, named in answers."""
     with tight.client() as client:
         assert embed(client, input="w1", **fields).json()["model"] == "fake"
 
@@ -293,9 +283,7 @@ def test_an_over_long_input_is_a_400_as_openai_says_it(client: httpx.Client) -> 
 
 
 def engine_progress(gateway: RunningGateway) -> Pong:
-    """Return what the engine has done so far, by its answer to a ping that was sent after this
-    call.
-    """
+    """Return what the engine has done so far: its answer to a ping that is sent after this call."""
     (model,) = gateway.gateway.service.models
     (replica,) = model.engine.replicas
     seen: list[Pong] = []
@@ -336,9 +324,7 @@ def test_limits_hold_before_the_engine_works(
 
 
 def test_a_large_answer_is_allowed_as_base64(tight: RunningGateway) -> None:
-    """`max_response_bytes` is about the answer as it would be sent: base64 may fit where floats do
-    not.
-    """
+    """`max_response_bytes` is about the answer as sent: base64 may fit where floats do not."""
     with tight.client() as client:
         assert embed(client, input=["w1"] * 50, encoding_format="base64").status_code == 200
 
@@ -400,9 +386,7 @@ def test_every_answer_has_an_id_and_a_time(
 
 
 def test_the_log_sums_up_a_request(fake: RunningGateway, client: httpx.Client) -> None:
-    """One line per request holds model, texts, tokens, seconds and speed, and no text of the
-    client.
-    """
+    """A line for each request holds model, texts, tokens, seconds, speed, and no client's text."""
     line = log_line(fake, embed(client, model="text-embedding-3-small", input=["w3141", "w1"]))
     assert (line["method"], line["path"], line["status"]) == ("POST", "/v1/embeddings", 200)
     assert (line["model"], line["texts"], line["tokens"]) == ("fake", 2, 6)
@@ -498,9 +482,7 @@ def test_a_wrong_method_is_a_405(
 def test_what_the_engine_cannot_compute_is_a_500_about_its_input(
     client: httpx.Client, word: str
 ) -> None:
-    """Numbers that are not finite, or an input the engine refuses, are a 500 that says not to
-    retry.
-    """
+    """Numbers that are not finite, or a refused input: a 500 that says not to retry."""
     response = embed(client, input=["w1", word])
     assert error_of(response, 500)["code"] == "engine_failed"
     assert response.headers["x-should-retry"] == "false"

@@ -184,9 +184,7 @@ def test_refusals_name_the_field(http: httpx.Client, fields: dict[str, Any], par
 @pytest.mark.parametrize("model", ["cross", "m3"])
 @pytest.mark.parametrize("field", ["documents", "pairs"])
 def test_failures_name_what_was_sent(http: httpx.Client, model: str, field: str) -> None:
-    """The document that the engine cannot score is named by its place in the request, with late
-    interaction too.
-    """
+    """A document that cannot be scored is named by its place, with late interaction too."""
     documents = ["w1", "fault-nan"]
     request: dict[str, Any] = {"query": "w7", "documents": documents}
     if field == "pairs":
@@ -198,9 +196,7 @@ def test_failures_name_what_was_sent(http: httpx.Client, model: str, field: str)
 
 
 def test_queries_do_not_count_as_documents(start_gateway: Callable[..., RunningGateway]) -> None:
-    """As many documents as a request may have are scored by late interaction too, also with a query
-    for each.
-    """
+    """Late interaction scores as many documents as a request may have, each with its own query."""
     gateway = start_gateway(**MODELS, max_inputs=4)
     gateway.wait_loaded()
     with gateway.client() as client:
@@ -236,9 +232,7 @@ def best_matches(query: Floats, document: str) -> float:
 
 
 def test_late_interaction_without_a_second_model(http: httpx.Client) -> None:
-    """A model with ColBERT vectors scores by MaxSim, or by the weighted sum of its three
-    similarities.
-    """
+    """A model with ColBERT vectors scores by MaxSim, or by the weighted sum of similarities."""
     body = post(http, model="m3", query="w1 w2")
     scores = {r["index"]: r["relevance_score"] for r in body["results"]}
     query = expected_colbert("w1 w2")

@@ -63,9 +63,7 @@ def test_normalize_and_null(http: httpx.Client) -> None:
     ("direction", "kept"), [({}, "w1"), ({"truncation_direction": "Left"}, "w2")]
 )
 def test_truncation(http: httpx.Client, direction: dict[str, str], kept: str) -> None:
-    """Without `truncate`, over-long texts are cut, on the right unless told otherwise; false
-    refuses them.
-    """
+    """Without `truncate` over-long texts are cut, on the right by default; false refuses them."""
     text = "w1 " * 62 + "w2 " * 62
     for more in ({}, {"truncate": True}):
         vectors = answer(http, "/embed", inputs=text, **direction, **more)
@@ -103,9 +101,7 @@ def test_embed_all_of_many(http: httpx.Client) -> None:
 
 
 def test_embed_all_has_no_options_of_pooled_vectors(http: httpx.Client) -> None:
-    """`normalize` and `dimensions` are no fields of `/embed_all`, in TEI neither, and said to be
-    ignored.
-    """
+    """`normalize` and `dimensions` are no fields of `/embed_all`, and are said to be ignored."""
     response = http.post("/embed_all", json={"inputs": "w1", "normalize": True, "dimensions": 8})
     assert response.headers["x-ignored-fields"] == "normalize, dimensions"
     np.testing.assert_allclose(
@@ -424,9 +420,7 @@ def test_errors_of_load(start_gateway: Callable[..., RunningGateway]) -> None:
 def test_everything_is_bounded(
     shared_gateway: Callable[..., RunningGateway], path: str, body: dict[str, Any], words: str
 ) -> None:
-    """Routes that compute no vectors obey the limits of a request too, and very long texts are
-    refused unread.
-    """
+    """Routes that compute no vectors obey a request's limits; very long texts go unread."""
     gateway = shared_gateway(
         engine="fake", model_name="fake", port=0, max_inputs=10, max_request_tokens=50
     )

@@ -49,9 +49,7 @@ def variables(environ: dict[str, str] | None) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def preset_settings(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Settings]:
-    """Return a function that reads a preset's settings with old variables and flags, on a free port
-    of this machine.
-    """
+    """Return a function that reads a preset's settings with old variables, on a free port."""
 
     def read(
         name: str,
@@ -75,9 +73,7 @@ def preset_settings(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., S
 def start_preset(
     preset_settings: Callable[..., Settings],
 ) -> Iterator[Callable[..., RunningGateway]]:
-    """Return a function that starts a preset with old variables, and waits until its models are
-    loaded.
-    """
+    """Return a function that starts a preset with old variables, and waits for its models."""
     started: list[RunningGateway] = []
 
     def start(

@@ -65,9 +65,7 @@ def ingest(http: httpx.Client) -> QdrantClient:
 def test_from_ingest_to_reranked_answer(
     start_preset: Callable[..., RunningGateway], mapping: str
 ) -> None:
-    """Both searches find what their vectors say, and the fused candidates come back in the
-    reranker's order.
-    """
+    """Both searches find their vectors; fused candidates come back in the reranker's order."""
     gateway = start_preset("bge-inference-service", environ={"SPARSE_TOKEN_MAPPING": mapping})
     with gateway.client() as http:
         store = ingest(http)

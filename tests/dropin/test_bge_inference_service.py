@@ -54,9 +54,7 @@ def test_sparse_vectors_by_token_id(http: httpx.Client) -> None:
 
 
 def test_sparse_vectors_by_hash(start_preset: Callable[..., RunningGateway]) -> None:
-    """With SPARSE_TOKEN_MAPPING=hash an index is the hash of a token id, and weights that collide
-    are summed.
-    """
+    """With SPARSE_TOKEN_MAPPING=hash an index is an id's hash, and colliding weights are summed."""
     gateway = start_preset(
         "bge-inference-service", environ={"SPARSE_TOKEN_MAPPING": "hash", "SPARSE_INDEX_SPACE": "3"}
     )

@@ -378,9 +378,7 @@ def test_browsers_may_call(http: httpx.Client) -> None:
 def test_the_checksum_follows_what_determines_the_vectors(
     preset_settings: Callable[..., Settings], gateway: RunningGateway
 ) -> None:
-    """Equal settings give equal checksums in another process; another model, length or prompt
-    another one.
-    """
+    """Equal settings have equal checksums in any process; another model, length, prompt another."""
     (served,) = gateway.gateway.service.models
 
     def checksum(**options: Any) -> str:

@@ -106,9 +106,7 @@ def test_health_is_503_while_loading(start_preset: Callable[..., RunningGateway]
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("texts", ["w1 w2", ["w1", "w2 w3"]])
 def test_embeddings(http: httpx.Client, path: str, texts: str | list[str]) -> None:
-    """A text or several are embedded bare; `model` is ignored, and the answer names the configured
-    one.
-    """
+    """Texts are embedded bare; `model` is ignored, and the answer names the configured one."""
     answer = http.post(path, json={"input": texts, "model": "whatever"})
     expected = unit_vectors(*([texts] if isinstance(texts, str) else texts))
     np.testing.assert_allclose(vectors_of(answer), expected, atol=1e-6)

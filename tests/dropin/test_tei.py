@@ -121,9 +121,7 @@ def test_dimensions_cut_any_vector(http: httpx.Client, dimensions: int, status: 
 
 
 def test_openai(http: httpx.Client) -> None:
-    """OpenAI's route is there as it was, whatever the model is called; its errors have TEI's status
-    and body.
-    """
+    """OpenAI's route is as it was, whatever the model is called; its errors are TEI's."""
     body = answer(http, "/v1/embeddings", input=TEXTS, model="text-embeddings-inference")
     np.testing.assert_allclose(
         [item["embedding"] for item in body["data"]], unit_vectors(*TEXTS), atol=1e-6
@@ -141,9 +139,7 @@ def test_openai(http: httpx.Client) -> None:
 def test_over_long_texts_are_cut(
     http: httpx.Client, start_preset: Callable[..., RunningGateway]
 ) -> None:
-    """Without `truncate` over-long texts are cut on the right; AUTO_TRUNCATE=false refuses them,
-    unless it is sent.
-    """
+    """Without `truncate` over-long texts are cut; AUTO_TRUNCATE=false refuses, unless sent."""
     text = "w1 " * 62 + "w2 " * 62
     kept = unit_vectors("w1 " * 62)
     np.testing.assert_allclose(answer(http, "/embed", inputs=text), kept, atol=1e-6)

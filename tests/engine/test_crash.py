@@ -49,9 +49,7 @@ def wait_until_ready(gateway: RunningGateway, seconds: float = 20) -> None:
 
 @pytest.mark.parametrize("fault", ["fault-die", "fault-raise"])
 def test_only_the_poison_fails(start_gateway: Callable[..., RunningGateway], fault: str) -> None:
-    """Neighbours in the step that killed the engine are answered; the input at fault gets a final
-    500.
-    """
+    """Neighbours of the input that killed the engine are answered; it gets a final 500."""
     gateway = start_gateway(**SLOW)
     inputs: list[Any] = ["w0", "w1", f"w2 {fault}", "w3", ["w4", "w5"]]
     with ThreadPoolExecutor(len(inputs)) as threads:
@@ -75,9 +73,7 @@ def test_only_the_poison_fails(start_gateway: Callable[..., RunningGateway], fau
 def test_killed_worker_is_replaced_and_nothing_is_lost(
     start_gateway: Callable[..., RunningGateway],
 ) -> None:
-    """After a SIGKILL the running request is answered by the next worker, without a restart of the
-    gateway.
-    """
+    """After a SIGKILL the next worker answers the running request; the gateway is not restarted."""
     gateway = start_gateway(**SLOW)
     pid = worker_pid(gateway)
     with ThreadPoolExecutor(1) as threads:
@@ -93,9 +89,7 @@ def test_killed_worker_is_replaced_and_nothing_is_lost(
 def test_a_step_that_stands_still_is_ended(
     start_gateway: Callable[..., RunningGateway], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A worker that answers pings but is stuck in a step is replaced; who was next to the culprit
-    is answered.
-    """
+    """A worker that answers pings but hangs in a step is replaced; who was next is answered."""
     monkeypatch.setattr("embedding_service.engine.heartbeat.STEP_AT_LEAST_S", 2.0)
     gateway = start_gateway(**FAKE)
     with ThreadPoolExecutor(3) as threads:
@@ -110,9 +104,7 @@ def test_a_step_that_stands_still_is_ended(
 def test_a_worker_that_cannot_be_started_is_tried_again(
     start_gateway: Callable[..., RunningGateway], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While the machine has no process, memory or descriptor left, that is one more death, and not
-    the last word.
-    """
+    """Without a process, memory or descriptor left, that is one more death, not the last word."""
     gateway = start_gateway(**FAKE)
     exec_ = asyncio.create_subprocess_exec
     errors = [BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")]
@@ -150,9 +142,7 @@ def test_another_replica_takes_over_at_once(start_gateway: Callable[..., Running
 def test_without_a_replica_requests_are_told_when_to_come_back(
     start_gateway: Callable[..., RunningGateway],
 ) -> None:
-    """While the only worker restarts, readiness is 503 and new requests get 503 with Retry-After at
-    once.
-    """
+    """While the only worker restarts, readiness and new requests are a 503 with Retry-After."""
     gateway = start_gateway(**{**FAKE, "engine_args": {"load_s": 3}})
     os.kill(worker_pid(gateway), signal.SIGKILL)
     with gateway.client() as http:
@@ -195,9 +185,7 @@ def test_dying_as_a_habit_marks_the_model_dead(
 def test_a_stopped_worker_is_found_and_replaced(
     start_gateway: Callable[..., RunningGateway],
 ) -> None:
-    """A worker that gives no sign of life is killed and replaced, and its request is answered by
-    the next.
-    """
+    """A worker without a sign of life is replaced, and the next one answers its request."""
     gateway = start_gateway(**FAKE)
     pid = worker_pid(gateway)
     os.kill(pid, signal.SIGSTOP)

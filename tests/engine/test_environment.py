@@ -108,9 +108,7 @@ def test_the_operators_variables_win(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_replicas_take_devices_in_turn(
     monkeypatch: pytest.MonkeyPatch, devices: list[int], ranks: int, visible: list[str | None]
 ) -> None:
-    """Each replica sees its own devices, whatever the gateway sees; without a list it sees what the
-    gateway sees.
-    """
+    """Each replica sees its own devices; without a list it sees those that the gateway sees."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     got = [
         variables(replica, replicas=3, devices=devices, tensor_parallel_size=ranks).get(
@@ -143,9 +141,7 @@ def test_waiting_threads_do_not_spin_on_shared_cores(
 def test_a_worker_is_told_no_secret(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, url_in: str
 ) -> None:
-    """No key and no password of Redis is among a worker's variables, whatever the variable is
-    called.
-    """
+    """No key and no password of Redis is among a worker's variables, whatever it is called."""
     for name in ("API_KEY", "MY_TOKEN", "EMBEDDING_API_KEYS"):
         monkeypatch.setenv(name, f"a-secret-for-{name}")
     monkeypatch.setenv(url_in, "unix://:a-secret-password@/nowhere/redis.sock")

@@ -44,9 +44,7 @@ def batch(sizes: list[int], boundaries: list[int] | None = None) -> Batch:
     ],
 )
 def test_no_message_holds_an_engine_for_long(sizes: list[int], slices: list[int]) -> None:
-    """A request is cut into messages of bounded texts and tokens, in order; only a single text may
-    be longer.
-    """
+    """A request is cut into messages of bounded size, in order; only a lone text may be longer."""
     boundaries = list(range(len(sizes)))
     parts = list(_slices(batch(sizes, boundaries)))
     assert [len(part.ids) for part in parts] == slices
@@ -132,9 +130,7 @@ def test_models_do_not_mix_whatever_their_names(
 def test_a_refused_model_ends_start_up_with_its_reason(
     start_gateway: Callable[..., RunningGateway],
 ) -> None:
-    """A model that the engine refuses is `ModelNotLoaded`: one line with the model's name and the
-    cause.
-    """
+    """A model that the engine refuses is `ModelNotLoaded`: one line with its name and the cause."""
     gateway = start_gateway(**FAKE, wait=False, engine_args={"refuse": "its files are damaged"})
     gateway.wait_ended()
     assert isinstance(gateway.error, ModelNotLoaded)

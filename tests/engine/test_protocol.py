@@ -82,9 +82,7 @@ def test_headers_come_back(message: protocol.Message) -> None:
 
 @given(st.binary(max_size=60))
 def test_noise_is_no_message(noise: bytes) -> None:
-    """Arbitrary bytes are a `ProtocolError`, or a message if they happen to be one; never another
-    error.
-    """
+    """Arbitrary bytes are a `ProtocolError`, or happen to be a message; never another error."""
     try:
         message = protocol.decode(noise)
     except protocol.ProtocolError:

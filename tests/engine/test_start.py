@@ -25,9 +25,7 @@ def test_the_runtime_directory_is_ours_alone() -> None:
 
 
 def test_a_runtime_directory_that_is_too_long_is_told(tmp_path: Path) -> None:
-    """A folder whose sockets could not be bound is refused under the setting's name, and not left
-    behind.
-    """
+    """A folder whose sockets could not be bound is refused by its setting, and not left behind."""
     parent = tmp_path / ("x" * 60)
     with pytest.raises(BadConfiguration, match=r"^runtime_dir: "):
         make_runtime_dir(Settings(runtime_dir=parent))

@@ -27,9 +27,7 @@ def of_tokens(tokens: list[tuple[int, float]]) -> list[list[float]]:
 
 @given(TOKENS)
 def test_tokens_merge_by_flagembeddings_rule(tokens: list[tuple[int, float]]) -> None:
-    """The largest positive weight of each id, ascending, without the special tokens wherever they
-    stand.
-    """
+    """The largest positive weight of each id, ascending, without special tokens anywhere."""
     expected: dict[int, float] = {}
     for token, weight in tokens:
         if token not in SKIP_IDS and weight > 0:
@@ -40,9 +38,7 @@ def test_tokens_merge_by_flagembeddings_rule(tokens: list[tuple[int, float]]) ->
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
 @pytest.mark.parametrize("token", [7, SKIP_IDS[0]])
 def test_what_is_not_finite_survives(token: int, wrong: float) -> None:
-    """A NaN or an infinity reaches the check for such, also from a special token and beside other
-    weights.
-    """
+    """A NaN or an infinity reaches its check, also from a special token or beside others."""
     assert not np.isfinite(of_tokens([(token, 1.0), (token, wrong), (8, 2.0)])).all()
 
 

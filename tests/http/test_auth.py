@@ -68,9 +68,7 @@ def closed(gateway: RunningGateway, open_paths: set[str]) -> list[tuple[str, str
 
 
 def test_every_route_is_closed_but_the_open_ones(keyed: RunningGateway) -> None:
-    """Without a key, probes and documentation answer, and every other path is the dialect's same
-    401.
-    """
+    """Without a key, probes and documentation answer; any other path is its dialect's same 401."""
     bodies = set()
     with keyed.client() as client:
         for method, path in closed(keyed, OPEN | DOCUMENTATION | PAGE):
@@ -155,9 +153,7 @@ def test_a_known_key_opens(keyed: RunningGateway, header: str, form: str, key: s
     ],
 )
 def test_anything_else_does_not_open(keyed: RunningGateway, headers: dict[str, str]) -> None:
-    """No key, a wrong key, a digest in place of its key, or a key in the wrong place is a 401 that
-    repeats nothing.
-    """
+    """No key, a wrong one, a digest for its key, or a wrong place: a 401 that repeats nothing."""
     with keyed.client() as client:
         response = embed(client, input="w1", headers=headers)
     error = error_of(response, 401)

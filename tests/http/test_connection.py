@@ -87,9 +87,7 @@ def test_a_body_that_stops_is_told(strict: RunningGateway) -> None:
 
 
 def test_many_slow_connections_keep_nobody_out(strict: RunningGateway) -> None:
-    """With 300 open connections that send nothing useful, a request is answered, and afterwards all
-    are gone.
-    """
+    """A request is answered beside 300 useless open connections, which are gone afterwards."""
     slow = [connect(strict) for _ in range(300)]
     for connection in slow:
         connection.sendall(HEAD)
@@ -102,9 +100,7 @@ def test_many_slow_connections_keep_nobody_out(strict: RunningGateway) -> None:
 
 
 def test_an_empty_line_does_not_keep_a_connection(strict: RunningGateway) -> None:
-    """A bare line end between requests is the beginning of one: it does not stop the clock of an
-    idle connection.
-    """
+    """A bare line end begins a request: it does not stop the clock of an idle connection."""
     with connect(strict) as client:
         client.sendall(HEAD + b"\r\n" + BODY)
         assert answer(client).startswith(b"HTTP/1.1 200")
@@ -113,9 +109,7 @@ def test_an_empty_line_does_not_keep_a_connection(strict: RunningGateway) -> Non
 
 
 def test_headers_without_end_are_refused(fake: RunningGateway) -> None:
-    """More than 64 KiB of headers are not collected: 431 in the envelope, and the connection is
-    closed.
-    """
+    """More than 64 KiB of headers are not collected: a 431, and the connection is closed."""
     with connect(fake) as client:
         client.sendall(HEAD)
         sent, received = 0, b""
@@ -134,9 +128,7 @@ def test_headers_without_end_are_refused(fake: RunningGateway) -> None:
 
 
 def test_a_body_that_trickles_ends_at_the_deadline(fake: RunningGateway) -> None:
-    """A byte now and then is progress, and still does not go on for longer than the request may
-    take.
-    """
+    """A byte now and then is progress, and ends where the request's time is over."""
     with connect(fake) as slow:
         slow.sendall(HEAD + b"x-request-timeout-ms: 600\r\n\r\n")
         slow.settimeout(0.1)
@@ -213,9 +205,7 @@ OFFERS = {
 @pytest.mark.parametrize("pieces", [1, 2, 7])
 @pytest.mark.parametrize("request_", OFFERS.values(), ids=OFFERS)
 def test_an_upgrade_is_ignored(fake: RunningGateway, request_: bytes, pieces: int) -> None:
-    """A client that offers another protocol is answered in this one, its body read, and its next
-    request as well.
-    """
+    """A client that offers another protocol is answered in this one, its next request as well."""
     twice = request_ * 2
     size = len(twice) // pieces + 1
     parts = [twice[start : start + size] for start in range(0, len(twice), size)]
@@ -265,9 +255,7 @@ ENDLESS = {
 
 @pytest.mark.parametrize("beginning", ENDLESS.values(), ids=ENDLESS)
 def test_what_is_no_body_is_bounded(fake: RunningGateway, beginning: bytes) -> None:
-    """More than 64 KiB that are neither headers nor body end the connection, before they cost
-    anything.
-    """
+    """More than 64 KiB that are neither headers nor body end the connection, at no cost."""
     more = b"x-more: a\r\n" * 6000 if beginning == ENDLESS["trailers"] else b"a" * 66_000
     sent, until = 0, time.monotonic() + 20
     with connect(fake) as client, contextlib.suppress(BrokenPipeError, ConnectionResetError):

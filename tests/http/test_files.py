@@ -86,9 +86,7 @@ def error(answer: httpx.Response) -> tuple[int, str | None, str | None]:
 
 
 def test_the_sdk_keeps_files_here(gateway: RunningGateway, http: httpx.Client) -> None:
-    """The unmodified SDK uploads a file larger than a body may be, describes, lists, reads and
-    deletes it.
-    """
+    """The SDK uploads a file larger than a body may be, describes, lists, reads and deletes it."""
     sdk = openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="key-a", max_retries=0)
     before = int(time.time())
     made = sdk.files.create(
@@ -232,9 +230,7 @@ def test_other_content_types_are_refused(http: httpx.Client, kind: str) -> None:
 
 
 def test_bounds_are_kept(gateway: RunningGateway, http: httpx.Client) -> None:
-    """A file that is too large, one too many, or more than one key may store: each is refused by
-    the name of its setting.
-    """
+    """A file too large, one too many, more than a key may store: each is refused by its setting."""
     too_large = upload(http, b"x" * (1 << 20) + b"y")
     assert error(too_large)[:2] == (413, "request_too_large")
     assert "max_file_bytes" in too_large.json()["error"]["message"]
@@ -325,9 +321,7 @@ def test_a_client_that_leaves_leaves_nothing(gateway: RunningGateway) -> None:
 
 
 def test_uploads_at_a_time_are_bounded(gateway: RunningGateway, http: httpx.Client) -> None:
-    """A key has eight uploads under way at most, since no quota knows of them yet; others are not
-    held up.
-    """
+    """A key has eight uploads at most, which no quota knows of yet; others are not held up."""
     go_on = threading.Event()
 
     def slowly() -> Iterator[bytes]:

@@ -97,9 +97,7 @@ def with_slips(strategy: Strategy) -> Strategy:
 
 
 def requests(document: dict[str, Any]) -> Strategy:
-    """Return method, path, body and headers of requests: mostly a route of ours with a body that
-    nearly fits.
-    """
+    """Return method, path, body, headers: mostly a route of ours with a body that nearly fits."""
     schemas = document["components"]["schemas"]
     known = []
     for path, operations in document["paths"].items():
@@ -228,9 +226,7 @@ class State:
 
 
 def send_many(http: httpx.Client, count: int, troubles: Callable[[], Any]) -> Counter[int]:
-    """Send so many requests; return how often each status came. No answer may be a 5xx, errors are
-    in an envelope.
-    """
+    """Send so many requests and count the statuses: no 5xx, and every error in its envelope."""
     statuses: Counter[int] = Counter()
 
     @settings(
@@ -265,9 +261,7 @@ def send_many(http: httpx.Client, count: int, troubles: Callable[[], Any]) -> Co
 
 
 def test_nothing_unforeseen(start_gateway: Callable[..., RunningGateway]) -> None:
-    """Whatever is sent, no answer is a 5xx, every error is in the envelope, and nothing is held
-    afterwards.
-    """
+    """Whatever is sent: no 5xx, every error in its envelope, and nothing is held afterwards."""
     gateway = start_gateway(**FAKE, **SETTINGS)
     state = State(gateway)
 
@@ -353,9 +347,7 @@ def test_odd_frames(
 @pytest.mark.soak
 @pytest.mark.process
 def test_memory_does_not_grow(tmp_path: Path) -> None:
-    """A gateway in a process of its own is as large after the second half of the requests as after
-    the first.
-    """
+    """A gateway's process is as large after the second half of the requests as after the first."""
     flags = [
         f"--{name.replace('_', '-')}={value if isinstance(value, str) else json.dumps(value)}"
         for name, value in SETTINGS.items()

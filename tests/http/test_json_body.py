@@ -69,9 +69,7 @@ NOT_STRICT: dict[str, tuple[bytes, str | None]] = {
 
 @pytest.mark.parametrize(("body", "param"), NOT_STRICT.values(), ids=NOT_STRICT)
 def test_refuses_what_is_not_strict_json(body: bytes, param: str | None) -> None:
-    """Anything but one strict JSON object is refused, and the field at fault named where there is
-    one.
-    """
+    """Anything but one strict JSON object is refused, by the field at fault where there is one."""
     assert refusal(body).param == param
 
 

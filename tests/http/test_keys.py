@@ -57,9 +57,7 @@ def refusal(path: Path, text: str | bytes, **settings: Any) -> str:
 
 
 def unnamed(key: str) -> str:
-    """Return what a key without a name is called: the same wherever it stands, and nothing of its
-    digest.
-    """
+    """Return the name of a key that has none: the same everywhere, and nothing of its digest."""
     return (
         "key-" + hashlib.sha256(b"name of " + hashlib.sha256(key.encode()).digest()).hexdigest()[:8]
     )
@@ -124,9 +122,7 @@ def test_variables_are_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("value", ["", "  ", "\n"])
 def test_a_blank_variable_is_no_key(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
-    """A variable that holds nothing but blanks is no key, and no excuse for listening to other
-    machines.
-    """
+    """A variable of blanks is no key, and no excuse for listening to other machines."""
     monkeypatch.setenv("API_TOKEN", value)
     assert len(ring()) == 0
     with pytest.raises(BadConfiguration, match=r"^host: 0\.0\.0\.0"):
@@ -168,9 +164,7 @@ def test_an_entry_says_what_a_key_may_do() -> None:
 def test_keys_come_from_a_systemd_credential(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The credential `embedding-keys` is the file of keys unless another is set, and counts as
-    having keys.
-    """
+    """The credential `embedding-keys` is the file of keys unless another is set: there are keys."""
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
     assert len(ring()) == 0
     (tmp_path / "embedding-keys").write_text(SECRET, encoding="utf-8")
@@ -251,9 +245,7 @@ def test_keys_beyond_ascii_are_utf_8(path: Path) -> None:
     ],
 )
 def test_a_wrong_file_is_told_in_one_line(path: Path, text: str | bytes, words: str) -> None:
-    """What is wrong with a file of keys is one line with its name and what to do, and no part of
-    any key.
-    """
+    """A wrong file of keys is one line with its name and what to do, and no part of a key."""
     message = refusal(path, text)
     assert words in message
     for part in (
@@ -407,9 +399,7 @@ def test_new_keys_are_random() -> None:
 )
 @pytest.mark.process
 def test_keys_new_writes_an_entry(path: Path, arguments: list[str]) -> None:
-    """What `keys new` prints is accepted as the file; the key itself goes to standard error alone,
-    once.
-    """
+    """`keys new` prints a line for the file; the key goes to standard error alone, once."""
     done = run("keys", "new", *arguments)
     assert done.returncode == 0
     (line,) = done.stderr.splitlines()

@@ -148,9 +148,7 @@ def check(response: httpx.Response, seen: set[int]) -> None:
 
 @pytest.mark.process
 def test_nothing_leaks(tmp_path: Path) -> None:
-    """A planted key and a planted text go every way through a gateway at log level debug, and stay
-    inside.
-    """
+    """A planted key and text go every way through a gateway at level debug, and stay inside."""
     child = Child(tmp_path, *SETTINGS, python=("-c", DEFECT % KEY))
     seen: set[int] = set()
     try:
@@ -222,9 +220,7 @@ def test_nothing_leaks(tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", ["json", "text"])
 @pytest.mark.process
 def test_tracebacks_show_no_variables(form: str) -> None:
-    """In both forms of the log a defect is told with its place, and without what the variables
-    there held.
-    """
+    """Both forms of the log tell a defect's place, and not what the variables there held."""
     script = f"""
 from embedding_service import telemetry
 telemetry.configure("debug", "{form}")
@@ -298,9 +294,7 @@ def opened() -> Iterator[list[str]]:
 def test_names_of_models_are_looked_up_and_never_opened(
     fake: RunningGateway, client: httpx.Client, tmp_path: Path, opened: list[str]
 ) -> None:
-    """A model's name is a word in a list: no file, folder, package or host is touched for it, and
-    the answer is 404.
-    """
+    """A model's name is a word in a list: nothing is touched for it, and the answer is 404."""
     canary = tmp_path / "canary"
     canary.mkdir()
     (canary / "config.json").write_text("{}", encoding="utf-8")

@@ -52,9 +52,7 @@ def value(of: Samples, name: str, **labels: str) -> float:
 
 
 def test_a_request_is_counted_in_every_way(counted: RunningGateway) -> None:
-    """Requests, inputs, tokens, the stages, the cache and the engine's steps move by what was sent,
-    and by no more.
-    """
+    """Requests, tokens, stages, cache and steps are counted as they were sent, and no more."""
     before = samples(counted)
     with counted.client() as http:
         assert embed(http, input=["w1", "w2 w3"]).status_code == 200
@@ -88,9 +86,7 @@ def test_a_request_is_counted_in_every_way(counted: RunningGateway) -> None:
 
 
 def test_steps_are_counted_by_their_size(counted: RunningGateway) -> None:
-    """The batch size histogram tells how many texts the engine computed in a step, once a pong has
-    come.
-    """
+    """The batch size histogram has the texts of each step, once a pong has come."""
     with counted.client() as http:
         assert embed(http, input=[f"w{number} w77" for number in range(20)]).status_code == 200
     replica = next(iter(counted.gateway.service.models)).engine.replicas[0]
@@ -253,9 +249,7 @@ def collector() -> Iterator[Collector]:
 def test_traces_reach_a_collector(
     start_gateway: Callable[..., RunningGateway], collector: Collector
 ) -> None:
-    """With an endpoint, a request is a span under its caller's trace, with its stages as children;
-    no text is in it.
-    """
+    """With an endpoint, a request is a span under its caller's, without any text of its own."""
     gateway = start_gateway(
         **FAKE, otlp_endpoint=f"http://127.0.0.1:{collector.server.server_port}"
     )

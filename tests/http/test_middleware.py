@@ -54,9 +54,7 @@ def wait_until(condition: Callable[[], object], timeout_s: float = 30) -> None:
 def test_500_cancelled_requests_leave_nothing(
     start_gateway: Callable[..., RunningGateway], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Clients that go away at any moment, before, while and after the engine works, leave nothing
-    queued.
-    """
+    """Clients that go away before, while or after the engine works leave nothing queued."""
     monkeypatch.setattr(heartbeat, "PING_EVERY_S", 0.05)
     gateway = start_gateway(**FAKE, engine_args={"step_s": 0.01})
     small = request(json.dumps({"model": "fake", "input": ["w1"] * 3}).encode())
@@ -107,9 +105,7 @@ def test_cancelled_work_does_not_run(
 def test_a_slow_reader_holds_its_answer_and_nobody_else(
     start_gateway: Callable[..., RunningGateway],
 ) -> None:
-    """While one client does not read its large answer, its bytes stay reserved and others are
-    served.
-    """
+    """An answer that a client does not read keeps its bytes reserved; others are served."""
     gateway = start_gateway(**FAKE, engine_args={"outputs": ["dense", "colbert"]})
     body = {"model": "fake", "input": ["w1 " * 400] * 100, "return_colbert": True}
     with socket.create_connection(gateway.address) as slow:

@@ -55,16 +55,12 @@ def document(http: httpx.Client) -> dict[str, Any]:
 
 
 def test_the_document_is_as_it_was(document: dict[str, Any]) -> None:
-    """The API changes only together with its snapshot (`python -m tests.http.test_openapi` writes
-    it).
-    """
+    """The API changes only with its snapshot (`python -m tests.http.test_openapi` writes it)."""
     assert written(document) == SNAPSHOT.read_text(encoding="utf-8")
 
 
 def test_the_document_is_valid(document: dict[str, Any]) -> None:
-    """It is an OpenAPI 3.1 document whose operation ids are unique and whose schemas are JSON
-    Schema.
-    """
+    """It is OpenAPI 3.1 with unique operation ids, and its schemas are JSON Schema."""
     OpenAPI.model_validate(document)
     assert document["openapi"].startswith("3.1")
     operations = [operation for path in document["paths"].values() for operation in path.values()]
@@ -204,9 +200,7 @@ ANSWERS: list[tuple[str, str, Any]] = [
 def test_answers_are_as_documented(
     http: httpx.Client, document: dict[str, Any], method: str, path: str, body: Any
 ) -> None:
-    """Each answer has a status that the document names for its route, and fits the schema given
-    there.
-    """
+    """Each answer has a status that the document has for its route, and fits that schema."""
     response = http.request(method, path.replace("{name}", "fake"), json=body)
     described = document["paths"][path][method.lower()]["responses"][str(response.status_code)]
     schema = described["content"]["application/json"]["schema"]

@@ -70,9 +70,7 @@ def test_probes_answer_head_without_a_log_line(
 
 @pytest.mark.parametrize("model", [None, "fake", "text-embedding-3-small"])
 def test_readyz_answers_for_all_or_for_one_model(client: httpx.Client, model: str | None) -> None:
-    """/readyz is 200 while every required model, or the one asked for by any of its names, can
-    work.
-    """
+    """/readyz is 200 while all required models, or the one asked for by any name, can work."""
     response = client.get("/readyz", params={} if model is None else {"model": model})
     assert response.status_code == 200
     assert response.json() == {"status": "ready", "models": {"fake": ["ready"]}}
@@ -84,9 +82,7 @@ def test_readyz_of_an_unknown_model_is_a_404(client: httpx.Client) -> None:
 
 
 def test_while_loading_only_liveness_is_well(start_gateway: Callable[..., RunningGateway]) -> None:
-    """Until the model is loaded, the gateway is alive, and health, readiness and requests are 503
-    with Retry-After.
-    """
+    """Until the model is loaded the gateway is alive, and all else is a 503 with Retry-After."""
     gateway = start_gateway(**FAKE, wait=False, engine_args={"load_s": 3600})
     with gateway.client() as client:
         assert client.get("/livez").status_code == 200
@@ -149,9 +145,7 @@ def test_the_documentation_is_served_locally(client: httpx.Client) -> None:
 def test_the_documentation_works_behind_a_prefix(
     shared_gateway: Callable[..., RunningGateway], path: str
 ) -> None:
-    """With `root_path`, page and document name paths under it, whether the proxy takes it off or
-    not.
-    """
+    """With `root_path` page and document name paths under it, whether a proxy removes it or not."""
     with shared_gateway(**FAKE, root_path="/team/embed").client() as client:
         page = client.get(path).text
         assets = re.findall(r'(?:src|href)="([^"]+)"', page)
@@ -214,9 +208,7 @@ def test_http_1_0_is_told_the_length(fake: RunningGateway) -> None:
 
 @pytest.fixture(scope="module")
 def proxied(start_gateway: Callable[..., RunningGateway]) -> Iterator[RunningGateway]:
-    """Return a gateway that believes proxies on this machine, lets one origin in, and shows no
-    documentation.
-    """
+    """Return a gateway that believes local proxies, lets one origin in, shows no documentation."""
     gateway = start_gateway(
         **FAKE,
         trusted_proxies=["127.0.0.1", "10.0.0.0/8"],
@@ -247,9 +239,7 @@ def test_the_documentation_can_be_off(proxied: RunningGateway) -> None:
 def test_listed_proxies_are_believed(
     proxied: RunningGateway, forwarded: str | None, client_address: str
 ) -> None:
-    """X-Forwarded-For from a trusted proxy names the client: its last address that is not a proxy
-    itself.
-    """
+    """X-Forwarded-For of a trusted proxy names the client: the last address that is no proxy."""
     headers = {} if forwarded is None else {"x-forwarded-for": forwarded}
     with proxied.client() as client:
         assert (
@@ -278,9 +268,7 @@ def preflight(client: httpx.Client, origin: str) -> httpx.Response:
 
 
 def test_a_listed_origin_may_call(proxied: RunningGateway) -> None:
-    """A browser on a listed origin may send requests and read the headers that matter, on errors
-    too.
-    """
+    """A browser on a listed origin may send requests and read our headers, on errors too."""
     origin = "https://app.example"
     with proxied.client() as client:
         response = preflight(client, origin)
@@ -304,9 +292,7 @@ def test_other_origins_may_not(proxied: RunningGateway, client: httpx.Client) ->
 
 
 def test_stopping_finishes_what_was_accepted(start_gateway: Callable[..., RunningGateway]) -> None:
-    """On stop, an accepted request is answered, a new one gets 503, probes tell it, and the exit
-    status is 0.
-    """
+    """On stop an accepted request is answered, a new one gets 503, and the exit status is 0."""
     gateway = start_gateway(**FAKE)
     answers: list[httpx.Response] = []
 
@@ -334,9 +320,7 @@ def test_stopping_finishes_what_was_accepted(start_gateway: Callable[..., Runnin
 
 
 def test_stopping_while_loading_ends_at_once(start_gateway: Callable[..., RunningGateway]) -> None:
-    """A gateway that is told to stop before its model is loaded stops, with status 0 and without
-    its worker.
-    """
+    """A gateway told to stop while it loads stops, with status 0 and without its worker."""
     gateway = start_gateway(**FAKE, wait=False, engine_args={"load_s": 3600})
     wait_until(lambda: any(event["event"] == "loading" for event in gateway.log))
     assert gateway.stop() == 0
@@ -345,9 +329,7 @@ def test_stopping_while_loading_ends_at_once(start_gateway: Callable[..., Runnin
 def test_draining_ends_after_its_timeout(
     start_gateway: Callable[..., RunningGateway],
 ) -> None:
-    """What takes longer than `drain_timeout_s` does not keep the gateway from ending, and is
-    logged.
-    """
+    """Work that takes longer than `drain_timeout_s` is logged, and the gateway ends."""
     gateway = start_gateway(**FAKE, drain_timeout_s=0.2)
     errors: list[Any] = []
 
@@ -369,9 +351,7 @@ def test_draining_ends_after_its_timeout(
 def test_a_unix_socket_serves_the_same(
     start_gateway: Callable[..., RunningGateway], tmp_path: Path
 ) -> None:
-    """With `uds` the gateway listens on a path instead of a port, over what a dead process left
-    there.
-    """
+    """With `uds` the gateway listens on a path, over what a dead process left there."""
     path = tmp_path / "gateway.sock"
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))

@@ -208,9 +208,7 @@ def test_what_a_text_is_read_as(open_page: Callable[..., Page]) -> None:
 
 
 def test_the_prompt_is_shown(open_page: Callable[..., Page]) -> None:
-    """A query is read with the model's prompt, and its name is text whatever it looks like; what
-    a model does not take is not offered.
-    """
+    """A query gets the model's prompt, its name is plain text, and what it lacks is not offered."""
     page = open_page()
     expect(page.get_by_label("query")).to_be_disabled()
     expect(page.get_by_label("Instruction")).to_be_disabled()

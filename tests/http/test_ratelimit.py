@@ -114,9 +114,7 @@ def refused(response: httpx.Response, kind: str, *, retry: bool = True) -> None:
 
 
 def test_requests_are_counted_for_each_key(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A key has its requests and no more, whatever others send; a refused one never reaches the
-    engine.
-    """
+    """A key has its requests and no more; a refused one never reaches the engine."""
     gateway = start(api_keys=KEYS, rate_limit_requests="3/day")
     computed = watch_engine(gateway, "fake", monkeypatch)
     with (
@@ -148,9 +146,7 @@ def test_wrong_keys_cost_nobody_anything(start: Start) -> None:
 
 
 def test_addresses_are_counted_where_there_are_no_keys(start: Start) -> None:
-    """Behind a trusted proxy each client's address counts, IPv6 by its /64, IPv4 in IPv6 by its
-    IPv4.
-    """
+    """Behind a trusted proxy each address counts, IPv6 by its /64, IPv4 in IPv6 by its IPv4."""
     gateway = start(trusted_proxies=["127.0.0.1"], rate_limit_requests="2/day")
 
     def remaining(address: str) -> int:
@@ -205,9 +201,7 @@ def test_probes_and_questions_are_never_limited(start: Start) -> None:
 
 
 def test_paths_count_on_their_own(start: Start) -> None:
-    """A path with a rate has its own counter, and takes nothing from others; a key's own rate
-    counts everywhere.
-    """
+    """A path with a rate has a counter of its own; a key's own rate counts everywhere."""
     gateway = start(
         api_keys=KEYS,
         engine_args={"outputs": ["dense", "colbert"]},
@@ -271,9 +265,7 @@ def test_a_control_character_is_in_no_path(start: Start, sign: str) -> None:
 def test_tokens_are_counted_as_they_are_computed(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Tokens cost what the model reads: what is cached or repeated in a request is free, what is
-    refused as well.
-    """
+    """Tokens cost what the model reads: cached, repeated and refused ones are free."""
     gateway = start(api_keys=KEYS, rate_limit_tokens="20/day", cache_max_bytes=1 << 20)
     computed = watch_engine(gateway, "fake", monkeypatch)
     with (

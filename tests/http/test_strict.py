@@ -122,9 +122,7 @@ def test_every_field_is_covered() -> None:
     ("field", "value"), [(field, value) for field, values in WRONG.items() for value in values]
 )
 def test_a_wrong_value_is_a_400_about_its_field(http: httpx.Client, field: str, value: Any) -> None:
-    """A value of the wrong type, or outside its set, is refused under the field's own name; nothing
-    is converted.
-    """
+    """A value of a wrong type or outside its set is refused by its field; none is converted."""
     error = error_of(embed(http, **{"input": "w1", field: value}), 400)
     assert error["param"] is not None
     assert error["param"].partition("[")[0] == field
@@ -327,9 +325,7 @@ def test_the_limit_holds_for_chunked_bodies(small: httpx.Client, size: int, stat
 def test_the_limit_holds_for_what_gzip_inflates_to(
     small: httpx.Client, size: int, status: int
 ) -> None:
-    """A small gzip body that inflates to more than the limit is a 413, found without inflating the
-    rest.
-    """
+    """A small gzip body that inflates beyond the limit is a 413, found without the rest."""
     body = gzip.compress(padded(size))
     assert len(body) < MOST_BYTES
     assert post(small, body, content_encoding="gzip").status_code == status
@@ -365,9 +361,7 @@ BROKEN_GZIP = {
 
 @pytest.mark.parametrize("body", BROKEN_GZIP.values(), ids=BROKEN_GZIP)
 def test_broken_gzip_is_a_400(http: httpx.Client, body: bytes) -> None:
-    """A gzip body that is truncated, damaged or not one whole member is refused with a word about
-    gzip.
-    """
+    """A gzip body that is cut off, damaged or not one whole member is refused as such."""
     assert "gzip" in error_of(post(http, body, content_encoding="gzip"), 400)["message"]
 
 

@@ -45,9 +45,7 @@ WITHOUT_MODEL = [(o.path, o.example) for o in OPERATIONS if "model" not in o.req
 
 @pytest.fixture(scope="module")
 def gateway(start_gateway: Callable[..., RunningGateway]) -> Iterator[RunningGateway]:
-    """Return a gateway with two models and keys for both, for one by its name, and for one by its
-    alias.
-    """
+    """Return a gateway with two models and keys for both, for one, and for one's alias."""
     running = start_gateway(port=0, models=[{**m, "required": True} for m in MODELS], api_keys=KEYS)
     yield running
     running.stop()
@@ -68,9 +66,7 @@ def test_other_models_are_refused(
     key: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A key for one model gets 403 for another by any of its names, on every route, and nothing is
-    computed.
-    """
+    """A key for one model gets 403 for another by any name on every route; nothing runs."""
     computed = watch_engine(gateway, "closed", monkeypatch)
     with with_key(gateway, key) as http:
         answer = http.post(path, json={"model": name, **body})
@@ -121,9 +117,7 @@ def test_routes_without_a_model_are_no_way_around(
 def test_its_own_model_is_served(
     gateway: RunningGateway, path: str, body: dict[str, Any], name: str, key: str
 ) -> None:
-    """A model that a key is for answers by every one of its names, whichever of them the key was
-    given.
-    """
+    """A model that a key is for answers by all of its names, whichever the key was given."""
     with with_key(gateway, key) as http:
         assert http.post(path, json={"model": name, **body}).status_code == 200
 
@@ -180,9 +174,7 @@ def test_tenants_and_the_cache(
     isolation: str,
     hits: str | None,
 ) -> None:
-    """With `cache_isolation: tenant` another's text is computed anew and counted as such; without,
-    it is shared.
-    """
+    """With `cache_isolation: tenant` another's text is computed anew; without, it is shared."""
     running = start_gateway(
         port=0, models=MODELS, api_keys=KEYS, cache_max_bytes=1 << 20, cache_isolation=isolation
     )
@@ -224,9 +216,7 @@ class Steady(threading.Thread):
 
 @pytest.mark.process
 def test_keys_change_under_load(tmp_path: Path) -> None:
-    """After SIGHUP the new key works and the old one is a 401; an unaffected key has not one failed
-    request.
-    """
+    """After SIGHUP the new key works and the old one is a 401; other keys have no failures."""
     path = tmp_path / "keys.yaml"
     path.write_text("- {name: stays, key: staying}\n- {name: goes, key: going}\n", encoding="utf-8")
     child = Child(tmp_path, "--api-keys-file", str(path))

@@ -121,9 +121,7 @@ def test_it_has_keys_and_deadlines(http: httpx.Client) -> None:
 
 
 def test_it_is_documented(http: httpx.Client) -> None:
-    """The OpenAPI document has its path, its body and its errors, and the shared path has both
-    bodies.
-    """
+    """The OpenAPI document has its path, body and errors; a shared path has both bodies."""
     document = http.get("/openapi.json").json()
     content = document["paths"]["/toy"]["post"]["requestBody"]["content"]
     assert content["application/json"]["schema"] == {"$ref": "#/components/schemas/ToyRequest"}

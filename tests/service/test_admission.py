@@ -41,9 +41,7 @@ def test_a_full_gate_is_a_429_that_holds_nothing() -> None:
 
 
 def test_what_can_never_fit_is_a_400() -> None:
-    """A request beyond the whole limit is told so, as coming back would not help; the limit itself
-    fits.
-    """
+    """A request beyond the whole limit is told so: waiting would not help; the limit fits."""
     gate = Gate(10, "tokens")
     with pytest.raises(InvalidRequest) as caught, gate.admit(11, param="texts"):
         pass
@@ -54,9 +52,7 @@ def test_what_can_never_fit_is_a_400() -> None:
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 12)), max_size=60))
 def test_the_limit_is_never_passed(moves: list[tuple[bool, int]]) -> None:
-    """In any order of coming and going, the sum of what was let in is held, and never over the
-    limit.
-    """
+    """In any order of coming and going the sum let in is held, and never over the limit."""
     gate = Gate(10, "tokens")
     inside: list[tuple[ExitStack, int]] = []
     for comes, amount in moves:

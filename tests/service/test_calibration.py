@@ -38,9 +38,7 @@ def test_ranges_are_read(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_file_is_refused(tmp_path: Path, text: str) -> None:
-    """What is not two lists of as many finite numbers, the smaller ones first, ends the start with
-    the file's name.
-    """
+    """All but two lists of as many finite numbers, smaller ones first, end the start by name."""
     (tmp_path / "ranges.json").write_text(text)
     with pytest.raises(
         BadConfiguration, match=r"calibration_file: .*ranges\.json: it has to hold `min` and `max`"

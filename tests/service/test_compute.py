@@ -225,9 +225,7 @@ async def test_without_a_cache_everything_is_computed() -> None:
 
 
 async def test_isolated_tenants_gain_nothing_from_each_other() -> None:
-    """With isolation, what one tenant has had computed or is waiting for is computed again for
-    another.
-    """
+    """With isolation, what one tenant has or waits for is computed again for another."""
     engine = Engine()
     work = compute(engine)
     work.isolated = True

@@ -72,9 +72,7 @@ def start() -> Iterator[Callable[..., Server]]:
 
 @pytest.mark.process
 def test_systemd_hears_of_every_turn(start: Callable[..., Server], manager: Systemd) -> None:
-    """READY once it serves, RELOADING and READY on SIGHUP, STOPPING on SIGTERM; the watchdog is fed
-    all along.
-    """
+    """READY once it serves, RELOADING on SIGHUP, STOPPING on SIGTERM; the watchdog is fed."""
     server = start(NOTIFY_SOCKET=str(manager.path), WATCHDOG_USEC="600000")
     manager.wait_for("READY=1")
     assert httpx.get(server.url + "/readyz").status_code == 200
@@ -142,9 +140,7 @@ def test_the_watchdog_is_for_whom_it_names(
 def test_a_gateway_whose_watch_has_died_is_not_fed(
     start_gateway: Callable[..., RunningGateway], manager: Systemd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the task that looks after a worker ends by a defect, the watchdog goes hungry and systemd
-    restarts us.
-    """
+    """If a worker's keeper ends by a defect, the watchdog goes hungry and systemd restarts us."""
     monkeypatch.setenv("NOTIFY_SOCKET", str(manager.path))
     monkeypatch.setenv("WATCHDOG_USEC", "600000")
     gateway = start_gateway(**FAKE)
@@ -167,9 +163,7 @@ def test_a_gateway_whose_watch_has_died_is_not_fed(
 
 
 def test_the_port_stays_open_for_the_grace(start_gateway: Callable[..., RunningGateway]) -> None:
-    """An idle gateway goes on refusing for `drain_grace_s`, also on new connections, and then is
-    gone with status 0.
-    """
+    """An idle gateway refuses for `drain_grace_s`, also new connections, and ends with 0."""
     gateway = start_gateway(**FAKE, drain_grace_s=2)
     gateway.loop.call_soon_threadsafe(gateway.gateway.stop)
     while gateway.gateway.lifecycle.phase != "draining":
@@ -231,9 +225,7 @@ def kill_for_good(gateway: RunningGateway, model: str) -> None:
 def test_without_a_model_the_gateway_ends(
     start_gateway: Callable[..., RunningGateway], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When the last model has died too often the gateway ends by itself, so that systemd hears of
-    it.
-    """
+    """Once the last model has died too often the gateway ends, so that systemd hears of it."""
     monkeypatch.setattr("embedding_service.engine.replica.BACKOFF_S", (0.0, 0.0, 0.0))
     gateway = start_gateway(**FAKE)
     kill_for_good(gateway, "fake")
@@ -246,9 +238,7 @@ def test_without_a_model_the_gateway_ends(
 def test_one_dead_model_leaves_the_others(
     start_gateway: Callable[..., RunningGateway], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A model that keeps dying is answered with 503 for itself alone; the gateway stays, and stays
-    ready.
-    """
+    """A model that keeps dying is a 503 for itself alone; the gateway stays ready."""
     monkeypatch.setattr("embedding_service.engine.replica.BACKOFF_S", (0.0, 0.0, 0.0))
     sound = {"model_name": "sound", "gpu_memory_utilization": 0.2}
     dying = {**sound, "model_name": "dying"}

@@ -106,9 +106,7 @@ def contents(prepared: Prepared) -> list[list[int]]:
 def test_families_have_the_prompts_of_their_model_cards(
     model: str, fields: dict[str, Any], prefix: str
 ) -> None:
-    """Each model family puts before a text what its model card says, and nothing unless it is asked
-    to.
-    """
+    """A family puts before a text what its model card says, and nothing unless asked to."""
     assert encoder(model_name=model).prompts.prefix(job("a", **fields), None) == prefix
 
 
@@ -143,9 +141,7 @@ OWN = {"prompts": {"query": "Q: ", "passage": "P: ", "other": "O: "}}
 def test_models_bring_their_own_prompts(
     facts: dict[str, Any], fields: dict[str, Any], prefix: str
 ) -> None:
-    """A model's own prompts serve input_type and prompt_name, and its default prompt every other
-    request.
-    """
+    """A model's own prompts serve input_type and prompt_name, its default one all others."""
     assert encoder(facts=facts).prompts.prefix(job("a", **fields), None) == prefix
 
 
@@ -327,9 +323,7 @@ lengths = st.lists(st.integers(0, 40), min_size=1, max_size=6)
 def test_everything_fits_after_truncation(
     sizes: list[int], context: int, truncate: Truncate
 ) -> None:
-    """No chunk is longer than the context; left and right keep an end, chunks keep every token in
-    order.
-    """
+    """All chunks fit; left and right keep an end, chunks keep every token in order."""
     texts = [words(size, 50 * i) or " " for i, size in enumerate(sizes)]
     whole = [[100 + 50 * i + k for k in range(size)] for i, size in enumerate(sizes)]
     prepared = short(context).prepare(job(*texts, truncate=truncate), "", max_total=PLENTY)
@@ -420,9 +414,7 @@ def test_order_is_kept_over_many_parts() -> None:
 
 @pytest.mark.parametrize("truncate", list(Truncate))
 def test_a_request_has_at_most_so_many_tokens(truncate: Truncate) -> None:
-    """The limit counts what the model would read, special tokens and prompts included, and is named
-    in the error.
-    """
+    """The limit counts all that the model would read, and is named in the error."""
     request = job(*[words(8)] * 10, truncate=truncate)
     assert encoder().prepare(request, "w1 ", max_total=110).total == 110
     with pytest.raises(InvalidRequest) as caught:
@@ -491,9 +483,7 @@ def test_native_ids_are_in_the_vocabulary_or_refused(inputs: list[list[int]]) ->
     )
 )
 def test_any_cl100k_ids_are_text_or_refused(ids: list[int]) -> None:
-    """Any ids, also half a character, decode to some text or are refused by index; nothing else
-    happens.
-    """
+    """Any ids decode to some text or are refused by index; nothing else happens."""
     try:
         prepared = short(20).prepare(job([100], ids, truncate=Truncate.RIGHT), "", max_total=PLENTY)
     except InvalidRequest as error:
@@ -511,9 +501,7 @@ def test_a_request_that_fits_is_not_copied_about() -> None:
 
 
 def test_every_cl100k_id_is_what_bpe_openai_decodes() -> None:
-    """Each id of cl100k_base is read as the package with the ranks reads it, and the unused ones
-    are refused.
-    """
+    """Each id of cl100k_base is read as bpe_openai reads it; unused ones are refused."""
     encoding = bpe_openai.get_encoding("cl100k_base")
     for token in range(cl100k.VOCABULARY):
         try:

@@ -78,9 +78,7 @@ async def test_all_or_nothing(clock: Clock) -> None:
     ],
 )
 async def test_it_comes_back(clock: Clock, rate: str, seconds: int) -> None:
-    """A used rate slides back: nothing just before the window turns, half of it half a window
-    later, then all.
-    """
+    """A used rate slides back: none before the window turns, half half a window later."""
     kept = rates()
     begin = clock.now - clock.now % seconds
     clock.now = begin
@@ -119,9 +117,7 @@ async def test_what_is_given_back_can_be_taken_again(clock: Clock) -> None:
 
 
 async def test_nothing_is_given_back_to_another_window(clock: Clock) -> None:
-    """Work that fails after its window has turned opens no more than the rate in the one that
-    follows.
-    """
+    """Work that fails after its window has turned opens no more than the rate in the next."""
     kept = rates()
     taken = await kept.take("tokens", "a", "10/minute", 10)
     clock.now += 119
@@ -164,9 +160,7 @@ class Counting(OrderedDict[str, float]):
 
 
 async def test_a_hit_costs_the_same_however_many_there_are(clock: Clock) -> None:
-    """The work of a hit does not grow with the number of addresses, and yet the expired are
-    forgotten.
-    """
+    """A hit's work does not grow with the addresses, and expired ones are forgotten."""
     memory = BoundedMemory()
     memory.expirations = Counting()
     kept = rates(memory)
@@ -189,9 +183,7 @@ async def test_a_hit_costs_the_same_however_many_there_are(clock: Clock) -> None
 
 
 async def test_counters_are_bounded(clock: Clock) -> None:
-    """However many addresses ask within a window, no more counters are kept, and a forgotten one
-    opens no debt.
-    """
+    """However many addresses ask, counters are bounded, and a forgotten one opens no debt."""
     memory = BoundedMemory(most=50)
     kept = rates(memory)
     taken = await kept.take("tokens", "a", "10/minute", 8)
@@ -264,9 +256,7 @@ async def test_cancelled_work_is_not_paid(clock: Clock) -> None:
 
 
 async def test_the_error_says_when_to_come_back(clock: Clock) -> None:
-    """Who is over a limit hears when he will not be, at least a second; what can never fit is not
-    to be tried again.
-    """
+    """A refused caller hears when to come back, if ever; at least a second later."""
     kept = rates()
     clock.now += 59.5
     await kept.take("tokens", "a", "10/minute", 8)

@@ -86,9 +86,7 @@ def redis(_server: RedisServer) -> RedisServer:
 def pair(
     start_gateway: Start, _server: RedisServer
 ) -> Iterator[tuple[RunningGateway, RunningGateway]]:
-    """Return two instances that share a Redis; what they know in memory stays, so each test has
-    texts of its own.
-    """
+    """Return two instances that share a Redis and keep their memory: each test has its texts."""
     one, other = (start_gateway(**SHARED, redis_url=_server.url) for _ in range(2))
     yield one, other
     assert one.stop() == other.stop() == 0
@@ -184,9 +182,7 @@ class Breaking:
 
 
 async def test_the_breaker_opens_after_three_failures() -> None:
-    """Single failures are counted and nothing else; the third in a row is logged once, and then
-    nobody asks.
-    """
+    """Failures are counted; the third in a row is logged once, and then nobody asks."""
     it = Breaking()
     assert await it.ask() == "answer"
     for _ in range(2):
@@ -206,9 +202,7 @@ async def test_the_breaker_opens_after_three_failures() -> None:
 
 
 async def test_the_breaker_closes_when_redis_is_back() -> None:
-    """After five seconds one asks while the others wait; failure means five more, without a line
-    each time.
-    """
+    """After five seconds one asks while others wait; failure means five more, in silence."""
     it = Breaking()
     for _ in range(3):
         await it.ask(RedisGone())
@@ -273,9 +267,7 @@ async def test_defects_are_not_hidden() -> None:
     ],
 )
 def test_a_wrong_address_is_refused(url: str) -> None:
-    """What is no address of a Redis, or has an option nobody knows, is one line without the
-    password.
-    """
+    """A wrong address of Redis, or an unknown option, is one line without the password."""
     with pytest.raises(BadConfiguration, match=r"^redis_url: [^\n]*$") as caught:
         connect(url)
     assert PASSWORD not in str(caught.value)
@@ -295,9 +287,7 @@ def test_rows_come_back(shape: tuple[int, int]) -> None:
 
 
 def test_what_does_not_fit_is_not_believed() -> None:
-    """No changed bit, no missing or additional byte, no other name's value, and no NaN is taken for
-    a vector.
-    """
+    """No changed bit, missing or additional byte, other name's value or NaN becomes a vector."""
     raw = pack(np.arange(4, dtype=np.float32).reshape(2, 2), b"name")
     for position in range(len(raw) * 8):
         changed = bytearray(raw)
@@ -323,9 +313,7 @@ def test_what_does_not_fit_is_not_believed() -> None:
 def test_instances_share_results(
     pair: tuple[RunningGateway, RunningGateway], redis: RedisServer, patient: None
 ) -> None:
-    """What one instance has computed, another gives without its engine; names have the prefix and
-    an end.
-    """
+    """One instance's results are the other's; names have the prefix and an end."""
     one, other = pair
     names = put(one, redis, "w1", "w2 w3")
     assert x_cache(other, "w2 w3", "w9", "w1") == "2/3"
@@ -345,9 +333,7 @@ def test_instances_share_results(
 
 @pytest.mark.server
 def test_the_prefix_keeps_services_apart(start: Start, redis: RedisServer, patient: None) -> None:
-    """Another prefix knows nothing, and forgetting everything forgets what lies under the own
-    prefix alone.
-    """
+    """Another prefix knows nothing; forgetting everything stays below the own prefix."""
     one, other = start(redis_prefix="a[b]*:", cache_ttl_s=60), start(redis_prefix="ab:")
     x_cache(one, "w1")
     wait_until(lambda: len(redis.client.keys("*")) == 1)
@@ -383,9 +369,7 @@ def test_other_models_do_not_share(
 def test_equal_weights_are_shared(
     start: Start, redis: RedisServer, patient: None, tmp_path: Path
 ) -> None:
-    """Copies of a model find each other's results, whatever folder and model are called; other
-    weights do not.
-    """
+    """Copies of a model share results, whatever folder and name; other weights do not."""
     for name, weights in (("a", "1"), ("b", "1"), ("c", "2")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.bin").write_text(weights)
@@ -435,9 +419,7 @@ def test_damaged_values_are_computed_again(
 
 @pytest.mark.server
 def test_instances_share_rates(start: Start, redis: RedisServer, patient: None) -> None:
-    """Requests and tokens count together, wherever they are sent; what fails is given back there,
-    too.
-    """
+    """Requests and tokens count together, whoever gets them; a failed one's come back."""
     rates = {"rate_limit_requests": "6/day", "rate_limit_tokens": "20/day", "api_keys": ["a-key"]}
     one, other = start(**rates), start(**rates)
     headers = {"x-api-key": "a-key"}
@@ -497,9 +479,7 @@ async def test_rates_in_redis_say_when_it_fits(kept: Rates) -> None:
 async def test_what_redis_counted_is_given_back_there_or_not_at_all(
     redis: RedisServer, patient: None
 ) -> None:
-    """When Redis goes while a request is computed, its tokens do not become a credit of this
-    instance's own.
-    """
+    """Tokens of a Redis that goes meanwhile become no credit of this instance's own."""
     it, client = Breaking(), connect(redis.url)
     kept = Rates(
         Settings(engine="fake"), it.metrics, SharedCounters(client, it.breaker, prefix="embedding:")
@@ -587,9 +567,7 @@ def test_redis_behind_tls(start: Start, tmp_path: Path, certificate: Path, patie
 def test_a_stranger_behind_tls_is_not_used(
     start: Start, tmp_path: Path, certificate: Path, patient: None
 ) -> None:
-    """A server whose certificate nobody we trust has signed gets no password and no results;
-    requests go on.
-    """
+    """A server with a stranger's certificate gets no password; requests go on."""
     server = RedisServer(tmp_path, password=PASSWORD, certificate=certificate)
     try:
         one = start(redis_url=server.url)
@@ -606,9 +584,7 @@ def test_a_stranger_behind_tls_is_not_used(
 def test_a_slow_handshake_is_finished_all_the_same(
     start: Start, redis: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where connecting takes longer than an answer may, later requests find the connection that
-    earlier ones began.
-    """
+    """Where connecting takes long, later requests find the connection that earlier ones began."""
     make = Connection._connect
 
     async def slow(self: Connection) -> None:
@@ -683,9 +659,7 @@ def test_requests_go_on_without_redis(
 
 
 def test_a_redis_that_was_never_there(start: Start, tmp_path: Path) -> None:
-    """A gateway starts, serves and ends without the Redis it was told of; only clearing it cannot
-    be promised.
-    """
+    """A gateway works without the Redis it was told of; only clearing is not promised."""
     url = f"unix://:{PASSWORD}@{tmp_path}/nobody.sock"
     one = start(redis_url=url, rate_limit_requests="100/day", rate_limit_tokens="1000/day")
     assert x_cache(one, "w1") is None

@@ -123,9 +123,7 @@ def test_an_answer_is_complete(service: Service) -> None:
 
 @pytest.mark.parametrize("count", [1, INTERACTIVE_TEXTS, INTERACTIVE_TEXTS + 1, 600])
 def test_small_and_large_requests_are_alike(service: Service, count: int) -> None:
-    """Whether work is done on the event loop or in a thread, alone or in slices, the vectors are
-    the same.
-    """
+    """On the event loop or in a thread, alone or in slices, the vectors are the same."""
     texts = [f"w{i}" for i in range(count)]
     np.testing.assert_allclose(
         dense(service.embed(replace(JOB, inputs=texts))), unit_vectors(*texts), rtol=1e-6
@@ -194,9 +192,7 @@ def wait_until(condition: Callable[[], object]) -> None:
 
 
 def test_too_many_tokens_at_once_are_a_429(narrow: Service) -> None:
-    """While the engine's queue is full, what does not fit is sent away with a time, and fits again
-    later.
-    """
+    """While the engine's queue is full, more is sent away with a time, and fits later."""
     busy = narrow.begin(replace(JOB, inputs=["fault-slow" + " w1" * 60]))
     wait_until(lambda: narrow.model.gate.held == 63)
     refused = narrow.refusal(replace(JOB, inputs=["w1 " * 40]))
@@ -217,9 +213,7 @@ def test_more_tokens_than_the_queue_holds_are_a_400(narrow: Service) -> None:
 
 
 def test_answers_are_reserved_until_they_are_sent(narrow: Service) -> None:
-    """The bytes of an answer stay reserved as long as its lease is open, and bound what else is
-    computed.
-    """
+    """An answer's bytes stay reserved while its lease is open, and bound other work."""
     leases = ExitStack()
     job = replace(JOB, inputs=["w1"] * 8, encoding=Encoding.FLOAT)
     narrow.embed(job, leases=leases)
@@ -285,9 +279,7 @@ def test_numbers_are_the_models_own_without_normalisation(service: Service) -> N
 def test_a_bulk_request_is_refused_unread_while_the_queue_is_full(
     start_gateway: Callable[..., RunningGateway], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What surely does not fit is not tokenised first; a short request is, since the cache may know
-    it.
-    """
+    """What cannot fit is not tokenised; a short request is, as the cache may know it."""
     gateway = start_gateway(**FAKE, max_queued_tokens=400, cache_max_bytes=1 << 20)
     full = Service(gateway)
     full.embed(replace(JOB, inputs=["w1"]))

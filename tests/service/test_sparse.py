@@ -21,9 +21,7 @@ weights_of_ids = st.dictionaries(
 
 @given(weights_of_ids, st.sampled_from([1, 7, 1000, HASH_SPACE]))
 def test_hash_sums_collisions(weights: dict[int, float], space: int) -> None:
-    """An index is the first 32 bits of the id's sha256, modulo the space; colliding weights are
-    summed.
-    """
+    """An index is 32 bits of the id's sha256, modulo the space; collisions are summed."""
     ids = sorted(weights)
     sparse = Sparse(
         np.array(ids, np.int64), np.array([weights[token] for token in ids], np.float32)

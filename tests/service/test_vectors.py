@@ -50,9 +50,7 @@ def test_chunk_mean_is_the_weighted_mean(
 def test_dense_vectors_are_cut_first_and_scaled_then(
     vectors: Any, dimensions: int, normalize: bool
 ) -> None:
-    """A vector is the beginning of the model's own, scaled to length 1 if that is wanted; zeros
-    stay zeros.
-    """
+    """A vector is the beginning of the model's own, at length 1 if wanted; zeros stay."""
     shaped = shape_dense(vectors, dimensions=dimensions, normalize=normalize)
     assert shaped.dtype == np.float32
     assert shaped.flags.c_contiguous

@@ -30,9 +30,7 @@ from embedding_service.settings import flags
     ],
 )
 def test_flags_are_read(arguments: list[str], settings: dict[str, Any]) -> None:
-    """Flags come with a blank or an equals sign; text stays text, and brackets make lists and
-    mappings.
-    """
+    """Flags come with a blank or an equals sign; brackets make lists and mappings."""
     assert flags.read(arguments) == settings
 
 

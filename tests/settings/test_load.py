@@ -82,9 +82,7 @@ def test_file_then_environment_then_flags(
     flag: str | None,
     expected: int,
 ) -> None:
-    """The environment wins over the file and a flag over both; an empty variable is as good as
-    none.
-    """
+    """The environment wins over the file, a flag over both; an empty variable is none."""
     config = write("{}" if in_file is None else f"port: {in_file}")
     if in_environment is not None:
         monkeypatch.setenv("EMBEDDING_PORT", in_environment)
@@ -350,9 +348,7 @@ def test_loopback_needs_no_key(host: str) -> None:
     "host", ["0.0.0.0", "::", "192.0.2.7", "my-host", "localhost.example", "127.0.0.1.example", ""]
 )
 def test_elsewhere_a_key_or_a_word_is_needed(host: str, tmp_path: Path) -> None:
-    """On any other address a gateway needs a key, or `allow_anonymous: true`; a Unix socket has its
-    own permissions.
-    """
+    """Elsewhere it takes a key or `allow_anonymous: true`; a Unix socket has permissions."""
     message = refusal(None, host=host)
     assert "api_keys" in message
     assert "allow_anonymous" in message

@@ -32,9 +32,7 @@ def apply(
     ],
 )
 def test_a_variable_sets_settings(environment: Any, tree: dict[str, Any]) -> None:
-    """A variable sets one setting or several, also inside others, which are made where they are
-    missing.
-    """
+    """A variable sets one setting or several, also inside others, made where missing."""
     assert apply(environment, {"OLD": " 7\n"}) == (tree, dict.fromkeys(_leaves(tree), "OLD"), [])
 
 

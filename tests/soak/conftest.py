@@ -234,9 +234,7 @@ def record(request: pytest.FixtureRequest) -> Callable[[str, str, str], None]:
 
 
 def pytest_sessionfinish() -> None:
-    """Write the figures between the marks of the page, in place of what the same tests wrote
-    before.
-    """
+    """Write the figures between the page's marks, in place of those of an earlier run."""
     if not _ROWS or not REPORT.is_file():
         return
     before, _, rest = REPORT.read_text(encoding="utf-8").partition(BEGIN)

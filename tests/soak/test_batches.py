@@ -73,9 +73,7 @@ def queries(http: httpx.Client, load: Load, alone_s: float) -> list[float]:
 def test_queries_beside_a_batch(
     serve: Callable[..., Server], record: Record, tmp_path: Path
 ) -> None:
-    """A lone text's p99 is that alone and two engine steps at most; the batch keeps four fifths of
-    what it does alone.
-    """
+    """A lone text's p99 is its own and two steps; the batch keeps four fifths of its speed."""
     server = serve(state_dir=str(tmp_path))
     load = Load(server)
     with httpx.Client(base_url=server.url, timeout=300) as http:

@@ -63,9 +63,7 @@ def begin(threads: ThreadPoolExecutor, server: Server, texts: int, requests: int
 
 
 def test_a_killed_engine(server: Server, record: Record) -> None:
-    """SIGKILL of the only engine: not ready within 2 s, new requests refused within 2 s, nothing
-    accepted is lost.
-    """
+    """SIGKILL of the only engine: not ready and refusing within 2 s, nothing accepted lost."""
     with ThreadPoolExecutor(8) as threads:
         pending = begin(threads, server, 200, requests=6)
         (worker,) = server.children()
@@ -99,9 +97,7 @@ def test_a_stopped_engine(server: Server, record: Record) -> None:
 
 
 def test_a_killed_gateway(server: Server, record: Record) -> None:
-    """SIGKILL of the gateway leaves no engine process behind, although it is in the middle of a
-    step.
-    """
+    """SIGKILL of the gateway leaves no engine behind, although one is in a step."""
     with ThreadPoolExecutor(1) as threads:
         begin(threads, server, 500)
         workers = server.children()
@@ -145,9 +141,7 @@ def test_draining_real_work(server: Server, record: Record) -> None:
 
 
 async def test_no_false_alarm(serve: Callable[..., Server], tmp_path: Path, record: Record) -> None:
-    """Saturation with short, long and 8,192-token texts kills no healthy worker; memory,
-    descriptors and tasks stay.
-    """
+    """Saturation with texts of all lengths kills no worker; memory and descriptors stay."""
     from tests import checkpoints
 
     server = serve(

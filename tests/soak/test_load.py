@@ -37,9 +37,7 @@ def server(serve: Callable[..., Server]) -> Iterator[Server]:
 
 
 async def test_a_warm_hit(server: Server, record: Record) -> None:
-    """A text that the cache knows is answered in at most 3 ms (median) while nothing else is going
-    on.
-    """
+    """A cached text is answered in at most 3 ms (median) while nothing else goes on."""
     body = json.dumps({"model": MODEL, "input": "a warm hit", "encoding_format": "base64"}).encode()
     async with session() as http:
         times = []
@@ -81,9 +79,7 @@ async def test_a_refusal_is_cheap_and_disturbs_nobody(server: Server, record: Re
 
 
 async def _refusals(server: Server, load: Load) -> float:
-    """Return the median milliseconds of a refusal that comes alone, while the queue is full of one
-    request.
-    """
+    """Return the median ms of a lone refusal while one request fills the queue."""
     times: list[float] = []
     async with session() as http:
         while len(times) < 15:
@@ -139,9 +135,7 @@ async def test_bulk_is_not_starved(server: Server, record: Record) -> None:
 
 
 async def test_slow_clients_are_not_felt(server: Server, record: Record) -> None:
-    """A thousand connections that never finish their headers leave the others' times as they were,
-    in pairs.
-    """
+    """A thousand connections without whole headers leave others' times as they were."""
     host, port = server.url.removeprefix("http://").split(":")
     ratios = []
     for _ in range(ROUNDS):

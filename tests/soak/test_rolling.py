@@ -22,9 +22,7 @@ TURNS = 12
 
 
 def test_rolling_behind_nginx(tmp_path: Path, record: Callable[[str, str, str], None]) -> None:
-    """One instance killed and all three rolled, again and again under steady load: no request
-    fails.
-    """
+    """One instance killed and all three rolled under steady load: no request fails."""
     instances = run_instances(tmp_path, "--engine-args", json.dumps({"step_s": 0.02}))
     proxy = run_nginx(tmp_path, [instance.port for instance in instances])
     try:

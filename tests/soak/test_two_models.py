@@ -78,9 +78,7 @@ def gateway(
 
 
 class Load:
-    """Threads that send requests one after another, and count what was answered well and what was
-    not.
-    """
+    """Threads that send requests one after another, and count good answers and others."""
 
     def __init__(self, http: httpx.Client, requests: Requests) -> None:
         self.http = http
@@ -141,9 +139,7 @@ def is_idle(gateway: RunningGateway) -> bool:
 
 
 def test_an_embedder_and_a_reranker_share(gateway: RunningGateway) -> None:
-    """Under mixed load nothing fails, each completes a fair part of what it does alone, nothing
-    stays queued.
-    """
+    """Under mixed load nothing fails, each has a fair part, and nothing stays queued."""
     with gateway.client(timeout=60) as http:
         run(http, EMBED, RERANK, duration_s=2)  # first requests allocate
         alone = [run(http, requests, duration_s=CALIBRATION_S)[0] for requests in (EMBED, RERANK)]

@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """Return the folder of a checkpoint by its builder in `tests.checkpoints`, building it when
-    first asked.
-    """
+    """Return a checkpoint's folder by its builder's name, built when first asked for."""
     built: dict[str, Path] = {}
 
     def build(name: str, **options: object) -> Path:
@@ -38,9 +36,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 @pytest.fixture(scope="session")
 def tiny(start_gateway: Callable[..., RunningGateway], checkpoint: Checkpoint) -> Gateways:
-    """Return gateways by model, `tiny-qwen3-embedding` and `tiny-xlmr`, float32; they read token
-    ids as their own.
-    """
+    """Return float32 gateways of the two tiny models, which read token ids as their own."""
     return _start_all(start_gateway, _tiny_models(checkpoint), dtype="float32")
 
 

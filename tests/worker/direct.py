@@ -31,9 +31,7 @@ Prompt = tuple[list[int], dict[str, Any]]  # token ids and the arguments of Pool
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What came back: a flat array for each prompt, what the model was called with, what our
-    attention saw.
-    """
+    """What came back: an array a prompt, what the model and our attention were called with."""
 
     answers: list[npt.NDArray[np.float32]]
     calls: int

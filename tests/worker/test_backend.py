@@ -148,9 +148,7 @@ def run(program: str, **more: object) -> dict[str, object]:
 
 
 def test_what_is_refused_leaves_the_rest_unharmed() -> None:
-    """Inputs that would end the engine are told what is wrong; those beside them are computed,
-    aborted ones are not.
-    """
+    """Inputs that would end the engine are told so; those beside them are computed."""
     assert run(REFUSALS) == {
         "empty": "an input has 0 tokens; this model takes 1 to 64",
         "long": "an input has 65 tokens; this model takes 1 to 64",

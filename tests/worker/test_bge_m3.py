@@ -120,9 +120,7 @@ def engines(
 
 @pytest.fixture(scope="module")
 def served(engines: Callable[[str], list[direct.Batch]]) -> list[direct.Batch]:
-    """One engine's answers: all texts with everything, the first twenty with dense, all with mixed
-    subsets.
-    """
+    """One engine's answers: all texts with all, twenty with dense, all with subsets."""
     return engines("whole")
 
 
@@ -162,9 +160,7 @@ def assert_parity(
 
 @pytest.mark.engine
 def test_the_texts_try_what_they_should(token_ids: list[list[int]], oracle: dict[str, Any]) -> None:
-    """The oracle saw every token, and the texts cover the lengths and cases that parity is claimed
-    for.
-    """
+    """The oracle saw every token, and the texts cover all lengths and cases claimed."""
     lengths = [len(ids) for ids in token_ids]
     assert [len(vectors) + 1 for vectors in oracle["colbert_vecs"]] == lengths
     assert len(lengths) >= 100
@@ -234,9 +230,7 @@ def test_a_checkpoint_without_heads_serves_the_rest(
     served: list[direct.Batch],
     engines: Callable[[str], list[direct.Batch]],
 ) -> None:
-    """A missing head leaves the engine alive and the other vectors as they were; its absence is
-    seen by `unpack`.
-    """
+    """A missing head leaves engine and other vectors as they were; `unpack` sees it."""
     ids = token_ids[10]
     available = bge_m3.available_outputs(str(checkpoint("tiny_bge_m3", heads=heads)))
     assert available == {DENSE, HIDDEN_STATES, *heads}

@@ -91,9 +91,7 @@ def watched(
 
 
 def requests() -> list[dict[str, Any]]:
-    """Return 64 requests of every size and encoding; the largest are refused for their tokens, once
-    they are read.
-    """
+    """Return 64 requests of every size and encoding, the largest of them refused."""
     prose = texts.varied(240)
     small = [{"input": prose[number]} for number in range(0, 240, 6)]
     batches = [
@@ -138,9 +136,7 @@ def test_no_callback_keeps_the_loop(watched: RunningGateway, stopwatch: Stopwatc
 
 
 def test_one_text_overtakes_two_thousand(tiny: Gateways, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A one-text request that arrives while 2,048 texts are computed is done after at most two
-    engine steps.
-    """
+    """A lone text that arrives while 2,048 are computed is done after two steps at most."""
     gateway = tiny["tiny-xlmr"]
     (model,) = gateway.gateway.service.models
     (replica,) = model.engine.replicas

@@ -194,9 +194,7 @@ def test_every_kind_of_output_has_its_frame(bench: Bench) -> None:
 
 
 def test_an_interactive_request_overtakes(bench: Bench) -> None:
-    """A text that arrives while a bulk job of 2,048 runs is answered within two engine steps, and
-    counts them.
-    """
+    """A text beside a bulk job of 2,048 is answered within two steps, and counts them."""
     bench.put(1, texts(2048))
     bench.backend.during[5] = lambda: bench.put(2, texts(1), INTERACTIVE)
     answers = bench.run(2)
@@ -265,9 +263,7 @@ def test_bulk_jobs_run_in_order(bench: Bench) -> None:
 
 
 def test_steps_are_bounded_by_tokens(bench: Bench) -> None:
-    """A step holds no more tokens than the backend takes; a text that is longer alone still runs,
-    alone.
-    """
+    """A step holds no more tokens than the backend takes; a longer text runs alone."""
     long = [100] * (bench.backend.limits.tokens + 10)
     medium = [100] * (bench.backend.limits.tokens // 3)
     bench.put(1, [medium] * 4 + [long] + [medium])
@@ -300,9 +296,7 @@ def test_cancelling_everything_leaves_nothing_behind(bench: Bench) -> None:
 
 
 def test_expired_work_never_runs(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A job whose deadline has passed is told so without a step; one that expires half-way stops
-    there.
-    """
+    """A job past its deadline is told so without a step; one half-way stops there."""
     passed_s: list[float] = []
     clock = SimpleNamespace(monotonic=lambda: time.monotonic() + sum(passed_s))
     monkeypatch.setattr("embedding_service.worker.loop.time", clock)
@@ -320,9 +314,7 @@ def test_expired_work_never_runs(bench: Bench, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("place", [0, 3, BATCH, 2 * BATCH - 1])
 def test_a_rejected_input_fails_alone(bench: Bench, place: int) -> None:
-    """An input that the backend refuses fails its own job with the reason; other jobs do not
-    notice.
-    """
+    """A refused input fails its own job with the reason; other jobs do not notice."""
     inputs = texts(2 * BATCH)
     inputs[place] = [0, FAULTS["fault-reject"], 1]
     bench.put(1, inputs)
@@ -386,9 +378,7 @@ def test_a_small_result_does_not_wait_for_a_large_one(bench: Bench) -> None:
     "ignore::pytest.PytestUnhandledThreadExceptionWarning"
 )  # the end of the receiver
 def test_pings_are_answered_during_a_step(bench: Bench) -> None:
-    """The receiving thread answers with the counters while the engine is busy, and minds its own
-    generation only.
-    """
+    """The receiving thread answers pings of its generation while the engine is busy."""
     busy, finish = threading.Event(), threading.Event()
     bench.backend.during[1] = lambda: busy.set() or finish.wait(30)
     bench.receiver.start()
@@ -483,9 +473,7 @@ class OverflowingBackend(FakeBackend):
 
 
 def test_a_model_without_numbers_is_refused() -> None:
-    """A model whose vectors of plain English are not finite ends the start-up with a line that says
-    so.
-    """
+    """A model whose vectors are not finite ends the start with a line that says so."""
     with pytest.raises(ModelRefused, match="not finite"):
         warm_up(OverflowingBackend(ModelOptions(engine="fake")))
 
@@ -502,9 +490,7 @@ def ahead(tmp_path: Path) -> Iterator[Bench]:
 
 
 def test_a_full_step_is_launched_behind_the_running_one(ahead: Bench) -> None:
-    """With three steps' worth of texts two are launched before the first is waited for; results are
-    those of the inputs.
-    """
+    """With three steps' worth of texts a second is launched before the first is done."""
     launched: list[int] = []
     for step in (1, 2, 3, 4):
         ahead.backend.during[step] = lambda: launched.append(len(ahead.backend.steps))

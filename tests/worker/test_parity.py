@@ -164,9 +164,7 @@ def test_minilm_equals_sentence_transformers(
 def test_qwen3_equals_transformers(
     tiny: Gateways, qwen3: Transformers, instruction: str | None
 ) -> None:
-    """Qwen3 vectors are the state at the appended end token, with the instruction before the text
-    if one is sent.
-    """
+    """Qwen3 vectors are the state at the appended end token, any instruction before it."""
     prompt = INSTRUCTED if instruction else ""
     with tiny["tiny-qwen3-embedding"].client(timeout=300) as http:
         ours = embed_all(http, "tiny-qwen3-embedding", TEXTS, instruction=instruction)
@@ -174,9 +172,7 @@ def test_qwen3_equals_transformers(
 
 
 def test_xlmr_equals_transformers(tiny: Gateways, xlmr: Transformers) -> None:
-    """XLM-RoBERTa vectors are the state at the first token, also around special tokens written
-    inside a text.
-    """
+    """XLM-RoBERTa vectors are the first token's state, special tokens in a text or not."""
     inputs = [
         *TEXTS,
         "a <pad> fox <s> jumps </s> over <unk> <pad> dog",
@@ -251,9 +247,7 @@ def test_qwen3_reads_its_end_token_last(
     *,
     as_ids: bool,
 ) -> None:
-    """The last id that the engine reads is `<|endoftext|>`, also after truncation and for token
-    ids.
-    """
+    """The last id that the engine reads is `<|endoftext|>`, also after truncation."""
     end = qwen3.tokenizer.convert_tokens_to_ids("<|endoftext|>")
     long, short = texts.long_text(3000), "The capital of France"
     contents = [
@@ -289,9 +283,7 @@ def raw(http: httpx.Client, path: str, inputs: Any) -> list[Rows]:
 def test_embed_all_equals_transformers(
     float32: Gateways, qwen3: Transformers, xlmr: Transformers, model: str
 ) -> None:
-    """`/embed_all` gives transformers' `last_hidden_state` of every token, special ones included,
-    as it is.
-    """
+    """`/embed_all` gives transformers' `last_hidden_state` of every token as it is."""
     minilm = Transformers(minilm_folder(), position=0)
     minilm.tokenizer.model_max_length = 256  # where sentence-transformers cuts
     reference = dict(zip(MODELS, (minilm, qwen3, xlmr), strict=True))[model]

@@ -141,9 +141,7 @@ def _wrong_settings(checkpoint: Checkpoint, folder: Path) -> dict[str, dict[str,
 
 
 class Runs:
-    """The start-ups, two at a time, one of them at level debug; and the process that has the
-    others' lines.
-    """
+    """The start-ups, two at a time, one at level debug; and the process with others' lines."""
 
     def __init__(
         self, threads: Executor, settings: dict[str, dict[str, Any]], folder: Path
@@ -171,9 +169,7 @@ def runs(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> It
 
 @pytest.mark.parametrize("cause", WHOLE)
 def test_one_line_names_the_cause(runs: Runs, cause: str) -> None:
-    """Start-up ends with status 4 and one line that names the cause; only the debug log has the
-    engine's traceback.
-    """
+    """Start-up ends with status 4 and a line with the cause; the debug log has the rest."""
     ending = runs.endings[cause].result()
     assert ending.status == 4
     (line,) = ending.plain

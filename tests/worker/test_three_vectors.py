@@ -110,9 +110,7 @@ def embed(http: Served, **fields: Any) -> list[dict[str, Any]]:
 
 
 def rerank(http: Served, model: str, **fields: Any) -> Floats:
-    """Return the scores of the documents in their own order, having checked that the answer is
-    sorted.
-    """
+    """Return the documents' scores in their own order, from an answer that is sorted."""
     request = {"model": model, "query": QUERY, "documents": DOCUMENTS, **fields}
     answer = http.post("/v1/rerank", json=request)
     assert answer.status_code == 200, answer.text
@@ -143,9 +141,7 @@ def test_all_three_equal_flagembedding(http: Served, oracle: dict[str, Any], enc
 
 
 def test_embed_all_equals_transformers(http: Served, checkpoint: Checkpoint) -> None:
-    """`/embed_all` of BGE-M3 gives the encoder's last hidden state of every token, not its ColBERT
-    vectors.
-    """
+    """`/embed_all` of BGE-M3 gives the last hidden states, not its ColBERT vectors."""
     import torch
     from transformers import AutoModel, AutoTokenizer
 
@@ -270,9 +266,7 @@ def test_long_pairs_are_cut_as_tei_cuts_them(http: Served, checkpoint: Checkpoin
 
 
 def test_bert_cross_encoder_uses_token_types(http: Served, checkpoint: Checkpoint) -> None:
-    """A BERT cross-encoder's scores are transformers' to 1e-4, which they are only with both
-    segments numbered.
-    """
+    """A BERT cross-encoder's scores are transformers' to 1e-4: both segments are numbered."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -329,9 +323,7 @@ def test_qwen3_reranker_equals_transformers(
 
 
 def splade_reference(folder: Path, texts: list[str]) -> list[dict[int, float]]:
-    """Return the weights of `naver/splade-v3`'s own recipe: max over tokens of log(1 +
-    relu(logit)).
-    """
+    """Return `naver/splade-v3`'s own weights: max over tokens of log(1 + relu(logit))."""
     import torch
     from transformers import AutoModelForMaskedLM, AutoTokenizer
 
@@ -347,9 +339,7 @@ def splade_reference(folder: Path, texts: list[str]) -> list[dict[int, float]]:
 
 
 def test_splade_equals_transformers(http: Served, checkpoint: Checkpoint) -> None:
-    """A SPLADE model's weights are transformers' to 1e-5 over the whole vocabulary, with the very
-    same keys.
-    """
+    """A SPLADE model's weights are transformers' to 1e-5, with the very same keys."""
     expected = splade_reference(checkpoint("tiny_splade"), DOCUMENTS)
     request = {"model": "splade-v3", "input": DOCUMENTS}
     stores = http.post("/v1/sparse-embeddings", json=request).json()["data"]
@@ -370,9 +360,7 @@ def test_splade_equals_transformers(http: Served, checkpoint: Checkpoint) -> Non
 
 
 def test_splade_chunks_keep_the_largest_weight(http: Served, checkpoint: Checkpoint) -> None:
-    """A text longer than the model reads gets, with chunk_mean, each entry's largest weight of its
-    chunks.
-    """
+    """A text too long gets, with chunk_mean, each entry's largest weight of its chunks."""
     request = {"model": "splade-v3", "input": "the lazy dog jumps " * 200, "truncate": "chunk_mean"}
     answer = http.post("/v1/sparse-embeddings", json=request).json()
     assert answer["usage"]["chunked_inputs"] == [0]
