@@ -28,13 +28,7 @@ COLUMNS = 100
 DENSEST_SHOWN = 5
 
 _LAYOUT = frozenset(
-    {
-        tokenize.ENDMARKER,
-        tokenize.INDENT,
-        tokenize.DEDENT,
-        tokenize.NEWLINE,
-        tokenize.NL,
-    }
+    {tokenize.ENDMARKER, tokenize.INDENT, tokenize.DEDENT, tokenize.NEWLINE, tokenize.NL}
 )
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 _DOCUMENTED = (ast.Module, ast.ClassDef, *_FUNCTIONS)

@@ -205,12 +205,7 @@ def _silence(within_s: float) -> TimeoutError:
 
 
 def _download(
-    name: str,
-    revision: str | None,
-    sizes: dict[str, int],
-    *,
-    folder: str | None,
-    say: Say,
+    name: str, revision: str | None, sizes: dict[str, int], *, folder: str | None, say: Say
 ) -> Snapshot:
     """Download what the cache lacks, and tell every now and then how far that is."""
     from huggingface_hub import snapshot_download  # noqa: PLC0415 - heavy

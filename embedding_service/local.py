@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 
 @asynccontextmanager
 async def local_service(
-    settings: Settings,
-    log: FilteringBoundLogger,
-    start_worker: StartWorker = WorkerProcess.start,
+    settings: Settings, log: FilteringBoundLogger, start_worker: StartWorker = WorkerProcess.start
 ) -> AsyncIterator[EmbeddingService]:
     """Start the workers as a gateway does, and end them however the body ends.
 

@@ -37,10 +37,7 @@ def configure(level: str, form: Literal["auto", "json", "text"]) -> None:
     """Set up structlog, and send the standard library's warnings (uvicorn's, asyncio's) its way."""
     on_terminal = sys.stderr.isatty()
     readable = form == "text" or (form == "auto" and on_terminal)
-    first: list[Processor] = [
-        processors.add_log_level,
-        processors.TimeStamper(fmt="iso", utc=True),
-    ]
+    first: list[Processor] = [processors.add_log_level, processors.TimeStamper(fmt="iso", utc=True)]
     last = _text(on_terminal=on_terminal) if readable else _json()
     if not (readable and on_terminal):
         first.append(_Seldom())
@@ -53,8 +50,7 @@ def configure(level: str, form: Literal["auto", "json", "text"]) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         ProcessorFormatter(
-            foreign_pre_chain=first,
-            processors=[ProcessorFormatter.remove_processors_meta, *last],
+            foreign_pre_chain=first, processors=[ProcessorFormatter.remove_processors_meta, *last]
         )
     )
     logging.root.handlers = [handler]

@@ -110,11 +110,7 @@ def is_running(pid: int) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "field"),
-    [
-        (["--prot", "1"], "--prot"),
-        (["--host", "0.0.0.0"], "host"),
-    ],
+    ("arguments", "field"), [(["--prot", "1"], "--prot"), (["--host", "0.0.0.0"], "host")]
 )
 @pytest.mark.process
 def test_a_wrong_setting_is_exit_status_2(arguments: list[str], field: str) -> None:

@@ -110,8 +110,7 @@ def _show_all(context: typer.Context, value: bool) -> None:  # noqa: FBT001 - ty
 
 
 HelpAll = Annotated[
-    bool,
-    typer.Option("--help-all", is_eager=True, callback=_show_all, help="Show every setting."),
+    bool, typer.Option("--help-all", is_eager=True, callback=_show_all, help="Show every setting.")
 ]
 
 

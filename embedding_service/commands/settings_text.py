@@ -51,10 +51,7 @@ _OWN_SAMPLES = {
     "expected_dimension": ("1024", "1024"),
     "redis_url": ("redis://127.0.0.1:6379/0", "redis://127.0.0.1:6379/0"),
     "root_path": ("/embeddings", "/embeddings"),
-    "instruction_template": (
-        '"Task: {instruction} | Query: "',
-        "Task: {instruction} | Query: ",
-    ),
+    "instruction_template": ('"Task: {instruction} | Query: "', "Task: {instruction} | Query: "),
     "otlp_endpoint": ("http://localhost:4318", "http://localhost:4318"),
     "preset": ("tei", "tei"),
 }

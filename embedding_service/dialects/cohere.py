@@ -47,8 +47,7 @@ class CohereEmbedRequest(Fields):
     input_type: (
         Literal["search_query", "search_document", "classification", "clustering"] | None
     ) = Field(
-        None,
-        description="search_query selects the query prompt, all others the document prompt.",
+        None, description="search_query selects the query prompt, all others the document prompt."
     )
     embedding_types: list[EmbeddingType] | None = Field(None, description="Default: float.")
     output_dimension: int | None = Field(None, ge=1, le=embedding.TOKEN_LIMIT)

@@ -126,11 +126,7 @@ def _times(request: Request[Any], total_s: float) -> dict[str, str]:
     return times | dict.fromkeys(("x-compute-time", "x-total-time"), _milliseconds(total_s))
 
 
-_STAGES = {
-    "x-tokenization-time": "tokenize",
-    "x-queue-time": "queue",
-    "x-inference-time": "engine",
-}
+_STAGES = {"x-tokenization-time": "tokenize", "x-queue-time": "queue", "x-inference-time": "engine"}
 
 
 def _milliseconds(seconds: float) -> str:

@@ -95,11 +95,7 @@ async def detailed_health(request: Request[None]) -> Answer:
 
 async def stats(request: Request[None]) -> Answer:
     """Count the texts and batches that were computed."""
-    body = {
-        "batching": _statistics(request),
-        "config": _limits(request),
-        "timestamp": time.time(),
-    }
+    body = {"batching": _statistics(request), "config": _limits(request), "timestamp": time.time()}
     return Answer.json(body)
 
 

@@ -86,7 +86,5 @@ EMBED = Operation(
 HEALTH = probe("/health", health, "Health of the model")
 DIALECT = Dialect("Embed", OPENAI, (EMBED,))
 PRESET = Preset(
-    name="embed",
-    errors=DETAIL,
-    dialects=lambda _: (Dialect("Embed", DETAIL, (EMBED, HEALTH)),),
+    name="embed", errors=DETAIL, dialects=lambda _: (Dialect("Embed", DETAIL, (EMBED, HEALTH)),)
 )

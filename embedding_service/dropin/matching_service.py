@@ -96,8 +96,5 @@ def dialects(settings: Settings) -> tuple[Dialect, ...]:
 
 
 PRESET = Preset(
-    name="matching-service",
-    errors=ERRORS,
-    dialects=dialects,
-    metrics=matching_metrics.register,
+    name="matching-service", errors=ERRORS, dialects=dialects, metrics=matching_metrics.register
 )

@@ -11,12 +11,8 @@ _INPUT = refuse_blank(
 )
 _TEXTS = refuse_blank("query", "documents", "pairs", message="{place} is empty")
 EMBEDDING = Preset(
-    name="qwen3-embedding",
-    errors=DETAIL,
-    checks={"/v1/embeddings": _INPUT, "/embeddings": _INPUT},
+    name="qwen3-embedding", errors=DETAIL, checks={"/v1/embeddings": _INPUT, "/embeddings": _INPUT}
 )
 RERANKER = Preset(
-    name="qwen3-reranker",
-    errors=DETAIL,
-    checks={"/v1/rerank": _TEXTS, "/rerank": _TEXTS},
+    name="qwen3-reranker", errors=DETAIL, checks={"/v1/rerank": _TEXTS, "/rerank": _TEXTS}
 )

@@ -51,10 +51,7 @@ PAIRS: Final[Mapping[str, str]] = {
     "GteForSequenceClassification": GTE_PAIRS,
     "NewForSequenceClassification": "GteNewForSequenceClassification",
 }
-SPARSE: Final[dict[str, str]] = {
-    "BertForMaskedLM": SPLADE,
-    "DistilBertForMaskedLM": DISTIL_SPLADE,
-}
+SPARSE: Final[dict[str, str]] = {"BertForMaskedLM": SPLADE, "DistilBertForMaskedLM": DISTIL_SPLADE}
 # Encoders in which every token sees every other.
 ENCODER: Final = r"(EmbeddingService|Electra|Ernie|Gte|New|\w*(Bert|Roberta|Camembert))"
 # Learned positions begin behind the padding id, so `pad_token_id + 1` of them are not used.

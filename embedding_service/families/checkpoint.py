@@ -49,11 +49,7 @@ _TYPES: Final[Mapping[str, Mapping[str, tuple[type, ...]]]] = {
         "processor_kwargs": (dict,),
         "tokenizer_args": (dict,),
     },
-    "tokenizer.json": {
-        "added_tokens": (list,),
-        "model": (dict,),
-        "post_processor": (dict,),
-    },
+    "tokenizer.json": {"added_tokens": (list,), "model": (dict,), "post_processor": (dict,)},
     "tokenizer_config.json": {"model_max_length": (int, float)},
 }
 _NAMES: Final[Mapping[type, str]] = {

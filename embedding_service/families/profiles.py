@@ -308,11 +308,7 @@ def named(name: str) -> Profile:
 
 
 def find(
-    *,
-    model_name: str,
-    architecture: str = "",
-    files: Collection[str] = (),
-    template: str = "",
+    *, model_name: str, architecture: str = "", files: Collection[str] = (), template: str = ""
 ) -> Profile:
     """Return the first profile that fits, else one without prompts.
 

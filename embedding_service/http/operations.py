@@ -168,11 +168,7 @@ def _documented(*statuses: int) -> Responses:
 
 
 INFO = Operation(
-    path="/",
-    method="GET",
-    handle=info,
-    summary="Which service is this?",
-    response=ServiceInfo,
+    path="/", method="GET", handle=info, summary="Which service is this?", response=ServiceInfo
 )
 _MODEL = {
     "name": "model",

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from itertools import product
 
-ALWAYS = {
-    "x-request-id": "The request's own id, or the one that it was given; the log has it.",
-}
+ALWAYS = {"x-request-id": "The request's own id, or the one that it was given; the log has it."}
 OF_ANSWERS = {
     "openai-processing-ms": "Milliseconds from the last header to the answer.",
     "x-vector-space": "The space of the vectors, NAME@HEX: only within one may they be compared.",

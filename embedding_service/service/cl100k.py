@@ -58,7 +58,6 @@ def decode(ids: list[int], where: str) -> str:
     found = [pieces[token] for token in ids]
     if None in found:
         raise InvalidRequest(
-            f"{where} holds a token id that cl100k_base leaves unused; send text",
-            param=where,
+            f"{where} holds a token id that cl100k_base leaves unused; send text", param=where
         )
     return b"".join(found).decode("utf-8", "replace")  # type: ignore[arg-type]

@@ -106,8 +106,7 @@ class Settings(ModelOptions, BaseSettings):
         (), description="Keys: `KEY`, `sha256:HEX` of it, or with name, models and limits."
     )
     api_keys_file: Path | None = Field(
-        None,
-        description="File of keys, reread on SIGHUP; default: systemd's `embedding-keys`.",
+        None, description="File of keys, reread on SIGHUP; default: systemd's `embedding-keys`."
     )
     api_keys_env: CommaSeparated[str] = Field(
         ("API_TOKEN", "API_KEY"), description="Variables that may hold one more key each."

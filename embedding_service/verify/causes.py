@@ -331,9 +331,7 @@ _OF_MANY_TEXTS: Final[dict[str, Check]] = {
         "elsewhere",
     ),
     "lower_casing": partial(
-        _only,
-        having=_have_capitals,
-        text="only texts with capital letters differ: lower-casing",
+        _only, having=_have_capitals, text="only texts with capital letters differ: lower-casing"
     ),
     "normalisation": partial(
         _only,

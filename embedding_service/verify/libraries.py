@@ -165,10 +165,7 @@ LIBRARIES: dict[str, Callable[[Checkpoint], Library]] = {
 
 
 def _options(checkpoint: Checkpoint) -> dict[str, Any]:
-    return {
-        "trust_remote_code": checkpoint.trust_remote_code,
-        "model_kwargs": {"dtype": "float32"},
-    }
+    return {"trust_remote_code": checkpoint.trust_remote_code, "model_kwargs": {"dtype": "float32"}}
 
 
 def _least(*limits: int | None) -> int | None:

@@ -63,11 +63,7 @@ class Verification:
     """One run of the command."""
 
     def __init__(
-        self,
-        options: Options,
-        settings: Settings,
-        log: FilteringBoundLogger,
-        progress: Progress,
+        self, options: Options, settings: Settings, log: FilteringBoundLogger, progress: Progress
     ) -> None:
         self._options = options
         self._settings = settings

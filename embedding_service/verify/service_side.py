@@ -23,11 +23,7 @@ if TYPE_CHECKING:
 
 _DEADLINE_S = 3600.0
 _KINDS: Final = frozenset({Output.DENSE, Output.SPARSE, Output.COLBERT})
-_TYPES: Final = {
-    Kind.PLAIN: None,
-    Kind.QUERY: InputType.QUERY,
-    Kind.DOCUMENT: InputType.DOCUMENT,
-}
+_TYPES: Final = {Kind.PLAIN: None, Kind.QUERY: InputType.QUERY, Kind.DOCUMENT: InputType.DOCUMENT}
 
 
 def alone_settings(settings: Settings, models: list[ModelOptions]) -> Settings:

@@ -28,8 +28,7 @@ def main() -> None:
     name, out, rows_per_part = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     telemetry.configure("info", "json")
     cluster = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 2, "object_store_memory": 100 << 20},
+        initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 100 << 20}
     )
     second = cluster.add_node(num_cpus=2, object_store_memory=100 << 20)
     ray.init(address=cluster.address, log_to_driver=False)

@@ -16,15 +16,7 @@ from embedding_service import client
 from embedding_service.bulk import servers
 from embedding_service.errors import BadConfiguration, JobStopped, RowsFailed
 from embedding_service.types import EmbedDtype, Output, Truncate
-from tests.bulk.jobs import (
-    corpus,
-    embed,
-    errors_of,
-    files_of,
-    rows_of,
-    texts_of,
-    write_jsonl,
-)
+from tests.bulk.jobs import corpus, embed, errors_of, files_of, rows_of, texts_of, write_jsonl
 from tests.conftest import FAKE
 
 if TYPE_CHECKING:
@@ -139,12 +131,7 @@ def test_a_server_that_is_busy_or_gone_is_asked_again(
     gone = other()
     gone.close()
     out = tmp_path / "out"
-    embed(
-        corpus(tmp_path / "a.jsonl", 600),
-        out=out,
-        model="x",
-        servers=[busy.url, gone.url],
-    )
+    embed(corpus(tmp_path / "a.jsonl", 600), out=out, model="x", servers=[busy.url, gone.url])
     assert len(rows_of(out)) == 600
     assert [vector[0] for vector in rows_of(out).values()][:256] == [float(i) for i in range(256)]
 

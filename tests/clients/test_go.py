@@ -17,10 +17,7 @@ if TYPE_CHECKING:
 
     from tests.conftest import RunningGateway
 
-pytestmark = [
-    pytest.mark.server,
-    requires("go"),
-]
+pytestmark = [pytest.mark.server, requires("go")]
 
 SOURCE = Path(__file__).parent / "go" / "main.go"
 

@@ -16,10 +16,7 @@ from tests.dialects.test_rerank import score
 if TYPE_CHECKING:
     from tests.clients.conftest import Address
 
-pytestmark = [
-    pytest.mark.server,
-    requires("java"),
-]
+pytestmark = [pytest.mark.server, requires("java")]
 
 FOLDER = Path(__file__).parent / "java"
 TEXTS = ["w1 w2", "w3"]

@@ -17,10 +17,7 @@ if TYPE_CHECKING:
 
     from tests.clients.conftest import Address
 
-pytestmark = [
-    pytest.mark.server,
-    requires("npm"),
-]
+pytestmark = [pytest.mark.server, requires("npm")]
 
 TEXTS = ["w1 w2", "w3", "w4 w5"]
 QUERY = "w1"

@@ -17,11 +17,7 @@ if TYPE_CHECKING:
 
     from tests.clients.conftest import Address
 
-pytestmark = [
-    pytest.mark.engine,
-    pytest.mark.server,
-    requires("npm"),
-]
+pytestmark = [pytest.mark.engine, pytest.mark.server, requires("npm")]
 
 MODEL = "text-embedding-3-small"
 TEXTS = [

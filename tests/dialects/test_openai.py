@@ -109,8 +109,7 @@ def test_base64_equals_float(client: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize(
-    "fields",
-    [{}, {"encoding_format": None}, {"encoding_format": "float"}, {"encoding_format": ""}],
+    "fields", [{}, {"encoding_format": None}, {"encoding_format": "float"}, {"encoding_format": ""}]
 )
 def test_float_is_the_default(client: httpx.Client, fields: dict[str, Any]) -> None:
     """No encoding, null, nothing (LiteLLM) and float all mean a list of numbers."""
@@ -407,9 +406,7 @@ def test_models_are_listed_with_their_aliases(other: httpx.Client) -> None:
         assert entry["dimension"] == DIMENSION
 
 
-def test_a_model_shows_what_becomes_of_a_text(
-    start_gateway: Callable[..., RunningGateway],
-) -> None:
+def test_a_model_shows_what_becomes_of_a_text(start_gateway: Callable[..., RunningGateway]) -> None:
     """Pooling, prompts with their texts and uses, own scaling, length and sizes can be looked up."""
     knobs = {"prompts": {"query": "Q: "}, "normalizes": True}
     gateway = start_gateway(**FAKE, matryoshka=True, max_model_len=64, engine_args=knobs)

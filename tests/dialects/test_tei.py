@@ -198,9 +198,7 @@ def test_long_pairs_are_cut_longest_first(
     assert response.headers["x-truncated-inputs"] == "0"
 
 
-def test_late_interaction_cuts_documents(
-    shared_gateway: Callable[..., RunningGateway],
-) -> None:
+def test_late_interaction_cuts_documents(shared_gateway: Callable[..., RunningGateway]) -> None:
     """Where an embedding model scores, over-long texts are cut as well."""
     knobs = {"outputs": ["dense", "sparse", "colbert"]}
     gateway = shared_gateway(

@@ -97,12 +97,7 @@ def test_from_ingest_to_reranked_answer(
         ]
         body = http.post(
             "/v1/rerank",
-            json={
-                "query": QUERY,
-                "documents": documents,
-                "top_n": 3,
-                "return_documents": True,
-            },
+            json={"query": QUERY, "documents": documents, "top_n": 3, "return_documents": True},
         ).json()
     logits = np.array([score(QUERY, document["text"]) for document in documents])
     best = np.argsort(-logits)[:3].tolist()

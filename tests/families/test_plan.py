@@ -289,8 +289,7 @@ JUDGE = {"chat_template": "… Judge whether the Document meets the requirements
         (causal("Qwen3ForCausalLM", **{"tokenizer.json": SAVED_AGAIN}), {}, "qwen3-reranker"),
         (
             causal(
-                "Qwen3ForCausalLM",
-                **{"tokenizer.json": APPENDS, "tokenizer_config.json": JUDGE},
+                "Qwen3ForCausalLM", **{"tokenizer.json": APPENDS, "tokenizer_config.json": JUDGE}
             ),
             {},
             "qwen3-reranker",

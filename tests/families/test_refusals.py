@@ -275,10 +275,7 @@ ENDS = {
         {"tokenizer.json": {"post_processor": ENDS}},
         {
             "tokenizer.json": {
-                "post_processor": {
-                    "type": "Sequence",
-                    "processors": [{"type": "ByteLevel"}, ENDS],
-                }
+                "post_processor": {"type": "Sequence", "processors": [{"type": "ByteLevel"}, ENDS]}
             }
         },
         {

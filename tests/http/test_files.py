@@ -308,10 +308,7 @@ def test_a_client_that_leaves_leaves_nothing(gateway: RunningGateway) -> None:
             time.sleep(0.01)
         raise ZeroDivisionError
 
-    headers = {
-        "authorization": "Bearer key-a",
-        "content-type": "multipart/form-data; boundary=b",
-    }
+    headers = {"authorization": "Bearer key-a", "content-type": "multipart/form-data; boundary=b"}
     with gateway.client(headers=headers) as http, pytest.raises(ZeroDivisionError):
         http.post("/v1/files", content=parts())
     until = time.monotonic() + 10

@@ -326,9 +326,7 @@ def test_stopping_while_loading_ends_at_once(start_gateway: Callable[..., Runnin
     assert gateway.stop() == 0
 
 
-def test_draining_ends_after_its_timeout(
-    start_gateway: Callable[..., RunningGateway],
-) -> None:
+def test_draining_ends_after_its_timeout(start_gateway: Callable[..., RunningGateway]) -> None:
     """Work that takes longer than `drain_timeout_s` is logged, and the gateway ends."""
     gateway = start_gateway(**FAKE, drain_timeout_s=0.2)
     errors: list[Any] = []

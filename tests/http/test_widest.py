@@ -40,10 +40,7 @@ CALLBACK_S = 0.05
 REFUSED_CPU_S = 1.0
 GROWTH_BYTES = 300 << 20
 DEADLINE_S = 4.0
-HEADERS = {
-    "content-type": "application/json",
-    "x-request-timeout-ms": str(int(1000 * DEADLINE_S)),
-}
+HEADERS = {"content-type": "application/json", "x-request-timeout-ms": str(int(1000 * DEADLINE_S))}
 CODINGS = ["plain", "gzip"]
 # Before bodies were counted, `/livez` waited for 13 s.
 SILENT_S = 0.25
@@ -178,11 +175,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Measured]:
         {**MODEL, "model_name": "qwen3-reranker", "engine_args": scores},
     ]
     running = Measured(
-        port=0,
-        unknown_model="serve_default",
-        models=models,
-        records=RECORDS,
-        state_dir=str(folder),
+        port=0, unknown_model="serve_default", models=models, records=RECORDS, state_dir=str(folder)
     )
     yield running
     assert running.end() == 0

@@ -14,12 +14,7 @@ import pytest
 from embedding_service import canary
 from embedding_service.engine import examination
 from embedding_service.engine.states import State
-from embedding_service.errors import (
-    BadConfiguration,
-    DeadlineExceeded,
-    ModelNotLoaded,
-    NoModelLeft,
-)
+from embedding_service.errors import BadConfiguration, DeadlineExceeded, ModelNotLoaded, NoModelLeft
 from embedding_service.service import canaries, examiner
 from embedding_service.service.canaries import Direction
 from embedding_service.service.canary_texts import TEXTS

@@ -64,11 +64,7 @@ def right(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def served(start_gateway: Callable[..., RunningGateway], right: Path) -> RunningGateway:
     """Return a gateway with the right files."""
     return start_gateway(
-        model_name=NAME,
-        model_path=str(right),
-        dtype="float32",
-        gpu_memory_utilization=0.05,
-        port=0,
+        model_name=NAME, model_path=str(right), dtype="float32", gpu_memory_utilization=0.05, port=0
     )
 
 

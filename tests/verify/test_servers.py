@@ -89,10 +89,7 @@ async def test_rows_come_in_the_order_of_the_texts(url: str) -> None:
 
 async def test_errors_that_pass_are_tried_again(waits: list[float]) -> None:
     """429 and 503 are asked again, after the time that the server names."""
-    answers = [
-        httpx.Response(429, headers={"retry-after": "3"}),
-        httpx.Response(503),
-    ]
+    answers = [httpx.Response(429, headers={"retry-after": "3"}), httpx.Response(503)]
     stub = Stub(lambda body: answers.pop(0) if answers else vectors(body))
     server = await stub.connect()
     assert len(await server.ask(["a"], Kind.PLAIN)) == 1

@@ -323,10 +323,7 @@ def test_a_rejected_input_fails_alone(bench: Bench, place: int) -> None:
     answers = bench.run(3)
     failed = answers[1]
     assert isinstance(failed, protocol.Failed)
-    assert (failed.reason, failed.message) == (
-        "rejected",
-        "the fake engine refuses this, as asked",
-    )
+    assert (failed.reason, failed.message) == ("rejected", "the fake engine refuses this, as asked")
     assert len(bench.rows[2]) == 2
     assert len(bench.rows[3]) == 1
     assert (bench.worker.jobs, bench.worker.in_backend, bench.backend.unfinished) == ({}, {}, 0)
