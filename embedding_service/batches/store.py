@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+if TYPE_CHECKING:
+    _Work = Callable[Concatenate[sqlite3.Connection, _P], _T]
 
 VERSION = 1
 _BUSY_S = 10.0  # how long another instance's transaction, of milliseconds, is waited for
@@ -55,24 +57,14 @@ class Store:
                 f"state_dir: {folder}: its database: {error}; restore it, or take another folder"
             ) from None
 
-    async def run(
-        self,
-        work: Callable[Concatenate[sqlite3.Connection, _P], _T],
-        *args: _P.args,
-        **options: _P.kwargs,
-    ) -> _T:
+    async def run(self, work: _Work[_P, _T], *args: _P.args, **options: _P.kwargs) -> _T:
         """Return what `work` returns, once all that it wrote is on the disk.
 
         Raises what it raises, and then nothing is written; `StorageFull`, `Unavailable`.
         """
         return await self._writer.run(lambda db: work(db, *args, **options))
 
-    async def read(
-        self,
-        work: Callable[Concatenate[sqlite3.Connection, _P], _T],
-        *args: _P.args,
-        **options: _P.kwargs,
-    ) -> _T:
+    async def read(self, work: _Work[_P, _T], *args: _P.args, **options: _P.kwargs) -> _T:
         """Return what `work` reads; all that `run` had written by then is there.
 
         Raises what it raises, and `Unavailable`.

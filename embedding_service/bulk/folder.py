@@ -103,13 +103,13 @@ class Folder:
 
     def check_end(self, rows: int, rows_per_part: int) -> None:
         """Refuse inputs that end before the parts do. Raises `BadInput`."""
-        last = max((path.name for path in self.path.glob("part-*")), key=_number, default=None)
+        last = max(self.path.glob("part-*"), key=_number, default=None)
         if last is None:
             return
-        name = last.replace(".ids.", ".")
+        name = last.name.replace(".ids.", ".")
         if not (self.path / name).exists():
             return
-        known = _number(name) * rows_per_part + self._taken(name)
+        known = _number(last) * rows_per_part + self._taken(name)
         if rows < known:
             raise BadInput(
                 f"the inputs end after {rows} rows, and {self.path} has {known}: something cut "
@@ -136,7 +136,7 @@ class Folder:
     def errors(self) -> Iterator[bytes]:
         """Yield the errors of all parts, a line each, in their order."""
         lists = (self.path / _PART_ERRORS).glob("part-*.jsonl")
-        for path in sorted(lists, key=lambda path: _number(path.name)):
+        for path in sorted(lists, key=_number):
             with path.open("rb") as file:
                 yield from file
 
@@ -243,9 +243,9 @@ def errors_path(folder: Path, part: str) -> Path:
     return folder / _PART_ERRORS / f"{part.partition('.')[0]}.jsonl"
 
 
-def _number(part: str) -> int:
+def _number(part: Path) -> int:
     """Return the number of a part by its name."""
-    digits = part.removeprefix("part-").partition(".")[0]
+    digits = part.name.removeprefix("part-").partition(".")[0]
     return int(digits) if digits.isdecimal() else -1
 
 

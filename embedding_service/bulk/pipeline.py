@@ -89,8 +89,7 @@ class Pipeline:
         async for part, rows in self._unfinished():
             while self._is_full():
                 await self._land()
-            answer = asyncio.create_task(self._embed(rows))
-            self._in_flight.append(Group(part, rows, answer))
+            self._in_flight.append(Group(part, rows, asyncio.create_task(self._embed(rows))))
 
     async def _land_all(self) -> None:
         while self._in_flight:

@@ -15,6 +15,7 @@ from getpass import getuser
 from importlib.resources import files
 from pathlib import Path
 from string import Template
+from textwrap import indent
 from typing import Final
 
 import yaml
@@ -154,13 +155,8 @@ def settings_text(choice: Choice) -> str:
 def platform_text(choice: Choice) -> str:
     """Return the file for systemd, Compose or Kubernetes."""
     assert choice.platform is not None  # noqa: S101 - the caller has asked
-    indented = "".join(f"    {line}".rstrip() + "\n" for line in _settings_lines(choice))
-    return _filled(PLATFORMS[choice.platform], choice, settings=indented.rstrip("\n"))
-
-
-def _settings_lines(choice: Choice) -> list[str]:
-    """Return the settings for a manifest, which no editor checks."""
-    return settings_text(choice).splitlines()[1:]
+    _, settings = settings_text(choice).split("\n", 1)  # the first line is for editors
+    return _filled(PLATFORMS[choice.platform], choice, settings=indent(settings.rstrip(), "    "))
 
 
 def _filled(name: str, choice: Choice, **more: str) -> str:

@@ -62,9 +62,7 @@ class Commands(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Return the command that is asked for, imported."""
         name, command, rest = super().resolve_command(ctx, args)
-        if name in COMMANDS:
-            command = imported(name)
-        return name, command, rest
+        return name, imported(name) if name in COMMANDS else command, rest
 
 
 def imported(name: str) -> Any:

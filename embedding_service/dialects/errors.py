@@ -77,11 +77,9 @@ class ErrorShape:
 
     def responses(self) -> Responses:
         """Document the errors of an operation that computes something."""
-        statuses = {
-            self.write(Failure.of(error, {}))[0]: text for error, text in _DOCUMENTED.items()
-        }
         return {
-            status: {"model": self.model, "description": text} for status, text in statuses.items()
+            self.write(Failure.of(error, {}))[0]: {"model": self.model, "description": text}
+            for error, text in _DOCUMENTED.items()
         }
 
 

@@ -163,8 +163,7 @@ async def _answer(
 def _job(request: Request[RerankRequest]) -> RerankJob:
     if request.fields.pairs is not None:
         request.names[Name.DOCUMENTS] = "pairs"
-    cuts = request.settings.default_truncate is not Truncate.ERROR
-    return request.fields.job(cut_queries=cuts)
+    return request.fields.job(cut_queries=request.settings.default_truncate is not Truncate.ERROR)
 
 
 def _render(fields: RerankRequest, scores: Scores, *, version: str) -> dict[str, Any]:

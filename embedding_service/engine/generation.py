@@ -204,8 +204,9 @@ async def _tell_of_waiting(process: RunningWorker, log: FilteringBoundLogger) ->
     began = time.monotonic()
     while True:
         await asyncio.sleep(WAITING_EVERY_S)
-        seconds = round(time.monotonic() - began)
-        log.info("still_loading", seconds=seconds, waiting_for=process.stage)
+        log.info(
+            "still_loading", seconds=round(time.monotonic() - began), waiting_for=process.stage
+        )
 
 
 class _Greeting:

@@ -77,7 +77,7 @@ def _shards(index: Path) -> set[str]:
 
 def some_begin(folder: Path, starts: tuple[str, ...]) -> bool:
     """Whether some weights have names that begin so; of safetensors only."""
-    paths = (folder / name for name in chosen(folder))
+    paths = map(folder.joinpath, chosen(folder))
     return any(name.startswith(starts) for name in _tensors(filter(Path.is_file, paths)))
 
 

@@ -126,7 +126,7 @@ class Form:
 def shown_name(name: str) -> str:
     """Return the last part of a client's file name as it may be shown; it is never a path here."""
     last = PurePath(name.replace("\\", "/")).name
-    printable = "".join(character for character in last if character.isprintable())
+    printable = "".join(filter(str.isprintable, last))
     return printable[:_MOST_FILENAME_CHARACTERS] if printable.strip(".") else "file"
 
 

@@ -76,11 +76,8 @@ class Resource:
 
 def telling_fields(mounted: Iterable[Mounted]) -> list[str]:
     """Return the fields that tell these operations apart."""
-    predicates = [each.operation.when for each in mounted if each.operation.when]
-    names: list[str] = []
-    for predicate in predicates:
-        names += predicate.fields
-    return names
+    predicates = (each.operation.when for each in mounted)
+    return list(chain.from_iterable(each.fields for each in predicates if each))
 
 
 class RouteTable:

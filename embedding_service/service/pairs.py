@@ -133,8 +133,8 @@ class PairEncoder:
 
     def _prepared(self, rows: _Rows) -> Prepared:
         numbered = rows.boundaries if self._template.has_types else None
-        owner = list(range(len(rows.ids)))
-        return Prepared(rows.ids, owner, tuple(rows.truncated), boundaries=numbered)
+        alone = list(range(len(rows.ids)))
+        return Prepared(rows.ids, alone, tuple(rows.truncated), boundaries=numbered)
 
     def _add(self, rows: _Rows, query: Query, document: Ids, job: RerankJob) -> None:
         """Put a pair together, with as much of it as fits."""

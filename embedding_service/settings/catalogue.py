@@ -76,8 +76,7 @@ class Setting:
 def settings() -> dict[str, Setting]:
     """Return all settings by name, in the order of the groups."""
     tree = Settings.model_json_schema()
-    names = dict.fromkeys((*NAMES, *Settings.model_fields))
-    return {name: _setting(name, tree) for name in names}
+    return {name: _setting(name, tree) for name in dict.fromkeys((*NAMES, *Settings.model_fields))}
 
 
 def find(name: str) -> Setting | None:

@@ -119,8 +119,7 @@ def _secrets(tree: Any, shown: Any) -> Iterator[str]:
 def _masked_under(name: str, value: Any) -> Any:
     if value is None or isinstance(value, bool):
         return value
-    is_text = not isinstance(value, int | float)
-    return MASK if _is_secret(name, is_text=is_text) else masked(value)
+    return MASK if _is_secret(name, is_text=not isinstance(value, int | float)) else masked(value)
 
 
 def _is_secret(name: str, *, is_text: bool) -> bool:

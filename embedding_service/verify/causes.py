@@ -24,10 +24,8 @@ from embedding_service.verify.sides import TooLong
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    import numpy.typing as npt
-
     from embedding_service.types import Floats
-    from embedding_service.verify.compare import Doubles, Which
+    from embedding_service.verify.compare import Doubles, Indices, Which
     from embedding_service.verify.sides import Answer, Texts
 
 # Of those that differ, so many are of one kind, and of that kind so many differ.
@@ -297,7 +295,7 @@ def narrowed(findings: list[Finding]) -> list[Finding]:
     return [each for each in findings if not (certain and each.name in ("everywhere", "ends"))]
 
 
-def named(which: Sequence[int] | npt.NDArray[np.intp], thing: str = "text") -> str:
+def named(which: Indices, thing: str = "text") -> str:
     """Return `text 3` or `texts 3, 5 and 2 more`."""
     return f"{thing}{'s' if len(which) > 1 else ''} {_listed([str(index) for index in which])}"
 

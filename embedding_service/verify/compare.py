@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from embedding_service.verify.sides import Answer, Texts
 
     Doubles = npt.NDArray[np.float64]
+    Indices = Sequence[int] | npt.NDArray[np.intp]
     Which = npt.NDArray[np.bool_]
 
 NEIGHBOURS: Final = 10
@@ -208,7 +209,7 @@ def _sparse_cosine(true: Floats, found: Floats) -> float:
     return float(row_cosines(dense[:1], dense[1:])[0])
 
 
-def _stack(answers: Sequence[Answer], which: Sequence[int] | npt.NDArray[np.intp]) -> Floats:
+def _stack(answers: Sequence[Answer], which: Indices) -> Floats:
     """Return the dense vectors of these texts, (n, dimension)."""
     return np.concatenate([_of(answers[index], Output.DENSE) for index in which])
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
+from embedding_service.verify.sides import weight_rows
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from multiprocessing.connection import Connection
@@ -152,7 +154,7 @@ class FlagEmbedding:
         )
         return {
             "dense": [np.asarray(row, np.float32)[None] for row in found["dense_vecs"]],
-            "sparse": [_pairs(weights) for weights in found["lexical_weights"]],
+            "sparse": list(map(weight_rows, found["lexical_weights"])),
             "colbert": [np.asarray(rows, np.float32) for rows in found["colbert_vecs"]],
         }
 
@@ -182,11 +184,6 @@ def _weighted(row: Any) -> Any:
     weights = np.asarray(row.cpu(), np.float32)
     ids = np.flatnonzero(weights)
     return np.stack([ids.astype(np.float32), weights[ids]], axis=1)
-
-
-def _pairs(weights: dict[str, Any]) -> Any:
-    rows = [(int(token), weight) for token, weight in weights.items()]
-    return np.array(rows, np.float32).reshape(-1, 2)
 
 
 class Facts(NamedTuple):

@@ -66,13 +66,11 @@ def _model(result: ModelResult) -> str:
 
 
 def _about(result: ModelResult) -> str:
-    facts = (
-        f"{result.subject} against {result.reference}",
-        result.dtype or "number format not known",
-        f"threshold {result.threshold:g}",
-        f"{result.context or 'unknown'} tokens of context",
+    return _soft(
+        f"{result.subject} against {result.reference}; "
+        f"{result.dtype or 'number format not known'}; threshold {result.threshold:g}; "
+        f"{result.context or 'unknown'} tokens of context"
     )
-    return _soft("; ".join(facts))
 
 
 def _faults(result: ModelResult) -> str:

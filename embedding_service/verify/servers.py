@@ -15,7 +15,7 @@ import orjson
 from embedding_service import client
 from embedding_service.errors import BadConfiguration, NoVectors
 from embedding_service.types import Output
-from embedding_service.verify.sides import About, Kind, Refused, TooLong
+from embedding_service.verify.sides import About, Kind, Refused, TooLong, weight_rows
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -163,7 +163,7 @@ def _rows(item: dict[str, Any]) -> Rows:
         # Null, which some servers write for NaN, becomes NaN.
         found[Output.DENSE] = _matrix([item["embedding"]])
     if item.get("sparse_embedding") is not None:
-        found[Output.SPARSE] = _weights(item["sparse_embedding"])
+        found[Output.SPARSE] = weight_rows(item["sparse_embedding"])
     if item.get("colbert_embedding") is not None:
         found[Output.COLBERT] = _matrix(item["colbert_embedding"])
     return found
@@ -176,11 +176,6 @@ def _matrix(rows: list[list[float | None]]) -> Floats:
     if not texts_or_tokens * dimensions:
         raise ValueError
     return found
-
-
-def _weights(by_token: dict[str, float]) -> Floats:
-    pairs = [(int(token), weight) for token, weight in by_token.items()]
-    return np.array(pairs, np.float32).reshape(-1, 2)
 
 
 def _refusal(response: httpx.Response) -> Exception:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from embedding_service.types import Rows
+    from embedding_service.types import Floats, Rows
 
     # One text's vectors, in the rows of `types.Rows`, or why there are none.
     Answer = Rows | str
@@ -90,6 +90,12 @@ class Side(Protocol):
 
     async def ask(self, texts: list[str], kind: Kind) -> list[Answer]:
         """Return an answer to each text, in this order. Raises `Refused`, `NoVectors`."""
+
+
+def weight_rows(by_token: dict[str, float]) -> Floats:
+    """Return weights by token id as rows (k, 2) of id and weight."""
+    rows = [(int(token), weight) for token, weight in by_token.items()]
+    return np.array(rows, np.float32).reshape(-1, 2)
 
 
 async def collect(ask: Ask, texts: Sequence[str], tell: Tell) -> list[Answer]:

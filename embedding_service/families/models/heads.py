@@ -23,7 +23,7 @@ HEADS: Final = (
 
 def without_heads(weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
     """Yield the weights of the encoder."""
-    return ((name, weight) for name, weight in weights if not name.startswith(HEADS))
+    return (pair for pair in weights if not pair[0].startswith(HEADS))
 
 
 class HeadlessWrapper(TransformersEmbeddingModel):
