@@ -20,7 +20,7 @@ from embedding_service.local import local_service
 from embedding_service.progress import Progress
 from embedding_service.service import canaries, examiner
 from embedding_service.service.canaries import Direction
-from embedding_service.types import Output
+from embedding_service.types import Json, Output
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from embedding_service.settings.gateway import Settings
     from embedding_service.types import InputType
 
-    Json = dict[str, Any]
 
 _TEXTS_AT_ONCE = 8  # within every server's limit, and each request within its deadline
 _PATIENCE_S = 90.0  # with a server whose limits per minute leave no room

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, cast
 
+Json = dict[str, Any]  # an object of a document, or a tree of settings
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 

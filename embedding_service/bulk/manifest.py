@@ -9,6 +9,7 @@ import orjson
 from pydantic import BaseModel
 
 from embedding_service.errors import BadConfiguration
+from embedding_service.types import Json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,7 +27,7 @@ class Manifest(BaseModel):
     """
 
     version: int = _VERSION
-    made_of: dict[str, Any]
+    made_of: Json
     engine: str | None = None
     complete: bool
     rows: int
@@ -51,7 +52,7 @@ def read_manifest(folder: Path) -> Manifest | None:
         raise BadConfiguration(f"{path} is damaged; take another folder") from None
 
 
-def known_space(folder: Path) -> dict[str, Any]:
+def known_space(folder: Path) -> Json:
     """Return what the engines of a cluster have agreed on, if anything."""
     try:
         return dict(orjson.loads((folder / SPACE).read_bytes()))
@@ -61,7 +62,7 @@ def known_space(folder: Path) -> dict[str, Any]:
         raise BadConfiguration(f"{folder / SPACE} is damaged; take another folder") from None
 
 
-def differences(found: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]:
+def differences(found: Json, wanted: Json) -> Iterator[str]:
     """Yield where two identities differ, for a person; `found` may have more.
 
     Where both know the vector space its hex alone is compared: a model may have several names.
@@ -96,7 +97,7 @@ def _is_input(value: Any) -> bool:
     return isinstance(value, dict) and "path" in value
 
 
-def _changed(source: dict[str, Any]) -> str:
+def _changed(source: Json) -> str:
     """Say what is different about an input that has been seen before."""
     if "first_line" in source:
         return "standard input begins with another line"

@@ -13,7 +13,7 @@ from embedding_service.dialects.dialect import Answer, Request
 from embedding_service.dialects.errors import EMPTY
 from embedding_service.dialects.fields import Lax, header_list
 from embedding_service.errors import InvalidRequest
-from embedding_service.types import Encoding, Truncate
+from embedding_service.types import Encoding, Json, Truncate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -116,13 +116,13 @@ class VectorSpaceInfo(BaseModel):
 
     id: str = Field(description="NAME@HEX; equal HEX, equal directions.")
     build: str = Field(description="With it equal too, equal digits.")
-    ingredients: dict[str, Any]
-    build_ingredients: dict[str, Any]
+    ingredients: Json
+    build_ingredients: Json
 
 
-def usage(answer: Embeddings) -> dict[str, Any]:
+def usage(answer: Embeddings) -> Json:
     """Return real token counts, and which inputs were not embedded as they are."""
-    counts: dict[str, Any] = {
+    counts: Json = {
         "prompt_tokens": answer.total_tokens,
         "total_tokens": answer.total_tokens,
     }

@@ -21,7 +21,7 @@ from embedding_service.dropin.model_identity import model_identity
 from embedding_service.dropin.model_info import MODEL_INFO
 from embedding_service.dropin.record_text import Room
 from embedding_service.errors import InvalidRequest
-from embedding_service.types import EmbedJob, Truncate
+from embedding_service.types import EmbedJob, Json, Truncate
 from embedding_service.types import Field as Name
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ _NO_VECTOR: list[float] = []
 _NUMBERS_AT_ONCE = 1 << 14  # 2 ms as JSON; more are written in a thread
 _MOST_VALUES = 4096  # of a mapping
 _EMPTY = "All fields are empty"
-_TYPES: dict[str, Any] = {"integer": int, "number": float, "mapping": dict[str, Any]}
+_TYPES: Json = {"integer": int, "number": float, "mapping": Json}
 
 
 # An id, which comes back several times in an answer.
@@ -103,7 +103,7 @@ def _field(field: RecordField) -> tuple[Any, Any]:
     if field.type == "mapping":
         few = BeforeValidator(_check_values)
         return (Annotated[kind, Field(strict=True), few] | None, None)
-    limits: dict[str, Any] = {"ge": field.minimum, "le": field.maximum}
+    limits: Json = {"ge": field.minimum, "le": field.maximum}
     if field.type == "number":
         limits["allow_inf_nan"] = False
     bounds = Field(strict=False, **limits)
@@ -135,9 +135,7 @@ def _record(
     name: str, settings: Settings, base: type[BareFields] = Fields, **more: Any
 ) -> type[BareFields]:
     """Return the shape of a record with the configured fields, and `more`."""
-    fields: dict[str, Any] = {
-        name: _field(field) for name, field in settings.records.fields.items()
-    }
+    fields: Json = {name: _field(field) for name, field in settings.records.fields.items()}
     return create_model(name, __base__=base, __doc__="A record.", **fields, **more)
 
 
@@ -188,16 +186,16 @@ async def batch(request: Request[Fields]) -> Answer:
     dimensions = model.embedder().facts.dimension
     vectors, cached = await _embed_texts(request, good) if good else ((), [])
     rows = zip(vectors, cached, strict=True)
-    results: list[dict[str, Any]] = []
+    results: list[Json] = []
     for record, error in zip(given, errors, strict=True):
         vector, known = next(rows) if error is None else (_NO_VECTOR, False)
         results.append(_result(record, vector, error, cached=known))
-    body: dict[str, Any] = {"results": results, "dimensions": dimensions, **_counts(results)}
+    body: Json = {"results": results, "dimensions": dimensions, **_counts(results)}
     body |= model_identity(settings, model)
     return await _written(request, body, numbers=len(good) * (dimensions or 0))
 
 
-async def _written(request: Request[Any], body: dict[str, Any], *, numbers: int) -> Answer:
+async def _written(request: Request[Any], body: Json, *, numbers: int) -> Answer:
     """Write an answer with so many numbers; in a thread if they are many."""
     write = partial(Answer.json, body)
     if numbers <= _NUMBERS_AT_ONCE:
@@ -207,7 +205,7 @@ async def _written(request: Request[Any], body: dict[str, Any], *, numbers: int)
 
 def _prepare_all(
     request: Request[Fields],
-) -> tuple[list[dict[str, Any]], list[str], list[str | None]]:
+) -> tuple[list[Json], list[str], list[str | None]]:
     """Return the records, the texts of the good ones, and what is wrong with each of them."""
     settings, given = request.settings, _records_of(request)
     room = Room(settings.max_request_tokens)
@@ -225,9 +223,7 @@ def _prepare_all(
     return given, good, errors
 
 
-def _result(
-    record: dict[str, Any], vector: Any, error: str | None, *, cached: bool
-) -> dict[str, Any]:
+def _result(record: Json, vector: Any, error: str | None, *, cached: bool) -> Json:
     return {
         "entity_id": record["entity_id"],
         "embedding": vector,
@@ -237,7 +233,7 @@ def _result(
     }
 
 
-def _counts(results: list[dict[str, Any]]) -> dict[str, int]:
+def _counts(results: list[Json]) -> dict[str, int]:
     successful = sum(result["success"] for result in results)
     return {
         "total": len(results),
@@ -252,7 +248,7 @@ def _model(request: Request[Any]) -> ServedModel:
     return request.models.default_for(scores=False)
 
 
-def _prepare(request: Request[Fields], record: dict[str, Any]) -> str:
+def _prepare(request: Request[Fields], record: Json) -> str:
     settings = request.settings
     text = record_text.prepare(settings.records, record, Room(settings.max_request_tokens))
     if not text:
@@ -260,7 +256,7 @@ def _prepare(request: Request[Fields], record: dict[str, Any]) -> str:
     return text
 
 
-def _records_of(request: Request[Fields]) -> list[dict[str, Any]]:
+def _records_of(request: Request[Fields]) -> list[Json]:
     """Return the records of a batch. Raises `InvalidRequest` for none, two lists, or too many."""
     sent = request.fields.model_dump(exclude_none=False)
     lists = {name: sent[name] for name in ("items", "entities") if sent[name] is not None}

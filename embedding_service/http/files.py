@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from embedding_service.batches.store import Store
     from embedding_service.settings.gateway import Settings
+    from embedding_service.types import Json
 
 SHORTEST_TTL_S, LONGEST_TTL_S = 3600, 2_592_000  # OpenAI's: an hour, thirty days
 _MOST_FILES_A_PAGE = 10_000
@@ -189,12 +190,12 @@ def checked_ttl_s(anchor: object, seconds: object, name: str) -> int:
     )
 
 
-def shown(file: StoredFile) -> dict[str, Any]:
+def shown(file: StoredFile) -> Json:
     """Return a file in OpenAI's shape."""
     return FileObject.model_validate(file).model_dump()
 
 
-def page_of(data: list[dict[str, Any]], *, has_more: bool) -> dict[str, Any]:
+def page_of(data: list[Json], *, has_more: bool) -> Json:
     """Return a page of objects in OpenAI's shape."""
     return {
         "object": "list",

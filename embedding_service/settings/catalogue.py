@@ -21,7 +21,8 @@ from embedding_service.settings.model import EngineOptions, ModelOptions
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-Json = dict[str, Any]
+    from embedding_service.types import Json
+
 
 _TYPES = {
     "integer": "INTEGER",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ipaddress
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
@@ -19,7 +19,7 @@ from embedding_service.settings.masking import masked
 from embedding_service.settings.model import CommaSeparated, EngineOptions, ModelOptions
 from embedding_service.settings.old_variables import OldVariables
 from embedding_service.settings.records import PLAIN_RECORDS, RecordSettings
-from embedding_service.types import Truncate
+from embedding_service.types import Json, Truncate
 
 ENV_PREFIX = "EMBEDDING_"
 _VALUES_AN_INPUT = 64
@@ -262,7 +262,7 @@ class Settings(ModelOptions, BaseSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _hand_down_defaults(cls, data: dict[str, Any]) -> dict[str, Any]:
+    def _hand_down_defaults(cls, data: Json) -> Json:
         """Give every entry of `models` the engine options that are set at the top level."""
         entries = data.get("models")
         if not isinstance(entries, list) or not entries:
@@ -317,7 +317,7 @@ class Settings(ModelOptions, BaseSettings):
         options = {name: getattr(self, name) for name in ModelOptions.model_fields}
         return (ModelOptions.model_construct(**options),)
 
-    def effective(self) -> dict[str, Any]:
+    def effective(self) -> Json:
         """Return the whole tree as plain values, secrets masked.
 
         Names of our own settings hide nothing (`max_request_tokens`), but values may: a URL's
@@ -341,7 +341,7 @@ def _shared_name(name: str, first: ModelOptions, second: ModelOptions) -> ValueE
     return ValueError(f"aliases: {name!r} names both {both}; give it to one")
 
 
-def _masked_options(options: dict[str, Any]) -> dict[str, Any]:
+def _masked_options(options: Json) -> Json:
     return {
         name: masked(value) if name == "engine_args" else masked([value])[0]
         for name, value in options.items()

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
+    from embedding_service.types import Json
+
 
 class PresetRules(Protocol):
     """The part of a preset that is known before anything starts."""
@@ -60,7 +62,7 @@ def load(
     return settings, [*warnings, *_unknown_variables(settings.environment), *_links_of_vllm()]
 
 
-def _merge(flags: Mapping[str, Any], tree: dict[str, Any]) -> Settings:
+def _merge(flags: Mapping[str, Any], tree: Json) -> Settings:
     sources = (
         InitSettingsSource(Settings, dict(flags)),
         EnvSettingsSource(Settings, case_sensitive=False),

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 from copy import deepcopy
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING
 
 from embedding_service.settings.gateway import OTHER_LEVELS, Settings
 from embedding_service.settings.groups import NAMES
 from embedding_service.settings.model import ModelOptions, comma_separated
 
-Json = dict[str, Any]
+if TYPE_CHECKING:
+    from embedding_service.types import Json
 
 _TEXT: Json = {"type": "string"}
 _TEXTS: Json = {"type": "array", "items": _TEXT}

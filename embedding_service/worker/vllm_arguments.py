@@ -22,8 +22,8 @@ from embedding_service.worker.backend import ModelRefused
 if TYPE_CHECKING:
     from embedding_service.families.plan import Plan
     from embedding_service.settings.model import ModelOptions
+    from embedding_service.types import Json
 
-    Json = dict[str, Any]
 
 # In the configurations of models that compute positions, and learn none.
 _COMPUTED_POSITIONS: Final = ("rope_parameters", "rope_theta", "rotary_emb_base", "alibi")
