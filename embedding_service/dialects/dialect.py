@@ -7,7 +7,7 @@ the same for all of them; an operation is a function from `Request` to `Answer` 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, BinaryIO, Generic, Protocol, TypeVar
 
@@ -136,7 +136,7 @@ class Access(Enum):
     OPEN = "open"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Operation:
     """One thing that can be asked at one path.
 
@@ -152,6 +152,7 @@ class Operation:
     path: str
     handle: Handler
     summary: str
+    _: KW_ONLY
     request: type[BareFields] | None = None
     example: Tree | None = None
     response: Any = None
@@ -175,17 +176,14 @@ class Operation:
         return (self.method, "HEAD") if self.probe else (self.method,)
 
 
+def get(path: str, handle: Handler, summary: str, **options: Any) -> Operation:
+    """Return an operation that reads, and has no body."""
+    return Operation(path, handle, summary, method="GET", **options)
+
+
 def probe(path: str, handle: Handler, summary: str, **options: Any) -> Operation:
     """Return an operation that balancers ask without a key."""
-    return Operation(
-        path=path,
-        method="GET",
-        handle=handle,
-        summary=summary,
-        access=Access.OPEN,
-        probe=True,
-        **options,
-    )
+    return get(path, handle, summary, access=Access.OPEN, probe=True, **options)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import orjson
 from pydantic import BaseModel, Field
 
 from embedding_service.dialects import embedding
-from embedding_service.dialects.dialect import Answer, Dialect, Operation, Request
+from embedding_service.dialects.dialect import Answer, Dialect, Operation, Request, get
 from embedding_service.dialects.embedding import matrix_json, vector_json
 from embedding_service.dialects.errors import OPENAI
 from embedding_service.dialects.fields import EmptyIsNone, Fields, Lax
@@ -350,12 +350,8 @@ def dialect(
     )
 
 
-_LIST = Operation(
-    path="/v1/models",
-    method="GET",
-    handle=list_models,
-    summary="List the served models and their aliases",
-    response=ModelList,
+_LIST = get(
+    "/v1/models", list_models, "List the served models and their aliases", response=ModelList
 )
 _NAME = {
     "name": "name",
@@ -363,11 +359,10 @@ _NAME = {
     "required": True,
     "schema": {"type": "string", "title": "Name"},
 }
-_RETRIEVE = Operation(
-    path="/v1/models/{name:path}",
-    method="GET",
-    handle=retrieve_model,
-    summary="Describe one model",
+_RETRIEVE = get(
+    "/v1/models/{name:path}",
+    retrieve_model,
+    "Describe one model",
     response=ModelEntry,
     parameters=(_NAME,),
     responses={404: OPENAI.responses()[404]},

@@ -16,7 +16,7 @@ import orjson
 
 from embedding_service import __version__
 from embedding_service.dialects import embedding, scoring
-from embedding_service.dialects.dialect import Answer, Dialect, Operation, Request, Sends
+from embedding_service.dialects.dialect import Answer, Dialect, Operation, Request, Sends, get
 from embedding_service.dialects.embedding import (
     nothing_in,
     refuse_empty,
@@ -334,11 +334,10 @@ DIALECT = Dialect(
             response=list[str],
             names={Name.INPUT: "ids"},
         ),
-        Operation(
-            path="/info",
-            method="GET",
-            handle=info,
-            summary="Describe the default model",
+        get(
+            "/info",
+            info,
+            "Describe the default model",
             response=Info,
             responses=ERRORS.responses(),
         ),

@@ -8,16 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from embedding_service import __version__
 from embedding_service.dialects import openai
-from embedding_service.dialects.dialect import (
-    Access,
-    Answer,
-    Dialect,
-    Handler,
-    Operation,
-    Request,
-    probe,
-    whole,
-)
+from embedding_service.dialects.dialect import Access, Answer, Dialect, Request, get, probe, whole
 from embedding_service.dialects.errors import DetailResponse, ErrorShape, Failure, Written
 from embedding_service.dropin.blank import refuse_blank
 from embedding_service.dropin.preset import KeyRules, Preset
@@ -139,10 +130,6 @@ def check(settings: Settings) -> None:
         )
 
 
-def _get(path: str, handle: Handler, summary: str) -> Operation:
-    return Operation(path=path, method="GET", handle=handle, summary=summary)
-
-
 _INPUT = refuse_blank(
     "input",
     message="Text at index {index} is too short (minimum 1 characters)",
@@ -152,16 +139,10 @@ DIALECT = Dialect(
     "emb-infer-bge-m3",
     ERRORS,
     (
-        Operation(
-            path="/",
-            method="GET",
-            handle=info,
-            summary="Which service is this?",
-            access=Access.OPEN,
-        ),
+        get("/", info, "Which service is this?", access=Access.OPEN),
         probe("/health", health, "Is the service up?"),
-        _get("/health/detailed", detailed_health, "Health of model and batching"),
-        _get("/stats", stats, "Texts and batches computed"),
+        get("/health/detailed", detailed_health, "Health of model and batching"),
+        get("/stats", stats, "Texts and batches computed"),
     ),
 )
 PRESET = Preset(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from embedding_service import __version__
-from embedding_service.dialects.dialect import Answer, Dialect, Operation, Request, probe, whole
+from embedding_service.dialects.dialect import Answer, Dialect, Request, get, probe, whole
 from embedding_service.dialects.errors import DetailResponse, ErrorShape, Failure, Written
 from embedding_service.dropin import matching_metrics, records
 from embedding_service.dropin.model_identity import model_identity
@@ -84,9 +84,7 @@ _ENDPOINTS = {
     "GET /model-info": "The model, for pgvector",
     "GET /metrics": "For Prometheus",
 }
-INFO = Operation(
-    path="/", method="GET", handle=info, summary="Which service is this?", response=dict[str, Any]
-)
+INFO = get("/", info, "Which service is this?", response=dict[str, Any])
 HEALTH = probe("/health", health, "Health of the model")
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from embedding_service.dialects.dialect import Answer, Operation, Request, whole
+from embedding_service.dialects.dialect import Answer, Request, get, whole
 from embedding_service.dropin.model_identity import model_identity
 
 SQL_EXAMPLES = {
@@ -71,10 +71,4 @@ def _limits(request: Request[None]) -> dict[str, int | float | None]:
     return limits
 
 
-MODEL_INFO = Operation(
-    path="/model-info",
-    method="GET",
-    handle=model_info,
-    summary="The model, its limits, its cache",
-    response=ModelInfo,
-)
+MODEL_INFO = get("/model-info", model_info, "The model, its limits, its cache", response=ModelInfo)

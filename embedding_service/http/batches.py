@@ -12,7 +12,7 @@ from embedding_service.batches import ledger
 from embedding_service.batches.ledger import Batch
 from embedding_service.batches.lines import ENDPOINTS
 from embedding_service.batches.store import new_id
-from embedding_service.dialects.dialect import Answer, Dialect, Operation, Request
+from embedding_service.dialects.dialect import Answer, Dialect, Operation, Request, get
 from embedding_service.dialects.errors import OPENAI
 from embedding_service.dialects.fields import BareFields, Fields
 from embedding_service.errors import InvalidRequest
@@ -223,15 +223,8 @@ def dialect(batches: Batches) -> Dialect:
                 example=example,
                 response=BatchObject,
             ),
-            Operation(
-                path="/v1/batches",
-                method="GET",
-                handle=routes.list,
-                summary="List batches",
-                response=BatchList,
-                parameters=PAGE,
-            ),
-            on_batch(path, method="GET", handle=routes.retrieve, summary="Describe a batch"),
-            on_batch(f"{path}/cancel", handle=routes.cancel, summary="Cancel a batch"),
+            get("/v1/batches", routes.list, "List batches", response=BatchList, parameters=PAGE),
+            on_batch(path, routes.retrieve, "Describe a batch", method="GET"),
+            on_batch(f"{path}/cancel", routes.cancel, "Cancel a batch"),
         ),
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from fastapi.openapi.docs import get_swagger_ui_html
 
-from embedding_service.dialects.dialect import Access, Answer, Dialect, Operation, Request
+from embedding_service.dialects.dialect import Access, Answer, Dialect, Operation, Request, get
 from embedding_service.dialects.errors import OPENAI
 
 if TYPE_CHECKING:
@@ -48,9 +48,7 @@ def dialect(title: str, document: Callable[[], dict[str, Any]], access: Access) 
         return Answer(bytes(html.body), media_type="text/html; charset=utf-8")
 
     def operation(path: str, handle: Handler) -> Operation:
-        return Operation(
-            path=path, method="GET", handle=handle, summary="", access=access, documented=False
-        )
+        return get(path, handle, "", access=access, documented=False)
 
     return Dialect(
         "Documentation",

@@ -16,7 +16,7 @@ from embedding_service.batches import files
 from embedding_service.batches.files import Quota, StoredFile
 from embedding_service.batches.store import new_id
 from embedding_service.batches.uploads import Upload
-from embedding_service.dialects.dialect import Answer, Dialect, Operation, Request
+from embedding_service.dialects.dialect import Answer, Dialect, Operation, Request, get
 from embedding_service.dialects.errors import OPENAI
 from embedding_service.errors import InvalidRequest, ObjectNotFound, Overloaded
 from embedding_service.http.multipart import OVERHEAD_BYTES, Form
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
     from embedding_service.batches.store import Store
+    from embedding_service.dialects.errors import Responses
     from embedding_service.settings.gateway import Settings
     from embedding_service.types import Json
 
@@ -231,22 +232,19 @@ _WANTED = tuple(
 )
 
 
-def operation_on(kind: str, path: str, **fields: Any) -> Operation:
+def operation_on(kind: str, path: str, *told: Any, **fields: Any) -> Operation:
     """Return an operation on one object of a kind, whose id is in the path."""
     by_id = {"name": f"{kind}_id", "in": "path", "required": True, "schema": {"type": "string"}}
     missing = f"No {kind} with this id belongs to the key."
-    return Operation(
-        path=path,
-        parameters=(by_id,),
-        responses={404: {**OPENAI.responses()[404], "description": missing}},
-        **fields,
-    )
+    errors: Responses = {404: {**OPENAI.responses()[404], "description": missing}}
+    return Operation(path, *told, parameters=(by_id,), responses=errors, **fields)
 
 
 def dialect(store: Store, settings: Settings) -> Dialect:
     """Return the operations on files."""
     routes, errors = FileRoutes(store, settings), OPENAI.responses()
     on_file, path = partial(operation_on, "file"), "/v1/files/{file_id}"
+    listed = (*PAGE, *_WANTED)
     return Dialect(
         "Files",
         OPENAI,
@@ -259,30 +257,9 @@ def dialect(store: Store, settings: Settings) -> Dialect:
                 streamed_bytes=settings.max_file_bytes + OVERHEAD_BYTES,
                 responses={status: errors[status] for status in (400, 401, 413, 429, 503)},
             ),
-            Operation(
-                path="/v1/files",
-                method="GET",
-                handle=routes.list,
-                summary="List files",
-                response=FileList,
-                parameters=(*PAGE, *_WANTED),
-            ),
-            on_file(
-                path,
-                method="GET",
-                handle=routes.retrieve,
-                summary="Describe a file",
-                response=FileObject,
-            ),
-            on_file(
-                path,
-                method="DELETE",
-                handle=routes.delete,
-                summary="Delete a file",
-                response=FileDeleted,
-            ),
-            on_file(
-                f"{path}/content", method="GET", handle=routes.content, summary="Download a file"
-            ),
+            get("/v1/files", routes.list, "List files", response=FileList, parameters=listed),
+            on_file(path, routes.retrieve, "Describe a file", method="GET", response=FileObject),
+            on_file(path, routes.delete, "Delete a file", method="DELETE", response=FileDeleted),
+            on_file(f"{path}/content", routes.content, "Download a file", method="GET"),
         ),
     )

@@ -18,7 +18,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 from pydantic import BaseModel
 
-from embedding_service.dialects.dialect import Access, Answer, Dialect, Operation, Request
+from embedding_service.dialects.dialect import Access, Answer, Dialect, Request, get
 from embedding_service.dialects.errors import OPENAI
 from embedding_service.engine.states import State
 
@@ -221,26 +221,9 @@ def _encoder(accept: str) -> tuple[Callable[[CollectorRegistry], bytes], str]:
 def dialect(lifecycle: Lifecycle, batches: Batches | None = None) -> Dialect:
     """Return the operations; `metrics` of the settings says for whom `/metrics` is."""
     lifecycle.service.metrics.registry.register(StateCollector(lifecycle, batches))
-    operations = [
-        Operation(
-            path="/stats",
-            method="GET",
-            handle=show_stats,
-            summary="What is going on?",
-            response=Stats,
-        )
-    ]
+    operations = [get("/stats", show_stats, "What is going on?", response=Stats)]
     access = _ACCESS.get(lifecycle.service.settings.metrics)
     if access is not None:
-        operations.append(
-            Operation(
-                path="/metrics",
-                method="GET",
-                handle=show_metrics,
-                summary="",
-                access=access,
-                probe=True,
-                documented=False,
-            )
-        )
+        metrics = get("/metrics", show_metrics, "", access=access, probe=True, documented=False)
+        operations.append(metrics)
     return Dialect("Operations", OPENAI, tuple(operations))

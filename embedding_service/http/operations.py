@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, Field
 
 from embedding_service import __version__
-from embedding_service.dialects.dialect import Answer, Dialect, Operation, Request, probe, whole
+from embedding_service.dialects.dialect import (
+    Answer,
+    Dialect,
+    Operation,
+    Request,
+    get,
+    probe,
+    whole,
+)
 from embedding_service.dialects.errors import OPENAI
 from embedding_service.engine.states import State
 from embedding_service.errors import ModelNotFound, PermissionDenied, Unavailable
@@ -167,9 +175,7 @@ def _documented(*statuses: int) -> Responses:
     return {status: errors[status] for status in statuses}
 
 
-INFO = Operation(
-    path="/", method="GET", handle=info, summary="Which service is this?", response=ServiceInfo
-)
+INFO = get("/", info, "Which service is this?", response=ServiceInfo)
 _MODEL = {
     "name": "model",
     "in": "query",
@@ -208,13 +214,7 @@ DIALECT = Dialect(
             responses={503: {"model": Health, "description": "Not ready."}},
         ),
         probe("/ping", livez, "Is the gateway alive?", response=Alive, documented=False),
-        Operation(
-            path="/cache/stats",
-            method="GET",
-            handle=cache_stats,
-            summary="What does the cache hold?",
-            response=CacheState,
-        ),
+        get("/cache/stats", cache_stats, "What does the cache hold?", response=CacheState),
         Operation(
             path="/cache/clear",
             handle=cache_clear,
