@@ -17,7 +17,7 @@ from embedding_service.bulk.options import (
     InputFormat,
     OutputFormat,
 )
-from embedding_service.commands.settings import FLAGS, own_options, presets
+from embedding_service.commands.settings import FLAGS, Config, own_options, presets
 from embedding_service.errors import BadConfiguration
 from embedding_service.settings import flags
 from embedding_service.settings.load import load
@@ -55,9 +55,6 @@ Server = Annotated[
 ]
 Ray = Annotated[str | None, Option(help="On this Ray cluster: an address, auto, or local.")]
 DryRun = Annotated[bool, Option("--dry-run", help="Tell how much it is, and how long it takes.")]
-Config = Annotated[
-    Path | None, Option("--config", "-c", envvar="EMBEDDING_CONFIG", help="YAML file of settings.")
-]
 
 
 def embed(  # noqa: PLR0913 - each is a flag

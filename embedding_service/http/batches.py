@@ -106,6 +106,9 @@ class BatchObject(BaseModel):
     metadata: dict[str, str] | None
 
 
+_SAME = BatchObject.model_fields.keys() & Batch.__dataclass_fields__.keys() - {"errors"}
+
+
 class BatchList(Page):
     """A page of batches."""
 
@@ -154,15 +157,18 @@ class BatchRoutes:
 
     async def retrieve(self, request: Request[None]) -> Answer:
         """Describe a batch."""
-        owner, batch_id = request.call.tenant.name, request.path["batch_id"]
-        return Answer.json(shown(await self._store.read(ledger.find, owner, batch_id)))
+        return Answer.json(shown(await self._store.read(ledger.find, *_asked(request))))
 
     async def cancel(self, request: Request[None]) -> Answer:
         """Have a batch end early; the results that it has are kept."""
-        owner, batch_id = request.call.tenant.name, request.path["batch_id"]
-        batch = await self._store.run(ledger.cancel, owner, batch_id)
+        batch = await self._store.run(ledger.cancel, *_asked(request))
         self._batches.wake()
         return Answer.json(shown(batch))
+
+
+def _asked(request: Request[None]) -> tuple[str, str]:
+    """Return the owner and the id of the batch that is asked about."""
+    return request.call.tenant.name, request.path["batch_id"]
 
 
 def _check(fields: BatchRequest) -> None:
@@ -182,24 +188,11 @@ def _output_ttl_s(expires: ExpiresAfter | None) -> int | None:
 
 def shown(batch: Batch) -> BatchObject:
     """Return a batch in OpenAI's shape."""
-    times = {name: getattr(batch, name) for name in BatchObject.model_fields if name[-3:] == "_at"}
+    same = {name: getattr(batch, name) for name in _SAME}
     faults = None if batch.errors is None else BatchFaults.model_validate({"data": batch.errors})
-    counts = {"total": batch.total, "completed": batch.completed, "failed": batch.failed}
-    return BatchObject(
-        id=batch.id,
-        endpoint=batch.endpoint,
-        model=batch.model,
-        errors=faults,
-        input_file_id=batch.input_file_id,
-        completion_window=batch.completion_window,
-        status=batch.status,
-        output_file_id=batch.output_file_id,
-        error_file_id=batch.error_file_id,
-        request_counts=RequestCounts(**counts),
-        usage=BatchUsage(input_tokens=batch.tokens, total_tokens=batch.tokens),
-        metadata=batch.metadata,
-        **times,
-    )
+    counts = RequestCounts(total=batch.total, completed=batch.completed, failed=batch.failed)
+    usage = BatchUsage(input_tokens=batch.tokens, total_tokens=batch.tokens)
+    return BatchObject(errors=faults, request_counts=counts, usage=usage, **same)
 
 
 def dialect(batches: Batches) -> Dialect:

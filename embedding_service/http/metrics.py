@@ -23,7 +23,7 @@ from embedding_service.dialects.errors import OPENAI
 from embedding_service.engine.states import State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from prometheus_client import CollectorRegistry
 
@@ -63,26 +63,15 @@ class StateCollector(Collector):
         yield from self._models()
 
     def _models(self) -> Iterator[Metric]:
-        queued = GaugeMetricFamily(
-            "embedding_queued_tokens", "Tokens admitted, not yet computed.", labels=["model"]
-        )
-        limit = GaugeMetricFamily(
-            "embedding_queue_limit_tokens", "How many of them there may be.", labels=["model"]
-        )
-        replicas = GaugeMetricFamily(
-            "embedding_replicas", "Engine processes.", labels=["model", "state"]
-        )
-        restarts = CounterMetricFamily(
-            "embedding_worker_restarts", "Workers replaced.", labels=["model", "replica"]
-        )
+        model_only, of_replica = ["model"], ["model", "replica"]
+        queued = _gauge("queued_tokens", "Tokens admitted, not yet computed.", labels=model_only)
+        limit = _gauge("queue_limit_tokens", "How many of them there may be.", labels=model_only)
+        replicas = _gauge("replicas", "Engine processes.", labels=["model", "state"])
+        restarts = _counter("worker_restarts", "Workers replaced.", labels=of_replica)
         batches = HistogramMetricFamily(
-            "embedding_batch_size", "Texts in an engine step.", labels=["model"]
+            "embedding_batch_size", "Texts in an engine step.", labels=model_only
         )
-        canary = GaugeMetricFamily(
-            "embedding_canary_cosine",
-            "Least cosine of a replica's canaries.",
-            labels=["model", "replica"],
-        )
+        canary = _gauge("canary_cosine", "Least cosine of a replica's canaries.", labels=of_replica)
         for model in self.lifecycle.service.models:
             for index, cosine in model.canary_cosines.items():
                 canary.add_metric([model.name, str(index)], cosine)
@@ -100,7 +89,7 @@ class StateCollector(Collector):
 
 def _batches(counts: Counts) -> Iterator[Metric]:
     """Yield what the database said a moment ago; instances that share it say the same."""
-    statuses = GaugeMetricFamily("embedding_batches", "Batches.", labels=["status"])
+    statuses = _gauge("batches", "Batches.", labels=["status"])
     for status, number in counts.by_status.items():
         statuses.add_metric([status], number)
     yield statuses
@@ -125,12 +114,17 @@ def _restarts(replica: Replica) -> int:
     return max(0, replica.generation - 1)
 
 
-def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
-    return GaugeMetricFamily(f"embedding_{name}", text, float(value))
+def _gauge(
+    name: str, text: str, value: float | None = None, labels: Sequence[str] | None = None
+) -> GaugeMetricFamily:
+    """Return a family of one value, or an empty one whose members have `labels`."""
+    return GaugeMetricFamily(f"embedding_{name}", text, value, labels)
 
 
-def _counter(name: str, text: str, value: float) -> CounterMetricFamily:
-    return CounterMetricFamily(f"embedding_{name}", text, value)
+def _counter(
+    name: str, text: str, value: float | None = None, labels: Sequence[str] | None = None
+) -> CounterMetricFamily:
+    return CounterMetricFamily(f"embedding_{name}", text, value, labels)
 
 
 class ReplicaStats(BaseModel):

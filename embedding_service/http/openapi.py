@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi.openapi.utils import get_openapi
 
-from embedding_service.http import response_headers
+from embedding_service.http.response_headers import ALWAYS, OF_ANSWERS, OF_ERRORS
 from embedding_service.http.routes import telling_fields
 
 if TYPE_CHECKING:
@@ -64,20 +64,15 @@ def document(app: FastAPI, table: RouteTable) -> dict[str, Any]:
 
 def _add_headers(document: dict[str, Any]) -> None:
     """Say which headers the answers of operations with a body have, and the errors of all."""
-    always, of_answers, of_errors = (
-        response_headers.ALWAYS,
-        response_headers.OF_ANSWERS,
-        response_headers.OF_ERRORS,
-    )
     document["components"]["headers"] = {
         name: {"description": text, "schema": {"type": "string"}}
-        for name, text in (always | of_answers | of_errors).items()
+        for name, text in (ALWAYS | OF_ANSWERS | OF_ERRORS).items()
     }
     for path in document["paths"].values():
         for operation in path.values():
-            of_success = of_answers if "requestBody" in operation else {}
+            of_success = OF_ANSWERS if "requestBody" in operation else {}
             for status, response in operation["responses"].items():
-                names = always | (of_success if status == "200" else of_errors)
+                names = ALWAYS | (of_success if status == "200" else OF_ERRORS)
                 response["headers"] = {name: {"$ref": _HEADERS.format(name=name)} for name in names}
 
 
@@ -128,11 +123,10 @@ def _body(mounted: Sequence[Mounted]) -> dict[str, Any]:
 
 def _examples(mounted: Sequence[Mounted]) -> dict[str, Any]:
     """Return the example of each operation at one path."""
-    examples: dict[str, Any] = {}
-    for each in mounted:
-        name = f"{each.dialect.name} {each.operation.handle.__name__}"
-        examples[name] = {"value": each.operation.example}
-    return examples
+    return {
+        f"{each.dialect.name} {each.operation.handle.__name__}": {"value": each.operation.example}
+        for each in mounted
+    }
 
 
 def _id(path: str) -> str:

@@ -44,8 +44,8 @@ class Resource:
     @property
     def alias_of(self) -> list[str]:
         """Return the paths that operations here are aliases of."""
-        operations = (each.operation for each in chain.from_iterable(self.methods.values()))
-        return list(dict.fromkeys(each.alias_of for each in operations if each.alias_of))
+        mounted = chain.from_iterable(self.methods.values())
+        return list(dict.fromkeys(filter(None, (each.operation.alias_of for each in mounted))))
 
     def rated_as(self, rates: Container[str]) -> str:
         """Return the first of this path and its other names that has a rate."""

@@ -115,8 +115,7 @@ def _alone(seen: Comparison) -> str | None:
 def _dimensions(seen: Comparison) -> str | None:
     if seen.true.shape == seen.found.shape:
         return None
-    wrong, right = seen.found.shape[1], seen.true.shape[1]
-    return f"vectors have {wrong} dimensions, and {right} are right"
+    return f"vectors have {seen.found.shape[1]} dimensions, and {seen.true.shape[1]} are right"
 
 
 def _sign(seen: Comparison) -> str | None:
@@ -206,11 +205,9 @@ def _batching(seen: Comparison) -> str | None:
 def _only(seen: Comparison, *, having: Callable[[Texts], Which], text: str) -> str | None:
     """Say it where nearly all wrong texts have a property, and most that have it are wrong."""
     low, known = seen.low.sum(), len(seen.compared)
-    wrong, all_having = (
-        having(seen.texts) & seen.low,
-        having(seen.texts) & np.isfinite(seen.cosines),
-    )
-    explains = wrong.sum() >= max(2, _NEARLY_ALL * low, _MOST * all_having.sum())
+    have = having(seen.texts)
+    wrong, all_having = (have & seen.low).sum(), (have & np.isfinite(seen.cosines)).sum()
+    explains = wrong >= max(2, _NEARLY_ALL * low, _MOST * all_having)
     return text if explains and low < _NEARLY_ALL * known else None
 
 

@@ -194,8 +194,7 @@ def row_cosines(true: Floats | Doubles, found: Floats | Doubles) -> Doubles:
 def unit(rows: Floats | Doubles) -> Doubles:
     """Return the rows at length 1, in float64."""
     exact = rows.astype(np.float64)
-    lengths: Doubles = np.linalg.norm(exact, axis=1, keepdims=True)
-    exact /= np.maximum(lengths, _NO_LENGTH)
+    exact /= np.maximum(np.linalg.norm(exact, axis=1, keepdims=True), _NO_LENGTH)
     return exact
 
 
@@ -216,8 +215,8 @@ def _stack(answers: Sequence[Answer], which: Indices) -> Floats:
 
 def overlap(true: Floats, found: Floats) -> Doubles:
     """Return for each row the share of its ten nearest other rows that both sides have."""
-    pairs = zip(_nearest(true), _nearest(found), strict=True)
-    return np.array([len(a & b) / NEIGHBOURS for a, b in pairs])
+    shared = map(set.intersection, _nearest(true), _nearest(found))
+    return np.array(list(map(len, shared))) / NEIGHBOURS
 
 
 def _nearest(rows: Floats) -> list[set[int]]:

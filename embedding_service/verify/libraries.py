@@ -183,7 +183,7 @@ def _lengths(tokenizer: Any, texts: list[str]) -> list[int]:
 def _weighted(row: Any) -> Any:
     weights = np.asarray(row.cpu(), np.float32)
     ids = np.flatnonzero(weights)
-    return np.stack([ids.astype(np.float32), weights[ids]], axis=1)
+    return np.column_stack([ids, weights[ids]]).astype(np.float32)
 
 
 class Facts(NamedTuple):

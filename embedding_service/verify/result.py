@@ -161,5 +161,5 @@ def _line(part: Part) -> str:
 
 
 def _cosines(part: Part) -> list[str]:
-    worst, median = shown(part.quantiles["worst"]), shown(part.quantiles["median"])
+    worst, median = (shown(part.quantiles[name]) for name in ("worst", "median"))
     return [f"cosine worst {worst}, median {median}", f"{part.below} below the threshold"]
