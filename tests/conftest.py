@@ -248,3 +248,16 @@ def client(fake: RunningGateway) -> Iterator[httpx.Client]:
     """Return an HTTP client of the shared fake gateway."""
     with fake.client() as http:
         yield http
+
+
+def client_of(**settings: Any) -> Any:
+    """Return a module's fixture: a client of a gateway with these settings, all models loaded."""
+
+    @pytest.fixture(scope="module")
+    def http(start_gateway: Callable[..., RunningGateway]) -> Iterator[httpx.Client]:
+        gateway = start_gateway(**settings)
+        gateway.wait_loaded()
+        with gateway.client() as client:
+            yield client
+
+    return http

@@ -12,7 +12,7 @@ import pytest
 from embedding_service.service.vectors import quantise
 from embedding_service.types import EmbedDtype
 from tests.calls import unit_vectors, watch_engine
-from tests.conftest import FAKE
+from tests.conftest import FAKE, client_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,14 +25,8 @@ TEXTS = ["w1 w2", "w3", "w4 w5"]
 TYPES = ["float", "int8", "uint8", "binary", "ubinary", "base64"]
 
 
-@pytest.fixture(scope="module")
-def http(start_gateway: Callable[..., RunningGateway]) -> Iterator[httpx.Client]:
-    """Return a client of a model with prompts and Matryoshka sizes."""
-    prompts = {"query": "w7 ", "document": "w8 "}
-    with start_gateway(
-        **FAKE, matryoshka=True, max_model_len=64, engine_args={"prompts": prompts}
-    ).client() as client:
-        yield client
+PROMPTS = {"query": "w7 ", "document": "w8 "}
+http = client_of(**FAKE, matryoshka=True, max_model_len=64, engine_args={"prompts": PROMPTS})
 
 
 def embed(http: httpx.Client, **fields: Any) -> dict[str, Any]:

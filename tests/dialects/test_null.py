@@ -8,14 +8,13 @@ import pytest
 
 from embedding_service.http.app import DIALECTS
 from embedding_service.settings.gateway import Settings
-from tests.conftest import FAKE
+from tests.conftest import FAKE, client_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     import httpx
 
-    from tests.conftest import RunningGateway
 
 SETTINGS: dict[str, Any] = {
     "engine": "fake",
@@ -43,13 +42,7 @@ def _cases() -> Iterator[tuple[str, dict[str, Any], str]]:
                     yield operation.path, dict(operation.example), name
 
 
-@pytest.fixture(scope="module")
-def http(start_gateway: Callable[..., RunningGateway]) -> Iterator[httpx.Client]:
-    """Return a client of a gateway with an embedder and a cross-encoder."""
-    gateway = start_gateway(**SETTINGS)
-    gateway.wait_loaded()
-    with gateway.client() as client:
-        yield client
+http = client_of(**SETTINGS)
 
 
 @pytest.mark.parametrize(("path", "body", "field"), list(_cases()))

@@ -12,10 +12,11 @@ from embedding_service.service import late_interaction, slices
 from embedding_service.service.late_interaction import lexical, max_sim, weighted
 from embedding_service.types import Embeddings, Output, RerankJob
 from embedding_service.worker.fake import fake_tokenizer, fake_vectors
+from tests.conftest import client_of
 from tests.dialects.test_bge import expected_colbert, expected_sparse
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     import httpx
 
@@ -38,13 +39,7 @@ MODELS = {
 }
 
 
-@pytest.fixture(scope="module")
-def http(start_gateway: Callable[..., RunningGateway]) -> Iterator[httpx.Client]:
-    """Return a client of a gateway with an embedder and a cross-encoder."""
-    gateway = start_gateway(**MODELS)
-    gateway.wait_loaded()
-    with gateway.client() as client:
-        yield client
+http = client_of(**MODELS)
 
 
 def score(query: str, document: str) -> float:

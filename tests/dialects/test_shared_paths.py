@@ -6,23 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.conftest import client_of
 from tests.dialects.test_rerank import MODELS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     import httpx
 
-    from tests.conftest import RunningGateway
 
-
-@pytest.fixture(scope="module")
-def http(start_gateway: Callable[..., RunningGateway]) -> Iterator[httpx.Client]:
-    """Return a client of a gateway with an embedder and a cross-encoder."""
-    gateway = start_gateway(**MODELS)
-    gateway.wait_loaded()
-    with gateway.client() as client:
-        yield client
+http = client_of(**MODELS)
 
 
 @pytest.mark.parametrize(

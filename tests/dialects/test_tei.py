@@ -10,11 +10,12 @@ import pytest
 from embedding_service.types import Output
 from embedding_service.worker.fake import fake_vectors
 from tests.calls import ids_of, raw_vector, unit_vectors
+from tests.conftest import client_of
 from tests.dialects.test_bge import expected_sparse
 from tests.dialects.test_rerank import MODELS, score
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     import httpx
 
@@ -23,13 +24,7 @@ if TYPE_CHECKING:
 TEXTS = ["w1 w2", "w3"]
 
 
-@pytest.fixture(scope="module")
-def http(start_gateway: Callable[..., RunningGateway]) -> Iterator[httpx.Client]:
-    """Return a client of a gateway with an embedder of three vectors and a cross-encoder."""
-    gateway = start_gateway(**MODELS, max_body_bytes=1 << 20)
-    gateway.wait_loaded()
-    with gateway.client() as client:
-        yield client
+http = client_of(**MODELS, max_body_bytes=1 << 20)
 
 
 def answer(http: httpx.Client, path: str, **fields: Any) -> Any:

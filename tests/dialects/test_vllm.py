@@ -8,23 +8,14 @@ import numpy as np
 import pytest
 
 from tests.calls import error_of, unit_vectors
+from tests.conftest import client_of
 from tests.dialects.test_rerank import MODELS, score
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     import httpx
 
-    from tests.conftest import RunningGateway
 
-
-@pytest.fixture(scope="module")
-def http(start_gateway: Callable[..., RunningGateway]) -> Iterator[httpx.Client]:
-    """Return a client of an embedder and a cross-encoder, both of 64 tokens."""
-    gateway = start_gateway(**MODELS)
-    gateway.wait_loaded()
-    with gateway.client() as client:
-        yield client
+http = client_of(**MODELS)
 
 
 def post(http: httpx.Client, path: str = "/score", **body: Any) -> dict[str, Any]:

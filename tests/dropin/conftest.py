@@ -18,6 +18,8 @@ from tests.conftest import RunningGateway
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    import httpx
+
     from embedding_service.settings.gateway import Settings
 
 FILES = Path(__file__).parents[2] / "config" / "drop-in"
@@ -91,3 +93,19 @@ def start_preset(
     yield start
     for gateway in started:
         gateway.stop()
+
+
+@pytest.fixture(scope="module")
+def gateway(
+    start_preset: Callable[..., RunningGateway], request: pytest.FixtureRequest
+) -> RunningGateway:
+    """Return the preset that the module is about, by its `PRESET`."""
+    started: RunningGateway = start_preset(request.module.PRESET)
+    return started
+
+
+@pytest.fixture(scope="module")
+def http(gateway: RunningGateway) -> Iterator[httpx.Client]:
+    """Return a client of that preset."""
+    with gateway.client() as client:
+        yield client

@@ -14,7 +14,7 @@ from tests.dialects.test_bge import expected_sparse
 from tests.dialects.test_rerank import score
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     import httpx
 
@@ -23,11 +23,7 @@ if TYPE_CHECKING:
 TEXTS = ["w1 w2 w3", "w4"]
 
 
-@pytest.fixture(scope="module")
-def http(start_preset: Callable[..., RunningGateway]) -> Iterator[httpx.Client]:
-    """Return a client of the preset."""
-    with start_preset("bge-inference-service").client() as client:
-        yield client
+PRESET = "bge-inference-service"
 
 
 @pytest.mark.parametrize("model", [None, "bge-m3", "text-embedding-3-small"])

@@ -10,7 +10,7 @@ import pytest
 from tests.calls import raw_vector, unit_vectors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     import httpx
 
@@ -19,11 +19,7 @@ if TYPE_CHECKING:
 MODEL = "BAAI/bge-m3"
 
 
-@pytest.fixture(scope="module")
-def http(start_preset: Callable[..., RunningGateway]) -> Iterator[httpx.Client]:
-    """Return a client of the preset."""
-    with start_preset("embed").client() as client:
-        yield client
+PRESET = "embed"
 
 
 @pytest.mark.parametrize("normalize", [None, True, False])

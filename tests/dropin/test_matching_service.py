@@ -21,7 +21,7 @@ from embedding_service.worker.fake import FakeBackend
 from tests.calls import unit_vectors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     import httpx
 
@@ -47,17 +47,7 @@ PREPARED = (
 )
 
 
-@pytest.fixture(scope="module")
-def gateway(start_preset: Callable[..., RunningGateway]) -> RunningGateway:
-    """Return the preset."""
-    return start_preset("matching-service")
-
-
-@pytest.fixture(scope="module")
-def http(gateway: RunningGateway) -> Iterator[httpx.Client]:
-    """Return a client of the preset."""
-    with gateway.client() as client:
-        yield client
+PRESET = "matching-service"
 
 
 def test_embed(http: httpx.Client) -> None:

@@ -11,7 +11,7 @@ from embedding_service.worker.location import resolve_model
 from tests.calls import unit_vectors, vectors_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     import httpx
@@ -23,17 +23,7 @@ MODEL = "Qwen/Qwen3-Embedding-0.6B"
 PATHS = ["/v1/embeddings", "/embeddings"]
 
 
-@pytest.fixture(scope="module")
-def gateway(start_preset: Callable[..., RunningGateway]) -> RunningGateway:
-    """Return the preset."""
-    return start_preset("qwen3-embedding")
-
-
-@pytest.fixture(scope="module")
-def http(gateway: RunningGateway) -> Iterator[httpx.Client]:
-    """Return a client of the preset."""
-    with gateway.client() as client:
-        yield client
+PRESET = "qwen3-embedding"
 
 
 def test_its_options_are_the_documented_defaults(gateway: RunningGateway) -> None:

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     import httpx
 
     from tests.conftest import RunningGateway
@@ -17,17 +15,7 @@ PATHS = ["/v1/rerank", "/rerank"]
 PAIRS = [{"query": "w1", "document": f"w{n}"} for n in (5, 3, 9, 3)]
 
 
-@pytest.fixture(scope="module")
-def gateway(start_preset: Callable[..., RunningGateway]) -> RunningGateway:
-    """Return the preset."""
-    return start_preset("qwen3-reranker")
-
-
-@pytest.fixture(scope="module")
-def http(gateway: RunningGateway) -> Iterator[httpx.Client]:
-    """Return a client of the preset."""
-    with gateway.client() as client:
-        yield client
+PRESET = "qwen3-reranker"
 
 
 def test_it_has_its_own_port(gateway: RunningGateway) -> None:

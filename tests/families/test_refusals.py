@@ -51,24 +51,17 @@ def test_the_tokenizers_limit_counts(
     assert planned(tmp_path, files).max_tokens == 32
 
 
-def test_a_length_of_sentence_transformers_own_wins(tmp_path: Path) -> None:
-    """Many old models have a tokenizer whose limit is not theirs."""
+@pytest.mark.parametrize(("own", "limits"), [(256, (256, None)), (None, (None, 64))])
+def test_a_length_of_sentence_transformers_own_wins(
+    tmp_path: Path, own: int | None, limits: tuple[int | None, int | None]
+) -> None:
+    """Many old models have a tokenizer whose limit is not theirs; null is no length."""
     files = {
         "tokenizer_config.json": {"model_max_length": 64},
-        "sentence_bert_config.json": {"max_seq_length": 256},
+        "sentence_bert_config.json": {"max_seq_length": own},
     }
     found = planned(tmp_path, files)
-    assert (found.max_seq_length, found.max_tokens) == (256, None)
-
-
-def test_a_length_of_null_is_no_length(tmp_path: Path) -> None:
-    """sentence-transformers takes the tokenizer's then."""
-    files = {
-        "tokenizer_config.json": {"model_max_length": 64},
-        "sentence_bert_config.json": {"max_seq_length": None},
-    }
-    found = planned(tmp_path, files)
-    assert (found.max_seq_length, found.max_tokens) == (None, 64)
+    assert (found.max_seq_length, found.max_tokens) == limits
 
 
 def test_without_modules_its_other_files_have_no_effect(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,6 +12,7 @@ import pytest
 from embedding_service.engine import heartbeat
 from embedding_service.engine.protocol import Pong
 from tests.calls import embed, error_of, vectors_of
+from tests.child import wait_until
 from tests.conftest import FAKE
 
 if TYPE_CHECKING:
@@ -42,13 +42,6 @@ def leftovers(gateway: RunningGateway) -> dict[str, Any]:
         "running": progress.running if progress else -1,
         "waiting": progress.waiting if progress else -1,
     }
-
-
-def wait_until(condition: Callable[[], object], timeout_s: float = 30) -> None:
-    until = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.01)
 
 
 def test_500_cancelled_requests_leave_nothing(

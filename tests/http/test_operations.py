@@ -8,7 +8,6 @@ import json
 import re
 import socket
 import threading
-import time
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -17,6 +16,7 @@ import pytest
 from embedding_service import __version__
 from embedding_service.http.answers import PIECE_BYTES
 from tests.calls import embed, error_of, log_line, vectors_of
+from tests.child import wait_until
 from tests.conftest import FAKE
 
 if TYPE_CHECKING:
@@ -24,13 +24,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.conftest import RunningGateway
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    until = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.005)
 
 
 def test_the_root_says_which_service_this_is(client: httpx.Client) -> None:

@@ -13,7 +13,7 @@ from embedding_service.dropin.presets import PRESETS
 from embedding_service.http.app import DIALECTS
 from embedding_service.settings.gateway import Settings
 from tests.calls import embed, error_of
-from tests.conftest import FAKE
+from tests.conftest import FAKE, client_of
 from tests.dialects.test_null import SETTINGS
 from tests.dropin.conftest import preset_settings, start_preset  # noqa: F401 - fixtures
 
@@ -44,13 +44,7 @@ def _operations(entries: Any, settings: Settings) -> Iterator[Operation]:
 CASES = [(op.path, op.example) for op in _operations(DIALECTS, PLAIN) if op.example]
 
 
-@pytest.fixture(scope="module")
-def http(start_gateway: Callable[..., RunningGateway]) -> Iterator[httpx.Client]:
-    """Return a client of a gateway with an embedder and a cross-encoder."""
-    gateway = start_gateway(**SETTINGS)
-    gateway.wait_loaded()
-    with gateway.client() as client:
-        yield client
+http = client_of(**SETTINGS)
 
 
 def ids(http: httpx.Client) -> dict[str, str | None]:

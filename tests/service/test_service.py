@@ -35,6 +35,7 @@ from embedding_service.types import (
     TokenIdPolicy,
 )
 from tests.calls import ids_of, raw_vector, unit_vectors
+from tests.child import wait_until
 from tests.conftest import FAKE
 
 if TYPE_CHECKING:
@@ -182,13 +183,6 @@ def test_a_deadline_that_has_passed_is_a_504(service: Service) -> None:
         service.refusal(replace(JOB, inputs=["fault-slow"]), within_s=0.1), DeadlineExceeded
     )
     assert service.held() == (0, 0, 0)
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    until = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.005)
 
 
 def test_too_many_tokens_at_once_are_a_429(narrow: Service) -> None:
