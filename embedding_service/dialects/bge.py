@@ -18,6 +18,7 @@ from embedding_service.types import EmbedJob, Output, Truncate
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from embedding_service.dialects.dialect import Handler
     from embedding_service.settings.gateway import Settings
     from embedding_service.types import Embeddings, Sparse
 
@@ -119,27 +120,23 @@ async def create_hybrid_embeddings(request: Request[SparseRequest]) -> Answer:
     return await _embed(request, frozenset({Output.DENSE, Output.SPARSE}))
 
 
+def _operation(kind: str, handle: Handler, response: type[BaseModel]) -> Operation:
+    return Operation(
+        f"/v1/{kind}-embeddings",
+        handle,
+        f"Embed texts as {kind} vectors",
+        id=f"create_{kind}_embeddings",
+        request=SparseRequest,
+        example={"input": ["Hello, world"]},
+        response=response,
+    )
+
+
 DIALECT = Dialect(
     "BGE-M3",
     OPENAI,
     (
-        Operation(
-            path="/v1/sparse-embeddings",
-            id="create_sparse_embeddings",
-            handle=create_sparse_embeddings,
-            summary="Embed texts as sparse vectors",
-            request=SparseRequest,
-            example={"input": ["Hello, world"]},
-            response=SparseResponse,
-        ),
-        Operation(
-            path="/v1/hybrid-embeddings",
-            id="create_hybrid_embeddings",
-            handle=create_hybrid_embeddings,
-            summary="Embed texts as hybrid vectors",
-            request=SparseRequest,
-            example={"input": ["Hello, world"]},
-            response=HybridResponse,
-        ),
+        _operation("sparse", create_sparse_embeddings, SparseResponse),
+        _operation("hybrid", create_hybrid_embeddings, HybridResponse),
     ),
 )

@@ -263,3 +263,9 @@ def header_list(names: Iterable[str]) -> str:
     if len(text) <= MOST_ECHOED_CHARACTERS:
         return text
     return text[:MOST_ECHOED_CHARACTERS].rpartition(", ")[0] + ", ..."
+
+
+def missing(field: str) -> InvalidRequest:
+    """Return the error about a field that this request needs."""
+    why = f"{field}: this field is required; add it"
+    return InvalidRequest(why, param=field, code="missing_required_parameter")

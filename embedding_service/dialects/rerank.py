@@ -13,7 +13,7 @@ from embedding_service.dialects import scoring
 from embedding_service.dialects.dialect import Answer, Dialect, Operation, Request, Sends
 from embedding_service.dialects.embedding import TOKEN_LIMIT
 from embedding_service.dialects.errors import MESSAGE, OPENAI
-from embedding_service.dialects.fields import BareFields, Fields, Flag, ZeroIsNone
+from embedding_service.dialects.fields import BareFields, Fields, Flag, ZeroIsNone, missing
 from embedding_service.errors import InvalidRequest
 from embedding_service.types import Field as Name
 from embedding_service.types import RerankJob, Truncate
@@ -105,16 +105,11 @@ class RerankRequest(Fields):
 
     def _query_and_documents(self) -> Iterator[tuple[str, str]]:
         if self.query is None:
-            raise _missing("query")
+            raise missing("query")
         if self.documents is None:
-            raise _missing("documents")
+            raise missing("documents")
         for index, document in enumerate(self.documents):
             yield self.query, _text_of(document, index)
-
-
-def _missing(field: str) -> InvalidRequest:
-    why = f"{field}: this field is required; add it"
-    return InvalidRequest(why, param=field, code="missing_required_parameter")
 
 
 class RerankResult(BaseModel):

@@ -254,13 +254,13 @@ class _ComparesSentences:
 
 
 _INPUTS = {Name.INPUT: "inputs", Name.TRUNCATE: "truncate to true"}
-_VECTORS: dict[str, Any] = {
-    "request": TeiEmbedRequest,
+_TEXTS: dict[str, Any] = {
+    "request": TeiInputs,
     "example": {"inputs": ["Hello, world"]},
-    "response": list[list[float]],
     "check": refuse_nothing("inputs"),
     "names": _INPUTS,
 }
+_VECTORS = _TEXTS | {"request": TeiEmbedRequest, "response": list[list[float]]}
 _SIMILARITY: dict[str, Any] = {
     "handle": similarity,
     "summary": "Compare a sentence with others",
@@ -269,41 +269,27 @@ _SIMILARITY: dict[str, Any] = {
     "response": list[float],
     "names": {Name.INPUT: "sentences"},
 }
+_EITHER = "Embed, or compare by the shape of `inputs`"
 DIALECT = Dialect(
     "TEI",
     ERRORS,
     (
-        Operation(
-            path="/",
-            id="root",
-            alias_of="/embed",
-            handle=embed,
-            summary="Embed, or compare by the shape of `inputs`",
-            **_VECTORS,
-        ),
+        Operation("/", embed, _EITHER, id="root", alias_of="/embed", **_VECTORS),
         Operation(path="/", when=_ComparesSentences(), alias_of="/similarity", **_SIMILARITY),
+        Operation("/embed", embed, "Embed texts", when=Sends("inputs"), **_VECTORS),
         Operation(
-            path="/embed", handle=embed, summary="Embed texts", when=Sends("inputs"), **_VECTORS
-        ),
-        Operation(
-            path="/embed_all",
-            handle=embed_all,
-            summary="Embed every token, without pooling",
-            request=TeiInputs,
-            example={"inputs": ["Hello, world"]},
+            "/embed_all",
+            embed_all,
+            "Embed every token, without pooling",
+            **_TEXTS,
             response=list[list[list[float]]],
-            check=refuse_nothing("inputs"),
-            names=_INPUTS,
         ),
         Operation(
-            path="/embed_sparse",
-            handle=embed_sparse,
-            summary="Weigh the tokens of texts",
-            request=TeiInputs,
-            example={"inputs": ["Hello, world"]},
+            "/embed_sparse",
+            embed_sparse,
+            "Weigh the tokens of texts",
+            **_TEXTS,
             response=list[list[Weight]],
-            check=refuse_nothing("inputs"),
-            names=_INPUTS,
         ),
         Operation(path="/similarity", **_SIMILARITY),
         Operation(
@@ -335,11 +321,7 @@ DIALECT = Dialect(
             names={Name.INPUT: "ids"},
         ),
         get(
-            "/info",
-            info,
-            "Describe the default model",
-            response=Info,
-            responses=ERRORS.responses(),
+            "/info", info, "Describe the default model", response=Info, responses=ERRORS.responses()
         ),
     ),
 )

@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, Field
 from embedding_service.dialects import embedding, scoring
 from embedding_service.dialects.dialect import Answer, Dialect, Operation, Request
 from embedding_service.dialects.errors import OPENAI
-from embedding_service.dialects.fields import Fields
+from embedding_service.dialects.fields import Fields, missing
 from embedding_service.errors import InvalidRequest
 from embedding_service.types import EmbedJob, RerankJob, Scores, Truncate
 from embedding_service.types import Field as Name
@@ -64,13 +64,8 @@ class ScoreRequest(Fields):
             left, right = getattr(self, first), getattr(self, second)
             if left is None and right is None:
                 continue
-            missing = first if left is None else second
             if left is None or right is None:
-                raise InvalidRequest(
-                    f"{missing}: this field is required; add it",
-                    param=missing,
-                    code="missing_required_parameter",
-                )
+                raise missing(first if left is None else second)
             return _paired(left, right, names=(first, second))
         raise InvalidRequest("send text_1 and text_2, or queries and documents", param="text_1")
 

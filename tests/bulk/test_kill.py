@@ -1,6 +1,4 @@
-"""The command in a process of its own: killed, interrupted and without room, nothing is lost and
-nothing there twice.
-"""
+"""The command as a process: killed, interrupted, without room, it loses and repeats nothing."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""What test_litellm.py runs in a process of its own: LiteLLM leaves an event loop and sockets open
-when it ends.
-"""
+"""Run by test_litellm.py in a process of its own: LiteLLM leaves a loop and sockets open."""
 
 from __future__ import annotations
 

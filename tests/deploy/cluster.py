@@ -1,6 +1,4 @@
-"""Real gateways with the fake engine, behind a real nginx with the shipped configuration, and load
-for them.
-"""
+"""Real gateways with the fake engine behind a real nginx as shipped, and load for them."""
 
 from __future__ import annotations
 

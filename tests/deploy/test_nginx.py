@@ -1,6 +1,4 @@
-"""The shipped nginx configuration under a real nginx, in front of real gateways with the fake
-engine.
-"""
+"""The shipped nginx configuration under a real nginx, before gateways with the fake engine."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Files and batches through the shipped nginx configuration, over instances that share their
-state.
-"""
+"""Files and batches through the shipped nginx configuration, over instances with one state."""
 
 from __future__ import annotations
 

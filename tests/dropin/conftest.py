@@ -1,6 +1,4 @@
-"""Gateways from the preset files as they are, but for the fake engine and a free port of this
-machine.
-"""
+"""Gateways from the preset files as they are, but for the fake engine and a free port."""
 
 from __future__ import annotations
 

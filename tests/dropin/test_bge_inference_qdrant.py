@@ -1,6 +1,4 @@
-"""What bge-inference-service was used for: a hybrid search in Qdrant, from ingest to the reranked
-answer.
-"""
+"""bge-inference-service's use: a hybrid search in Qdrant, from ingest to reranked answers."""
 
 from __future__ import annotations
 
