@@ -1,6 +1,4 @@
-"""Which tests run beside which with `pytest -n 2`: by module, and those that share engines in one
-process.
-"""
+"""Which tests run beside which with `pytest -n 2`: by module, shared engines in one process."""
 
 from __future__ import annotations
 

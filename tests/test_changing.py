@@ -1,6 +1,4 @@
-"""docs/changing.md, the page that says where to change things, against the source that it
-describes.
-"""
+"""docs/changing.md, which says where to change things, against the source."""
 
 from __future__ import annotations
 

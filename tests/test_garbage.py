@@ -1,6 +1,4 @@
-"""What a request needed is free when it is over, without the garbage collector, which therefore
-seldom has to run.
-"""
+"""A request's memory is free when it is over, without the garbage collector."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The JDK's own HTTP client, which offers HTTP/2 on every plain POST: Spring AI and LangChain4j are
-built on it.
-"""
+"""The JDK's HTTP client offers HTTP/2 on every plain POST; Spring AI and LangChain4j use it."""
 
 from __future__ import annotations
 

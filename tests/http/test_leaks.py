@@ -1,6 +1,4 @@
-"""Nothing that a client sends in confidence is ever told: not in logs, metrics or errors, at any
-level.
-"""
+"""Nothing sent in confidence is ever told: not in logs, metrics or errors, at any level."""
 
 from __future__ import annotations
 

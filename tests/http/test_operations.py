@@ -1,6 +1,4 @@
-"""What operators and balancers see: information, probes, documentation, CORS, proxies, shutdown,
-Unix sockets.
-"""
+"""For operators: information, probes, documentation, CORS, proxies, shutdown, Unix sockets."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Hostile bodies over HTTP: always a small 400 or 413 that names the field, never a 5xx, never an
-echo.
-"""
+"""Hostile bodies: a small 400 or 413 that names the field, never a 5xx, never an echo."""
 
 from __future__ import annotations
 

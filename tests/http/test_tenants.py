@@ -1,6 +1,4 @@
-"""Whose key it is: which models it opens, what it is shown, and how keys change while requests are
-served.
-"""
+"""Whose key it is: the models that it opens, and how keys change while requests are served."""
 
 from __future__ import annotations
 

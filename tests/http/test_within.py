@@ -1,6 +1,4 @@
-"""`within`: what has ended at once needs no clock, and what has not is limited, cancelled and
-closed as ever.
-"""
+"""`within`: an immediate end needs no clock; all else is limited, cancelled and closed."""
 
 from __future__ import annotations
 

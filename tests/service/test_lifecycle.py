@@ -1,6 +1,4 @@
-"""From the first signal to the exit status: drain, systemd's protocol, and a gateway that has lost
-its models.
-"""
+"""From the first signal to the exit status: drain, systemd's protocol, no model left."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Rates: taken whole or not at all, given back for work that came to nothing, counted for each on
-its own.
-"""
+"""Rates: taken whole or not at all, given back for failed work, counted for each apart."""
 
 from __future__ import annotations
 

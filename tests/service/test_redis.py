@@ -1,6 +1,4 @@
-"""Redis: shared by instances, believed in nothing that does not fit, and done without when it is
-slow or gone.
-"""
+"""Redis: shared, believed in nothing that does not fit, done without when slow or gone."""
 
 from __future__ import annotations
 

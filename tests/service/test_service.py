@@ -1,6 +1,4 @@
-"""The service without HTTP, on a running gateway's loop: limits, reservations, models, and what is
-refused early.
-"""
+"""The service without HTTP, on a gateway's loop: limits, reservations, early refusals."""
 
 from __future__ import annotations
 

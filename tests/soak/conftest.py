@@ -1,6 +1,4 @@
-"""A gateway with real vLLM in processes of its own, load for it, and the page on which its figures
-end up.
-"""
+"""A gateway with real vLLM as processes, load for it, and the page with its figures."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Death and standstill of real processes, and long saturation without a false alarm: how long each
-takes to be seen.
-"""
+"""Death and standstill of real processes, long saturation: how soon each is seen."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Many kills and rolls behind nginx. The fake engine, since it is the handing over that is looked
-at.
-"""
+"""Many kills and rolls behind nginx, with the fake engine: the handing over is tested."""
 
 from __future__ import annotations
 

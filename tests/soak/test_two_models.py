@@ -1,6 +1,4 @@
-"""An embedder and a reranker behind one address, under mixed load: `make soak`, SOAK_S=10 for a
-short one.
-"""
+"""An embedder and a reranker at one address, under mixed load: `make soak`, SOAK_S=10."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The worker's loop with the fake backend, in this process: what is computed in which step, and
-what never is.
-"""
+"""The worker's loop with the fake backend: which step computes what, and what never runs."""
 
 from __future__ import annotations
 

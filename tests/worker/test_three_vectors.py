@@ -1,6 +1,4 @@
-"""BGE-M3 and the rerankers through HTTP, several real models behind an address, against their
-references.
-"""
+"""BGE-M3 and rerankers through HTTP, several at one address, against their references."""
 
 from __future__ import annotations
 
