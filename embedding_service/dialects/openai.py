@@ -256,8 +256,7 @@ async def create_embeddings(request: Request[EmbeddingsRequest]) -> Answer:
     """Give each input one vector, or with the `return_*` fields every kind that is wanted."""
     fields = request.fields
     write = partial(render, encoding=fields.encoding, names_kinds=fields.names_kinds)
-    job = fields.job(request.settings.default_truncate)
-    return await embedding.respond(request, job, write)
+    return await embedding.respond(request, fields.job(request.settings.default_truncate), write)
 
 
 async def create_all_embeddings(request: Request[EmbeddingsRequest]) -> Answer:

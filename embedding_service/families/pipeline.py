@@ -188,10 +188,9 @@ class _Reader:
     def read_transformer(self, folder: str) -> None:
         """Keep how the transformer is fed."""
         self.folder = folder
-        place, found = feeding.read(self.files, folder)
+        self.place, found = feeding.read(self.files, folder)
         self.transformer = {"read": True} | found
-        self.place = place
-        feeding.check_transformer(place, found)
+        feeding.check_transformer(self.place, found)
 
     def _check_task(self, module: str, wanted: str) -> None:
         """Raise `ModelRefused` if the transformer gives a module other rows than those known."""
@@ -251,8 +250,8 @@ class _Reader:
         """Add a layer norm."""
         place, config = self._described(folder)
         check(place, config, {"dimension": None})
-        norm = LayerNorm(integer(place, config, "dimension"), self._weights(folder))
-        self.steps.append(norm)
+        width = integer(place, config, "dimension")
+        self.steps.append(LayerNorm(width, self._weights(folder)))
 
     def read_normalize(self, folder: str) -> None:
         """Add a scaling to length 1; files from before version 5 have no config.json for it."""

@@ -13,7 +13,7 @@ from embedding_service.http.response_headers import ALWAYS, OF_ANSWERS, OF_ERROR
 from embedding_service.http.routes import telling_fields
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from fastapi import FastAPI
     from pydantic import BaseModel
@@ -76,12 +76,10 @@ def _add_headers(document: dict[str, Any]) -> None:
                 response["headers"] = {name: {"$ref": _HEADERS.format(name=name)} for name in names}
 
 
-def _request_models(table: RouteTable) -> list[type[BaseModel]]:
-    models: list[type[BaseModel]] = []
+def _request_models(table: RouteTable) -> Iterator[type[BaseModel]]:
     for resource in table:
         for mounted in resource.methods.values():
-            models += _models(mounted)
-    return models
+            yield from _models(mounted)
 
 
 def _models(mounted: Sequence[Mounted]) -> list[type[BaseModel]]:

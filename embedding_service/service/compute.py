@@ -211,8 +211,11 @@ def _bytes(found: Found) -> int:
 
 def _finite(computed: Found, most_bytes: int) -> Found:
     """Return what is finite, as arrays of their own if a cache of so many bytes keeps them."""
-    finite = {key: rows for key, rows in computed.items() if all(map(is_finite, rows.values()))}
-    return {key: _owned(rows, most_bytes) for key, rows in finite.items()}
+    return {
+        key: _owned(rows, most_bytes)
+        for key, rows in computed.items()
+        if all(map(is_finite, rows.values()))
+    }
 
 
 def _owned(rows: Rows, most_bytes: int) -> Rows:

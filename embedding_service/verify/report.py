@@ -74,11 +74,11 @@ def _about(result: ModelResult) -> str:
 
 
 def _faults(result: ModelResult) -> str:
-    faults = [
+    faults = (
         f'<p><span class="bad">{escape(each.name)}</span> {escape(each.text)}</p>'
         for each in result.findings
-    ]
-    return "".join(faults + list(map(_soft, result.notes)))
+    )
+    return "".join((*faults, *map(_soft, result.notes)))
 
 
 def _soft(text: str) -> str:
