@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from embedding_service.errors import InvalidRequest, ObjectNotFound
 
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import Iterable
+    from sqlite3 import Connection
 
     from embedding_service.batches.store import Store
 
@@ -45,7 +45,7 @@ class Quota:
     files: int
     bytes: int
 
-    def check(self, db: sqlite3.Connection, owner: str, new_bytes: int) -> None:
+    def check(self, db: Connection, owner: str, new_bytes: int) -> None:
         """Raise `InvalidRequest` if there is no room for another file."""
         count, size = usage(db, owner)
         if count >= self.files:
@@ -66,7 +66,7 @@ _COLUMNS = ", ".join(field.name for field in fields(StoredFile))
 _PLACES = ", ".join("?" for _ in fields(StoredFile))
 
 
-def usage(db: sqlite3.Connection, owner: str) -> tuple[int, int]:
+def usage(db: Connection, owner: str) -> tuple[int, int]:
     """Return how many files an owner has, and their bytes."""
     count, size = db.execute(
         "SELECT count(*), coalesce(sum(bytes), 0) FROM files WHERE owner = ?", (owner,)
@@ -74,14 +74,14 @@ def usage(db: sqlite3.Connection, owner: str) -> tuple[int, int]:
     return count, size
 
 
-def add(db: sqlite3.Connection, file: StoredFile, quota: Quota | None = None) -> None:
+def add(db: Connection, file: StoredFile, quota: Quota | None = None) -> None:
     """Enter a file whose content is in its place. Raises `InvalidRequest` beyond the quota."""
     if quota is not None:
         quota.check(db, file.owner, file.bytes)
     db.execute(f"INSERT INTO files ({_COLUMNS}) VALUES ({_PLACES})", astuple(file))
 
 
-def find(db: sqlite3.Connection, owner: str, file_id: str) -> StoredFile:
+def find(db: Connection, owner: str, file_id: str) -> StoredFile:
     """Return an owner's file. Raises `ObjectNotFound`, also for other owners' and expired ones."""
     query = f"SELECT {_COLUMNS} FROM files WHERE id = ? AND owner = ? AND expires_at > ?"
     row = db.execute(query, (file_id, owner, time.time())).fetchone()
@@ -91,7 +91,7 @@ def find(db: sqlite3.Connection, owner: str, file_id: str) -> StoredFile:
 
 
 def page(
-    db: sqlite3.Connection,
+    db: Connection,
     owner: str,
     *,
     after: str | None,
@@ -112,7 +112,7 @@ def page(
     return [StoredFile(*row) for row in rows[:limit]], len(rows) > limit
 
 
-def place(db: sqlite3.Connection, table: str, owner: str, after: str | None) -> int | None:
+def place(db: Connection, table: str, owner: str, after: str | None) -> int | None:
     """Return the place behind which a page begins. Raises `InvalidRequest`."""
     if after is None:
         return None
@@ -125,7 +125,7 @@ def place(db: sqlite3.Connection, table: str, owner: str, after: str | None) -> 
     return int(row[0])
 
 
-def delete(db: sqlite3.Connection, owner: str, file_id: str) -> None:
+def delete(db: Connection, owner: str, file_id: str) -> None:
     """Forget a file. Raises `ObjectNotFound`; `InvalidRequest` while a batch reads it."""
     find(db, owner, file_id)
     query = f"SELECT 1 FROM files WHERE id = ? AND EXISTS ({_IN_USE})"
@@ -138,13 +138,13 @@ def delete(db: sqlite3.Connection, owner: str, file_id: str) -> None:
     db.execute("DELETE FROM files WHERE id = ?", (file_id,))
 
 
-def expire(db: sqlite3.Connection, now: float) -> list[str]:
+def expire(db: Connection, now: float) -> list[str]:
     """Forget the files whose time is over, but for those that a batch reads; return their ids."""
     query = f"DELETE FROM files WHERE expires_at <= ? AND NOT EXISTS ({_IN_USE}) RETURNING id"
     return [row[0] for row in db.execute(query, (now,)).fetchall()]
 
 
-def ids(db: sqlite3.Connection) -> set[str]:
+def ids(db: Connection) -> set[str]:
     """Return the ids of all files."""
     return {row[0] for row in db.execute("SELECT id FROM files").fetchall()}
 

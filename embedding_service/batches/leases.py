@@ -17,8 +17,8 @@ from embedding_service.batches.files import UNFINISHED
 from embedding_service.batches.ledger import COLUMNS, batch_of
 
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import Collection, Mapping
+    from sqlite3 import Connection
 
     from embedding_service.batches.files import StoredFile
     from embedding_service.batches.ledger import Batch
@@ -52,12 +52,7 @@ class Progress:
 
 
 def acquire(
-    db: sqlite3.Connection,
-    holder: str,
-    *,
-    owners: Collection[str],
-    busy: Collection[str],
-    until: float,
+    db: Connection, holder: str, *, owners: Collection[str], busy: Collection[str], until: float
 ) -> Batch | None:
     """Take the lease of the oldest batch that nobody works on, until a time of day.
 
@@ -80,13 +75,13 @@ def acquire(
     return batch_of(rows[0]) if rows else None
 
 
-def holders(db: sqlite3.Connection) -> list[str]:
+def holders(db: Connection) -> list[str]:
     """Return who holds leases."""
     query = f"SELECT DISTINCT holder FROM batches WHERE status IN {UNFINISHED} AND holder NOTNULL"
     return [row[0] for row in db.execute(query).fetchall()]
 
 
-def end_leases(db: sqlite3.Connection, holders: Collection[str]) -> None:
+def end_leases(db: Connection, holders: Collection[str]) -> None:
     """End the leases of instances that are gone."""
     db.execute(
         "UPDATE batches SET lease_until = 0, holder = NULL "
@@ -95,19 +90,19 @@ def end_leases(db: sqlite3.Connection, holders: Collection[str]) -> None:
     )
 
 
-def renew(db: sqlite3.Connection, batch: Batch, *, until: float) -> str:
+def renew(db: Connection, batch: Batch, *, until: float) -> str:
     """Keep the lease for longer; return the batch's status. Raises `LeaseLost`."""
     _update(db, batch, "lease_until = :until", until=until)
     row = db.execute("SELECT status FROM batches WHERE id = ?", (batch.id,)).fetchone()
     return str(row[0])
 
 
-def release(db: sqlite3.Connection, batch: Batch) -> None:
+def release(db: Connection, batch: Batch) -> None:
     """Leave the batch to whoever takes it next. Raises `LeaseLost`."""
     _update(db, batch, "lease_until = 0, holder = NULL")
 
 
-def begin(db: sqlite3.Connection, batch: Batch, *, total: int) -> None:
+def begin(db: Connection, batch: Batch, *, total: int) -> None:
     """Note that the input file is valid, its spaces and number of lines. Raises `LeaseLost`."""
     setting = (
         "required_spaces = :spaces, total = :total, done = zeroblob(:size), "
@@ -119,7 +114,7 @@ def begin(db: sqlite3.Connection, batch: Batch, *, total: int) -> None:
     _update(db, batch, setting, spaces=spaces, total=total, size=size, now=now)
 
 
-def advance(db: sqlite3.Connection, batch: Batch, progress: Progress) -> None:
+def advance(db: Connection, batch: Batch, progress: Progress) -> None:
     """Note the lines that have settled, and how much of this lease's files is valid.
 
     Raises `LeaseLost`.
@@ -135,7 +130,7 @@ def advance(db: sqlite3.Connection, batch: Batch, progress: Progress) -> None:
     )
 
 
-def finalize(db: sqlite3.Connection, batch: Batch) -> list[Segment]:
+def finalize(db: Connection, batch: Batch) -> list[Segment]:
     """Note that all lines have settled; return what was written, in order. Raises `LeaseLost`."""
     setting = (
         "finalizing_at = CASE status WHEN 'in_progress' THEN :now ELSE finalizing_at END, "
@@ -150,7 +145,7 @@ def finalize(db: sqlite3.Connection, batch: Batch) -> list[Segment]:
 
 
 def finish(
-    db: sqlite3.Connection,
+    db: Connection,
     batch: Batch,
     status: str,
     results: Mapping[str, StoredFile],
@@ -176,7 +171,7 @@ def finish(
     db.execute("DELETE FROM segments WHERE batch_id = ?", (batch.id,))
 
 
-def _update(db: sqlite3.Connection, batch: Batch, setting: str, **values: Any) -> None:
+def _update(db: Connection, batch: Batch, setting: str, **values: Any) -> None:
     """Change a batch as long as it is ours. Raises `LeaseLost`."""
     query = (
         f"UPDATE batches SET {setting} WHERE id = :id AND fence = :fence AND status IN {UNFINISHED}"

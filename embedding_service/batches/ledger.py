@@ -15,8 +15,8 @@ from embedding_service.batches.files import UNFINISHED
 from embedding_service.errors import InvalidRequest, ObjectNotFound
 
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import Iterable
+    from sqlite3 import Connection, Row
 
 STATUSES = (*UNFINISHED, "failed", "completed", "expired", "cancelled")
 
@@ -63,7 +63,7 @@ _JSON = frozenset({"metadata", "required_spaces", "errors"})
 COLUMNS = ", ".join(_NAMES)
 
 
-def batch_of(row: sqlite3.Row) -> Batch:
+def batch_of(row: Row) -> Batch:
     """Return the batch in a row with all `COLUMNS`."""
     values = {name: row[name] for name in _NAMES}
     return Batch(
@@ -71,7 +71,7 @@ def batch_of(row: sqlite3.Row) -> Batch:
     )
 
 
-def create(db: sqlite3.Connection, batch: Batch, *, most: int) -> Batch:
+def create(db: Connection, batch: Batch, *, most: int) -> Batch:
     """Enter a batch. Raises `ObjectNotFound` without its file, `InvalidRequest` for too many."""
     files.find(db, batch.owner, batch.input_file_id)
     query = f"SELECT count(*) FROM batches WHERE owner = ? AND status IN {UNFINISHED}"
@@ -92,7 +92,7 @@ def create(db: sqlite3.Connection, batch: Batch, *, most: int) -> Batch:
     return batch
 
 
-def find(db: sqlite3.Connection, owner: str, batch_id: str) -> Batch:
+def find(db: Connection, owner: str, batch_id: str) -> Batch:
     """Return an owner's batch. Raises `ObjectNotFound`, also for other owners' ones."""
     query = f"SELECT {COLUMNS} FROM batches WHERE id = ? AND owner = ?"
     row = db.execute(query, (batch_id, owner)).fetchone()
@@ -101,9 +101,7 @@ def find(db: sqlite3.Connection, owner: str, batch_id: str) -> Batch:
     return batch_of(row)
 
 
-def page(
-    db: sqlite3.Connection, owner: str, *, after: str | None, limit: int
-) -> tuple[list[Batch], bool]:
+def page(db: Connection, owner: str, *, after: str | None, limit: int) -> tuple[list[Batch], bool]:
     """Return a page of batches, the newest first, and whether there are more behind it."""
     start = files.place(db, "batches", owner, after)
     query = (
@@ -114,7 +112,7 @@ def page(
     return [batch_of(row) for row in rows[:limit]], len(rows) > limit
 
 
-def cancel(db: sqlite3.Connection, owner: str, batch_id: str) -> Batch:
+def cancel(db: Connection, owner: str, batch_id: str) -> Batch:
     """Have a batch end early. Raises `ObjectNotFound`; `InvalidRequest` if it has ended."""
     batch = find(db, owner, batch_id)
     if batch.status not in UNFINISHED:
@@ -127,12 +125,12 @@ def cancel(db: sqlite3.Connection, owner: str, batch_id: str) -> Batch:
     return find(db, owner, batch_id)
 
 
-def cancel_others(db: sqlite3.Connection, owners: Iterable[str]) -> int:
+def cancel_others(db: Connection, owners: Iterable[str]) -> int:
     """Cancel the unfinished batches of everybody else; return how many there were."""
     return _cancel(db, "owner NOT IN (SELECT value FROM json_each(?))", (json.dumps(list(owners)),))
 
 
-def _cancel(db: sqlite3.Connection, condition: str, values: tuple[str, ...]) -> int:
+def _cancel(db: Connection, condition: str, values: tuple[str, ...]) -> int:
     query = (
         "UPDATE batches SET status = 'cancelling', cancelling_at = ? "
         f"WHERE status IN {UNFINISHED} AND status != 'cancelling' AND {condition}"
@@ -140,13 +138,13 @@ def _cancel(db: sqlite3.Connection, condition: str, values: tuple[str, ...]) -> 
     return db.execute(query, (int(time.time()), *values)).rowcount
 
 
-def unfinished(db: sqlite3.Connection) -> set[str]:
+def unfinished(db: Connection) -> set[str]:
     """Return the ids of all batches that have not ended."""
     query = f"SELECT id FROM batches WHERE status IN {UNFINISHED}"
     return {row[0] for row in db.execute(query).fetchall()}
 
 
-def forget(db: sqlite3.Connection, before: float) -> None:
+def forget(db: Connection, before: float) -> None:
     """Forget the batches that ended long ago: their files are gone as well."""
     query = f"DELETE FROM batches WHERE created_at < ? AND status NOT IN {UNFINISHED}"
     db.execute(query, (before,))
@@ -160,7 +158,7 @@ class Counts(NamedTuple):
     stalled_s: float
 
 
-def count(db: sqlite3.Connection) -> Counts:
+def count(db: Connection) -> Counts:
     """Return how things are."""
     rows = db.execute("SELECT status, count(*) FROM batches GROUP BY status").fetchall()
     now = time.time()

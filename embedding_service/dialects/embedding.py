@@ -122,10 +122,7 @@ class VectorSpaceInfo(BaseModel):
 
 def usage(answer: Embeddings) -> Json:
     """Return real token counts, and which inputs were not embedded as they are."""
-    counts: Json = {
-        "prompt_tokens": answer.total_tokens,
-        "total_tokens": answer.total_tokens,
-    }
+    counts: Json = {"prompt_tokens": answer.total_tokens, "total_tokens": answer.total_tokens}
     if answer.truncated:
         counts["truncated_inputs"] = answer.truncated
     if answer.chunked:

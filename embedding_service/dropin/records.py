@@ -34,6 +34,7 @@ _NO_VECTOR: list[float] = []
 _NUMBERS_AT_ONCE = 1 << 14  # 2 ms as JSON; more are written in a thread
 _MOST_VALUES = 4096  # of a mapping
 _EMPTY = "All fields are empty"
+_ANEW = "Embed stored records anew"
 _TYPES: Json = {"integer": int, "number": float, "mapping": Json}
 
 
@@ -203,9 +204,7 @@ async def _written(request: Request[Any], body: Json, *, numbers: int) -> Answer
     return await request.service.threads.run(write, deadline=request.call.deadline)
 
 
-def _prepare_all(
-    request: Request[Fields],
-) -> tuple[list[Json], list[str], list[str | None]]:
+def _prepare_all(request: Request[Fields]) -> tuple[list[Json], list[str], list[str | None]]:
     """Return the records, the texts of the good ones, and what is wrong with each of them."""
     settings, given = request.settings, _records_of(request)
     room = Room(settings.max_request_tokens)
@@ -310,16 +309,17 @@ def dialect(settings: Settings) -> Dialect:
         entity_id=(ShortText, ...),
         entity_type=(ShortText, settings.records.entity_type),
     )
-    many = _batch(settings)
     texts = [name for name, field in settings.records.fields.items() if field.type == "text"]
     example = dict.fromkeys(texts[:1], "A bright flat")
     one = {"entity_id": "1", **example}
-    items = {"items": [one]}
+    several: dict[str, Any] = {
+        "request": _batch(settings),
+        "response": BatchResponse,
+        "example": {"items": [one]},
+    }
 
     def operation(path: str, handle: Any, summary: str, **shapes: Any) -> Operation:
-        return Operation(
-            path=path, handle=handle, summary=summary, names={Name.INPUT: "text"}, **shapes
-        )
+        return Operation(path, handle, summary, names={Name.INPUT: "text"}, **shapes)
 
     return Dialect(
         "Records",
@@ -350,23 +350,8 @@ def dialect(settings: Settings) -> Dialect:
                 response=Reindexed,
                 example=one,
             ),
-            operation(
-                "/batch",
-                batch,
-                "Embed records",
-                request=many,
-                response=BatchResponse,
-                example=items,
-            ),
-            operation(
-                "/reindex-batch",
-                batch,
-                "Embed stored records anew",
-                alias_of="/batch",
-                request=many,
-                response=BatchResponse,
-                example=items,
-            ),
+            operation("/batch", batch, "Embed records", **several),
+            operation("/reindex-batch", batch, _ANEW, alias_of="/batch", **several),
             MODEL_INFO,
         ),
     )

@@ -9,14 +9,13 @@ import os
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from embedding_service.verify.sides import weight_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from multiprocessing.connection import Connection
 
     from embedding_service.verify.checkpoint import Checkpoint
@@ -28,23 +27,8 @@ _POOLINGS = ("cls", "mean", "max", "lasttoken", "weightedmean")
 Arrays = dict[str, list[Any]]  # by output a list of rows for each text
 
 
-class Library(Protocol):
-    """A loaded model."""
-
-    name: str
-    max_tokens: int | None
-    prompts: dict[str, str]
-    poolings: list[str]  # other ones than its own, which `encode` takes for a kind
-
-    def lengths(self, texts: list[str]) -> list[int]:
-        """Return the tokens of each text, special ones included, uncut and without a prompt."""
-
-    def encode(self, texts: list[str], kind: str) -> Arrays:
-        """Return the rows of each text by output, one text at a time: nothing is padded."""
-
-
 class SentenceTransformers:
-    """Dense vectors."""
+    """Dense vectors. `poolings` are other ones than its own, which `encode` takes for a kind."""
 
     name = "sentence-transformers"
     poolings: list[str]
@@ -80,11 +64,11 @@ class SentenceTransformers:
         return {"query": own.get("query", default), "document": next(iter(documents), default)}
 
     def lengths(self, texts: list[str]) -> list[int]:
-        """See `Library`."""
+        """Return the tokens of each text, special ones included, uncut and without a prompt."""
         return _lengths(self.model.tokenizer, texts)
 
     def encode(self, texts: list[str], kind: str) -> Arrays:
-        """See `Library`."""
+        """Return the rows of each text by output, one text at a time: nothing is padded."""
         rows = self._encode(texts, kind)
         return {"dense": [np.asarray(row, np.float32)[None] for row in rows]}
 
@@ -116,7 +100,7 @@ class SparseEncoders(SentenceTransformers):
         return SparseEncoder(checkpoint.folder, **_options(checkpoint))
 
     def encode(self, texts: list[str], kind: str) -> Arrays:
-        """See `Library`."""
+        """Return the rows of each text by output, one text at a time: nothing is padded."""
         return {"sparse": [_weighted(row.to_dense()) for row in self._encode(texts, kind)]}
 
 
@@ -139,11 +123,11 @@ class FlagEmbedding:
         self.prompts = {"plain": "", "query": "", "document": ""} | checkpoint.prompts
 
     def lengths(self, texts: list[str]) -> list[int]:
-        """See `Library`."""
+        """Return the tokens of each text, special ones included, uncut and without a prompt."""
         return _lengths(self.model.tokenizer, texts)
 
     def encode(self, texts: list[str], kind: str) -> Arrays:
-        """See `Library`."""
+        """Return the rows of each text by output, one text at a time: nothing is padded."""
         found = self.model.encode(
             [self.prompts[kind] + text for text in texts],
             batch_size=1,
@@ -159,7 +143,7 @@ class FlagEmbedding:
         }
 
 
-LIBRARIES: dict[str, Callable[[Checkpoint], Library]] = {
+LIBRARIES: dict[str, type[SentenceTransformers | FlagEmbedding]] = {
     "dense": SentenceTransformers,
     "sparse": SparseEncoders,
     "bge-m3": FlagEmbedding,
