@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import textwrap
+from importlib.resources import files
 from typing import TYPE_CHECKING
 
 import typer
@@ -20,41 +21,7 @@ if TYPE_CHECKING:
 
 _WIDTH = 80
 _INDENT = 6
-# A value of each type for a file, and for a variable or a flag where these are written otherwise.
-_SAMPLES = {
-    "INTEGER": ("1", "1"),
-    "NUMBER": ("1", "1"),
-    "RATE": ("100/minute", "100/minute"),
-    "PATH": ("/a/path", "/a/path"),
-}
-# Values that show a form which no type tells.
-_OWN_SAMPLES = {
-    "devices": ("[0, 1]", "0,1"),
-    "models": ("[{model_name: BAAI/bge-m3}]", '[{"model_name": "BAAI/bge-m3"}]'),
-    "aliases": ("[text-embedding-3-small]", "text-embedding-3-small"),
-    "api_keys": ("[a-secret-key]", "a-secret-key"),
-    "api_keys_env": ("[API_TOKEN, API_KEY]", "API_TOKEN,API_KEY"),
-    "trusted_proxies": ("[10.0.0.0/8, 127.0.0.1]", "10.0.0.0/8,127.0.0.1"),
-    "cors_origins": ("[https://example.org]", "https://example.org"),
-    "rate_limit_paths": ("{/v1/rerank: 10/minute}", '{"/v1/rerank": "10/minute"}'),
-    "engine_args": ("{max_num_batched_tokens: 8192}", '{"max_num_batched_tokens": 8192}'),
-    "environment": ("{OLD_PORT: port}", '{"OLD_PORT": "port"}'),
-    "records": (
-        "{fields: {title: {}}, template: ['{title}']}",
-        '{"fields": {"title": {}}, "template": ["{title}"]}',
-    ),
-    "max_model_len": ("8192", "8192"),
-    "max_text_characters": ("100000", "100000"),
-    "max_concurrent_requests": ("256", "256"),
-    "max_body_values": ("1000000", "1000000"),
-    "cache_max_entries": ("100000", "100000"),
-    "expected_dimension": ("1024", "1024"),
-    "redis_url": ("redis://127.0.0.1:6379/0", "redis://127.0.0.1:6379/0"),
-    "root_path": ("/embeddings", "/embeddings"),
-    "instruction_template": ('"Task: {instruction} | Query: "', "Task: {instruction} | Query: "),
-    "otlp_endpoint": ("http://localhost:4318", "http://localhost:4318"),
-    "preset": ("tei", "tei"),
-}
+_OF_TYPES = {"INTEGER": "1", "NUMBER": "1", "RATE": "100/minute", "PATH": "/a/path"}
 
 
 def grouped(*, everything: bool) -> str:
@@ -133,14 +100,16 @@ def page(setting: Setting) -> str:
 
 def samples(setting: Setting) -> tuple[str, str]:
     """Return a value as YAML, and as a variable or flag has it: the default, or one of the form."""
-    if setting.name in _OWN_SAMPLES:
-        return _OWN_SAMPLES[setting.name]
+    own = yaml.safe_load((files(__package__) / "samples.yaml").read_text("utf-8"))
+    if (found := own.get(setting.name)) is not None:
+        return (found, found) if isinstance(found, str) else (found[0], found[1])
     if setting.default is not None:
         plain = setting.default.partition(" (")[0]
         return _quoted(plain), plain
     if setting.choices:
         return setting.choices[0], setting.choices[0]
-    return _SAMPLES.get(setting.type, ("text", "text"))
+    usual = _OF_TYPES.get(setting.type, "text")
+    return usual, usual
 
 
 def _quoted(text: str) -> str:
