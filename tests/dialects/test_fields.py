@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 from pydantic import ValidationError
 
@@ -65,6 +67,27 @@ def test_a_list_that_is_too_long_is_not_looked_at(tree: dict[str, object], name:
     read_fields(Outer, FITTING, FEW)
     with pytest.raises(InvalidRequest, match=r"at most|more than") as caught:
         read_fields(Outer, tree, FEW)
+    assert caught.value.param == name
+
+
+class Words(Fields):
+    """Fields whose values are words, and one of texts."""
+
+    model: str | None = None
+    kind: Literal["a", "b"] | None = None
+    kinds: list[Literal["a", "b"]] | None = None
+    size: int | None = None
+    text: str | list[str] | None = None
+    within: Inner | None = None
+
+
+@pytest.mark.parametrize("name", ["model", "kind", "kinds", "size"])
+def test_a_text_in_place_of_a_word_is_not_looked_at(name: str) -> None:
+    """Pydantic would copy it three times, and the model's name be looked up on the event loop."""
+    text = "x" * (1 + (1 << 18))
+    read_fields(Words, {"text": [text], "within": {"words": [text]}})
+    with pytest.raises(InvalidRequest, match="more than 262144 characters") as caught:
+        read_fields(Words, {name: [text] if name == "kinds" else text})
     assert caught.value.param == name
 
 
