@@ -86,7 +86,7 @@ class Files:
             width = self._step(width)
         dump(self.folder / "modules.json", listed(*self.modules))
         told = {
-            "max_seq_length": source.choice([16, 64, 512]),
+            "max_seq_length": source.choice([24, 64, 512]),
             "do_lower_case": source.random() < 0.4,
         }
         dump(self.folder / "sentence_bert_config.json", told)
