@@ -1,4 +1,4 @@
-"""What the gateway costs before its first request: seconds to ready, memory, imports.
+"""The costs of the gateway before its first request: seconds to ready, memory, imports.
 
     python benchmarks/footprint.py [--config config/demo.yaml] [--starts 3]
 

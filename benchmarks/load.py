@@ -49,7 +49,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Sample:
-    """What one run of a cell gave."""
+    """The figures of one run of a cell."""
 
     texts_per_s: float
     p50_ms: float
@@ -57,7 +57,7 @@ class Sample:
 
 
 class Window:
-    """What counts of a load without beginning and end: from one answer to another, `seconds` or a
+    """The part of a load that counts, without beginning and end: from one answer to another, `seconds` or a
     little more later.
 
     The first is the next one after every client could have had an answer, and a second more.

@@ -24,7 +24,7 @@ SPECIAL = {
     "unk_token": "[UNK]",
     "mask_token": "[MASK]",
 }
-# What the gateway is told: it knows these models' habits by name.
+# Names for the gateway, which knows these models' habits by them.
 NAMES = {
     "minilm": "all-MiniLM-L6-v2",
     "one-layer": "one-layer",

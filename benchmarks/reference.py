@@ -1,4 +1,4 @@
-"""What the vectors should be: transformers in float32, text by text, in a process of its own.
+"""The vectors as they should be: transformers in float32, text by text, in a process of its own.
 
 python -m benchmarks.reference MODEL-FOLDER mean|cls|last < TEXTS.json > VECTORS.npy
 """

@@ -1,4 +1,4 @@
-"""What a run found, as a table, as JSON and as a picture."""
+"""The findings of a run, as a table, as JSON and as a picture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is under test, and how each is started, waited for, weighed and ended.
+"""The servers under test, and how each is started, waited for, weighed and ended.
 
 All listen on this machine's loopback, serve one model under the name `m`, and keep connections
 alive.
@@ -105,7 +105,7 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What all servers of a run have in common."""
+    """All that the servers of a run have in common."""
 
     model: Model
     folder: Path

@@ -1,4 +1,4 @@
-"""What sparse and ColBERT vectors cost on top of dense ones: BGE-M3's shape, random weights, engine
+"""The cost of sparse and ColBERT vectors beside dense ones: BGE-M3's shape, random weights, engine
 time.
 
     python -m benchmarks.three_vectors [--pairs 12] [--texts 4] [--tokens 350] [--dtype auto]

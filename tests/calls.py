@@ -1,4 +1,4 @@
-"""What the tests of the API share: how a request is sent, and what every answer must look like."""
+"""Shared by the tests of the API: how a request is sent, and what every answer must look like."""
 
 from __future__ import annotations
 

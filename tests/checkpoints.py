@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from tests.acceptance.steps import Step
 
-# What the tokenizers know as whole pieces; the characters in it are pieces too, all others are
+# Pieces that the tokenizers know whole; the characters in it are pieces too, all others are
 # unknown.
 CORPUS: Final = (
     "the quick brown fox jumps over the lazy dog and a dense vector meets a sparse vector in one pass "

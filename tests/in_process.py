@@ -71,7 +71,7 @@ class _Receiver(Receiver):
 
 
 class ThreadWorker:
-    """What a replica knows of a worker; `start` is called as `WorkerProcess.start`."""
+    """A worker as a replica knows it; `start` is called as `WorkerProcess.start`."""
 
     def __init__(self, launch: Launch, options: ModelOptions) -> None:
         self.launch = launch

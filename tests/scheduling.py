@@ -9,7 +9,7 @@ from xdist.scheduler import LoadScopeScheduling
 if TYPE_CHECKING:
     import pytest
 
-# What uses the gateways `minilm` and `tiny`: each has an engine of 0.8 GB, which takes 11 s of a
+# Tests that use the gateways `minilm` and `tiny`: each has an engine of 0.8 GB, which takes 11 s of a
 # core to start.
 SHARING_ENGINES = (
     "tests/clients/",

@@ -1,4 +1,4 @@
-"""What the benchmark is made of: its texts, its count of operations, its tables."""
+"""The parts of the benchmark: its texts, its count of operations, its tables."""
 
 from __future__ import annotations
 
@@ -230,7 +230,7 @@ REFERENCES = {"flagembedding", "sentence-transformers"}  # of `verify`, which na
 
 
 def test_a_gpu_host_has_what_is_imported() -> None:
-    """What the service, a worker and the benchmarks import is on a bare CUDA host, or is named in
+    """Imports of the service, a worker and the benchmarks are on a bare CUDA host, or named in
     requirements.txt: such a host reaches no registry, and learns of it when the device is paid for.
     """
     has = distributions("benchmarks/gpu-host.txt") | {"vllm"} | REFERENCES

@@ -1,4 +1,4 @@
-"""What the documentation points at exists, and what it says to type works."""
+"""Links of the documentation lead somewhere, and its commands work."""
 
 from __future__ import annotations
 
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 LINK = re.compile(r"\]\((?!https?://)([^)#]*)(?:#([^)]*))?\)")
 # `folder/`, `folder/module.py` and `folder/test_module.py::test_promise`.
 PATH = re.compile(r"`((?:[\w-]+/)*(?:[\w-]+\.py|[\w-]+/))(?:::(\w+))?`")
+# "What is cut ..." at the beginning of a line of prose, a comment, a docstring or a sentence.
+CLAUSE = re.compile(r'(?m)(?:^#+ |^\s*# |"""|\. |^- )(?:What|Who) [a-z][^?\n]*$')
+WRITTEN = ("embedding_service/**/*.py", "tests/**/*.py", "benchmarks/*.py", "config/**/*.yaml")
 BASES = (ROOT, ROOT / PACKAGE, ROOT / "tests", ROOT / "tests" / "soak")
 LITELLM = {"openai/", "hosted_vllm/", "cohere/", "jina_ai/"}  # its prefixes of models' names
 # The notebook tells of files as they were; docs/changing.md has tests/test_changing.py.
@@ -51,6 +54,17 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert path.exists(), target
         if anchor:
             assert anchor in anchors(path), f"{target}#{anchor}"
+
+
+def test_no_sentence_begins_with_a_relative_clause() -> None:
+    """CONTRIBUTING.md: neither a page nor a comment has a sentence whose subject is a clause."""
+    written = [*PAGES, *(path for place in WRITTEN for path in ROOT.glob(place))]
+    found = {
+        f"{path.relative_to(ROOT)}: {match[0]}"
+        for path in written
+        for match in CLAUSE.finditer(text_of(path))
+    }
+    assert found == set()
 
 
 @pytest.mark.parametrize("page", OF_TODAY, ids=lambda path: str(path.relative_to(ROOT)))

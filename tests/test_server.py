@@ -76,7 +76,7 @@ def test_a_living_socket_is_left_alone(path: Path) -> None:
 
 
 def test_a_dead_socket_is_replaced(path: Path) -> None:
-    """What a killed gateway left behind does not keep the next one from starting."""
+    """Files of a killed gateway do not keep the next one from starting."""
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
     (listener,) = server.listen(Settings(uds=path))

@@ -107,7 +107,7 @@ def test_a_request_is_a_short_line(story: Story) -> None:
 
 
 def test_a_client_cannot_write_to_the_terminal(story: Story) -> None:
-    """What a terminal would obey is escaped, in a path as in a name."""
+    """Characters that a terminal would obey are escaped, in a path as in a name."""
     line = told(story, "request", **REQUEST | {"path": "/\x1b[2J"}, model="a\nb")
     assert "\x1b[2J" not in line
     assert "\n" not in line

@@ -62,7 +62,7 @@ SNIPPETS = (
     "吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。",
     "道可道,非常道。名可名,非常名。无名天地之始,有名万物之母。",
     "Gallia est omnis divisa in partes tres, quarum unam incolunt Belgae, aliam Aquitani.",
-    # What is not prose.
+    # All that is not prose.
     "def add(a: int, b: int) -> int:\n    return a + b  # 1 + 2 == 3\n",
     "π ≈ 3.14159, e ≈ 2.71828; x² + y² = r²; ∀ε>0 ∃δ>0 …",
     "Thanks a lot! 👍🏽 See you at 10:30 in São Paulo — naïve café, 50 € 🎉",

@@ -1,7 +1,7 @@
 """The results of a batch: on the disk first, then in the ledger, and joined at the end.
 
-While the disk is full, a write is tried again and again; nothing is lost by it but time. What no
-waiting mends (a folder that is gone, rights that are missing) fails the batch.
+While the disk is full, a write is tried again and again; nothing is lost by it but time. A fault
+that no waiting mends (a folder that is gone, rights that are missing) fails the batch.
 """
 
 from __future__ import annotations

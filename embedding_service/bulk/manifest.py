@@ -1,4 +1,4 @@
-"""What a job's folder was made of: its manifest, and how two jobs differ, told to a person."""
+"""The manifest of a job: what its folder was made of, and how two jobs differ, told to a person."""
 
 from __future__ import annotations
 

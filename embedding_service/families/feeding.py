@@ -1,4 +1,4 @@
-"""What sentence-transformers' files say of the transformer and of its texts.
+"""The transformer and its texts, as sentence-transformers' files describe them.
 
 `config_sentence_transformers.json` has the prompts, `sentence_bert_config.json` and its older names
 how the transformer is fed. Source: sentence-transformers 6.2, `base/modules/transformer.py`.

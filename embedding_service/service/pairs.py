@@ -157,8 +157,8 @@ class PairEncoder:
     def _find_last_line(self) -> str:
         """Return the last line of the prompt if no token reaches across its beginning, or nothing.
 
-        The reference tokenises query and document together. What comes before that line is then
-        the same for all documents of a query, and is tokenised once.
+        The reference tokenises query and document together. The tokens before that line are then
+        the same for all documents of a query, and are made once.
         """
         prompt = self._query_text("{query}", None)
         last = prompt[prompt.rfind("\n") + 1 :]

@@ -30,7 +30,7 @@ ENC = {
     "initializer_range": 0.2,  # wide enough that different texts get clearly different vectors
 }
 DEC = {**ENC, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
-# What transformers 5 no longer writes. Without the first vLLM takes the number of positions for
+# Transformers 5 no longer writes these. Without the first vLLM takes the number of positions for
 # the longest input, two more than XLM-R has.
 SAYS = {"position_embedding_type": "absolute", "torch_dtype": "float32"}
 ROPE_KEYS = ("rope_parameters", "layer_types")  # transformers 5's, which older files have not

@@ -1,4 +1,4 @@
-"""What sentence-transformers, transformers or a formula computes, in float32 on a CPU."""
+"""The numbers of sentence-transformers, transformers or a formula, in float32 on a CPU."""
 
 from __future__ import annotations
 

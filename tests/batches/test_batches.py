@@ -131,7 +131,7 @@ def test_reranking_is_batched(gateway: RunningGateway, http: httpx.Client) -> No
 
 
 def test_a_wrong_line_fails_alone(http: httpx.Client) -> None:
-    """What a request would be refused for is in the error file, in the same words; an input that
+    """A line that a request would be refused for is in the error file, in the same words; one that
     ends the engine fails its own line, and the others are answered.
     """
     wrong: dict[str, dict[str, Any]] = {

@@ -165,7 +165,7 @@ async def test_reading_writes_nothing(tmp_path: Path) -> None:
 
 
 def test_an_upload_that_fails_leaves_its_cause() -> None:
-    """What the disk said is in the log; the client is told what to do."""
+    """The log has the disk's words; the client is told what to do."""
     with capture_logs() as log:
         answer = store.storage_error(OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)))
     assert isinstance(answer, StorageFull)

@@ -1,4 +1,4 @@
-"""What holds for all tests of bulk jobs."""
+"""Fixtures of all tests of bulk jobs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of bulk jobs share: corpora, and runs of the command within this process."""
+"""Shared by the tests of bulk jobs: corpora, and runs of the command within this process."""
 
 from __future__ import annotations
 

@@ -230,7 +230,7 @@ def test_a_text_that_ends_the_engine_is_found(tmp_path: Path) -> None:
 def test_an_engine_that_cannot_be_replaced_stops_the_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is done is kept, and the same command goes on with another engine."""
+    """Finished work is kept, and the same command goes on with another engine."""
     path, out = corpus(tmp_path / "a.jsonl", 900), tmp_path / "out"
     compute = EngineEmbedder._compute
     calls = 0
@@ -422,7 +422,7 @@ def test_groups_are_computed_beside_each_other(
 
 
 def test_large_rows_make_small_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is held for one row group is bounded in bytes, whatever a row has."""
+    """The memory of one row group is bounded in bytes, whatever a row has."""
     from embedding_service.bulk import outputs
 
     monkeypatch.setattr(outputs, "_GROUP_BYTES", 100_000)

@@ -1,4 +1,4 @@
-"""What cannot be done is refused in one line, before anything is written."""
+"""A job that cannot be done is refused in one line, before anything is written."""
 
 from __future__ import annotations
 
@@ -344,7 +344,7 @@ ASKED: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("case", ASKED)
 def test_a_model_is_asked_before_anything_is_written(case: str, tmp_path: Path) -> None:
-    """What it cannot give is one line, and there is no folder."""
+    """An output that it cannot give is one line, and there is no folder."""
     asked, reason = ASKED[case]
     out = tmp_path / "out"
     assert reason in refusal(corpus(tmp_path / "a.jsonl", 5), out=out, **asked)

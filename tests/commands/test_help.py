@@ -157,7 +157,7 @@ def test_a_shell_completes(line: str, words: set[str]) -> None:
 
 @pytest.mark.process
 def test_help_and_completion_read_no_settings() -> None:
-    """What a person waits for at each key is quick: nothing is imported that it does not need."""
+    """Completion is quick, since a person waits at each key: nothing needless is imported."""
     script = """
 import sys
 from typer.testing import CliRunner

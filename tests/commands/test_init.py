@@ -170,7 +170,7 @@ def test_a_unit_for_settings_that_are_there(folder: Path) -> None:
 
 
 def test_a_unit_that_cannot_read_its_files_is_told(folder: Path) -> None:
-    """What lies in /tmp, which is another one for the unit, is named at once."""
+    """A folder in /tmp, which is another one for the unit, is named at once."""
     assert str(folder).startswith("/tmp/")
     note = f"Note: the unit cannot read {folder}/embedding-service.yaml; run init again in a folder"
     assert note in init("--model", "bge-m3", "--for", "systemd")
@@ -178,7 +178,7 @@ def test_a_unit_that_cannot_read_its_files_is_told(folder: Path) -> None:
 
 
 def test_a_folder_has_no_revision(folder: Path) -> None:
-    """What only the hub has is not proposed for a folder."""
+    """Settings that only the hub has are not proposed for a folder."""
     assert "#revision" in init("--model", "bge-m3", "-o", "-")
     make_model(folder / "mine")
     assert "#revision" not in init("--model", "./mine", "-o", "-")

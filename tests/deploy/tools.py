@@ -1,4 +1,4 @@
-"""What the tests of `deploy/` share: the files as shipped, and the programs that read them."""
+"""Shared by the tests of `deploy/`: the files as shipped, and the programs that read them."""
 
 from __future__ import annotations
 

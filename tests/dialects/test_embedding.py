@@ -1,4 +1,4 @@
-"""What goes beyond OpenAI's contract: prompts, truncation, number formats, further kinds of vector."""
+"""Beyond OpenAI's contract: prompts, truncation, number formats, further kinds of vector."""
 
 from __future__ import annotations
 
@@ -274,7 +274,7 @@ def test_all_three_kinds_come_from_one_request(rich: httpx.Client) -> None:
 
 @pytest.mark.parametrize("kind", ["sparse", "colbert"])
 def test_one_kind_alone(rich: httpx.Client, kind: str) -> None:
-    """What was not asked for is null."""
+    """An output that was not asked for is null."""
     body = embed(rich, input=TEXTS, return_dense=False, **{f"return_{kind}": True}).json()
     assert body["embedding_types"] == [kind]
     other = {"sparse": "colbert", "colbert": "sparse"}[kind]

@@ -373,7 +373,7 @@ def test_errors(
 def test_errors_name_teis_fields(
     http: httpx.Client, path: str, body: dict[str, Any], words: str
 ) -> None:
-    """What the core has to say is about the field that was sent, and the place in it."""
+    """A complaint of the core names the field that was sent, and the place in it."""
     assert words in http.post(path, json=body).json()["error"]
 
 

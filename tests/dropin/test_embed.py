@@ -68,7 +68,7 @@ def test_wrong_requests(http: httpx.Client, body: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("flag", ["true", "True", 1, "1", "yes", True, None])
 def test_normalize_may_be_a_word(http: httpx.Client, flag: object) -> None:
-    """What pydantic took for true is taken."""
+    """Values that pydantic took for true are taken."""
     answer = http.post("/embed", json={"texts": ["w1"], "normalize": flag})
     np.testing.assert_allclose(answer.json()["embeddings"], unit_vectors("w1"), atol=1e-6)
     assert http.post("/embed", json={"texts": ["w1"], "normalize": "maybe"}).status_code == 400
@@ -91,7 +91,7 @@ def test_a_models_own_normalize_stays(start_preset: Callable[..., RunningGateway
 
 
 def test_over_long_texts_are_cut(http: httpx.Client) -> None:
-    """What is over the model's length is left out without a word."""
+    """A text's end beyond the model's length is left out without a word."""
     answer = http.post("/embed", json={"texts": ["w1 " * 600]})
     np.testing.assert_allclose(answer.json()["embeddings"], unit_vectors("w1 " * 510), atol=1e-6)
 

@@ -187,7 +187,7 @@ def test_fields_have_types(http: httpx.Client, field: str, value: Any) -> None:
     ],
 )
 def test_an_items_field_is_named(http: httpx.Client, item: dict[str, Any], detail: str) -> None:
-    """What is wrong with one of several records is told with its place and its field."""
+    """A fault in one of several records is told with its place and its field."""
     items = [{"entity_id": "1", "title": "w1"}, item]
     assert http.post("/batch", json={"items": items}).json()["detail"].startswith(detail)
 

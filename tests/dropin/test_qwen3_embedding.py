@@ -151,7 +151,7 @@ def test_errors_are_details(
 
 
 def test_a_large_body_is_a_detail_too(start_preset: Callable[..., RunningGateway]) -> None:
-    """What the middleware refuses is written as the routes write it."""
+    """A refusal of the middleware is written as the routes write theirs."""
     gateway = start_preset("qwen3-embedding", max_body_bytes=1024)
     with gateway.client() as http:
         answer = http.post("/v1/embeddings", json={"input": "w" * 2000})

@@ -1,4 +1,4 @@
-"""What a crash costs: nobody but the one whose input causes it."""
+"""A crash costs nobody but the one whose input causes it."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def test_cores_are_those_of_this_process() -> None:
 
 
 def test_the_operators_variables_win(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is set in the gateway's own environment is left as it is."""
+    """Variables of the gateway's own environment are left as they are."""
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0-7")
     monkeypatch.setenv("LD_PRELOAD", "/mine.so")
     monkeypatch.setenv("VLLM_LOGGING_LEVEL", "")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @pytest.mark.process
 def test_an_ended_worker_stays_ended_while_its_output_is_held_open(tmp_path: Path) -> None:
-    """What a worker left may keep the pipe: `wait` tells of the end, and after giving up, too."""
+    """Children that a worker left may keep the pipe: `wait` tells of the end, and after giving up, too."""
 
     async def main() -> tuple[int, int]:
         process = await asyncio.create_subprocess_exec(

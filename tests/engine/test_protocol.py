@@ -171,7 +171,7 @@ def test_messages_that_come_together_are_told_apart() -> None:
     "message", [m for m in MESSAGES if isinstance(m, protocol.Run | protocol.Done | protocol.Hello)]
 )
 def test_a_message_without_its_frames_is_refused(message: protocol.Message) -> None:
-    """What was cut off is a `ProtocolError`; a frame too many is no header."""
+    """A message that is cut off is a `ProtocolError`; a frame too many is no header."""
     parts = [memoryview(part) for part in protocol.encode(message)]
     with pytest.raises(protocol.ProtocolError):
         list(protocol.split(parts))

@@ -492,7 +492,7 @@ def test_a_model_without_a_transformer_is_named(tmp_path: Path) -> None:
 
 
 def test_the_operators_overrides_come_last(tmp_path: Path) -> None:
-    """What is set by hand wins, also over our own classes."""
+    """Overrides set by hand win, also over our own classes."""
     overrides = {"architectures": ["RobertaModel"], "is_causal": True}
     found = planned(
         tmp_path, {"config.json": {"architectures": ["XLMRobertaModel"]}}, overrides=overrides

@@ -199,7 +199,7 @@ LOGIT_SCORE: dict[str, Any] = causal(
 
 
 def test_a_logit_score_that_asks_as_the_family_does(tmp_path: Path) -> None:
-    """What sentence-transformers makes of Qwen3-Reranker's own files is served."""
+    """Qwen3-Reranker's own files, saved by sentence-transformers, are served."""
     found = planned(tmp_path, LOGIT_SCORE)
     assert found.scores
     assert found.profile.name == "qwen3-reranker"

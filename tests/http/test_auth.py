@@ -173,7 +173,7 @@ def test_a_key_in_the_query_does_not_open(keyed: RunningGateway) -> None:
 
 
 def test_a_body_without_a_key_is_not_judged(keyed: RunningGateway) -> None:
-    """Who has no key learns nothing about limits or fields: 401 comes before 400 and 413."""
+    """A client without a key learns nothing about limits or fields: 401 comes before 400 and 413."""
     with keyed.client() as client:
         for body in (b"{", b"x" * (64 << 10)):
             assert client.post("/v1/embeddings", content=body).status_code == 401

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def test_a_second_request_is_answered_from_the_cache(
     start_gateway: Callable[..., RunningGateway],
 ) -> None:
-    """What was computed once comes back equal, also cut shorter, and `x-cache` counts the hits."""
+    """Cached vectors come back equal, also cut shorter, and `x-cache` counts the hits."""
     gateway = start_gateway(**FAKE, cache_max_bytes=1 << 20, matryoshka=True)
     replica = next(iter(gateway.gateway.service.models)).engine.replicas[0]
     with gateway.client() as http:

@@ -307,7 +307,7 @@ def test_a_refusal_reaches_a_client_that_sends_everything_first(
 
 
 def test_a_refused_body_is_not_read_for_ever(strict: RunningGateway) -> None:
-    """What follows a refusal is dropped for a while, and then the connection is closed."""
+    """Bytes behind a refusal are dropped for a while, and then the connection is closed."""
     until = time.monotonic() + 20
     with connect(strict) as client, contextlib.suppress(BrokenPipeError, ConnectionResetError):
         client.sendall(CHUNKED + b"x-request-timeout-ms: 300\r\n\r\n")

@@ -123,5 +123,5 @@ def test_a_unix_socket_is_asked_by_its_path(
     ],
 )
 def test_addresses_are_ones_to_ask(name: tuple[Any, ...], url: str) -> None:
-    """Who listens everywhere is reached on this machine; IPv6 stands in brackets."""
+    """A gateway that listens everywhere is reached on this machine; IPv6 stands in brackets."""
     assert Place.of(name).url == url

@@ -194,7 +194,7 @@ def written(body: Any, slip: int, noise: bytes, where: int) -> tuple[bytes, dict
 
 
 class State:
-    """What a gateway holds while nothing is asked of it."""
+    """Memory, descriptors and tasks of a gateway while nothing is asked of it."""
 
     def __init__(self, gateway: RunningGateway) -> None:
         self.gateway = gateway

@@ -79,12 +79,12 @@ def values_in(tree: object) -> int:
 
 @given(TREES)
 def test_no_value_is_missed(tree: dict[str, object]) -> None:
-    """What passes holds no more values than that."""
+    """A body that passes holds no more values than that."""
     assert has_more_values(json.dumps(tree).encode(), values_in(tree) - 1)
 
 
 @given(st.binary(max_size=60))
 def test_any_bytes_are_counted(body: bytes) -> None:
-    """What is not JSON at all is counted somehow, and never an error."""
+    """A body that is not JSON is counted somehow, and never an error."""
     assert has_more_values(body, len(body)) is False
     has_more_values(body, 3)

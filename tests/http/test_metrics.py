@@ -1,4 +1,4 @@
-"""What is seen from outside: counters that count, labels that cannot grow, and who may look."""
+"""Seen from outside: counters that count, labels that cannot grow, and who may look."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ def test_every_reference_leads_somewhere_and_every_schema_is_used(document: dict
 
 
 def test_every_route_is_documented(document: dict[str, Any], fake: RunningGateway) -> None:
-    """What the application serves and what the document describes are the same paths."""
+    """The application serves the paths that the document describes, and no others."""
     served = {path.replace(":path}", "}") for path, _ in routes_of(fake.gateway)}
     of_pages = {path for path in served if path.startswith(("/docs/", "/ui"))}
     assert served - UNDOCUMENTED - of_pages == set(document["paths"])

@@ -52,7 +52,7 @@ def keyed(start_gateway: Callable[..., RunningGateway]) -> Iterator[httpx.Client
 
 
 class Page(HTMLParser):
-    """What a page asks its host for, and all that the policy would forbid."""
+    """All that a page asks its host for, and all that the policy would forbid."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -212,7 +212,7 @@ def test_it_leads_to_the_documentation(
 
 
 def test_figures_need_a_key(keyed: httpx.Client) -> None:
-    """What the page shows is as closed as the rest."""
+    """The page's figures are as closed as the rest."""
     assert error_of(keyed.get("/ui/figures"), 401)["code"] == "invalid_api_key"
     assert keyed.get("/ui/figures", headers={"x-api-key": KEY}).status_code == 200
 
@@ -251,7 +251,7 @@ def test_figures_without_a_cache(client: httpx.Client) -> None:
 
 @pytest.mark.process
 def test_a_wheel_has_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is installed from a wheel serves the page too."""
+    """A wheel's installation serves the page too."""
     root = Path(__file__).parents[2]
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(root / name, tmp_path)

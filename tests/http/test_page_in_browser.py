@@ -245,7 +245,7 @@ def test_lexical_weights_and_matches(open_page: Callable[..., Page]) -> None:
 
 @pytest.mark.parametrize("language", ["curl", "Python"])
 def test_the_code_can_be_run(open_page: Callable[..., Page], language: str) -> None:
-    """What is copied works, whatever quotes the texts have, and holds no key."""
+    """The copied request works, whatever quotes the texts have, and holds no key."""
     page = open_page()
     result = run_try(page, ['it\'s "w1" \\ $HOME `x`', f"é 🙂 {LONG}"], model="m3")
     page.get_by_role("radio", name=language).check()

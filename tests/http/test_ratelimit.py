@@ -178,7 +178,7 @@ def test_an_address_that_anybody_can_write_does_not_count(start: Start) -> None:
 
 
 def test_probes_and_questions_are_never_limited(start: Start) -> None:
-    """What balancers, monitors and people look at costs nothing and answers when all is used up."""
+    """Pages for balancers, monitors and people cost nothing, and answer when all is used up."""
     gateway = start(rate_limit_requests="1/day", rate_limit_tokens="100/day")
     with gateway.client() as http:
         assert embed(http, input="w1").status_code == 200
@@ -361,7 +361,7 @@ def test_late_interaction_pays_for_what_it_reads(http: httpx.Client) -> None:
 def test_other_methods_with_a_body_count(
     start_gateway: Callable[..., RunningGateway], method: str
 ) -> None:
-    """What reads a body is counted, whether the route knows the method or not."""
+    """A request whose body is read is counted, whether the route knows the method or not."""
     gateway = start_gateway(**FAKE, rate_limit_requests="1/day")
     with gateway.client() as client:
         statuses = [

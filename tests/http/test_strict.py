@@ -197,7 +197,7 @@ def test_an_unknown_path_or_method_is_not_sent_back(http: httpx.Client) -> None:
 
 @pytest.mark.parametrize("host", ["[", "a:b:c", "", "\xff"])
 def test_a_strange_host_is_no_server_error(fake: RunningGateway, host: str) -> None:
-    """What stands in the Host header cannot break an answer."""
+    """No Host header can break an answer."""
     address = fake.url.removeprefix("http://").split(":")
     with socket.create_connection((address[0], int(address[1])), timeout=30) as connection:
         connection.sendall(
@@ -364,7 +364,7 @@ def test_broken_gzip_is_a_400(http: httpx.Client, body: bytes) -> None:
 
 
 def test_bytes_behind_a_gzip_body_end_the_request(http: httpx.Client) -> None:
-    """What arrives after the end of a gzip body is refused rather than kept or left out."""
+    """Bytes behind the end of a gzip body are refused rather than kept or left out."""
     pieces = iter([COMPRESSED, b"x" * 1000, b"x" * 1000])
     response = http.post(
         "/v1/embeddings", content=pieces, headers={**JSON, "content-encoding": "gzip"}

@@ -139,7 +139,7 @@ def test_only_what_may_be_used_is_listed(
 
 
 def test_an_unknown_model_stays_a_404(gateway: RunningGateway) -> None:
-    """What is not served at all is not found, for every key; those that it may use are named."""
+    """A model that is not served is not found, for every key; those that it may use are named."""
     with with_key(gateway, "key-for-one") as http:
         for answer in (embed(http, model="nobody", input="w1"), http.get("/v1/models/nobody")):
             error = error_of(answer, 404)

@@ -69,7 +69,7 @@ BEFORE = {"content-type": "multipart/form-data; boundary=", "authorization": "Be
 
 
 class Head(NamedTuple):
-    """What is sent beside a path."""
+    """Query, headers and body beside a path."""
 
     unit: str
     header: str | None = None

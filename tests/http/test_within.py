@@ -69,7 +69,7 @@ async def test_the_limit() -> None:
 
 
 async def test_nothing_is_kept() -> None:
-    """What a coroutine held is free once it was given up, without the garbage collector."""
+    """A coroutine's objects are free once it was given up, without the garbage collector."""
 
     class Held:
         pass
@@ -94,7 +94,7 @@ async def test_nothing_is_kept() -> None:
 
 
 async def test_cancellation() -> None:
-    """Who cancels the task cancels the coroutine in it."""
+    """Cancelling the task cancels the coroutine in it."""
     log: list[str] = []
     task = asyncio.create_task(within(60, later(log)))
     await asyncio.sleep(0)

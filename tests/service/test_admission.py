@@ -29,7 +29,7 @@ def test_what_is_held_comes_back() -> None:
 
 
 def test_a_full_gate_is_a_429_that_holds_nothing() -> None:
-    """What does not fit now is refused whole, with a time to come back."""
+    """A request that does not fit now is refused whole, with a time to come back."""
     gate = Gate(10, "tokens")
     with gate.admit(7):
         with pytest.raises(Overloaded) as caught, gate.admit(4):

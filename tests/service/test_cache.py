@@ -75,7 +75,7 @@ def test_forgets_what_is_too_old() -> None:
 
 
 def test_a_row_does_not_keep_its_matrix_alive() -> None:
-    """What is kept is a copy of the row, not a view into a batch of thousands."""
+    """The cache keeps a copy of the row, not a view into a batch of thousands."""
     cache = MemoryCache(10_000, 60)
     cache.put([(key(1), np.zeros((100, 25), np.float32)[3])])
     kept = cache.get(key(1))

@@ -198,7 +198,7 @@ def test_a_server_without_room_is_asked_again(
 def test_the_command_starts_the_configured_model(
     start_gateway: Start, pinned: Path, tmp_path: Path
 ) -> None:
-    """What it pins is what the running server pins; a bad model ends it with status 4."""
+    """It pins the same as the running server; a bad model ends it with status 4."""
     path = tmp_path / "here.json"
     command = [sys.executable, "-m", "embedding_service", "canary", "pin", str(path)]
     flags = ["--engine", "fake", "--model-name", "fake", "--engine-args", json.dumps(ALL)]

@@ -135,7 +135,7 @@ async def test_failures_are_not_kept_and_not_shared() -> None:
 
 
 async def test_waiting_ends_at_the_deadline() -> None:
-    """Who waits for somebody else's computation still keeps to his own deadline."""
+    """A request that waits for another one's computation keeps to its own deadline."""
     engine = Engine()
     engine.hold.clear()
     work = compute(engine)

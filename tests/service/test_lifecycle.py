@@ -91,7 +91,7 @@ def test_systemd_hears_of_every_turn(start: Callable[..., Server], manager: Syst
 def test_a_worker_knows_nothing_of_systemd_or_keys(
     start: Callable[..., Server], manager: Systemd
 ) -> None:
-    """What is for the gateway alone is not handed down to the process that runs models."""
+    """Variables for the gateway alone are not handed down to the process that runs models."""
     server = start(NOTIFY_SOCKET=str(manager.path), API_KEY="planted-key", WATCHDOG_USEC="60000000")
     manager.wait_for("READY=1")
     (worker,) = server.children()
@@ -178,7 +178,7 @@ def test_the_port_stays_open_for_the_grace(start_gateway: Callable[..., RunningG
 
 @pytest.mark.process
 def test_a_second_signal_ends_it_now(start: Callable[..., Server]) -> None:
-    """Who sends SIGTERM twice does not wait for the requests that are still running."""
+    """After a second SIGTERM, nobody waits for the requests that are still running."""
     server = start("--request-timeout-s", "3600", "--drain-timeout-s", "3600")
     server.wait_for("ready")
     with socket.create_connection(

@@ -68,7 +68,7 @@ def test_an_instruction_is_read_once() -> None:
 
 
 def test_an_instruction_counts() -> None:
-    """What every pair is read with counts for every pair, and it has to fit."""
+    """The head that all pairs share counts for every pair, and it has to fit."""
     job = RerankJob(None, [("fox", "dog")] * 256, instruction="fox " * 3000)
     with pytest.raises(InvalidRequest, match="more than 300000 tokens"):
         reader(KINDS[0]).prepare(job, max_total=300_000)
@@ -127,7 +127,7 @@ def test_documents_that_are_cut_count_as_much_as_is_kept(cut: dict[str, Any]) ->
 
 @pytest.mark.parametrize("left", [False, True])
 def test_queries_that_are_cut_count_as_much_as_is_kept(left: bool) -> None:
-    """What is cut off counts for nothing: pairs that fit are not refused for their queries."""
+    """Tokens that are cut off count for nothing: pairs that fit are not refused for their queries."""
     asked = [(f"w{i} " + "w1 " * 99, "w2") for i in range(20)]
     job = RerankJob(None, asked, cut_longest=True, left=left, max_tokens=13)
     prepared = cross_encoder(1000).prepare(job, max_total=1000)
@@ -149,7 +149,7 @@ def test_a_models_tokenizer_may_cut_the_beginning() -> None:
 
 
 def test_an_instruction_is_no_template() -> None:
-    """What looks like a place in the prompt is text, and does not multiply a query."""
+    """Text that looks like a place in the prompt is text, and does not multiply a query."""
     job = RerankJob(None, [("fox " * 5000, "dog")], instruction="{query}" * 5000)
     plain = RerankJob(None, [("fox " * 5000, "dog")], instruction="(quert)" * 5000)
     read, expected = (

@@ -56,7 +56,7 @@ async def test_a_rate_is_used_up(clock: Clock) -> None:
 
 
 async def test_all_or_nothing(clock: Clock) -> None:
-    """What does not fit takes nothing away from what would."""
+    """A request that does not fit takes nothing away from those that would."""
     kept = rates()
     assert not (await kept.take("tokens", "a", "10/minute", 11)).allowed
     assert (await kept.take("tokens", "a", "10/minute", 4)).remaining == 6

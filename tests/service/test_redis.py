@@ -276,7 +276,7 @@ def test_a_wrong_address_is_refused(url: str) -> None:
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 1024), (3, 4), (0, 2)])
 def test_rows_come_back(shape: tuple[int, int]) -> None:
-    """What was packed is unpacked bit by bit, under its own name."""
+    """Packed rows are unpacked bit by bit, under their own name."""
     value = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     back = unpack(pack(value, b"name"), b"name")
     assert back is not None

@@ -198,7 +198,7 @@ def test_too_many_tokens_at_once_are_a_429(narrow: Service) -> None:
 
 
 def test_more_tokens_than_the_queue_holds_are_a_400(narrow: Service) -> None:
-    """What would never fit is not told to come back."""
+    """A request that would never fit is not told to come back."""
     refused = narrow.refusal(replace(JOB, inputs=["w1 " * 40] * 3))
     assert isinstance(refused, InvalidRequest)
     assert refused.param == "input"
@@ -271,7 +271,7 @@ def test_numbers_are_the_models_own_without_normalisation(service: Service) -> N
 def test_a_bulk_request_is_refused_unread_while_the_queue_is_full(
     start_gateway: Callable[..., RunningGateway], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What cannot fit is not tokenised; a short request is, as the cache may know it."""
+    """A request that cannot fit is not tokenised; a short one is, as the cache may know it."""
     gateway = start_gateway(**FAKE, max_queued_tokens=400, cache_max_bytes=1 << 20)
     full = Service(gateway)
     full.embed(replace(JOB, inputs=["w1"]))

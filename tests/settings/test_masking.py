@@ -1,4 +1,4 @@
-"""What is shown of settings holds no secret, whatever it is called and wherever it stands."""
+"""Settings are shown without secrets, whatever it is called and wherever it stands."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What takes long, and what is a time or a rate: `make soak`."""
+"""Tests that take long, and times and rates: `make soak`."""

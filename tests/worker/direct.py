@@ -31,7 +31,7 @@ Prompt = tuple[list[int], dict[str, Any]]  # token ids and the arguments of Pool
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What came back: an array a prompt, what the model and our attention were called with."""
+    """The results: an array a prompt, and the arguments of the model and of our attention."""
 
     answers: list[npt.NDArray[np.float32]]
     calls: int

@@ -79,5 +79,5 @@ def test_what_is_not_installed_is_told() -> None:
 
 
 def test_the_hubs_refusal_is_told_as_it_is() -> None:
-    """What the hub's side says is a line already."""
+    """Errors of the hub's side are a line already."""
     assert loading.explain(ModelNotLoaded("a/b is not there"), ModelOptions()) == "a/b is not there"

@@ -270,7 +270,7 @@ def test_steps_are_bounded_by_tokens(bench: Bench) -> None:
 
 
 def test_cancelled_work_never_runs(bench: Bench) -> None:
-    """What had not started when a job was cancelled is not computed, and nothing is answered."""
+    """Inputs that had not started when a job was cancelled are not computed, nor answered."""
     bench.put(1, texts(10 * BATCH))
     bench.backend.during[2] = lambda: bench.cancel(1)
     bench.put(2, texts(1))
@@ -548,7 +548,7 @@ def test_a_job_alone_has_both_steps(ahead: Bench) -> None:
 
 
 def test_a_cancelled_job_leaves_a_launched_step(ahead: Bench) -> None:
-    """What the device computes for a job that was cancelled is dropped; the others are answered."""
+    """Results for a job that was cancelled are dropped; the others are answered."""
     for job in (1, 2, 3):
         ahead.put(job, texts(BATCH))
     ahead.backend.during[1] = lambda: ahead.cancel(2)

@@ -1,4 +1,4 @@
-"""What a replica takes of a CUDA device: reckoned on arguments alone, with a stubbed device."""
+"""The memory of a replica on a CUDA device: reckoned on arguments alone, with a stubbed device."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ FLOAT32_COSINE, BFLOAT16_COSINE, FLOAT32_ERROR = 0.99999, 0.999, 1e-5
 
 @dataclass(frozen=True)
 class Answer:
-    """What a request gave: unit vectors, the tokens counted, the indices of cut inputs."""
+    """The answer to a request: unit vectors, the tokens counted, the indices of cut inputs."""
 
     vectors: Rows
     tokens: int

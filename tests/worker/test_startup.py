@@ -1,4 +1,4 @@
-"""What ends start-up ends it with one line and exit status 4, whatever vLLM had to say about it.
+"""A failed start ends with one line and exit status 4, whatever vLLM had to say about it.
 
 `python -m tests.worker.test_startup` reads settings of models by cause, as JSON, and writes the
 line that each of them would end a worker with: most of a start is vLLM's imports, and one process
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.engine
 
-# What is wrong, and what the line must say about it.
+# Each fault, with the words that the line must have about it.
 CAUSES = {
     "missing_folder": ["model_path", "/nowhere/to/be/found"],
     "no_checkpoint": ["config.json"],
@@ -182,7 +182,7 @@ def test_one_line_names_the_cause(runs: Runs, cause: str) -> None:
 
 @pytest.mark.parametrize("cause", [cause for cause in CAUSES if cause not in WHOLE])
 def test_a_worker_names_the_cause(runs: Runs, cause: str) -> None:
-    """What vLLM raises becomes one line with the setting that is wrong."""
+    """An error of vLLM's becomes one line with the setting that is wrong."""
     line = runs.lines.result()[cause]
     assert "\n" not in line
     for word in CAUSES[cause]:

@@ -373,7 +373,7 @@ def test_splade_chunks_keep_the_largest_weight(http: Served, checkpoint: Checkpo
     "fields", [{}, {"return_sparse": True}, {"return_dense": False, "return_colbert": True}]
 )
 def test_splade_gives_no_other_vectors(http: Served, fields: dict[str, bool]) -> None:
-    """What a SPLADE model cannot give is a 400 that says what it has."""
+    """An output that a SPLADE model cannot give is a 400 that says what it has."""
     answer = http.post("/v1/embeddings", json={"model": "splade-v3", "input": "a fox", **fields})
     assert answer.status_code == 400
     assert "gives sparse and no" in answer.json()["error"]["message"]

@@ -1,4 +1,4 @@
-"""What the modules' files can say on a plain BERT, heads that nobody needs, and sparse models."""
+"""All that modules' files can say on a plain BERT, heads that nobody needs, and sparse models."""
 
 from __future__ import annotations
 
