@@ -139,9 +139,9 @@ class RunningGateway:
             time.sleep(0.01)
 
     def wait_loaded(self, timeout_s: float = 60) -> None:
-        """Return once the models on which readiness does not depend are loaded, too."""
+        """Return once the models on which readiness does not depend can answer, too."""
         until = time.monotonic() + timeout_s
-        while any(model.facts is None for model in self.gateway.service.models):
+        while not all(model.ready for model in self.gateway.service.models):
             assert time.monotonic() < until, "a model was not loaded"
             time.sleep(0.01)
 
