@@ -49,11 +49,14 @@ class Progress:
 
     @property
     def left_s(self) -> float | None:
-        """How long it should still take, going by the bytes of the inputs."""
+        """How long it should still take, going by the bytes of the inputs.
+
+        Nobody knows once the last of them is read, which a small corpus is at the beginning.
+        """
         done = self._bytes - self._skipped_bytes
-        if self._total_bytes is None or done <= 0:
+        if self._total_bytes is None or done <= 0 or self._bytes >= self._total_bytes:
             return None
-        return self.seconds / done * max(0, self._total_bytes - self._bytes)
+        return self.seconds / done * (self._total_bytes - self._bytes)
 
     def figures(self) -> dict[str, Any]:
         """Return the counts for a log line."""
