@@ -28,6 +28,7 @@ CLIENTS = 16
 MOST_CPU_S = 0.05
 MOST_STEPS = 2
 LARGEST = [f"text {number}" for number in range(2048)]
+OVERTAKES, ROUNDS = 3, 20
 
 
 class Stopwatch:
@@ -158,13 +159,16 @@ def test_one_text_overtakes_two_thousand(tiny: Gateways, monkeypatch: pytest.Mon
                 json={"model": model.name, "input": inputs, "encoding_format": "base64"},
             )
 
-        large = thread.submit(embed, LARGEST)
-        while not replica.outstanding_tokens:
-            time.sleep(0.001)
         overtook = 0
-        while not large.done():
-            assert embed("a text that somebody waits for").status_code == 200
-            overtook += not large.done()
-        assert large.result().status_code == 200
-    assert overtook >= 3, "the large request was over before anything could overtake it"
+        for _ in range(ROUNDS):  # a fast machine may be done with one before a text can come
+            large = thread.submit(embed, LARGEST)
+            while not (replica.outstanding_tokens or large.done()):
+                time.sleep(0.001)
+            while not large.done():
+                assert embed("a text that somebody waits for").status_code == 200
+                overtook += not large.done()
+            assert large.result().status_code == 200
+            if overtook >= OVERTAKES:
+                break
+    assert overtook >= OVERTAKES, "no text overtook the large requests"
     assert max(steps) <= MOST_STEPS
