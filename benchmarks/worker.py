@@ -3,9 +3,9 @@
     python -m benchmarks.worker MODEL [--texts 256] [--tokens 50] [--steps 40] [--profile]
 
 Steps run one by one, and then with the next one launched before the last is collected, as the
-worker does on CUDA; an encoder's also with vLLM's scheduler, which the worker leaves out. Prints
-one line of JSON a way: texts/s, and the milliseconds a step that are spent in adding its texts, in
-launching it, and in waiting for it and reading it, and what this thread's processor took of them.
+worker does on CUDA; an encoder's also with what the worker leaves out of vLLM. Prints one line of
+JSON a way: texts/s, and the milliseconds a step that are spent in adding its texts, in launching
+it, and in waiting for it and reading it, and what this thread's processor took of them.
 """
 
 from __future__ import annotations
@@ -70,12 +70,14 @@ def run(backend: Backend, inputs: list[Any], *, steps: int, ahead: int) -> dict[
 
 
 def ways(backend: Any) -> dict[str, Any]:
-    """Return vLLM's scheduler, and the worker's own choice last."""
-    from embedding_service.worker.steps import _Scheduled
+    """Return vLLM's scheduler, its runner without it, and the worker's own choice last."""
+    from embedding_service.worker.steps import _ByRunner, _ByScheduler
 
     own, engine = backend._steps, backend._engine  # noqa: SLF001 - no setting chooses
-    vllm = {} if isinstance(own, _Scheduled) else {"vLLM's scheduler": _Scheduled(engine)}
-    return vllm | {"the worker's": own}
+    others: dict[str, Any] = {}
+    if not isinstance(own, _ByScheduler):
+        others = {"vLLM's scheduler": _ByScheduler(engine), "vLLM's runner": _ByRunner(engine)}
+    return others | {"the worker's": own}
 
 
 def parse() -> argparse.Namespace:

@@ -12,6 +12,7 @@ from embedding_service.families import architectures, bge_m3, lexical
 from embedding_service.families.models.sentence_pooler import SKIPPED, describe_recipe
 from embedding_service.types import Output
 from embedding_service.worker.backend import ModelRefused
+from embedding_service.worker.steps import BOUNDARY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
@@ -151,7 +152,7 @@ def find(
 
 
 def _scoring(config: ModelConfig, plan: Plan, *, typed: bool) -> Pooling:
-    types = "compressed_token_type_ids" if typed and _takes_types(config) else None
+    types = BOUNDARY if typed and _takes_types(config) else None
     return OneTask(frozenset({Output.SCORE}), types, plan.label)
 
 

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from embedding_service.types import Rows, TokenIds
     from embedding_service.worker.fingerprint import Fingerprint
     from embedding_service.worker.pooling import Pooling
-    from embedding_service.worker.steps import Launched
+    from embedding_service.worker.steps import Step
 
 
 # CUDA, PyTorch's CPU allocator, vLLM's check at start, vLLM's cache.
@@ -80,7 +80,7 @@ class VllmBackend:
         self.steps_ahead = config.max_concurrent_batches
         self.limits = _limits(config)
         self._steps = steps(self._engine)
-        self._launched: deque[Launched] = deque()
+        self._launched: deque[Step] = deque()
         self._max_tokens = config.model_config.max_model_len
         # 0 where config.json has another name for it.
         self._vocab_size = config.model_config.get_vocab_size() or sys.maxsize
@@ -136,7 +136,7 @@ class VllmBackend:
 
         An exception ends this backend.
         """
-        finished = self._steps.collect(self._launched.popleft())
+        finished = self._launched.popleft()()
         return [self._read(key, numbers) for key, numbers in finished if key in self._inputs]
 
     def _read(self, key: str, numbers: torch.Tensor) -> tuple[str, Rows]:

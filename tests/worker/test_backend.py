@@ -118,13 +118,17 @@ def vectors(turn):
     return found, in_steps
 
 ours, told["ours"] = vectors("a")
-backend._steps = steps._Scheduled(backend._engine)
+backend._steps = steps._ByScheduler(backend._engine)
 theirs, told["theirs"] = vectors("b")
+backend._steps = steps._ByRunner(backend._engine)
+without, told["without"] = vectors("d")
 backend._steps, chosen._tokens = chosen, 64
 again, in_steps = vectors("c")
 told["by_tokens"] = len(in_steps) > 3
-told["names"] = sorted(ours) == sorted(theirs) and len(ours)
-told["off"] = max(float(np.abs(ours[name] - theirs[name]).max()) for name in ours)
+told["names"] = sorted(ours) == sorted(theirs) == sorted(without) and len(ours)
+told["off"] = max(
+    float(np.abs(ours[name] - other[name]).max()) for other in (theirs, without) for name in ours
+)
 told["again"] = max(float(np.abs(ours[name] - again[name]).max()) for name in ours)
 print(json.dumps(told))
 """
@@ -172,8 +176,8 @@ def test_an_encoder_in_a_straight_line_computes_the_same(dtype: str) -> None:
     assert told == {"calls": 1, "again": 1, "quantised": 0}
 
 
-def test_an_encoder_needs_no_scheduler() -> None:
-    """Its vectors, and the texts of its steps, are those that vLLM's scheduler leads to."""
+def test_an_encoder_needs_no_scheduler_and_no_runner() -> None:
+    """Its vectors, and the texts of its steps, are those that vLLM's own lead to."""
     told = run(UNSCHEDULED, max_batch_size=4)
     off, again = told.pop("off"), told.pop("again")
     assert isinstance(off, float)
@@ -181,8 +185,9 @@ def test_an_encoder_needs_no_scheduler() -> None:
     assert off <= 2e-6
     assert again <= 2e-5  # in other company
     assert told == {
-        "kind": "_Unscheduled",
+        "kind": "_Direct",
         "ours": [3, 4, 2],
+        "without": [3, 4, 2],
         "theirs": [3, 4, 2],
         "names": 9,
         "by_tokens": True,

@@ -17,11 +17,11 @@ import numpy as np
 from vllm import PoolingParams
 from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.request import Request
-from embedding_service.worker.steps import _Unscheduled
+from embedding_service.worker.steps import _ByRunner
 
 launched, params = [], PoolingParams(task="embed")
 limits = SimpleNamespace(max_num_seqs=4, max_num_batched_tokens=64)
-steps = _Unscheduled(SimpleNamespace(
+steps = _ByRunner(SimpleNamespace(
     model_executor=SimpleNamespace(execute_model=lambda step, non_block: launched.append(step)),
     vllm_config=SimpleNamespace(scheduler_config=limits),
 ))
