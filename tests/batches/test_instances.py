@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from tests.conftest import RunningGateway
 
 COUNT = 1500
+STEP_TEXTS = 4  # of an instance that is to be at work for long: it takes 19 s for all lines
 SLOW = ("--engine-args", json.dumps({"step_s": 0.05}), "--drain-grace-s", "0")
 
 
@@ -55,26 +56,30 @@ def all_once(http: httpx.Client, batch: dict[str, Any], count: int) -> bool:
 @pytest.mark.process
 def test_the_owner_is_killed_in_the_middle(tmp_path: Path) -> None:
     """Of two instances one works on a batch; when it is killed the other does, each line once."""
-    first, second = (child(tmp_path, name) for name in "ab")
+    owner = child(tmp_path, "a", "--max-batch-size", str(STEP_TEXTS))
+    other = child(tmp_path, "b")
     try:
-        with first.client() as http:
+        other.process.send_signal(signal.SIGSTOP)  # else it might be the first to look for work
+        with owner.client() as http:
             batch = start(http, jsonl(lines(COUNT)))
+            owner.wait_for("batch_taken")
+            other.process.send_signal(signal.SIGCONT)
             wait(http, batch, "in_progress", done=100)
-        taken = {one: one.events("batch_taken") for one in (first, second)}
-        owner, other = sorted((first, second), key=lambda one: not taken[one])
-        assert (len(taken[owner]), len(taken[other])) == (1, 0)
+        taken = [len(one.events("batch_taken")) for one in (owner, other)]
+        assert taken == [1, 0]
         os.kill(owner.process.pid, signal.SIGKILL)
         owner.process.wait()
         with other.client() as http:
             done = state(http, batch)["request_counts"]["completed"]
             assert 100 <= done < COUNT
-            ended = wait(http, batch, timeout_s=40)
+            ended = wait(http, batch)
             assert all_once(http, ended, COUNT)
         assert [event["lease"] for event in other.events("batch_taken")] == [2]
         answered = other.events("batch_in_progress")
         assert answered == []  # the file was not checked a second time
     finally:
-        for one in (first, second):
+        for one in (owner, other):
+            one.process.send_signal(signal.SIGCONT)
             one.end()
     assert list((tmp_path / "state" / "batches").iterdir()) == []
 
@@ -82,13 +87,14 @@ def test_the_owner_is_killed_in_the_middle(tmp_path: Path) -> None:
 @pytest.mark.process
 def test_the_sdks_example_over_a_kill_and_a_restart(tmp_path: Path) -> None:
     """The SDK's client gets every result of its batch, though the server is killed and stopped."""
-    gateway = child(tmp_path, "a")
+    slow = ("--max-batch-size", str(STEP_TEXTS))
+    gateway = child(tmp_path, "a", *slow)
     sdk = openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="any")
     file = sdk.files.create(file=("in.jsonl", jsonl(lines(COUNT))), purpose="batch")
     batch = sdk.batches.create(
         input_file_id=file.id, endpoint="/v1/embeddings", completion_window="24h"
     ).id
-    for name, end in (("b", signal.SIGKILL), ("c", signal.SIGTERM)):
+    for name, end, speed in (("b", signal.SIGKILL, slow), ("c", signal.SIGTERM, ())):
         with gateway.client() as http:
             before = state(http, batch)["request_counts"]["completed"]
             wait(http, batch, "in_progress", done=before + 50)
@@ -97,7 +103,7 @@ def test_the_sdks_example_over_a_kill_and_a_restart(tmp_path: Path) -> None:
         if end == signal.SIGTERM:
             assert gateway.process.returncode == 0
             assert gateway.events("batch_left")
-        gateway = child(tmp_path, name)
+        gateway = child(tmp_path, name, *speed)
         sdk = openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="any")
         assert sdk.batches.retrieve(batch).status == "in_progress"
     with gateway.client() as http:
@@ -111,7 +117,7 @@ def test_a_file_that_cannot_be_read_on_fails_its_batch(
 ) -> None:
     """Gone, or with lines too long: it is not taken up again, and the results so far stay."""
     settings = {**FAKE, "engine_args": {"step_s": 0.05}, "state_dir": tmp_path}
-    gateway = start_gateway(**settings, drain_grace_s=0)
+    gateway = start_gateway(**settings, max_batch_size=STEP_TEXTS, drain_grace_s=0)
     with gateway.client() as http:
         long = line("long", {"model": "fake", "input": "w1 " * 3000})
         batch = start(http, jsonl([*lines(COUNT), long]))
@@ -121,7 +127,7 @@ def test_a_file_that_cannot_be_read_on_fails_its_batch(
         (tmp_path / "files" / source).unlink()
     gateway = start_gateway(**settings, max_body_bytes=4000)
     with gateway.client() as http:
-        ended = wait(http, batch, timeout_s=20)
+        ended = wait(http, batch)
         assert (ended["status"], ended["errors"]["data"][0]["code"]) == ("failed", code)
         assert len(results(http, ended["output_file_id"])) >= 50
 
@@ -218,7 +224,8 @@ def keyed(
     """Return a gateway with a file of keys and two models."""
     keys = tmp_path / "keys.yaml"
     keys.write_text(yaml.safe_dump(KEYS))
-    model: dict[str, Any] = {"engine": "fake", "required": True, "engine_args": {"step_s": 0.05}}
+    model: dict[str, Any] = {"engine": "fake", "required": True, "max_batch_size": STEP_TEXTS}
+    model["engine_args"] = {"step_s": 0.05}
     gateway = start_gateway(
         port=0,
         models=[{**model, "model_name": name} for name in ("fake", "closed")],
@@ -297,7 +304,8 @@ def test_what_is_not_done_in_time_expires(
     start_gateway: Callable[..., RunningGateway], tmp_path: Path
 ) -> None:
     """When the window ends, the results so far are kept, and the rest says that it did not run."""
-    gateway = start_gateway(**FAKE, state_dir=tmp_path, engine_args={"step_s": 0.05})
+    slow: dict[str, Any] = {"engine_args": {"step_s": 0.05}, "max_batch_size": STEP_TEXTS}
+    gateway = start_gateway(**FAKE, **slow, state_dir=tmp_path)
     with gateway.client() as http:
         batch = start(http, jsonl(lines(COUNT)))
         wait(http, batch, "in_progress", done=50)
@@ -389,9 +397,10 @@ def test_an_output_has_one_space_over_a_restart(
 ) -> None:
     """Lines that are left when the service comes back with another model get no vectors of it."""
     options = {**FAKE, "state_dir": tmp_path}
-    gateway = start_gateway(**options, engine_args={"step_s": 0.05}, drain_grace_s=0)
+    slow: dict[str, Any] = {"engine_args": {"step_s": 0.05}, "max_batch_size": STEP_TEXTS}
+    gateway = start_gateway(**options, **slow, drain_grace_s=0)
     with gateway.client() as http:
-        batch = start(http, jsonl(lines(3000)))
+        batch = start(http, jsonl(lines(COUNT)))
         wait(http, batch, "in_progress", done=1)
     gateway.stop()
     gateway = start_gateway(**options, default_truncate="right")
