@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from embedding_service.settings.model import ModelOptions
 
 
+_FOR_EVER_S = 3600  # `load_s` of tests that wake it, and `fault-hang`
+
+
 class _Killed(BaseException):
     """The end of a thread that should be gone at once."""
 
@@ -42,9 +45,11 @@ class _Backend(FakeBackend):
         super().__init__(options)
 
     def sleep(self, seconds: float) -> None:
-        self._worker.woken.wait(seconds)
+        is_woken = self._worker.woken.wait(seconds)
         if self._worker.killed:
             raise _Killed
+        if is_woken and seconds >= _FOR_EVER_S:
+            self._worker.woken.clear()
 
     def die(self) -> None:
         self._worker.kill()
@@ -112,7 +117,7 @@ class ThreadWorker:
             self._receiver.inbox.put(protocol.Stop(self.launch.generation))
 
     def wake(self) -> None:
-        """End the sleep that it is in; it never sleeps again."""
+        """End the load or the hang that it is in, or comes to; it sleeps again after that."""
         self.woken.set()
 
     def _run(self) -> None:

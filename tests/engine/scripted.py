@@ -27,7 +27,7 @@ FACTS = FakeBackend(ModelOptions(**OPTIONS)).facts(32)
 
 async def until(condition: Callable[[], object]) -> None:
     """Return once something is so."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 - looked at from outside, like the gateway does
             await asyncio.sleep(0.001)
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests import conftest
+from tests.calls import ids_of
+from tests.child import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,13 +40,28 @@ def worker_pid(gateway: RunningGateway) -> int:
     return int(gateway.workers["fake", 0].pid)
 
 
-def wait_until_ready(gateway: RunningGateway, seconds: float = 20) -> None:
+def wait_until_ready(gateway: RunningGateway) -> None:
     """Return once `/readyz` says 200."""
-    until = time.monotonic() + seconds
     with gateway.client() as http:
-        while http.get("/readyz").status_code != 200:
-            assert time.monotonic() < until, "never ready again"
-            time.sleep(0.05)
+        wait_until(lambda: http.get("/readyz").status_code == 200)
+
+
+def outstanding(gateway: RunningGateway) -> int:
+    """Return the tokens that the worker has yet to compute."""
+    (model,) = gateway.gateway.service.models
+    (replica,) = model.engine.replicas
+    return replica.outstanding_tokens
+
+
+def embed_together(gateway: RunningGateway, inputs: list[Any]) -> list[httpx.Response]:
+    """Post requests that have all been sent to the worker before it reads the first one."""
+    texts = [text for each in inputs for text in ([each] if isinstance(each, str) else each)]
+    with ThreadPoolExecutor(len(inputs)) as threads:
+        os.kill(worker_pid(gateway), signal.SIGSTOP)
+        answers = [threads.submit(embed, gateway, each) for each in inputs]
+        wait_until(lambda: outstanding(gateway) == sum(len(ids_of(text)) for text in texts))
+        os.kill(worker_pid(gateway), signal.SIGCONT)
+        return [answer.result() for answer in answers]
 
 
 @pytest.mark.parametrize("fault", ["fault-die", "fault-raise"])
@@ -52,8 +69,7 @@ def test_only_the_poison_fails(start_gateway: Callable[..., RunningGateway], fau
     """Neighbours of the input that killed the engine are answered; it gets a final 500."""
     gateway = start_gateway(**SLOW)
     inputs: list[Any] = ["w0", "w1", f"w2 {fault}", "w3", ["w4", "w5"]]
-    with ThreadPoolExecutor(len(inputs)) as threads:
-        answers = list(threads.map(lambda text: embed(gateway, text), inputs))
+    answers = embed_together(gateway, inputs)
     assert [answer.status_code for answer in answers] == [200, 200, 500, 200, 200]
     assert answers[2].headers["x-should-retry"] == "false"
     assert answers[2].json()["error"]["code"] == "engine_failed"
@@ -78,12 +94,12 @@ def test_killed_worker_is_replaced_and_nothing_is_lost(
     pid = worker_pid(gateway)
     with ThreadPoolExecutor(1) as threads:
         pending = threads.submit(embed, gateway, ["w1"] * 100)
-        time.sleep(0.4)
+        wait_until(lambda: outstanding(gateway))
+        time.sleep(0.1)  # as a rule, a step has begun by then
         os.kill(pid, signal.SIGKILL)
         assert pending.result().status_code == 200
-    assert worker_pid(gateway) != pid
-    with gateway.client() as http:
-        assert http.get("/readyz").status_code == 200
+    wait_until(lambda: worker_pid(gateway) != pid)
+    wait_until_ready(gateway)
 
 
 def test_a_step_that_stands_still_is_ended(
@@ -92,10 +108,7 @@ def test_a_step_that_stands_still_is_ended(
     """A worker that answers pings but hangs in a step is replaced; who was next is answered."""
     monkeypatch.setattr("embedding_service.engine.heartbeat.STEP_AT_LEAST_S", 2.0)
     gateway = start_gateway(**FAKE)
-    with ThreadPoolExecutor(3) as threads:
-        answers = list(
-            threads.map(lambda text: embed(gateway, text), ["w1", "w2 fault-hang", "w3"])
-        )
+    answers = embed_together(gateway, ["w1", "w2 fault-hang", "w3"])
     assert [answer.status_code for answer in answers] == [200, 500, 200]
     assert answers[1].headers["x-should-retry"] == "false"
     assert any("no progress in a step" in str(event.get("reason")) for event in gateway.log)
@@ -116,10 +129,7 @@ def test_a_worker_that_cannot_be_started_is_tried_again(
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", failing)
     os.kill(worker_pid(gateway), signal.SIGKILL)
-    until = time.monotonic() + 20
-    while errors:
-        assert time.monotonic() < until
-        time.sleep(0.01)
+    wait_until(lambda: not errors)
     wait_until_ready(gateway)
     assert embed(gateway, "w1").status_code == 200
     deaths = [line["reason"] for line in gateway.log if line["event"] == "engine_died"]
@@ -140,20 +150,24 @@ def test_another_replica_takes_over_at_once(start_gateway: Callable[..., Running
 
 
 def test_without_a_replica_requests_are_told_when_to_come_back(
-    start_gateway: Callable[..., RunningGateway],
+    start_gateway: Callable[..., RunningGateway], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While the only worker restarts, readiness and new requests are a 503 with Retry-After."""
-    gateway = start_gateway(**{**FAKE, "engine_args": {"load_s": 3}})
+    gateway = start_gateway(**FAKE)
+
+    async def starting(*_: Any, **__: Any) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", starting)
     os.kill(worker_pid(gateway), signal.SIGKILL)
     with gateway.client() as http:
-        until = time.monotonic() + 20
-        while http.get("/readyz").status_code == 200:
-            assert time.monotonic() < until, "the death went unnoticed"
+        wait_until(lambda: http.get("/readyz").status_code != 200)
         answer = http.post("/v1/embeddings", json={"model": "fake", "input": "w1"})
         assert answer.status_code == 503
         assert int(answer.headers["retry-after"]) >= 1
         assert answer.json()["error"]["code"] == "unavailable"
         assert http.get("/livez").status_code == 200
+    assert gateway.stop() == 0
 
 
 def test_dying_as_a_habit_marks_the_model_dead(
@@ -165,7 +179,7 @@ def test_dying_as_a_habit_marks_the_model_dead(
         engine="fake", port=0, processes=True, gpu_memory_utilization=0.2, models=models
     )
     mortal, other = gateway.gateway.service.models
-    until = time.monotonic() + 60
+    until = time.monotonic() + 120
     while not mortal.engine.dead:
         assert time.monotonic() < until, "it was started again and again"
         if mortal.engine.ready:

@@ -95,7 +95,8 @@ async def test_without_a_hello_nothing_is_left(
     tmp_path: Path, script: Callable[[ScriptedWorker], object], reason: str
 ) -> None:
     """A worker that is not born says why, in one line with the model's name; then it is gone."""
-    workers = Workers(tmp_path, script, startup_timeout_s=0.2)
+    is_silent = "startup_timeout_s" in reason
+    workers = Workers(tmp_path, script, startup_timeout_s=0.2 if is_silent else 60)
     with pytest.raises(ModelNotLoaded) as error:
         await workers.start_generation(NUMBER)
     assert str(error.value).startswith(f"scripted: {reason}")
@@ -187,7 +188,7 @@ async def test_no_message_is_left_in_a_socket(workers: Workers, generation: Gene
         for header in headers:
             worker.pong(steps=step)
             done(worker, header)
-        await asyncio.wait_for(asyncio.gather(*jobs), 10)
+        await asyncio.wait_for(asyncio.gather(*jobs), 60)
     await until(lambda: generation.progress.steps == 49)
 
 
@@ -223,10 +224,11 @@ async def test_an_end_has_a_reason(
     reason: str,
 ) -> None:
     """A worker ends by exiting, by sending what is no message, or by silence."""
-    monkeypatch.setattr(heartbeat, "PING_EVERY_S", 0.05)
-    monkeypatch.setattr(heartbeat, "HANG_AFTER_S", 0.1)
+    if "no sign of life" in reason:
+        monkeypatch.setattr(heartbeat, "PING_EVERY_S", 0.05)
+        monkeypatch.setattr(heartbeat, "HANG_AFTER_S", 0.1)
     act(workers.last)
-    assert reason in await asyncio.wait_for(generation.ended(), 10)
+    assert reason in await asyncio.wait_for(generation.ended(), 60)
 
 
 async def test_a_burial_fails_every_job(workers: Workers, generation: Generation) -> None:
@@ -245,8 +247,11 @@ async def test_a_burial_fails_every_job(workers: Workers, generation: Generation
     assert generation.outstanding_tokens == 0
 
 
-async def test_a_worker_is_asked_to_stop(workers: Workers, generation: Generation) -> None:
+async def test_a_worker_is_asked_to_stop(
+    workers: Workers, generation: Generation, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It may exit by itself before it is killed."""
+    monkeypatch.setattr(generation_module, "STOP_GRACE_S", 60)
     stopping = asyncio.create_task(generation.stop())
     await workers.last.hear(protocol.Stop)
     assert not workers.last.killed

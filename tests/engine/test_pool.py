@@ -87,12 +87,12 @@ def test_single_requests_go_to_the_least_loaded_replica(
     gateway = start_gateway(**FAKE, replicas=2, gpu_memory_utilization=0.2)
     loads = []
     with ThreadPoolExecutor(2) as threads, gateway.client() as client:
-        slow = threads.submit(embed, client, input="fault-slow w1 w2 w3")
-        until = time.monotonic() + 30
-        while not any(replica.outstanding_tokens for replica in engines(gateway)):
-            assert time.monotonic() < until
+        slow = threads.submit(embed, client, input="fault-hang w1 w2 w3")
+        wait_until(lambda: any(replica.outstanding_tokens for replica in engines(gateway)))
         assert embed(client, input="w1").status_code == 200
         loads = [replica.outstanding_tokens for replica in engines(gateway)]
+        for worker in gateway.workers.values():
+            worker.wake()
         assert slow.result().status_code == 200
     assert sorted(loads) == [0, 6], "the second request waited for the first one"
     assert [replica.outstanding_tokens for replica in engines(gateway)] == [0, 0]

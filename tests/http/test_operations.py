@@ -289,7 +289,7 @@ def test_stopping_finishes_what_was_accepted(start_gateway: Callable[..., Runnin
 
     def ask() -> None:
         with gateway.client() as client:
-            answers.append(embed(client, input="fault-slow"))
+            answers.append(embed(client, input="fault-hang"))
 
     with gateway.client() as late:
         late.get("/livez")  # connects while new connections are still taken
@@ -300,6 +300,7 @@ def test_stopping_finishes_what_was_accepted(start_gateway: Callable[..., Runnin
         wait_until(lambda: gateway.gateway.lifecycle.phase == "draining")
         refused = embed(late, input="w1")
         ready = late.get("/readyz")
+        gateway.workers["fake", 0].wake()
     asking.join()
     assert error_of(refused, 503)["code"] == "unavailable"
     assert int(refused.headers["retry-after"]) >= 1

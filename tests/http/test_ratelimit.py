@@ -321,11 +321,11 @@ def test_failed_work_is_given_back(
 def test_who_goes_away_does_not_pay(shared: RunningGateway, http: httpx.Client) -> None:
     """Tokens of a client that closes its connection before the answer are given back."""
     replica = next(iter(shared.gateway.service.models)).engine.replicas[0]
-    with slow_request(
-        shared, b'{"model":"fake","input":"w1 fault-slow"}', http.headers["x-api-key"]
-    ):
+    body = b'{"model":"fake","input":"w1 fault-hang"}'
+    with slow_request(shared, body, http.headers["x-api-key"]):
         wait_until(lambda: replica.outstanding_tokens > 0)
     wait_until(lambda: 499 in [line["status"] for line in shared.requests_logged()])
+    shared.workers["fake", 0].wake()
     assert left(embed(http, input="w1 " * 18), "tokens") == 0
 
 
@@ -340,12 +340,13 @@ def slow_request(gateway: RunningGateway, body: bytes, key: str = "") -> socket.
 
 def test_an_overloaded_engine_takes_no_tokens(start: Start) -> None:
     """429 for want of capacity is another code, and costs no tokens."""
-    gateway = start(rate_limit_tokens="100/day", max_queued_tokens=10, engine_args={"step_s": 0.5})
-    body = b'{"model":"fake","input":"w1 w2 w3 w4 w5 w6 w7"}'
+    gateway = start(rate_limit_tokens="100/day", max_queued_tokens=10)
+    body = b'{"model":"fake","input":"fault-hang w2 w3 w4 w5 w6 w7"}'
     replica = next(iter(gateway.gateway.service.models)).engine.replicas[0]
     with slow_request(gateway, body) as client, gateway.client() as http:
         wait_until(lambda: replica.outstanding_tokens > 0)
         assert error_of(embed(http, input="w1"), 429)["code"] == "engine_overloaded"
+        gateway.workers["fake", 0].wake()
         assert client.recv(12) == b"HTTP/1.1 200"
         assert left(embed(http, input="w1"), "tokens") == 100 - 9 - 3
 

@@ -185,13 +185,14 @@ def test_a_deadline_that_has_passed_is_a_504(service: Service) -> None:
 
 def test_too_many_tokens_at_once_are_a_429(narrow: Service) -> None:
     """While the engine's queue is full, more is sent away with a time, and fits later."""
-    busy = narrow.begin(replace(JOB, inputs=["fault-slow" + " w1" * 60]))
+    busy = narrow.begin(replace(JOB, inputs=["fault-hang" + " w1" * 60]))
     wait_until(lambda: narrow.model.gate.held == 63)
     refused = narrow.refusal(replace(JOB, inputs=["w1 " * 40]))
     assert isinstance(refused, Overloaded)
     assert refused.retry_after_s is not None
     assert narrow.model.gate.held == 63
     small = narrow.begin(replace(JOB, inputs=["w1"]))
+    narrow.gateway.workers["fake", 0].wake()
     assert dense(small.result(60)).shape == dense(busy.result(60)).shape == (1, 32)
     narrow.embed(replace(JOB, inputs=["w1 " * 40]))
     assert narrow.held() == (0, 0, 0)
@@ -275,9 +276,8 @@ def test_a_bulk_request_is_refused_unread_while_the_queue_is_full(
     gateway = start_gateway(**FAKE, max_queued_tokens=400, cache_max_bytes=1 << 20)
     full = Service(gateway)
     full.embed(replace(JOB, inputs=["w1"]))
-    waiting = full.begin(replace(JOB, inputs=["fault-slow " + "w2 " * 300]))
-    while full.held()[0] == 0:
-        time.sleep(0.01)
+    waiting = full.begin(replace(JOB, inputs=["fault-hang " + "w2 " * 300]))
+    wait_until(lambda: full.held()[0])
     prepared: list[EmbedJob] = []
     encoder = full.model.embedder()
     steps = encoder.steps
@@ -293,6 +293,7 @@ def test_a_bulk_request_is_refused_unread_while_the_queue_is_full(
     assert full.embed(replace(JOB, inputs=["w1"])).cached == [True]
     assert isinstance(full.refusal(replace(JOB, inputs=["w3 " * 200])), Overloaded)
     assert len(prepared) == 2
+    gateway.workers["fake", 0].wake()
     waiting.result(60)
     assert len(full.embed(bulk).tokens) == INTERACTIVE_TEXTS + 1
     gateway.stop()
