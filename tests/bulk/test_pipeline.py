@@ -405,13 +405,16 @@ def test_groups_are_computed_beside_each_other(
 ) -> None:
     """Several are on their way at a time, so that the engine has the next before it asks."""
     running = most = 0
-    answer = EngineEmbedder.embed
+    answer, all_run = EngineEmbedder.embed, asyncio.Event()
 
     async def watched(self: EngineEmbedder, texts: list[str]) -> Answer:
         nonlocal running, most
         running += 1
         most = max(most, running)
-        await asyncio.sleep(0.01)
+        if most == 8:
+            all_run.set()
+        if len(texts) > 1:  # not the one that finds out the vectors' size
+            await asyncio.wait_for(all_run.wait(), 30)
         try:
             return await answer(self, texts)
         finally:
@@ -462,7 +465,7 @@ def test_quarantine_ends_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     async def quarantined(self: EngineEmbedder, batch: Batch) -> BatchResult:
         for replica in self._model.engine.replicas:
             replica.state = State.QUARANTINED
-        return await asyncio.wait_for(compute(self, batch), 5)
+        return await asyncio.wait_for(compute(self, batch), 30)
 
     monkeypatch.setattr(EngineEmbedder, "_compute", quarantined)
     with pytest.raises(JobStopped, match="in quarantine"):
@@ -479,4 +482,5 @@ def test_the_time_left_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert lines[-1]["rows"] == 6000
     counts = progress.Progress(structlog.get_logger(), total_bytes=1000)
     counts.add(1, 1, 0, bytes_read=500)
-    assert counts.left_s == pytest.approx(counts.seconds, abs=0.1)
+    counts._began -= 3600
+    assert counts.left_s == pytest.approx(3600, abs=60)
