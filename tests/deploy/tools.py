@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import socket
@@ -33,10 +32,16 @@ def replaced(text: str, changes: dict[str, str]) -> str:
     return text
 
 
+# Bound until the tests are over: the system gives these ports to nobody else, such as a test beside
+# this one, and lets a program that names one listen on it.
+_reserved: list[socket.socket] = []
+
+
 def free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on."""
-    with contextlib.ExitStack() as stack:
-        listeners = [
-            stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)
-        ]
-        return [listener.getsockname()[1] for listener in listeners]
+    """Return ports that nobody listens on, for programs that set SO_REUSEADDR as all servers do."""
+    for _ in range(count):
+        reserved = socket.socket()
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind(("127.0.0.1", 0))
+        _reserved.append(reserved)
+    return [reserved.getsockname()[1] for reserved in _reserved[-count:]]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from tests.http.test_widest import BODY_BYTES, CALLBACK_S, RECORDS, REFUSED_CPU_S, SILENT_S
+from tests.http.test_widest import BODY_BYTES, CALLBACK_S, RECORDS, REFUSED_CPU_S, SILENT_S, TRIES
 from tests.measured import Measured
 
 if TYPE_CHECKING:
@@ -130,8 +130,12 @@ def troubles(gateway: Measured, cases: list[tuple[str, str, Head]]) -> dict[str,
     gateway.take()
     found = {}
     for method, path, head in cases:
-        status = send(gateway, method, re.sub(r"\{.*?\}", "x", path), head)
-        if bars := missed(status, gateway.take()):
+        bars: list[str] = []
+        for _ in range(TRIES):
+            status = send(gateway, method, re.sub(r"\{.*?\}", "x", path), head)
+            if not (bars := missed(status, gateway.take())):
+                break
+        if bars:
             found[f"{method} {path} {head}"] = bars
     return found
 
@@ -165,8 +169,12 @@ def test_no_body_hurts_where_none_is_read(gateway: Measured) -> None:
     for path, method in gateway.routes:
         if method not in ("GET", "HEAD"):
             gateway.take()
-            client = http.client.HTTPConnection(gateway.url.removeprefix("http://"), timeout=60)
-            client.request(method, re.sub(r"\{.*?\}", "x", path), data, headers)
-            status = client.getresponse().status
-            client.close()
-            assert missed(status, gateway.take()) == [], (path, method)
+            bars: list[str] = []
+            for _ in range(TRIES):
+                client = http.client.HTTPConnection(gateway.url.removeprefix("http://"), timeout=60)
+                client.request(method, re.sub(r"\{.*?\}", "x", path), data, headers)
+                status = client.getresponse().status
+                client.close()
+                if not (bars := missed(status, gateway.take())):
+                    break
+            assert bars == [], (path, method)
