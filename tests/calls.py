@@ -68,7 +68,7 @@ def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
 
 def log_line(gateway: RunningGateway, response: httpx.Response) -> dict[str, Any]:
     """Return the access-log line of an answer, which is written once the answer has been sent."""
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     while True:
         for line in gateway.requests_logged():
             if line["id"] == response.headers["x-request-id"]:

@@ -105,7 +105,7 @@ def is_running(pid: int) -> bool:
             Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0]
             != "Z"
         )
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 
@@ -203,7 +203,9 @@ def test_a_killed_gateway_leaves_no_worker(start: Callable[..., Server]) -> None
             b"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body)
             + body
         )
-        time.sleep(0.2)
+        until = time.monotonic() + 60
+        while httpx.get(server.url + "/stats").json()["models"]["fake"]["queued_tokens"] == 0:
+            assert time.monotonic() < until
         assert is_running(worker)
         server.end(signal.SIGKILL)
     until = time.monotonic() + 30

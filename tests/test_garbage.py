@@ -6,7 +6,6 @@ import contextlib
 import gc
 import json
 import socket
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from http.client import HTTPConnection
@@ -17,6 +16,7 @@ import pytest
 
 from embedding_service.engine.pool import SLICE_TEXTS
 from tests.calls import JSON
+from tests.child import wait_until
 from tests.conftest import FAKE
 
 if TYPE_CHECKING:
@@ -36,9 +36,7 @@ def none_left(gateway: RunningGateway) -> Iterator[None]:
     gc.freeze()  # what there is already, garbage of other tests too, is not looked at
     try:
         yield
-        until = time.monotonic() + 10
-        while gateway.gateway.lifecycle.in_flight and time.monotonic() < until:
-            time.sleep(0.01)
+        wait_until(lambda: not gateway.gateway.lifecycle.in_flight)
         gc.set_debug(gc.DEBUG_SAVEALL)
         gc.collect()
         assert gc.garbage == []
@@ -68,7 +66,7 @@ def send(connection: HTTPConnection, body: bytes, **headers: str) -> int:
 @pytest.fixture(scope="module")
 def slow(start_gateway: Callable[..., RunningGateway]) -> RunningGateway:
     """Return a gateway that nobody has an answer from at once."""
-    return start_gateway(**FAKE, engine_args={"step_s": 0.05})
+    return start_gateway(**FAKE, engine_args={"step_s": 0.5})
 
 
 @pytest.fixture(scope="module")
@@ -136,18 +134,17 @@ def test_flights(cached: RunningGateway, text: str, status: int) -> None:
 @pytest.mark.parametrize("body", [ONE, MANY], ids=["one message", "several"])
 def test_clients_that_leave(slow: RunningGateway, body: bytes) -> None:
     """Nor does one whose client goes away before it has its answer."""
+    before = len(slow.requests_logged())
     with connected(slow):
-        time.sleep(0.1)  # until that answer's line is written
+        wait_until(lambda: len(slow.requests_logged()) > before)
     head = b"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
     before = len(slow.requests_logged())
     with none_left(slow):
         for _ in range(REQUESTS):
             with socket.create_connection(urlsplit(slow.url).netloc.split(":")) as leaving:
                 leaving.sendall(head % len(body) + body)
-        until = time.monotonic() + 10
-        while len(lines := slow.requests_logged()[before:]) < REQUESTS:
-            assert time.monotonic() < until
-            time.sleep(0.01)
+        wait_until(lambda: len(slow.requests_logged()) >= before + REQUESTS)
+    lines = slow.requests_logged()[before:]
     assert [(line["status"], line["model"]) for line in lines] == [
         (499, "fake")
     ] * REQUESTS  # read, and being computed

@@ -15,6 +15,7 @@ import openai
 import pytest
 
 from tests.batches.work import ENDED, jsonl, line, lines
+from tests.child import wait_until
 from tests.clients.conftest import MINILM_NAME, requires, run
 from tests.conftest import FAKE
 from tests.soak.conftest import Server
@@ -105,7 +106,7 @@ def test_the_sdks_examples_outlive_a_kill(node_project: Path, tmp_path: Path) ->
     ]
     path, state = tmp_path / "requests.jsonl", str(tmp_path / "state")
     path.write_bytes(jsonl(entries))
-    server = Server(tmp_path, state_dir=state)
+    server = Server(tmp_path, state_dir=state, max_batch_size=1)  # some seconds for all lines
     server.until_ready()
     url = f"{server.url}/v1"
     with ThreadPoolExecutor(2) as threads, httpx.Client(base_url=server.url) as http:
@@ -113,8 +114,12 @@ def test_the_sdks_examples_outlive_a_kill(node_project: Path, tmp_path: Path) ->
             threads.submit(in_python, url, path),
             threads.submit(in_node, url, path, node_project),
         ]
-        while len(completed(http)) < len(examples) or not any(map(in_the_middle, completed(http))):
-            time.sleep(0.1)
+        wait_until(
+            lambda: (
+                len(completed(http)) == len(examples) and any(map(in_the_middle, completed(http)))
+            ),
+            timeout_s=120,
+        )
         server.stop(signal.SIGKILL)
         server = Server(tmp_path, state_dir=state, port=int(server.url.rpartition(":")[2]))
         outputs = [example.result(120) for example in examples]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.child import wait_until
 from tests.conftest import FAKE
 
 if TYPE_CHECKING:
@@ -140,6 +141,9 @@ def test_a_body_that_trickles_ends_at_the_deadline(fake: RunningGateway) -> None
                 text += slow.recv(4096)
             if text:
                 break
+        else:
+            slow.settimeout(30)
+            text = answer(slow)
     assert text.startswith(b"HTTP/1.1 504")
     assert b"deadline_exceeded" in text
 
@@ -176,16 +180,20 @@ def test_an_answer_that_nobody_reads_is_let_go(
     gateway.stop()
 
 
-def sent_in_pieces(gateway: RunningGateway, *pieces: bytes) -> bytes:
-    """Send pieces that arrive one by one; return all that comes until there is nothing for a while."""
+def sent_in_pieces(gateway: RunningGateway, *pieces: bytes, answers: int = 1) -> bytes:
+    """Send pieces that arrive one by one; return all that comes until there is nothing for a while.
+
+    So many answers are waited for.
+    """
     received = b""
     with connect(gateway) as client, contextlib.suppress(TimeoutError):
         for piece in pieces:
             client.sendall(piece)
             time.sleep(0.05)
-        client.settimeout(1)
         while part := client.recv(65536):
             received += part
+            if received.count(b"HTTP/1.1 ") >= answers:
+                client.settimeout(1)
     return received
 
 
@@ -209,7 +217,7 @@ def test_an_upgrade_is_ignored(fake: RunningGateway, request_: bytes, pieces: in
     twice = request_ * 2
     size = len(twice) // pieces + 1
     parts = [twice[start : start + size] for start in range(0, len(twice), size)]
-    received = sent_in_pieces(fake, *parts)
+    received = sent_in_pieces(fake, *parts, answers=2)
     assert received.count(b"HTTP/1.1 200") == received.count(b"HTTP/1.1 ") == 2, received
 
 
@@ -224,7 +232,7 @@ def test_an_upgrade_leaves_the_version(fake: RunningGateway) -> None:
 
 def test_many_upgrades_in_one_piece_are_read_in_turn(fake: RunningGateway) -> None:
     """However many offers one piece of data holds, each of them is a request."""
-    received = sent_in_pieces(fake, OFFERS["a body"] * 50)
+    received = sent_in_pieces(fake, OFFERS["a body"] * 50, answers=50)
     assert received.count(b"HTTP/1.1 200") == 50
 
 
@@ -387,10 +395,7 @@ def test_bodies_are_bounded_together(start_gateway: Callable[..., RunningGateway
     with connect(gateway) as first, connect(gateway) as second:
         first.sendall(head + b"\r\n" + padding)
         bodies = gateway.gateway.service.bodies
-        until = time.monotonic() + 10
-        while bodies.held < len(padding):
-            assert time.monotonic() < until
-            time.sleep(0.01)
+        wait_until(lambda: bodies.held >= len(padding))
         second.sendall(head + b"\r\n" + padding)
         refusal = answer(second)
         first.sendall(BODY)
@@ -398,9 +403,7 @@ def test_bodies_are_bounded_together(start_gateway: Callable[..., RunningGateway
     assert refusal.startswith(b"HTTP/1.1 429")
     assert b"retry-after: " in refusal
     assert b"engine_overloaded" in refusal
-    while bodies.held:
-        assert time.monotonic() < until
-        time.sleep(0.01)
+    wait_until(lambda: not bodies.held)
     gateway.stop()
 
 

@@ -37,7 +37,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 def ready(gateway: RunningGateway) -> dict[str, Any]:
     """Return the log's line."""
-    until = time.monotonic() + 10  # it is written once the gateway is ready
+    until = time.monotonic() + 60  # it is written once the gateway is ready
     while not (lines := [line for line in gateway.log if line["event"] == "ready"]):
         assert time.monotonic() < until
         time.sleep(0.01)

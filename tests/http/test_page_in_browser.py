@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from tests.conftest import RunningGateway
 
 pytestmark = [pytest.mark.server, requires("chromium")]
-expect.set_options(timeout=15_000)  # other tests use the same cores
+expect.set_options(timeout=60_000)  # other tests use the same cores
 
 SIZES = {"large": (1280, 900), "small": (360, 740)}
 TEXTS = ["w1 w2", "w3", "w4 w5 w6"]
@@ -96,7 +96,7 @@ def open_page(
         )
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(60_000)
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("console", lambda message: complaints.append(message.text))
         page.on("dialog", lambda dialog: complaints.append(dialog.message))

@@ -82,7 +82,7 @@ def logged(gateway: RunningGateway, event: str) -> list[dict[str, Any]]:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.01)
@@ -96,7 +96,7 @@ def test_what_was_pinned_passes(start_gateway: Start, pinned: Path) -> None:
     gateway = start_gateway(**FAKE, engine_args=ALL, max_batch_size=7, canary_file=pinned)
     (line,) = logged(gateway, "canaries_passed")
     assert line["cosine"] == pytest.approx(1)
-    assert line["seconds"] < 10
+    assert 0 <= line["seconds"] < 60
     with gateway.client() as http:
         text = http.get("/metrics").text
         assert embed(http, input="w1").headers["x-vector-space"] == content["space"]

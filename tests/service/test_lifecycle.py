@@ -105,7 +105,7 @@ def test_an_abstract_socket_and_no_socket(monkeypatch: pytest.MonkeyPatch) -> No
     """A name that begins with @ is an abstract socket; a dead socket or none costs nothing."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind("\0embedding-test-" + str(time.monotonic_ns()))
-        manager.settimeout(5)
+        manager.settimeout(30)
         monkeypatch.setenv("NOTIFY_SOCKET", "@" + manager.getsockname()[1:].decode())
         systemd.notify("READY=1", "STATUS=fine")
         assert manager.recv(100) == b"READY=1\nSTATUS=fine"
@@ -162,7 +162,7 @@ def test_a_gateway_whose_watch_has_died_is_not_fed(
 
 def test_the_port_stays_open_for_the_grace(start_gateway: Callable[..., RunningGateway]) -> None:
     """An idle gateway refuses for `drain_grace_s`, also new connections, and ends with 0."""
-    gateway = start_gateway(**FAKE, drain_grace_s=2)
+    gateway = start_gateway(**FAKE, drain_grace_s=5)
     gateway.loop.call_soon_threadsafe(gateway.gateway.stop)
     while gateway.gateway.lifecycle.phase != "draining":
         time.sleep(0.01)
