@@ -31,7 +31,8 @@ def test_a_batch_through_nginx_over_a_kill(tmp_path: Path) -> None:
     arguments = json.dumps({"step_s": 0.05})
     folder = tmp_path / "gateways"
     folder.mkdir()
-    flags = ("--engine-args", arguments, "--state-dir", str(tmp_path / "state"))
+    slow = ("--engine-args", arguments, "--max-batch-size", "8")  # nine seconds for all lines
+    flags = (*slow, "--state-dir", str(tmp_path / "state"))
     instances = run_instances(folder, *flags)
     proxy = run_nginx(tmp_path, [instance.port for instance in instances])
     try:
