@@ -113,17 +113,36 @@ def check_unit(unit: str, _: str) -> None:
 
 
 def check_compose(text: str, _: str) -> None:
-    """It follows the Compose Specification."""
-    compose_specification().validate(yaml.safe_load(text))
+    """It follows the Compose Specification, and files and batches outlive the container."""
+    tree = yaml.safe_load(text)
+    compose_specification().validate(tree)
+    gateway = tree["services"]["gateway"]
+    kept = {volume for volume in gateway["volumes"] if isinstance(volume, str)}
+    assert f"state:{gateway['environment']['EMBEDDING_STATE_DIR']}" in kept
+    assert {"state", "cache"} == tree["volumes"].keys()
 
 
 def check_manifests(text: str, settings: str) -> None:
-    """They follow Kubernetes' schemas, and carry the settings that were written."""
-    documents: dict[str, Any] = {each["kind"]: each for each in yaml.safe_load_all(text)}
-    for document in documents.values():
+    """They follow Kubernetes' schemas, carry the settings, and keep files and batches."""
+    every = list(yaml.safe_load_all(text))
+    for document in every:
         kubernetes_validate.validate(document, "1.34", strict=True)
+    documents: dict[str, Any] = {each["kind"]: each for each in every}
+    check_state(documents["Deployment"]["spec"]["template"]["spec"], every)
     carried = yaml.safe_load(documents["ConfigMap"]["data"]["config.yaml"])
     assert carried == yaml.safe_load(settings)
+
+
+def check_state(pod: dict[str, Any], documents: list[dict[str, Any]]) -> None:
+    """The folder of files and batches is on a claim that is one of the documents."""
+    (gateway,) = pod["containers"]
+    mounts = {mount["name"]: mount["mountPath"] for mount in gateway["volumeMounts"]}
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    assert mounts.keys() == volumes.keys()
+    variables = {each["name"]: each["value"] for each in gateway["env"]}
+    assert Path(variables["EMBEDDING_STATE_DIR"]).is_relative_to(mounts["state"])
+    claims = {each["metadata"]["name"] for each in documents if "Claim" in each["kind"]}
+    assert volumes["state"]["persistentVolumeClaim"]["claimName"] in claims
 
 
 CHECKS = {"systemd": check_unit, "compose": check_compose, "kubernetes": check_manifests}
