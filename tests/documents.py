@@ -14,7 +14,9 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("deploy/**/*.md")])
 # The notebook tells of files and commands as they were, and the changelog of those that are gone.
 OF_TODAY = [page for page in PAGES if "notebook" not in page.parts]
-_BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+# A fence of either kind, in a list or not, of any language.
+_BLOCK = re.compile(r"^( *)(```+|~~~+) *(.*)\n((?:.*\n)*?)\1\2 *$", re.MULTILINE)
+_FENCE = re.compile(r"^ *(?:```|~~~)", re.MULTILINE)
 _INLINE = re.compile(r"(?<!`)`([^`\n]+(?:\n[^`\n]+)?)`(?!`)")
 _END = re.compile(r"^(?:[|;&]+|\d*[<>]{1,2}.*|#.*)$")
 
@@ -34,12 +36,15 @@ def name(page: Path) -> str:
 
 def blocks(*languages: str) -> list[Block]:
     """Return the fenced blocks of all pages of today in these languages."""
-    return [
-        Block(page, language, text)
-        for page in OF_TODAY
-        for language, text in _BLOCK.findall(page.read_text("utf-8"))
-        if language in languages
-    ]
+    return [block for page in OF_TODAY for block in blocks_of(page) if block.language in languages]
+
+
+def blocks_of(page: Path) -> list[Block]:
+    """Return all fenced blocks of a page. Raises `AssertionError` if a fence is left over."""
+    text = page.read_text("utf-8")
+    found = [Block(page, language, body) for _, _, language, body in _BLOCK.findall(text)]
+    assert len(_FENCE.findall(text)) == 2 * len(found), f"{name(page)}: a fence has no other"
+    return found
 
 
 def commands(program: str) -> list[tuple[str, list[str]]]:
@@ -52,7 +57,7 @@ def commands(program: str) -> list[tuple[str, list[str]]]:
 
 
 def _lines(text: str) -> Iterator[str]:
-    for language, block in _BLOCK.findall(text):
+    for _, _, language, block in _BLOCK.findall(text):
         if language in ("sh", "bash"):
             yield from block.replace("\\\n", " ").splitlines()
     for inline in _INLINE.findall(_BLOCK.sub("", text)):

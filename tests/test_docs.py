@@ -1,13 +1,13 @@
-"""Links of the documentation lead somewhere, and its commands work."""
+"""Links of the documentation lead somewhere, and what its text names is there.
+
+`tests/docs/test_blocks.py` runs its blocks.
+"""
 
 from __future__ import annotations
 
-import ast
-import json
 import re
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import pytest
 import yaml
 from pydantic import TypeAdapter
@@ -25,10 +25,7 @@ from tests.documents import PAGES, ROOT, Block, anchors, blocks, commands
 from tests.test_layers import MAY_IMPORT, PACKAGE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
-
-    from tests.conftest import RunningGateway
 
 LINK = re.compile(r"\]\((?!https?://)([^)#]*)(?:#([^)]*))?\)")
 # `folder/`, `folder/module.py` and `folder/test_module.py::test_promise`.
@@ -95,21 +92,7 @@ def test_every_promise_names_a_test() -> None:
 
 
 COMMANDS = commands("embedding-service")
-CURLS = [arguments for _, arguments in commands("curl")]
 FILES = re.compile(r"(?:config|deploy)/[\w./-]+\.yaml")
-# A gateway that answers the requests in the documents, each model under the name that they use.
-MODELS: list[dict[str, Any]] = [
-    {"model_name": "my-model", "aliases": {"all-MiniLM-L6-v2": {}}},
-    {"model_name": "bge-m3", "engine_args": {"outputs": ["dense", "sparse", "colbert"]}},
-    {"model_name": "reranker", "engine_args": {"outputs": ["score"]}},
-]
-
-
-@pytest.fixture
-def documented(shared_gateway: Callable[..., RunningGateway]) -> RunningGateway:
-    """Return a gateway with the models of the documents."""
-    models = [{"engine": "fake", "required": True, **model} for model in MODELS]
-    return shared_gateway(models=models, port=0)
 
 
 def test_commands_are_found() -> None:
@@ -118,7 +101,6 @@ def test_commands_are_found() -> None:
     assert ("docs/errors.md", ["settings", "NAME"]) in COMMANDS
     assert ("deploy/systemd/README.md", ["keys", "new", "--name", "first"]) in COMMANDS
     assert len(COMMANDS) > 30
-    assert len(CURLS) > 5
 
 
 @pytest.mark.parametrize(("page", "arguments"), COMMANDS, ids=str)
@@ -173,27 +155,6 @@ def test_commands_run(
     assert result.output
 
 
-def test_getting_started_is_right_in_its_order(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each command works in the folder where those before it were typed; of `serve` the settings."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("EMBEDDING_ENGINE", "fake")  # the folder below has no weights
-    (tmp_path / "my-model").mkdir()
-    (tmp_path / "my-model" / "config.json").write_text("{}")
-    page = [arguments for page, arguments in COMMANDS if page == "docs/getting-started.md"]
-    typed = [words for words in page if not {"NAME", "FILE", "--install-completion"} & {*words}]
-    last = typed.index(["init", "--for", "systemd"])  # then running text begins
-    for name, *rest in typed[: last + 1]:
-        is_started = name == "serve" and "--config" in rest
-        result = CliRunner().invoke(app, ["check-config" if is_started else name, *rest])
-        assert result.exit_code == 0, (name, rest, result.output, result.exception)
-        if name == "keys":
-            (tmp_path / "keys.yaml").write_text(result.stdout)
-    assert last > 5
-    assert (tmp_path / "embedding-service.service").exists()
-
-
 def test_the_second_model_is_as_init_writes_it() -> None:
     """The page shows the models of the file that its next sentence names."""
     page = (block for block in blocks("yaml") if block.page.name == "getting-started.md")
@@ -201,20 +162,6 @@ def test_the_second_model_is_as_init_writes_it() -> None:
     arguments = ["init", "--model", "bge-m3", "--reranker", "-o", "-"]
     written = yaml.safe_load(CliRunner().invoke(app, arguments).stdout)
     assert shown == {"models": written["models"]}
-
-
-@pytest.mark.parametrize("arguments", CURLS, ids=" ".join)
-def test_curl_gets_an_answer(arguments: list[str], documented: RunningGateway) -> None:
-    """Every request in a document is answered by the gateway that it is about."""
-    (url,) = (word for word in arguments if word.startswith("http://"))
-    path = httpx.URL(url).path
-    with documented.client() as http:
-        if "-d" in arguments:
-            body = json.loads(arguments[arguments.index("-d") + 1])
-            answer = http.post(path, json=body)
-        else:
-            answer = http.get(path)
-    assert answer.status_code == 200, answer.text
 
 
 @pytest.mark.parametrize("block", blocks("yaml"), ids=lambda block: block.page.name)
@@ -228,24 +175,6 @@ def test_yaml_is_accepted(block: Block, tmp_path: Path) -> None:
     (tmp_path / "settings.yaml").write_text(text, "utf-8")
     _, warnings = load(tmp_path / "settings.yaml")
     assert warnings == []
-
-
-@pytest.mark.parametrize("block", blocks("python"), ids=lambda block: block.page.name)
-def test_python_is_python(block: Block) -> None:
-    """Every block of Python can be parsed."""
-    ast.parse(block.text)
-
-
-def test_the_first_program_works(
-    documented: RunningGateway, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The README's example, sent to this gateway, prints what it should: texts, numbers, tokens."""
-    (block,) = (block for block in blocks("python") if block.page.name == "README.md")
-    names: dict[str, Any] = {}
-    exec(block.text.replace("http://127.0.0.1:8890", documented.url), names)
-    names["client"].close()
-    texts, dimension, tokens = map(int, capsys.readouterr().out.split())
-    assert (texts, dimension, tokens > 2) == (2, 32, True)
 
 
 @pytest.mark.parametrize(("page", "arguments"), commands("make"), ids=str)
