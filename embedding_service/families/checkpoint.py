@@ -1,4 +1,7 @@
-"""The small files of a checkpoint, in a folder or on the Hub; their meaning is known elsewhere."""
+"""The small files of a checkpoint, in a folder or on the Hub; their meaning is known elsewhere.
+
+Keys and values are checked against allow-lists: vLLM passes over what it does not know.
+"""
 
 from __future__ import annotations
 
@@ -161,3 +164,32 @@ def _check_type(place: str, found: Any, kinds: tuple[type, ...]) -> None:
     if not isinstance(found, kinds):
         wanted = " or ".join(_NAMES[kind] for kind in kinds)
         raise ModelRefused(f"{place} is {_NAMES.get(type(found), 'null')}, and has to be {wanted}")
+
+
+def check(place: str, found: Mapping[str, Any], allowed: Mapping[str, Any]) -> None:
+    """Raise `ModelRefused` about a key or a value that is not allowed; None allows all values."""
+    for key, value in found.items():
+        if key not in allowed:
+            if value not in (None, False, {}, [], ""):
+                raise unknown(place, key, value)
+        elif allowed[key] is not None and not _among(value, allowed[key]):
+            raise unknown(place, key, value)
+
+
+def _among(value: Any, allowed: set[Any]) -> bool:
+    return value is None or (not isinstance(value, list | dict) and value in allowed)
+
+
+def unknown(place: str, key: str, value: object) -> ModelRefused:
+    """Return the error about a key or a value that is not known."""
+    return ModelRefused(
+        f"{place} says {key}: {value!r}, which cannot be computed here; if it changes no number, "
+        "take it out in a folder of your own and set model_path"
+    )
+
+
+def integer(place: str, config: Json, key: str) -> int:
+    """Return a whole number. Raises `ModelRefused` where there is none."""
+    if not isinstance(config.get(key), int):
+        raise unknown(place, key, config.get(key))
+    return int(config[key])

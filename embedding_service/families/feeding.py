@@ -10,8 +10,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from embedding_service.families import architectures, tokenizer_files
-from embedding_service.families.allowed import check, unknown
-from embedding_service.families.checkpoint import ModelRefused
+from embedding_service.families.checkpoint import ModelRefused, check, unknown
 
 if TYPE_CHECKING:
     from embedding_service.families.checkpoint import Files, Json

@@ -9,9 +9,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from embedding_service.families import feeding, tokenizer_files
-from embedding_service.families.allowed import check, integer, unknown
-from embedding_service.families.checkpoint import ModelRefused
+from embedding_service.families import architectures, feeding, tokenizer_files
+from embedding_service.families.checkpoint import ModelRefused, check, integer, unknown
 from embedding_service.families.recipe import (
     ACTIVATIONS,
     MODES,
@@ -58,15 +57,17 @@ def read(files: Files, config: Json) -> Recipe:
         raise _unknown_scoring(modules, config)
     if modules:
         return _Reader(files, main).read(modules)
-    causal = config.get("is_causal", True) and _architecture(config).endswith("ForCausalLM")
+    decoder = architectures.named_in(config).endswith("ForCausalLM")
+    causal = decoder and config.get("is_causal", True)
     return Recipe(modes=("lasttoken",) if causal else ("mean",), described=False)
 
 
 def _unknown_scoring(modules: list[Json], config: Json) -> ModelRefused:
+    architecture = architectures.named_in(config) or "no architecture"
     return ModelRefused(
         f"{feeding.MAIN} says model_type: CrossEncoder: it scores pairs and makes no vectors, and "
-        f"{kinds(modules) or 'no modules.json'} with {_architecture(config) or 'no architecture'} "
-        "is no kind of scoring that is known here"
+        f"{kinds(modules) or 'no modules.json'} with {architecture} is no kind of scoring that is "
+        "known here"
     )
 
 
@@ -107,10 +108,6 @@ def pairs_are_lower_case(files: Files) -> bool:
     for module in modules:
         reader.read_transformer(folder_of(module))
     return bool(reader.transformer.get("do_lower_case"))
-
-
-def _architecture(config: Json) -> str:
-    return str(next(iter(config.get("architectures") or ()), ""))
 
 
 class _Reader:

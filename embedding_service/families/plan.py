@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from embedding_service.families import (
     architectures,
     feeding,
-    keys,
     logit_score,
     pipeline,
     profiles,
@@ -81,8 +80,7 @@ class Plan:
     @property
     def architecture(self) -> str:
         """The class that vLLM looks for, "" where no file names one."""
-        names = self.overrides.get("architectures", self.config.get("architectures"))
-        return str(next(iter(names or ()), ""))
+        return architectures.named_in(self.config | self.overrides)
 
     @property
     def scores(self) -> bool:
@@ -105,7 +103,7 @@ class _Planner:
         self.max_seq_length = feeding.max_seq_length(files, self.folder)
         self.unread = feeding.unread(files)
         self.config = self._config()
-        self.architecture = str(next(iter(self.config.get("architectures") or ()), ""))
+        self.architecture = architectures.named_in(self.config)
         self.profile = self._profile()
 
     def _config(self) -> Json:
@@ -114,7 +112,8 @@ class _Planner:
         config: Json = self.files.json(place)
         refusals.check_adapter(self.files, self.folder, alone=not config)
         if not config:
-            _read_recipe_only(self.files)
+            if self.files.json("modules.json"):
+                pipeline.read(self.files, {})  # names a module that needs no transformer
             if Path(self.files.model).is_dir():
                 found = "nothing in" if self.files.path(place) else "no"
                 raise ModelRefused(f"there is {found} {place}, so it is not a model")
@@ -198,9 +197,8 @@ class _Planner:
         if self.wishes.task == "embed":
             raise ModelRefused(f"config.json says {self.architecture}: it scores, and embeds not")
         self._check_pairs(profile)
-        overrides = (
-            profile.hf_overrides | self._known_code() | keys.missing(self.config, self.architecture)
-        )
+        overrides = profile.hf_overrides | self._known_code()
+        overrides |= architectures.missing_keys(self.config, self.architecture)
         if ours := architectures.replacement(self.config, architectures.PAIRS):
             overrides |= {"architectures": [ours]}
         label = 0 if profile.hf_overrides else self._label()
@@ -282,7 +280,7 @@ class _Planner:
                 "(AutoModel.from_pretrained and save_pretrained of transformers) and set model_path"
             )
         overrides: Json = {} if ours is None else {"architectures": [ours]}
-        return overrides | keys.missing(self.config, self.architecture)
+        return overrides | architectures.missing_keys(self.config, self.architecture)
 
     def _has_weights_of_a_head(self) -> bool:
         """Whether a plain BERT's weights have a head, or names as under one: transformers' ways."""
@@ -335,12 +333,6 @@ class _Planner:
             self.config.get("max_position_embeddings"),
         )
         return min((limit for limit in limits if limit is not None and limit > 0), default=None)
-
-
-def _read_recipe_only(files: Files) -> None:
-    """Raise `ModelRefused` about modules without a transformer, which need no config.json."""
-    if files.json("modules.json"):
-        pipeline.read(files, {})
 
 
 def _suits(profile: Profile, found: Recipe) -> bool:

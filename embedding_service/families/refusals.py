@@ -61,20 +61,11 @@ def check_compared(architecture: str, *, scores: bool = False) -> None:
 
 def check_config(config: Json, architecture: str) -> None:
     """Raise `ModelRefused` about a model that is to compute otherwise than vLLM's class."""
-    _check_positions(config)
     _check_adapters(config)
     _check_code(config, architecture)
     _check_direction(config, architecture)
     for key, value, reason in _passed_over(config, architecture):
         raise ModelRefused(f"config.json says {key}: {value!r}, {reason}")
-
-
-def _check_positions(config: Json) -> None:
-    positions = config.get("position_embedding_type")
-    if positions not in _POSITIONS:
-        raise ModelRefused(
-            f"config.json says position_embedding_type: {positions!r}, which vLLM does not have"
-        )
 
 
 def _check_adapters(config: Json) -> None:
@@ -120,6 +111,9 @@ def _check_direction(config: Json, architecture: str) -> None:
 
 def _passed_over(config: Json, architecture: str) -> Iterator[_Value]:
     """Yield keys and values that vLLM's class passes over, and what it does."""
+    positions = config.get("position_embedding_type")
+    if positions not in _POSITIONS:
+        yield "position_embedding_type", positions, "which vLLM does not have"
     if name := config.get("transformers_weights"):
         yield "transformers_weights", name, "and vLLM looks for model.safetensors"
     if config.get("logn_attention_scale"):
@@ -142,8 +136,9 @@ def _of_electra(config: Json) -> Iterator[_Value]:
 
 
 def _of_decoders(config: Json) -> Iterator[_Value]:
-    share = _rotary_share(config)
-    if share != 1:
+    newer = config.get("rope_parameters") or {}
+    share = newer.get("partial_rotary_factor", config.get("partial_rotary_factor"))
+    if share not in (None, 1):
         yield "partial_rotary_factor", share, "which transformers passes over and vLLM does not"
 
 
@@ -158,13 +153,16 @@ def _of_nomic(config: Json) -> Iterator[_Value]:
 def _of_native_nomic(config: Json) -> Iterator[_Value]:
     if (activation := config.get("hidden_act", "silu")) != "silu":
         yield "hidden_act", activation, "and vLLM's class takes silu"
-    taken = config.get("hidden_size", 768) // config.get("num_attention_heads", 12)
-    if config.get("head_dim") not in (None, taken):
-        yield "head_dim", config["head_dim"], f"and vLLM's class takes {taken}"
+    yield from _head_width(config, hidden=768, heads=12)
 
 
 def _of_qwen2(config: Json) -> Iterator[_Value]:
-    taken = _head_width(config)
+    yield from _head_width(config, hidden=4096, heads=32)
+
+
+def _head_width(config: Json, *, hidden: int, heads: int) -> Iterator[_Value]:
+    """Yield a width that is no equal share of each head; the defaults are transformers'."""
+    taken = config.get("hidden_size", hidden) // config.get("num_attention_heads", heads)
     if config.get("head_dim") not in (None, taken):
         yield "head_dim", config["head_dim"], f"and vLLM's class takes {taken}"
 
@@ -194,18 +192,6 @@ _BY_CLASS: Final[Mapping[str, Callable[[Json], Iterator[_Value]]]] = {
     "Qwen2": _of_qwen2,
     "Qwen3": _of_qwen3,
 }
-
-
-def _rotary_share(config: Json) -> float:
-    """Return how much of each head has positions; newer files say so beside the other values."""
-    told = config.get("rope_parameters") or {}
-    share = told.get("partial_rotary_factor", config.get("partial_rotary_factor"))
-    return 1 if share is None else float(share)
-
-
-def _head_width(config: Json) -> int:
-    """Return the share of each head; the defaults are transformers' for Qwen2."""
-    return int(config.get("hidden_size", 4096) // config.get("num_attention_heads", 32))
 
 
 def _is_encoder(architecture: str) -> bool:
@@ -275,13 +261,8 @@ def check_pairs(config: Json, architecture: str) -> None:
     """Raise `ModelRefused` about a classifier whose head vLLM computes otherwise."""
     if reason := architectures.REFUSED_PAIRS.get(architecture):
         raise ModelRefused(f"config.json says {architecture}: {reason}")
-    if architecture == "ModernBertForSequenceClassification":
-        _check_modern(config)
-
-
-def _check_modern(config: Json) -> None:
     activation = config.get("classifier_activation", "gelu")
-    if activation != "gelu":
+    if architecture == "ModernBertForSequenceClassification" and activation != "gelu":
         raise ModelRefused(
             f"config.json says classifier_activation: {activation!r}, and vLLM's class "
             "always takes gelu"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from embedding_service import hub
 from embedding_service.errors import BadConfiguration
-from embedding_service.families import feeding, profiles
+from embedding_service.families import architectures, feeding, profiles
 from embedding_service.families.checkpoint import Files, ModelRefused
 from embedding_service.worker.location import resolve_model
 
@@ -92,7 +92,7 @@ def _library_of(files: Files) -> str | None:
     if any(files.path(name) for name in _HEADS):
         return "bge-m3"
     modules = files.json("modules.json") or []
-    architecture = _architecture(files)
+    architecture = architectures.named_in(files.json("config.json"))
     main = files.json("config_sentence_transformers.json")
     if main.get("model_type") == "CrossEncoder" or "Classification" in architecture:
         return None
@@ -111,7 +111,7 @@ def with_prompts(checkpoint: Checkpoint) -> Checkpoint:
     texts, default = feeding.prompts(files)
     profile = profiles.find(
         model_name=checkpoint.name,
-        architecture=_architecture(files),
+        architecture=architectures.named_in(files.json("config.json")),
         files=[mark for mark in profiles.MARKS if files.path(mark)],
     )
     found = _of_files(texts) if profile.typed else {}
@@ -145,7 +145,3 @@ def _of_operator(checkpoint: Checkpoint, profile: profiles.Profile) -> dict[str,
     if not set_by_hand or not template or not instruction:
         return {}
     return {"query": template.replace("{instruction}", instruction)}
-
-
-def _architecture(files: Files) -> str:
-    return str(next(iter(files.json("config.json").get("architectures") or ()), ""))

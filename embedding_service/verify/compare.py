@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from embedding_service.service import canaries
+from embedding_service.service.canaries import Direction
 from embedding_service.types import Output
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     Which = npt.NDArray[np.bool_]
 
 NEIGHBOURS: Final = 10
-_EDGES: Final = (8, 32, 128, 512, 2048, 8192)
+_QUANTILES: Final = {"worst": 0.0, "1%": 0.01, "5%": 0.05, "median": 0.5}
 _NO_LENGTH = 1e-12
 _LENGTH = 0.01  # more is no rounding
 _ROWS_AT_ONCE = 256  # against all: 100,000 texts of a file take 600 MB, and not 240 GB
@@ -41,21 +42,6 @@ class State(StrEnum):
     BROKEN = "broken"
     REFUSED = "refused"
     SKIPPED = "skipped"
-
-
-@dataclass(frozen=True, slots=True)
-class Bucket:
-    """The texts of up to `most` tokens (None: any number) and more than the bucket before has."""
-
-    most: int | None
-    texts: int
-    worst: float
-    median: float
-
-    @property
-    def label(self) -> str:
-        """The name of the bucket."""
-        return f"up to {self.most}" if self.most else "more"
 
 
 @dataclass(slots=True)
@@ -101,27 +87,8 @@ class Comparison:
         found = self.cosines[self.compared]
         if not len(found):
             return {}
-        one, five, median = np.quantile(found, [0.01, 0.05, 0.5])
-        return {
-            "worst": float(found.min()),
-            "1%": float(one),
-            "5%": float(five),
-            "median": float(median),
-            "mean": float(found.mean()),
-        }
-
-    def by_length(self) -> list[Bucket]:
-        """Return the texts by powers of tokens; buckets without a text are left out."""
-        sizes, buckets = np.asarray(self.texts.lengths)[self.compared], []
-        found, least = self.cosines[self.compared], 0
-        for most in (*_EDGES, None):
-            inside = (sizes > least) & (sizes <= (most or np.inf))
-            if inside.any():
-                mine = found[inside]
-                worst, median = float(mine.min()), float(np.median(mine))
-                buckets.append(Bucket(most, len(mine), worst, median))
-            least = most or least
-        return buckets
+        numbers = np.quantile(found, list(_QUANTILES.values())).tolist()
+        return dict(zip(_QUANTILES, numbers, strict=True)) | {"mean": float(found.mean())}
 
 
 def threshold(dtype: str | None) -> float:
@@ -180,7 +147,7 @@ def cosine(true: Floats, found: Floats, output: Output) -> float:
     would, and 0 if their number differs.
     """
     if output is Output.SPARSE:
-        return _sparse_cosine(true, found)
+        return canaries.cosine(*(Direction.of(rows[:, 1], rows[:, 0]) for rows in (true, found)))
     same = true.shape == found.shape
     return float(row_cosines(true, found).mean()) if same else 0.0
 
@@ -196,16 +163,6 @@ def unit(rows: Floats | Doubles) -> Doubles:
     exact = rows.astype(np.float64)
     exact /= np.maximum(np.linalg.norm(exact, axis=1, keepdims=True), _NO_LENGTH)
     return exact
-
-
-def _sparse_cosine(true: Floats, found: Floats) -> float:
-    if not len(true) or not len(found):
-        return float(len(true) == len(found))
-    ids = np.union1d(true[:, 0], found[:, 0])
-    dense = np.zeros((2, len(ids)))
-    for row, pairs in zip(dense, (true, found), strict=True):
-        row[np.searchsorted(ids, pairs[:, 0])] = pairs[:, 1]
-    return float(row_cosines(dense[:1], dense[1:])[0])
 
 
 def _stack(answers: Sequence[Answer], which: Indices) -> Floats:

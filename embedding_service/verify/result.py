@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from embedding_service.verify.compare import Bucket, State
+from embedding_service.verify.compare import State
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from embedding_service.verify.causes import Finding
     from embedding_service.verify.compare import Comparison
 
 _NEAR_ONE: Final = 0.999995  # from here on, six digits would say 1
 _EXCERPT = 80  # characters of a text
 _WORST: Final = 10
-_SMALLEST: Final = 1e-12  # of 1 - cosine: below it are float32's own steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +29,6 @@ class Row:
     length: int
     cosine: float | None
     state: State
-
-    @property
-    def outcome(self) -> str:
-        """The cosine, or why there is none."""
-        return self.state if self.cosine is None else shown(self.cosine)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +47,27 @@ class Part:
     neighbours_mean: float | None
     neighbours_worst: float | None
     alone: float | None
-    by_length: list[Bucket]
     worst: list[Row]
     cosines: list[float]
     lengths: list[int]
     neighbours: list[float]
+
+    def numbers(self) -> dict[str, str]:
+        """Return what the page tells beside the pictures."""
+        cells = {name: shown(value) for name, value in self.quantiles.items()}
+        cells |= {"texts": f"{self.compared} of {self.texts}", "below": str(self.below)}
+        if self.neighbours_mean is not None:
+            cells["ten nearest, mean"] = f"{self.neighbours_mean:.1%}"
+            cells["ten nearest, worst"] = f"{self.neighbours_worst:.0%}"
+        if self.alone is not None:
+            cells["alone against batched, worst"] = shown(self.alone)
+        return cells
+
+    def worst_texts(self) -> Iterator[tuple[int, int, str, str]]:
+        """Yield index, length, outcome and beginning of the worst texts."""
+        for row in self.worst:
+            outcome = row.state if row.cosine is None else shown(row.cosine)
+            yield row.index, row.length, outcome, row.text
 
 
 @dataclass(slots=True)
@@ -110,7 +122,6 @@ def part_of(comparison: Comparison, kind: str, output: str) -> Part:
         neighbours_mean=None if overlaps is None else float(overlaps.mean()),
         neighbours_worst=None if overlaps is None else float(overlaps.min()),
         alone=min(comparison.alone.values(), default=None),
-        by_length=comparison.by_length(),
         worst=_worst(comparison),
         cosines=[float(cosine) for cosine in comparison.cosines[which]],
         lengths=[comparison.texts.lengths[index] for index in which],
@@ -136,11 +147,6 @@ def _row(comparison: Comparison, index: int) -> Row:
         cosine=cosine if np.isfinite(cosine) else None,
         state=comparison.states[index],
     )
-
-
-def exponents(cosines: list[float]) -> list[float]:
-    """Return log10(1 - cosine) of each, -12 at least."""
-    return [float(np.log10(max(_SMALLEST, 1 - cosine))) for cosine in cosines]
 
 
 def shown(cosine: float) -> str:

@@ -22,7 +22,7 @@ from embedding_service.verify.service_side import ServiceSide, alone_settings
 from embedding_service.verify.sides import About, Kind, collect
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from structlog.typing import FilteringBoundLogger
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from embedding_service.settings.gateway import Settings
     from embedding_service.settings.model import ModelOptions
     from embedding_service.verify.compare import Comparison
-    from embedding_service.verify.servers import Server
     from embedding_service.verify.sides import Answer, Side, Texts
     from embedding_service.verify.truth import Truth
 
@@ -81,11 +80,16 @@ class Verification:
         options = self._options
         async with aclosing(self._client(url, options.server_key)) as http:
             server = await servers.connect(http, options.model)
-            model = self._configured(server.model)
-            true = await self._truth(server.model, server.about, model)
+            name = server.model
+            configured = (each for each in self._settings.served_models if name in each.names)
+            true = await self._truth(name, server.about, next(configured, None))
             server.prompts = true.about.prompts
-            result = await self._compare(server.model, server, true)
-            result.notes += _of_cache(server)
+            result = await compare_side(name, server, true, options, self._progress)
+            if server.from_cache:
+                result.notes.append(
+                    f"{server.from_cache} answers came from the server's cache: whether these "
+                    "texts are the same alone and in a batch is not known"
+                )
             return result
 
     async def _service(self) -> list[ModelResult]:
@@ -101,8 +105,10 @@ class Verification:
             for served in service.models:
                 if served.facts is None:
                     raise ModelNotLoaded(f"{served.name} could not be loaded; the log says why")
-                side = ServiceSide(service, served)
-                results.append(await self._compare(served.name, side, truths[served.name]))
+                side, true = ServiceSide(service, served), truths[served.name]
+                results.append(
+                    await compare_side(served.name, side, true, self._options, self._progress)
+                )
         return results
 
     def _chosen(self) -> list[ModelOptions]:
@@ -125,9 +131,6 @@ class Verification:
             return model.task == "rerank"
         return checkpoint.of_model(model, self._progress.say).library is None
 
-    def _configured(self, name: str) -> ModelOptions | None:
-        return next((each for each in self._settings.served_models if name in each.names), None)
-
     async def _truth(self, name: str, about: About, model: ModelOptions | None) -> Truth:
         """Have the texts computed by the other server, or by the reference library."""
         options = self._options
@@ -136,7 +139,7 @@ class Verification:
             async with aclosing(client) as http:
                 other = await servers.connect(http, options.against_model or name)
                 return await truth.of_server(other, about, self._texts, self._progress)
-        found = self._checkpoint(name, model)
+        found = checkpoint.with_prompts(self._checkpoint(name, model))
         limits = [limit for limit in (found.max_tokens, about.max_tokens) if limit]
         found = replace(found, max_tokens=min(limits, default=None))
         return await truth.of_library(found, self._texts, self._progress)
@@ -148,15 +151,18 @@ class Verification:
         """Return what the reference reads. Raises `BadConfiguration`, `ModelNotLoaded`."""
         own, say = self._options.reference, self._progress.say
         if own is not None:
-            return checkpoint.with_prompts(checkpoint.of_name(own, say))
-        if model is None:
-            return checkpoint.with_prompts(_by_its_name(name, say))
-        if model.engine == "fake":
+            return checkpoint.of_name(own, say)
+        if model is not None:
+            if model.engine != "fake":
+                return checkpoint.of_model(model, say)
             raise BadConfiguration(f"{name} is made up (engine: fake): compare it with --against")
-        return checkpoint.with_prompts(checkpoint.of_model(model, say))
-
-    async def _compare(self, name: str, side: Side, true: Truth) -> ModelResult:
-        return await compare_side(name, side, true, self._options, self._progress)
+        try:
+            return checkpoint.of_name(name, say)
+        except ModelNotLoaded:
+            raise BadConfiguration(
+                f"the files of {name} are neither in the cache nor to be had from the hub; "
+                "name their folder, or their name on the hub, with --reference"
+            ) from None
 
     def _texts(self, context: int | None) -> list[str]:
         if self._options.texts is not None:
@@ -164,17 +170,6 @@ class Verification:
         return built_in_texts.built_in(
             min(context or _CONTEXT_UNKNOWN, self._options.longest_tokens)
         )
-
-
-def _by_its_name(name: str, say: Callable[[str], None]) -> checkpoint.Checkpoint:
-    """Return the files of a server's model. Raises `BadConfiguration` where its name says none."""
-    try:
-        return checkpoint.of_name(name, say)
-    except ModelNotLoaded:
-        raise BadConfiguration(
-            f"the files of {name} are neither in the cache nor to be had from the hub; "
-            "name their folder, or their name on the hub, with --reference"
-        ) from None
 
 
 async def compare_side(
@@ -255,7 +250,7 @@ def _compared(
     result: ModelResult,
 ) -> dict[Output, Comparison]:
     """Compare all kinds of vectors that both sides give. Raises `NoVectors` if there are none."""
-    outputs = sorted(_given(true) & _given(found), key=list(Output).index)
+    outputs = [each for each in Output if each in _given(true) & _given(found)]
     if not outputs:
         raise NoVectors(f"{result.subject} and {result.reference} give no kind of vector alike")
     seen = {each: compare.compare(texts, true, found, each, result.threshold) for each in outputs}
@@ -289,10 +284,3 @@ def _of_skipped(seen: Comparison, why: str) -> list[str]:
     if len(skipped) > causes.FEW * len(seen.states):
         raise NoVectors(f"{text}: too few are left to compare")
     return [text] if skipped else []
-
-
-def _of_cache(server: Server) -> list[str]:
-    if not server.from_cache:
-        return []
-    note = "whether these texts are the same alone and in a batch is not known"
-    return [f"{server.from_cache} answers came from the server's cache: {note}"]

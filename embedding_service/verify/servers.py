@@ -15,7 +15,7 @@ import orjson
 from embedding_service import client
 from embedding_service.errors import BadConfiguration, NoVectors
 from embedding_service.types import Output
-from embedding_service.verify.sides import About, Kind, Refused, TooLong, weight_rows
+from embedding_service.verify.sides import COMPARED, About, Kind, Refused, TooLong, weight_rows
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -37,7 +37,6 @@ _TOO_LONG: Final = re.compile(
 # Answers that are not JSON, or not of the shape that is read.
 _UNREADABLE: Final = (AttributeError, KeyError, RecursionError, TypeError, ValueError)
 _OWN, _VLLM = "embedding-service", "vllm"
-_KINDS: Final = frozenset({Output.DENSE, Output.SPARSE, Output.COLBERT})
 
 
 class Server:
@@ -93,7 +92,7 @@ class Server:
         if kind is not Kind.PLAIN:
             fields["input_type"] = str(kind)
         if set(self.outputs) != {Output.DENSE}:
-            fields |= {f"return_{output}": output in self.outputs for output in _KINDS}
+            fields |= {f"return_{output}": output in self.outputs for output in COMPARED}
         return fields
 
 
@@ -111,7 +110,7 @@ async def connect(http: Client, model: str | None) -> Server:
     server.kind = str(entry.get("owned_by"))
     # Another version may name kinds that this one does not know.
     told = entry.get("outputs")
-    known = {output for output in _KINDS if isinstance(told, list) and output in told}
+    known = {output for output in COMPARED if isinstance(told, list) and output in told}
     server.outputs = known or {Output.DENSE}
     return server
 

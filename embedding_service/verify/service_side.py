@@ -11,7 +11,7 @@ import numpy as np
 from embedding_service.errors import ServiceError
 from embedding_service.service.call import Call
 from embedding_service.types import EmbedJob, InputType, Output, Truncate
-from embedding_service.verify.sides import TEXTS_AT_ONCE, About, Kind, Refused
+from embedding_service.verify.sides import COMPARED, TEXTS_AT_ONCE, About, Kind, Refused
 
 if TYPE_CHECKING:
     from embedding_service.service.models import ServedModel
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from embedding_service.verify.sides import Answer
 
 _DEADLINE_S = 3600.0
-_KINDS: Final = frozenset({Output.DENSE, Output.SPARSE, Output.COLBERT})
 _TYPES: Final = {Kind.PLAIN: None, Kind.QUERY: InputType.QUERY, Kind.DOCUMENT: InputType.DOCUMENT}
 
 
@@ -52,7 +51,7 @@ class ServiceSide:
         self._model = model
         facts = model.facts
         assert facts is not None  # noqa: S101 - it is loaded
-        self._outputs = frozenset(facts.outputs) & _KINDS
+        self._outputs = frozenset(facts.outputs) & COMPARED
         label = f"{model.name} here, vLLM {facts.engine_version} on {facts.device}"
         self.about = About(label, facts.dtype, facts.max_tokens, own=True)
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
+
+from embedding_service.types import Output
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     Ask = Callable[[list[str]], Awaitable[list[Answer]]]
     Tell = Callable[[int, int], None]
 
+COMPARED: Final = frozenset({Output.DENSE, Output.SPARSE, Output.COLBERT})
 TEXTS_AT_ONCE = 32
 # Full-length texts go by ones and twos: a CPU may need a minute for 8,192 tokens.
 CHARACTERS_AT_ONCE = 20_000
