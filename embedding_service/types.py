@@ -259,31 +259,6 @@ class Scores:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelCard:
-    """The public facts about a served model.
-
-    `input_types` are those that it has prompts for; `instructions`: it was trained to take one.
-    `normalizes`: its own last module scales vectors to length 1. `matryoshka` are the sizes that
-    vectors may be cut to: empty for any, None for no.
-    """
-
-    name: str
-    aliases: tuple[str, ...]
-    created: int
-    dimension: int | None
-    max_tokens: int
-    outputs: tuple[Output, ...]
-    prompts: Mapping[str, str]
-    input_types: tuple[InputType, ...]
-    instructions: bool
-    pooling: str
-    normalizes: bool
-    matryoshka: tuple[int, ...] | None
-    dtype: str
-    device: str
-
-
-@dataclass(frozen=True, slots=True)
 class Batch:
     """Token ids on their way to an engine; `deadline` is on the monotonic clock, in seconds.
 

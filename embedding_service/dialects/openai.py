@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
     from embedding_service.dialects.dialect import Tree
-    from embedding_service.service.vector_space import VectorSpace
-    from embedding_service.types import Embeddings, ModelCard
+    from embedding_service.engine.protocol import ModelFacts
+    from embedding_service.service.models import ServedModel
+    from embedding_service.types import Embeddings
 
 _DENSE = frozenset({Output.DENSE})
 _KINDS = frozenset({"return_dense", "return_sparse", "return_colbert"})
@@ -287,33 +288,34 @@ async def retrieve_model(request: Request[None]) -> Answer:
 def _entries(request: Request[None]) -> Iterator[dict[str, Any]]:
     """Yield an entry for every name of every loaded model that the caller may use."""
     for model in request.models:
-        card = model.card()
-        if card is not None and request.call.tenant.may_use(model.names):
-            yield from (model_entry(card, name, model.space) for name in model.names)
+        if model.facts is not None and request.call.tenant.may_use(model.names):
+            yield from (_entry(model, model.facts, name) for name in model.names)
 
 
-def model_entry(card: ModelCard, name: str, space: VectorSpace | None) -> dict[str, Any]:
+def _entry(model: ServedModel, facts: ModelFacts, name: str) -> dict[str, Any]:
     """Return a model, or its alias `name`, as `/v1/models` lists it."""
+    prompts = facts.prompts if model.encoder else {}
+    own = model.encoder.prompts if model.encoder else None
     return {
         "id": name,
         "object": "model",
-        "created": card.created,
+        "created": model.created,
         "owned_by": "embedding-service",
-        "root": card.name,
+        "root": model.name,
         "parent": None,
         "permission": [],
-        "dimension": card.dimension,
-        "max_model_len": card.max_tokens,
-        "outputs": list(card.outputs),
-        "prompt_names": list(card.prompts),
-        "prompts": dict(card.prompts),
-        "input_types": list(card.input_types),
-        "instructions": card.instructions,
-        "pooling": card.pooling,
-        "normalizes": card.normalizes,
-        "matryoshka": card.matryoshka is not None,
-        "matryoshka_dimensions": list(card.matryoshka or ()) or None,
-        "vector_space": space and space.shown(),
+        "dimension": facts.dimension,
+        "max_model_len": facts.max_tokens,
+        "outputs": list(facts.outputs),
+        "prompt_names": list(prompts),
+        "prompts": dict(prompts),
+        "input_types": list(own.input_types) if own else [],
+        "instructions": own is not None and own.template is not None,
+        "pooling": facts.pooling,
+        "normalizes": facts.normalizes,
+        "matryoshka": model.matryoshka is not None,
+        "matryoshka_dimensions": list(model.matryoshka or ()) or None,
+        "vector_space": model.space and model.space.shown(),
     }
 
 

@@ -108,11 +108,11 @@ def timed(
     request: Request[Any], answer: Answer, inputs: Iterable[str | list[int]], began: float
 ) -> Answer:
     """Tell in headers what an answer took, as TEI does; times are milliseconds."""
-    card = request.models.default.card()
+    facts = request.models.default.facts
     characters = sum(len(text) for text in inputs if isinstance(text, str))
     answer.headers = {
         **answer.headers,
-        "x-compute-type": "gpu" if card and card.device == "cuda" else "cpu",
+        "x-compute-type": "gpu" if facts and facts.device == "cuda" else "cpu",
         "x-compute-characters": str(characters),
         "x-compute-tokens": str(request.log.get("tokens", 0)),
         **_times(request, time.monotonic() - began),

@@ -14,13 +14,13 @@ async def health(request: Request[None]) -> Answer:
     models = list(request.models)
     embedder = any(model.encoder is not None and model.ready for model in models)
     reranker = any(model.pairs is not None and model.ready for model in models)
-    card = request.models.default.card()
+    facts = request.models.default.facts
     body = {
         "status": "ok" if embedder and reranker else "degraded",
         "service": request.settings.service_name,
         "embedder_loaded": embedder,
         "reranker_loaded": reranker,
-        "device": card.device if card else None,
+        "device": facts.device if facts else None,
     }
     return Answer.json(body, status=200 if request.lifecycle.ready else 503)
 

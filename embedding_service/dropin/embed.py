@@ -63,12 +63,12 @@ async def embed_texts(request: Request[TextsRequest]) -> Answer:
 async def health(request: Request[None]) -> Answer:
     """Describe the default model; 503 until the gateway is ready."""
     model, lifecycle = request.models.default, request.lifecycle
-    card = model.card()
+    facts = model.facts
     body = {
         "status": lifecycle.status("healthy"),
         "model": model.name,
-        "device": card.device if card else None,
-        "dimension": card.dimension if card else None,
+        "device": facts.device if facts else None,
+        "dimension": facts.dimension if facts else None,
     }
     return Answer.json(body, status=200 if lifecycle.ready else 503)
 

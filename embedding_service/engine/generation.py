@@ -18,8 +18,8 @@ import zmq
 
 from embedding_service.engine import protocol
 from embedding_service.engine.heartbeat import Heartbeat
+from embedding_service.engine.identity import LoadedModel
 from embedding_service.engine.line import Line
-from embedding_service.engine.loaded import LoadedModel
 from embedding_service.engine.process import WorkerProcess
 from embedding_service.engine.step_record import StepRecord
 from embedding_service.errors import DeadlineExceeded, EngineFailed, ModelNotLoaded

@@ -1,4 +1,4 @@
-"""The contribution of a loaded engine to the two ids of a model, see `service/vector_space.py`.
+"""A loaded model, and what it contributes to its two ids, see `service/vector_space.py`.
 
 Deny-lists: an option or a fact that nobody thought of here counts into the space, for a vector
 that is computed anew costs time, and one that is searched for in the wrong index costs trust.
@@ -7,6 +7,7 @@ that is computed anew costs time, and one that is searched for in the wrong inde
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -75,6 +76,24 @@ class Ingredients(NamedTuple):
 
     space: Plain
     build: Plain
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A loaded model; `build` is its second id, see `service/vector_space.py`."""
+
+    facts: ModelFacts
+    tokenizer_json: bytes
+    ingredients: Ingredients
+    build: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "build", digest(self.ingredients.build))
+
+    @classmethod
+    def of(cls, options: ModelOptions, facts: ModelFacts, tokenizer_json: bytes) -> LoadedModel:
+        """Name what a worker has said of itself."""
+        return cls(facts, tokenizer_json, of_engine(options, facts, tokenizer_json))
 
 
 def of_engine(options: ModelOptions, facts: ModelFacts, tokenizer_json: bytes) -> Ingredients:

@@ -6,6 +6,7 @@ Raises `ServiceError`s for what a client should hear, and `ModelNotLoaded` for w
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import math
 import time
 from dataclasses import replace
@@ -14,11 +15,10 @@ from itertools import chain, pairwise
 from typing import TYPE_CHECKING
 
 from embedding_service.engine.generation import Generation, WorkerDied
-from embedding_service.engine.poison import Poison
 from embedding_service.engine.process import WorkerProcess
 from embedding_service.engine.replica import Replica
 from embedding_service.engine.states import State
-from embedding_service.errors import DeadlineExceeded, ModelNotLoaded, Unavailable
+from embedding_service.errors import DeadlineExceeded, EngineFailed, ModelNotLoaded, Unavailable
 from embedding_service.types import Batch, BatchResult, Priority
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from embedding_service.engine.examination import Examine
-    from embedding_service.engine.loaded import LoadedModel
+    from embedding_service.engine.identity import LoadedModel
     from embedding_service.engine.process import StartWorker
     from embedding_service.settings.model import ModelOptions
 
@@ -35,6 +35,8 @@ RESTART_RETRY_S = 5.0
 # One message holds at most this much, so that several replicas share one request and a cancelled
 # or expired one frees what has not started.
 SLICE_TEXTS, SLICE_TOKENS = 256, 16_384
+POISON_FOR_S = 600.0  # long enough for a client's retries, short enough for a mended engine
+POISON_KEPT = 1024  # digests, the oldest of which go first
 
 
 class ModelEngine:
@@ -201,6 +203,37 @@ class ModelEngine:
             self._changed.clear()
             await self._changed.wait()
         return min(ready, key=lambda replica: replica.outstanding_tokens)
+
+
+class Poison:
+    """Digests of jobs that ended the engine, refused for ten minutes."""
+
+    def __init__(self) -> None:
+        self._until: dict[bytes, float] = {}
+
+    def add(self, batch: Batch) -> EngineFailed:
+        """Remember a job; return the error that its sender gets."""
+        if len(self._until) >= POISON_KEPT:
+            self._until.pop(next(iter(self._until)))
+        self._until[_digest(batch)] = time.monotonic() + POISON_FOR_S
+        culprit = "this input ends" if len(batch.ids) == 1 else "one of these inputs ends"
+        return EngineFailed(f"{culprit} the engine; leave it out, and report it")
+
+    def refuse(self, batch: Batch) -> None:
+        """Raise `EngineFailed` if this very job is known to end the engine."""
+        # Nearly always nothing is known, and no digest has to be made.
+        if self._until and self._until.get(_digest(batch), 0) > time.monotonic():
+            raise EngineFailed(
+                "this ended the engine a short while ago, and is not tried again yet; "
+                "leave it out, and report it"
+            )
+
+
+def _digest(batch: Batch) -> bytes:
+    digest = hashlib.sha256()
+    for ids in batch.ids:
+        digest.update(len(ids).to_bytes(4, "little") + ids.tobytes())
+    return digest.digest()
 
 
 def _slices(batch: Batch) -> list[Batch]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from embedding_service.engine.examination import Examine
     from embedding_service.engine.generation import Generation
-    from embedding_service.engine.loaded import LoadedModel
+    from embedding_service.engine.identity import LoadedModel
     from embedding_service.types import Batch, BatchResult
 
     StartGeneration = Callable[[int], Awaitable[Generation]]

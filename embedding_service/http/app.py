@@ -15,18 +15,11 @@ from embedding_service.dialects.errors import OPENAI
 from embedding_service.dropin import embed, records
 from embedding_service.dropin.presets import NO_PRESET, PRESETS
 from embedding_service.errors import ServiceError
-from embedding_service.http import (
-    documentation,
-    metrics,
-    operations,
-    page,
-    problems,
-    response_headers,
-)
+from embedding_service.http import documentation, metrics, operations, page, problems
 from embedding_service.http.auth import Auth
 from embedding_service.http.body import Body
 from embedding_service.http.dispatch import Dispatcher, Shortcut
-from embedding_service.http.openapi import document, route_options
+from embedding_service.http.openapi import EXPOSED, document, route_options
 from embedding_service.http.paths import Paths
 from embedding_service.http.rate_limits import RateLimit
 from embedding_service.http.request_log import RequestLog
@@ -140,7 +133,7 @@ def _outermost(app: ASGIApp, table: RouteTable, settings: Settings) -> ASGIApp:
         allow_origins=settings.cors_origins,
         allow_methods=["GET", "POST", "DELETE"],
         allow_headers=["*"],
-        expose_headers=response_headers.EXPOSED,
+        expose_headers=EXPOSED,
     )
 
 

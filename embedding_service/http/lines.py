@@ -16,7 +16,7 @@ from embedding_service.http.answers import pieces
 from embedding_service.http.exchange import Exchange
 from embedding_service.http.json_body import parse_object
 from embedding_service.http.problems import internal_error
-from embedding_service.service.turns import Turns
+from embedding_service.service.threads import Turns
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

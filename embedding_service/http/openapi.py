@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import inspect
 from functools import reduce
+from itertools import product
 from operator import or_
 from typing import TYPE_CHECKING, Any
 
 from fastapi.openapi.utils import get_openapi
 
-from embedding_service.http.response_headers import ALWAYS, OF_ANSWERS, OF_ERRORS
 from embedding_service.http.routes import telling_fields
 
 if TYPE_CHECKING:
@@ -21,6 +21,27 @@ if TYPE_CHECKING:
     from embedding_service.dialects.errors import Responses
     from embedding_service.http.routes import Mounted, RouteTable
 
+# Headers of answers that clients may read, and what each says.
+_ALWAYS = {"x-request-id": "The request's own id, or the one that it was given; the log has it."}
+_OF_ANSWERS = {
+    "openai-processing-ms": "Milliseconds from the last header to the answer.",
+    "x-vector-space": "The space of the vectors, NAME@HEX: only within one may they be compared.",
+    "x-truncated-inputs": "The inputs that were cut, by their index.",
+    "x-chunked-inputs": "The inputs that were computed in several chunks, by their index.",
+    "x-cache": "How many of the inputs were known: 3/8.",
+    "x-token-ids": "Whose token ids the inputs were read as.",
+    "x-ignored-fields": "The fields of the request that changed nothing.",
+}
+_OF_ERRORS = {
+    "x-error-code": "The error's code, as docs/errors.md has it.",
+    "x-should-retry": "true if the same request may succeed later; OpenAI's SDKs obey.",
+    "retry-after": "Seconds after which it is worth to try again.",
+}
+_RATES = [
+    f"x-ratelimit-{figure}-{kind}"
+    for figure, kind in product(("limit", "remaining", "reset"), ("requests", "tokens"))
+]
+EXPOSED = (*_ALWAYS, *_OF_ANSWERS, *_OF_ERRORS, *_RATES)  # to browsers
 _SCHEMAS = "#/components/schemas/{model}"
 _HEADERS = "#/components/headers/{name}"
 
@@ -66,13 +87,13 @@ def _add_headers(document: dict[str, Any]) -> None:
     """Say which headers the answers of operations with a body have, and the errors of all."""
     document["components"]["headers"] = {
         name: {"description": text, "schema": {"type": "string"}}
-        for name, text in (ALWAYS | OF_ANSWERS | OF_ERRORS).items()
+        for name, text in (_ALWAYS | _OF_ANSWERS | _OF_ERRORS).items()
     }
     for path in document["paths"].values():
         for operation in path.values():
-            of_success = OF_ANSWERS if "requestBody" in operation else {}
+            of_success = _OF_ANSWERS if "requestBody" in operation else {}
             for status, response in operation["responses"].items():
-                names = ALWAYS | (of_success if status == "200" else OF_ERRORS)
+                names = _ALWAYS | (of_success if status == "200" else _OF_ERRORS)
                 response["headers"] = {name: {"$ref": _HEADERS.format(name=name)} for name in names}
 
 

@@ -126,13 +126,13 @@ def _is_ready(request: Request[None], name: str | None) -> bool:
 async def health(request: Request[None]) -> Answer:
     """Describe the default model; 503 until the gateway is ready."""
     model, lifecycle = request.models.default, request.lifecycle
-    card = model.card()
+    facts = model.facts
     body = {
         "status": lifecycle.status("healthy"),
         "model": model.name,
         "gpu_memory_utilization": model.options.gpu_memory_utilization,
-        "max_model_len": card.max_tokens if card else model.options.max_model_len,
-        "device": card.device if card else None,
+        "max_model_len": facts.max_tokens if facts else model.options.max_model_len,
+        "device": facts.device if facts else None,
     }
     return Answer.json(body, status=200 if lifecycle.ready else 503)
 

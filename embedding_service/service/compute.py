@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from embedding_service.service.cache import Key, MemoryCache, digest
 from embedding_service.service.outputs import KINDS
 from embedding_service.service.single_flight import SingleFlight
-from embedding_service.service.turns import Turns
+from embedding_service.service.threads import Turns
 from embedding_service.service.vectors import is_finite
 from embedding_service.types import Batch, BatchResult
 

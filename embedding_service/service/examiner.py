@@ -14,7 +14,7 @@ from embedding_service.engine.examination import PASSED, Verdict
 from embedding_service.errors import DeadlineExceeded, ModelNotLoaded, ServiceError
 from embedding_service.service import canaries, checks
 from embedding_service.service.compute import Computed
-from embedding_service.service.finish import finish
+from embedding_service.service.outputs import finish
 from embedding_service.types import Batch, EmbedJob, Output, Priority, Truncate
 
 if TYPE_CHECKING:

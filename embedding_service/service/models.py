@@ -17,7 +17,7 @@ from embedding_service.service.examiner import Examiner
 from embedding_service.service.pairs import PairEncoder
 from embedding_service.service.prompts import Encoder
 from embedding_service.service.vector_space import vector_space
-from embedding_service.types import ModelCard, Output
+from embedding_service.types import Output
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -164,28 +164,6 @@ class ServedModel:
             raise Unavailable(loading, retry_after_s=STARTING_RETRY_S)
         scores = f"{name} scores pairs and does not embed; use /v1/rerank"
         raise InvalidRequest(scores, param="model", code="not_supported_by_model")
-
-    def card(self) -> ModelCard | None:
-        """Describe the model, once it is loaded."""
-        facts = self.facts
-        if facts is None:
-            return None
-        return ModelCard(
-            name=self.name,
-            aliases=tuple(self.options.aliases),
-            created=self.created,
-            dimension=facts.dimension,
-            max_tokens=facts.max_tokens,
-            outputs=facts.outputs,
-            prompts=facts.prompts if self.encoder else {},
-            input_types=self.encoder.prompts.input_types if self.encoder else (),
-            instructions=self.encoder is not None and self.encoder.prompts.template is not None,
-            pooling=facts.pooling,
-            normalizes=facts.normalizes,
-            matryoshka=self.matryoshka,
-            dtype=facts.dtype,
-            device=facts.device,
-        )
 
 
 class ModelRegistry:

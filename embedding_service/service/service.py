@@ -18,8 +18,8 @@ from embedding_service.errors import ContextLengthExceeded, InvalidRequest, Perm
 from embedding_service.service import checks, cl100k, late_interaction, slices
 from embedding_service.service.admission import Gate
 from embedding_service.service.checks import CHARACTERS_PER_TOKEN
-from embedding_service.service.finish import check_finite, finish
 from embedding_service.service.models import ModelRegistry
+from embedding_service.service.outputs import check_finite, finish
 from embedding_service.service.threads import Threads
 from embedding_service.types import (
     Batch,

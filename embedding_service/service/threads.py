@@ -1,4 +1,4 @@
-"""Work beside the event loop: in a thread, and never waited for beyond the request's deadline."""
+"""Work that leaves the event loop to others: in threads, or in turns of one caller at a time."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _T = TypeVar("_T")
-# Work that rests between its steps, for the others to get their turn; it returns its result.
-
 _STEPPING = 4  # threads for steps of milliseconds, of which each request has one at a time
 # For work in one piece, such as a long text that cannot be cut. One thread, since such work takes a
 # hundred megabytes and more.
@@ -48,3 +46,19 @@ class Threads:
             raise DeadlineExceeded(
                 "the request was not read before its deadline; send less, or give more time"
             ) from None
+
+
+class Turns:
+    """Lets one caller go on at a time; between two the loop does what else there is to do.
+
+    A step's answers arrive together. Sixty lines of a batch in a row keep the loop for 20 ms, and a
+    query waits for two or three such bursts: its p50 was 20 ms in place of 2.5 (fake engine).
+    """
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+
+    async def wait(self) -> None:
+        """Return when it is the caller's turn, in the order of the calls."""
+        async with self._lock:
+            await asyncio.sleep(0)

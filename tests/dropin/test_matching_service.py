@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from embedding_service import __version__
 from embedding_service.dropin.model_identity import model_checksum
-from embedding_service.engine.loaded import LoadedModel
+from embedding_service.engine.identity import LoadedModel
 from embedding_service.service.prompts import Encoder
 from embedding_service.service.vector_space import vector_space
 from embedding_service.worker.fake import FakeBackend

@@ -16,8 +16,7 @@ from embedding_service.engine import examination
 from embedding_service.engine.states import State
 from embedding_service.errors import BadConfiguration, DeadlineExceeded, ModelNotLoaded, NoModelLeft
 from embedding_service.service import canaries, examiner
-from embedding_service.service.canaries import Direction
-from embedding_service.service.canary_texts import TEXTS
+from embedding_service.service.canaries import TEXTS, Direction
 from embedding_service.service.lifecycle import PULSE_S
 from embedding_service.types import Output
 from embedding_service.worker import fake as engine

@@ -18,7 +18,7 @@ import structlog
 from msgspec import structs
 
 from embedding_service.engine import identity as names
-from embedding_service.engine.loaded import LoadedModel
+from embedding_service.engine.identity import LoadedModel
 from embedding_service.engine.pool import ModelEngine
 from embedding_service.engine.protocol import ModelFacts
 from embedding_service.service import canaries
