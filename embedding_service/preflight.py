@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from embedding_service.errors import BadConfiguration, ModelNotLoaded
 from embedding_service.http.keys import KeyRing
 from embedding_service.service import canaries
-from embedding_service.service.calibration import read_ranges
 from embedding_service.service.redis import connect
+from embedding_service.service.vectors import read_ranges
 from embedding_service.worker.backend import ModelRefused
 from embedding_service.worker.location import resolve_model
 

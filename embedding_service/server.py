@@ -101,13 +101,12 @@ class Gateway:
         self.keys = KeyRing(settings)
         self.folder = make_runtime_dir(settings)
         metrics = Metrics()
-        self._redis = connect(settings.redis_url.get_secret_value()) if settings.redis_url else None
+        self._shared = _Shared(settings, metrics, log)
         self._tracer = _connect_tracer(settings.otlp_endpoint) if settings.otlp_endpoint else None
-        self._shared_cache = self._share_cache(metrics)
         engines = make_engines(settings, self.folder, log, start_worker)
-        self.service = EmbeddingService(settings, engines, metrics, self._shared_cache)
+        self.service = EmbeddingService(settings, engines, metrics, self._shared.cache)
         self.lifecycle = Lifecycle(self.service, log, ready_facts=self._ready_facts)
-        rates = Rates(settings, metrics, self._share_counters(metrics))
+        rates = Rates(settings, metrics, self._shared.counters)
         self.batches = self._open_batches(settings.state_dir, rates) if settings.state_dir else None
         app = create_app(
             settings,
@@ -125,20 +124,6 @@ class Gateway:
     def _ready_facts(self) -> dict[str, str]:
         place = Place.of(self.sockets[0].getsockname())
         return ready_facts(self.settings, self.service.models, place)
-
-    def _share_cache(self, metrics: Metrics) -> SharedCache | None:
-        settings = self.settings
-        if self._redis is None or not (settings.cache_shared and settings.cache_max_bytes):
-            return None
-        breaker = Breaker("cache", metrics, self.log)
-        prefix, ttl_s = settings.redis_prefix, settings.cache_ttl_s
-        return SharedCache(self._redis, breaker, prefix=prefix, ttl_s=ttl_s)
-
-    def _share_counters(self, metrics: Metrics) -> SharedCounters | None:
-        if self._redis is None:
-            return None
-        breaker = Breaker("rates", metrics, self.log)
-        return SharedCounters(self._redis, breaker, prefix=self.settings.redis_prefix)
 
     def _open_batches(self, folder: Path, rates: Rates) -> Batches:
         from embedding_service.batches.batches import Batches  # noqa: PLC0415 - with SQLite
@@ -222,14 +207,36 @@ class Gateway:
         if self.batches is not None:
             await self.batches.close()
         await self.lifecycle.stop()
-        if self._shared_cache is not None:
-            await self._shared_cache.close()
-        if self._redis is not None:
-            await self._redis.aclose()
+        await self._shared.close()
         if self._tracer is not None:
             await asyncio.to_thread(self._tracer.close)
         shutil.rmtree(self.folder, ignore_errors=True)
         self.log.info("stopped")
+
+
+class _Shared:
+    """Results and counts of rates that instances share in Redis, where there is one."""
+
+    cache: SharedCache | None = None
+    counters: SharedCounters | None = None
+
+    def __init__(self, settings: Settings, metrics: Metrics, log: FilteringBoundLogger) -> None:
+        if settings.redis_url is None:
+            self._redis = None
+            return
+        self._redis = redis = connect(settings.redis_url.get_secret_value())
+        prefix = settings.redis_prefix
+        self.counters = SharedCounters(redis, Breaker("rates", metrics, log), prefix=prefix)
+        if settings.cache_shared and settings.cache_max_bytes:
+            breaker, ttl_s = Breaker("cache", metrics, log), settings.cache_ttl_s
+            self.cache = SharedCache(redis, breaker, prefix=prefix, ttl_s=ttl_s)
+
+    async def close(self) -> None:
+        """Let what is being written end, and disconnect."""
+        if self.cache is not None:
+            await self.cache.close()
+        if self._redis is not None:
+            await self._redis.aclose()
 
 
 class _Server(uvicorn.Server):

@@ -69,7 +69,11 @@ def _stage(event: EventDict) -> str:
         facts.append(f"{event['memory_bytes'] / 1e6:,.0f} MB of memory")
     if "device_memory_bytes" in event:
         facts.append(f"{event['device_memory_bytes'] / 1e9:.1f} GB of the device")
-    done = f"  {_GREEN}✓{_PLAIN} {event['stage']:<26}{event['seconds']:>7.1f} s"
+    return _done(event["stage"], event, facts)
+
+
+def _done(what: str, event: EventDict, facts: list[str]) -> str:
+    done = f"  {_GREEN}✓{_PLAIN} {what:<26}{event['seconds']:>7.1f} s"
     return f"{done}   {_DIM}{', '.join(facts)}{_PLAIN}" if facts else done
 
 
@@ -97,8 +101,7 @@ def _loaded(event: EventDict) -> str:
     if event.get("dimension"):
         facts.append(f"{event['dimension']} dimensions")
     facts.append(event["outputs"].replace(",", ", "))
-    done = f"  {_GREEN}✓{_PLAIN} {'loaded':<26}{event['seconds']:>7.1f} s"
-    return f"{done}   {_DIM}{', '.join(facts)}{_PLAIN}"
+    return _done("loaded", event, facts)
 
 
 def _ready(event: EventDict) -> str:

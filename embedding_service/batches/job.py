@@ -158,8 +158,8 @@ class Job:
     def _new_check(self, tenant: Tenant) -> Check:
         service = self._tools.service
         return Check(
-            self._tools.reader,
-            service.models,
+            reader=self._tools.reader,
+            models=service.models,
             endpoint=self.batch.endpoint,
             call=Call(0.0, tenant, required=self._required),
             most_lines=service.settings.max_batch_lines,

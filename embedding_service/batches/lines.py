@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import codecs
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import orjson
@@ -149,38 +149,29 @@ def _check_envelope(tree: dict[str, Any], endpoint: str) -> None:
         raise BadLine("mismatched_url", f"url must be the batch's endpoint, {endpoint}", "url")
 
 
+@dataclass(slots=True, kw_only=True)
 class Check:
     """The check of a whole input file; `errors` are what OpenAI's batches report.
 
     `spaces` are those of the models that lines name, all of them if these are `loaded`.
     """
 
-    def __init__(
-        self,
-        reader: Reader,
-        models: ModelRegistry,
-        *,
-        endpoint: str,
-        call: Call,
-        most_lines: int,
-        longest_bytes: int,
-    ) -> None:
-        self.total = 0
-        self.errors: list[dict[str, Any]] = []
-        self.spaces: set[str] = set()
-        self.loaded = True
-        self._reader = reader
-        self._models = models
-        self._endpoint = endpoint
-        self._call = call
-        self._most_lines = most_lines
-        self._longest_bytes = longest_bytes
-        self._ids: set[str] = set()
+    reader: Reader
+    models: ModelRegistry
+    endpoint: str
+    call: Call
+    most_lines: int
+    longest_bytes: int
+    total: int = 0
+    errors: list[dict[str, Any]] = field(default_factory=list)
+    spaces: set[str] = field(default_factory=set)
+    loaded: bool = True
+    _ids: set[str] = field(default_factory=set)
 
     @property
     def ended(self) -> bool:
         """Whether enough is known."""
-        return len(self.errors) >= _MOST_ERRORS or self.total > self._most_lines
+        return len(self.errors) >= _MOST_ERRORS or self.total > self.most_lines
 
     def add(self, lines: list[Numbered]) -> None:
         """Check some lines."""
@@ -192,9 +183,9 @@ class Check:
 
     def end(self) -> list[dict[str, Any]]:
         """Return what is wrong with the file."""
-        if self.total > self._most_lines:
+        if self.total > self.most_lines:
             self.errors.clear()
-            why = f"max_batch_lines of this server is {self._most_lines}; make several batches"
+            why = f"max_batch_lines of this server is {self.most_lines}; make several batches"
             self._refuse(BadLine("too_many_lines", f"the file has more lines than allowed: {why}"))
         if not self.total:
             self._refuse(BadLine("empty_file", "the file has no request in it"))
@@ -202,7 +193,7 @@ class Check:
 
     def _check(self, numbered: Numbered) -> None:
         self.total += 1
-        line = read_line(numbered, self._reader, self._endpoint, self._longest_bytes)
+        line = read_line(numbered, self.reader, self.endpoint, self.longest_bytes)
         if line.custom_id in self._ids:
             raise BadLine("duplicate_custom_id", "custom_id is there twice", "custom_id")
         self._ids.add(line.custom_id)
@@ -215,10 +206,10 @@ class Check:
         """
         try:
             asked = name if isinstance(name, str) else None
-            model, _ = self._models.find(asked, scores=self._endpoint == RERANK)
-            if self._call.tenant.may_use(model.options.names):
-                if self._endpoint != RERANK:
-                    self._call.enter(model.vector_space)
+            model, _ = self.models.find(asked, scores=self.endpoint == RERANK)
+            if self.call.tenant.may_use(model.options.names):
+                if self.endpoint != RERANK:
+                    self.call.enter(model.vector_space)
                     self.spaces.add(model.vector_space.hex)
                 return
         except VectorSpaceMismatch as error:

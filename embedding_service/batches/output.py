@@ -6,12 +6,11 @@ instance writes after it has lost its lease.
 
 from __future__ import annotations
 
-import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from embedding_service.batches.leases import KINDS
-from embedding_service.batches.store import sync
+from embedding_service.disk import sync, sync_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -40,7 +39,7 @@ class Writer:
             paths = [_segment(store, batch.id, batch.fence, kind) for kind in KINDS]
             # Unbuffered: what the disk did not take is not written again when the file is closed.
             self._files = [opened.enter_context(path.open("wb", buffering=0)) for path in paths]
-            sync(store.segments)
+            sync_folder(store.segments)
             self._opened = opened.pop_all()
 
     def append(self, parts: Sequence[Iterable[bytes]]) -> Sizes:
@@ -67,11 +66,10 @@ def join(store: Store, batch: Batch, segments: Iterable[Segment], *, kind: str, 
                 if length:
                     _copy(_segment(store, batch.id, segment.fence, kind), whole, length)
                     size += length
-            whole.flush()
-            os.fsync(whole.fileno())
+            sync(whole)
         if size:
             part.rename(store.path(name))
-            sync(store.files)
+            sync_folder(store.files)
     finally:  # a disk that is full has its room again
         part.unlink(missing_ok=True)
     return size
@@ -101,7 +99,7 @@ def _append(file: BinaryIO, size: int, parts: Iterable[bytes]) -> int:
     written = 0
     while written < len(content):
         written += file.write(content[written:])
-    os.fsync(file.fileno())
+    sync(file)
     return size + written
 
 

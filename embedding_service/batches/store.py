@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import os
 import secrets
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
@@ -160,12 +159,3 @@ def may_pass(error: OSError) -> bool:
 def new_id(prefix: str) -> str:
     """Return an id that nobody can guess: 128 random bits."""
     return prefix + secrets.token_hex(16)
-
-
-def sync(path: Path) -> None:
-    """Have a folder's names survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, BinaryIO, Self, TypeVar
 
 from embedding_service.batches import files
-from embedding_service.batches.store import storage_error, sync
+from embedding_service.batches.store import storage_error
+from embedding_service.disk import sync, sync_folder
 from embedding_service.errors import BodyTooLarge
 
 if TYPE_CHECKING:
@@ -82,12 +82,11 @@ class Upload:
 
     def _rename(self) -> None:
         assert self._file is not None  # noqa: S101 - within the context
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        sync(self._file)
         self._file.close()
         self._part.rename(self._path)
         self._file = None
-        sync(self._path.parent)
+        sync_folder(self._path.parent)
 
     def _drop(self) -> None:
         with contextlib.suppress(OSError):  # closing writes what is left, to a disk that is full

@@ -25,7 +25,8 @@ from embedding_service.bulk.manifest import (
     known_space,
     read_manifest,
 )
-from embedding_service.bulk.outputs import count_lines, count_rows, sync
+from embedding_service.bulk.outputs import count_lines, count_rows
+from embedding_service.disk import sync, sync_folder
 from embedding_service.errors import BadConfiguration, BadInput, JobStopped
 
 if TYPE_CHECKING:
@@ -285,12 +286,3 @@ def replace(path: Path, lines: Iterable[bytes]) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
-
-
-def sync_folder(path: Path) -> None:
-    """Have the names in a folder survive a loss of power."""
-    opened = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)

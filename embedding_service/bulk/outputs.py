@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from typing import IO, TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import orjson
 
 from embedding_service.bulk.columns import IdKind
 from embedding_service.bulk.options import OutputFormat
+from embedding_service.disk import sync
 from embedding_service.types import EmbedDtype, Output
 
 if TYPE_CHECKING:
@@ -246,9 +246,3 @@ def count_lines(path: Path) -> int:
             return sum(1 for _ in file)
     except FileNotFoundError:
         return 0
-
-
-def sync(file: IO[bytes]) -> None:
-    """Have what was written to a file survive a loss of power."""
-    file.flush()
-    os.fsync(file.fileno())

@@ -12,7 +12,7 @@ from embedding_service.dialects import embedding
 from embedding_service.dialects.dialect import Answer, Dialect, Operation, Request
 from embedding_service.dialects.errors import OPENAI
 from embedding_service.dialects.fields import Fields
-from embedding_service.service.sparse import hash_indices
+from embedding_service.service.vectors import hash_indices
 from embedding_service.types import EmbedJob, Output, Truncate
 
 if TYPE_CHECKING:

@@ -30,12 +30,6 @@ class MatchingMetrics(Collector):
         self.lifecycle = lifecycle
         self._metrics = lifecycle.service.metrics
 
-    def register(self) -> None:
-        """Take the place of the counter of requests, whose family has both kinds of series."""
-        registry = self._metrics.registry
-        registry.unregister(self._metrics.requests)
-        registry.register(self)
-
     def collect(self) -> Iterator[Metric]:
         """Yield every family of the original."""
         yield from self._requests()
@@ -84,5 +78,10 @@ class MatchingMetrics(Collector):
 
 
 def register(lifecycle: Lifecycle) -> None:
-    """Have `/metrics` show the original's names beside ours."""
-    MatchingMetrics(lifecycle).register()
+    """Have `/metrics` show the original's names beside ours.
+
+    The collector takes the place of the counter of requests, whose family has both kinds of series.
+    """
+    metrics = lifecycle.service.metrics
+    metrics.registry.unregister(metrics.requests)
+    metrics.registry.register(MatchingMetrics(lifecycle))

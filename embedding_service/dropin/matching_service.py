@@ -8,7 +8,7 @@ from embedding_service import __version__
 from embedding_service.dialects.dialect import Answer, Dialect, Request, get, probe, whole
 from embedding_service.dialects.errors import DetailResponse, ErrorShape, Failure, Written
 from embedding_service.dropin import matching_metrics, records
-from embedding_service.dropin.model_identity import model_identity
+from embedding_service.dropin.model_info import model_identity
 from embedding_service.dropin.preset import Preset
 from embedding_service.errors import RateLimited
 

@@ -1,13 +1,18 @@
-"""`/model-info`: the model behind stored vectors, its limits, and SQL to store them with."""
+"""The model behind stored vectors: `/model-info` with its limits and SQL, version and checksum."""
 
 from __future__ import annotations
 
-from typing import Any
+import hashlib
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
 from embedding_service.dialects.dialect import Answer, Request, get, whole
-from embedding_service.dropin.model_identity import model_identity
+from embedding_service.service.vector_space import UNKNOWN
+
+if TYPE_CHECKING:
+    from embedding_service.service.models import ServedModel
+    from embedding_service.settings.gateway import Settings
 
 SQL_EXAMPLES = {
     "extension": "CREATE EXTENSION IF NOT EXISTS vector;",
@@ -72,3 +77,23 @@ def _limits(request: Request[None]) -> dict[str, int | float | None]:
 
 
 MODEL_INFO = get("/model-info", model_info, "The model, its limits, its cache", response=ModelInfo)
+
+
+def model_identity(settings: Settings, model: ServedModel) -> dict[str, str]:
+    """Return the model's version and checksum."""
+    checksum = model_checksum(settings, model)
+    revision = model.options.revision or (model.facts.revision if model.facts else None)
+    return {"model_version": revision or checksum, "model_checksum": checksum}
+
+
+def model_checksum(settings: Settings, model: ServedModel) -> str:
+    """Return the digits of the model's vector space; all zeros until it is loaded.
+
+    `legacy` is an older formula, of the name and the size of the vectors alone.
+    """
+    if model.space is None or model.facts is None:
+        return UNKNOWN
+    if settings.model_checksum == "settings":
+        return model.space.hex
+    text = f"{model.name}:{model.facts.dimension}".encode()
+    return hashlib.md5(text, usedforsecurity=False).hexdigest()[: len(UNKNOWN)]

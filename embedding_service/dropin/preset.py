@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from embedding_service.dialects.dialect import Access
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -40,10 +38,9 @@ class Preset:
     """One replaced system.
 
     `dialects` are its own: at their paths nobody else answers. `instead` replaces dialects of these
-    names by variants. `checks` refuse bodies by path. GET needs no key at `open_paths`. All errors
-    are written as `errors`, but at the paths of `errors_at`. `check` raises `BadConfiguration` for
-    settings that this system would not have started with. `metrics` registers the names that its
-    metrics had.
+    names by variants. `checks` refuse bodies by path. All errors are written as `errors`, but at
+    the paths of `errors_at`. `check` raises `BadConfiguration` for settings that this system would
+    not have started with. `metrics` registers the names that its metrics had.
     """
 
     name: str
@@ -52,7 +49,6 @@ class Preset:
     dialects: Callable[[Settings], tuple[Dialect, ...]] = _none
     instead: Mapping[str, Dialect] = field(default_factory=dict)
     checks: Mapping[str, Callable[[Tree], None]] = field(default_factory=dict)
-    open_paths: frozenset[str] = frozenset()
     keys: KeyRules = KeyRules()
     check: Callable[[Settings], None] = _accept
     metrics: Callable[[Lifecycle], None] | None = None
@@ -65,6 +61,4 @@ class Preset:
     def _changed(self, operation: Operation) -> Operation:
         if operation.method == "POST" and operation.path in self.checks:
             return replace(operation, check=self.checks[operation.path])
-        if operation.method == "GET" and operation.path in self.open_paths:
-            return replace(operation, access=Access.OPEN)
         return operation

@@ -17,8 +17,7 @@ from embedding_service.dialects.dialect import Answer, Dialect, Operation, Reque
 from embedding_service.dialects.errors import OPENAI
 from embedding_service.dialects.fields import BareFields, Fields
 from embedding_service.dropin import record_text
-from embedding_service.dropin.model_identity import model_identity
-from embedding_service.dropin.model_info import MODEL_INFO
+from embedding_service.dropin.model_info import MODEL_INFO, model_identity
 from embedding_service.dropin.record_text import Room
 from embedding_service.errors import InvalidRequest
 from embedding_service.types import EmbedJob, Json, Truncate

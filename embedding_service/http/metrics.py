@@ -63,28 +63,32 @@ class StateCollector(Collector):
         yield from self._models()
 
     def _models(self) -> Iterator[Metric]:
-        model_only, of_replica = ["model"], ["model", "replica"]
+        model_only = ["model"]
         queued = _gauge("queued_tokens", "Tokens admitted, not yet computed.", labels=model_only)
         limit = _gauge("queue_limit_tokens", "How many of them there may be.", labels=model_only)
         replicas = _gauge("replicas", "Engine processes.", labels=["model", "state"])
-        restarts = _counter("worker_restarts", "Workers replaced.", labels=of_replica)
         batches = HistogramMetricFamily(
             "embedding_batch_size", "Texts in an engine step.", labels=model_only
         )
-        canary = _gauge("canary_cosine", "Least cosine of a replica's canaries.", labels=of_replica)
         for model in self.lifecycle.service.models:
-            for index, cosine in model.canary_cosines.items():
-                canary.add_metric([model.name, str(index)], cosine)
             queued.add_metric([model.name], model.gate.held)
             limit.add_metric([model.name], model.gate.limit)
             states = Counter(replica.state for replica in model.engine.replicas)
             for state in State:
                 replicas.add_metric([model.name, state], states[state])
-            for replica in model.engine.replicas:
-                labels = [model.name, str(replica.index)]
-                restarts.add_metric(labels, _restarts(replica))
             batches.add_metric([model.name], *_batch_sizes(model))
-        yield from (queued, limit, replicas, restarts, batches, canary)
+        yield from (queued, limit, replicas, *self._replicas(), batches)
+
+    def _replicas(self) -> Iterator[Metric]:
+        labels = ["model", "replica"]
+        restarts = _counter("worker_restarts", "Workers replaced.", labels=labels)
+        canary = _gauge("canary_cosine", "Least cosine of a replica's canaries.", labels=labels)
+        for model in self.lifecycle.service.models:
+            for replica in model.engine.replicas:
+                restarts.add_metric([model.name, str(replica.index)], _restarts(replica))
+            for index, cosine in model.canary_cosines.items():
+                canary.add_metric([model.name, str(index)], cosine)
+        yield from (restarts, canary)
 
 
 def _batches(counts: Counts) -> Iterator[Metric]:

@@ -91,11 +91,6 @@ def cut_pairs(settings: Settings, job: RerankJob) -> tuple[RerankJob, tuple[int,
     return (replace(job, pairs=pairs) if long else job), long
 
 
-def both(first: tuple[int, ...], second: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the indices in either, in their order."""
-    return tuple(sorted({*first, *second})) if first else second
-
-
 def check_embed(settings: Settings, model: ServedModel, encoder: Encoder, job: EmbedJob) -> None:
     """Raise `InvalidRequest` for too much, or for vectors that the model cannot give."""
     check_outputs(model, encoder, job)

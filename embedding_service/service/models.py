@@ -11,12 +11,12 @@ from embedding_service.errors import InvalidRequest, ModelNotFound, ModelNotLoad
 from embedding_service.service import canaries
 from embedding_service.service.admission import Gate
 from embedding_service.service.cache import MemoryCache
-from embedding_service.service.calibration import read_ranges
 from embedding_service.service.compute import Compute
 from embedding_service.service.examiner import Examiner
 from embedding_service.service.pairs import PairEncoder
 from embedding_service.service.prompts import Encoder
 from embedding_service.service.vector_space import vector_space
+from embedding_service.service.vectors import read_ranges
 from embedding_service.types import Output
 
 if TYPE_CHECKING:

@@ -53,6 +53,12 @@ class Prepared:
         """Tokens that the engine will read."""
         return sum(map(len, self.ids))
 
+    def with_truncated(self, inputs: Sequence[int]) -> Prepared:
+        """Return the same, with these inputs among those that are truncated."""
+        if not inputs:
+            return self
+        return replace(self, truncated=tuple(sorted({*inputs, *self.truncated})))
+
     def by_input(
         self, values: list[_Value], join: Callable[[list[_Value]], _Value]
     ) -> list[_Value]:
@@ -132,10 +138,7 @@ class Encoder:
         # Before the prompt is copied for each chunk: a long one may be in thousands of them.
         check_total(self._total(contents, job.truncate), max_total, param=job.field)
         prepared = yield from self._fit(contents, job, read_as)
-        if shortened:
-            truncated = tuple(sorted({*shortened, *prepared.truncated}))
-            prepared = replace(prepared, truncated=truncated)
-        return prepared
+        return prepared.with_truncated(shortened)
 
     def _shorten(self, contents: list[Content], job: EmbedJob) -> list[int]:
         """Cut inputs to `job.max_tokens`, special ones included, and return which were longer."""

@@ -104,8 +104,7 @@ class EmbeddingService:
         )
         held = checks.held_bytes(encoder, job, prepared)
         self.reserve(checks.answer_bytes(encoder, job, prepared), call, held=held)
-        if cut:
-            prepared = replace(prepared, truncated=checks.both(cut, prepared.truncated))
+        prepared = prepared.with_truncated(cut)
         computed = await self._compute(model, prepared, call, job.outputs)
         return await self._finish(model, encoder, job, prepared, computed, call)
 
@@ -139,7 +138,8 @@ class EmbeddingService:
             scores = await self._rerank_late(model, job, call)
         else:
             scores = await self._rerank_pairs(model, pairs, job, call)
-        return replace(scores, truncated=checks.both(cut, scores.truncated))
+        truncated = tuple(sorted({*cut, *scores.truncated}))
+        return replace(scores, truncated=truncated) if cut else scores
 
     async def _rerank_pairs(
         self, model: ServedModel, pairs: PairEncoder, job: RerankJob, call: Call

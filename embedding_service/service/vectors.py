@@ -1,22 +1,30 @@
-"""Pure numpy on vectors: mean of chunks, Matryoshka cut, normalisation, number formats.
+"""Numpy on vectors: mean of chunks, Matryoshka cut, normalisation, number formats, hashed indices.
 
 Everything that determines the returned numbers after the model has run, in one place.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+import jiter
 import numpy as np
 
-from embedding_service.types import EmbedDtype, Encoding
+from embedding_service.errors import BadConfiguration
+from embedding_service.types import EmbedDtype, Encoding, Sparse
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy.typing as npt
 
     from embedding_service.types import Floats
 
+    Ids = npt.NDArray[np.int64]
+
+HASH_SPACE: Final = 1 << 20
 _SQUARED_NUMBERS = 8192  # OpenBLAS starts threads above 10,000
 _SHORTEST = np.finfo(np.float64).tiny  # less than any row of float32 that is not all zeros
 
@@ -108,6 +116,29 @@ def _steps(vectors: Floats, ranges: Floats | None) -> Floats:
     return np.asarray(np.clip(steps, 0, 255) - 128, np.float32)
 
 
+def read_ranges(path: Path) -> Floats:
+    """Return a `calibration_file`, for int8 and uint8: rows `min` and `max` (2, dimension) of JSON.
+
+    Raises `BadConfiguration`.
+    """
+    try:
+        tree = jiter.from_json(path.read_bytes())
+        ranges = np.array([tree["min"], tree["max"]], np.float32)
+    except OSError as error:
+        raise BadConfiguration(
+            f"calibration_file: {path}: {error.strerror}; name a file that can be read"
+        ) from None
+    except (ValueError, TypeError, KeyError):
+        ranges = np.empty((0, 0), np.float32)
+    usable = ranges.ndim == 2 and ranges.size and np.isfinite(ranges).all()  # noqa: PLR2004
+    if not usable or (ranges[0] > ranges[1]).any():
+        raise BadConfiguration(
+            f"calibration_file: {path}: it has to hold `min` and `max`, two lists of as many "
+            "finite numbers, no minimum above its maximum"
+        )
+    return ranges
+
+
 def written_bytes(numbers: int, dtype: EmbedDtype, encoding: Encoding) -> int:
     """Return about how many bytes `numbers` dimensions take in an answer, rounded up.
 
@@ -119,3 +150,41 @@ def written_bytes(numbers: int, dtype: EmbedDtype, encoding: Encoding) -> int:
         return values * (14 if dtype in (EmbedDtype.FLOAT32, EmbedDtype.FLOAT16) else 5)
     width = {EmbedDtype.FLOAT32: 4, EmbedDtype.FLOAT16: 2}.get(dtype, 1)
     return (values * width + 2) // 3 * 4
+
+
+def hash_indices(sparse: Sparse, *, space: int = HASH_SPACE) -> Sparse:
+    """Map token ids to `int(sha256(str(id)).hexdigest()[:8], 16) % space`.
+
+    Colliding weights are summed.
+    """
+    indices, slots = np.unique(_hashes.of(sparse.indices) % space, return_inverse=True)
+    values = np.bincount(slots, weights=sparse.values)
+    return Sparse(indices, values.astype(np.float32))
+
+
+class _TokenHashes:
+    """The first 32 bits of each id's sha256, computed once.
+
+    They take 2 MB for XLM-R's vocabulary, a tenth of a dict.
+    Racing threads write equal values, or lose a few that are computed again: there is no lock.
+    """
+
+    def __init__(self) -> None:
+        self._memo = np.empty(0, dtype=np.int64)  # -1 where not known yet
+
+    def of(self, token_ids: Ids) -> Ids:
+        memo = self._memo
+        if token_ids.size and token_ids.max() >= memo.size:
+            memo = self._memo = _grown(memo, int(token_ids.max()))
+        for unknown in token_ids[memo[token_ids] < 0].tolist():
+            memo[unknown] = int(hashlib.sha256(str(unknown).encode()).hexdigest()[:8], 16)
+        return memo[token_ids]
+
+
+def _grown(memo: Ids, largest: int) -> Ids:
+    grown = np.full(1 << largest.bit_length(), -1, dtype=np.int64)
+    grown[: memo.size] = memo
+    return grown
+
+
+_hashes = _TokenHashes()

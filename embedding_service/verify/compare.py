@@ -103,14 +103,13 @@ def compare(
     """Compare the rows of one output, text by text."""
     states = [_state(t, f, output) for t, f in zip(true, found, strict=True)]
     comparison = Comparison(texts, threshold, states, np.full(len(states), np.nan))
-    for index, state in enumerate(states):
+    for index, (state, answer) in enumerate(zip(states, found, strict=True)):
         if state is State.COMPARED:
-            pair = _of(true[index], output), _of(found[index], output)
+            pair = _of(true[index], output), _of(answer, output)
             comparison.cosines[index] = cosine(*pair, output)
-    for index in comparison.of_state(State.REFUSED):
-        said = found[index]
-        why = said if isinstance(said, str) else "this kind of vector is missing"
-        comparison.refused[index] = why
+        elif state is State.REFUSED:
+            missing = "this kind of vector is missing"
+            comparison.refused[index] = answer if isinstance(answer, str) else missing
     if output is Output.DENSE and len(which := comparison.compared):
         comparison.true, comparison.found = (_stack(side, which) for side in (true, found))
         if len(which) > NEIGHBOURS:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from embedding_service.families.lexical import largest
-from embedding_service.service.sparse import hash_indices
+from embedding_service.service.vectors import hash_indices
 from embedding_service.types import Output, Sparse
 from embedding_service.worker.fake import DIMENSION, fake_tokenizer, fake_vectors
 

@@ -13,7 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from embedding_service import __version__
-from embedding_service.dropin.model_identity import model_checksum
+from embedding_service.dropin.model_info import model_checksum
 from embedding_service.engine.identity import LoadedModel
 from embedding_service.service.prompts import Encoder
 from embedding_service.service.vector_space import vector_space

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from embedding_service.service.sparse import hash_indices
+from embedding_service.service.vectors import hash_indices
 from embedding_service.types import Sparse
 from tests.conftest import MINILM
 

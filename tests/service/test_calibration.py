@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from embedding_service.errors import BadConfiguration
-from embedding_service.service.calibration import read_ranges
+from embedding_service.service.vectors import read_ranges
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedding_service.service.sparse import HASH_SPACE, hash_indices
+from embedding_service.service.vectors import HASH_SPACE, hash_indices
 from embedding_service.types import Sparse
 
 weights_of_ids = st.dictionaries(

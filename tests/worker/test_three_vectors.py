@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from embedding_service.families.profiles import QWEN_TASK
-from embedding_service.service.sparse import hash_indices
+from embedding_service.service.vectors import hash_indices
 from embedding_service.types import Sparse
 from tests.texts import SNIPPETS
 
