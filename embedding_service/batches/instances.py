@@ -32,7 +32,7 @@ class Instance:
         fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def close(self) -> None:
-        """Be gone."""
+        """Let go of the lock, and remove its file."""
         (self._folder / self.name).unlink(missing_ok=True)
         os.close(self._lock)
 

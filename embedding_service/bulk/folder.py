@@ -94,8 +94,11 @@ class Folder:
 
     def is_done(self, name: str) -> bool:
         """Whether the part of this name is complete."""
-        found = name in self.rows or self._find(name)
-        return found and (self._least == 0 or self._taken(name) >= self._least)
+        if name not in self.rows:
+            if not (self.path / name).exists():
+                return False
+            self.rows[name] = count_rows(self.path / name)
+        return self._least == 0 or self._taken(name) >= self._least
 
     def _taken(self, name: str) -> int:
         """Return how many rows of the inputs a part stands for."""
@@ -116,12 +119,6 @@ class Folder:
                 f"the inputs end after {rows} rows, and {self.path} has {known}: something cut "
                 "them short, or it is another job, for another folder"
             )
-
-    def _find(self, name: str) -> bool:
-        if not (self.path / name).exists():
-            return False
-        self.rows[name] = count_rows(self.path / name)
-        return True
 
     def commit(self, part: Part) -> None:
         """Make a part one that is done. Raises `OSError`."""

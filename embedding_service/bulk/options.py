@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
+import orjson
+
 from embedding_service.types import EmbedDtype, EmbedJob, InputType, Output, Truncate
 
 # 30 MB of vectors at 384 dimensions, a minute of a CPU, three seconds of a GPU.
@@ -75,13 +77,7 @@ class BulkOptions:
 
     def identity(self) -> dict[str, Any]:
         """Return what decides about the content of parts, as JSON has it."""
-        known = asdict(self)
+        known: dict[str, Any] = orjson.loads(orjson.dumps(asdict(self)))
         # A part with a bad line is never written, unless it is skipped.
         del known["bad_lines"]
-        return {name: _plain(value) for name, value in known.items()}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return list(map(str, value))
-    return str(value) if isinstance(value, StrEnum) else value
+        return known

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any, BinaryIO, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Generic, TypeVar
 
 import orjson
 from pydantic import BaseModel
@@ -107,18 +107,8 @@ class Answer:
 Handler = Callable[[Request[Any]], Awaitable[Answer]]
 
 
-class Predicate(Protocol):
-    """Tells whether a body is meant for an operation that shares its path with others."""
-
-    fields: tuple[str, ...]
-
-    def __call__(self, tree: Tree) -> bool:
-        """Look at a body."""
-        ...
-
-
 class Sends:
-    """True of a body that has one of these fields."""
+    """Whether a body is meant for an operation that shares its path: it has one of these fields."""
 
     def __init__(self, *fields: str) -> None:
         self.fields = fields
@@ -158,7 +148,7 @@ class Operation:
     response: Any = None
     method: str = "POST"
     id: str | None = None
-    when: Predicate | None = None
+    when: Sends | None = None
     check: Callable[[Tree], None] | None = None
     names: Names = field(default_factory=dict)
     errors: ErrorShape | None = None

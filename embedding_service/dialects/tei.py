@@ -244,10 +244,8 @@ def _truncates(request: Request[Any], asked: bool | None) -> bool:  # noqa: FBT0
     return settings.preset != PRESET or settings.default_truncate is not Truncate.ERROR
 
 
-class _ComparesSentences:
+class _SendsObject(Sends):
     """True of a body whose `inputs` is an object: `/` then compares and does not embed."""
-
-    fields: tuple[str, ...] = ("inputs",)
 
     def __call__(self, tree: Tree) -> bool:
         return isinstance(tree.get("inputs"), dict)
@@ -275,7 +273,7 @@ DIALECT = Dialect(
     ERRORS,
     (
         Operation("/", embed, _EITHER, id="root", alias_of="/embed", **_VECTORS),
-        Operation(path="/", when=_ComparesSentences(), alias_of="/similarity", **_SIMILARITY),
+        Operation(path="/", when=_SendsObject("inputs"), alias_of="/similarity", **_SIMILARITY),
         Operation("/embed", embed, "Embed texts", when=Sends("inputs"), **_VECTORS),
         Operation(
             "/embed_all",

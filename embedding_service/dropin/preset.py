@@ -25,14 +25,6 @@ class KeyRules:
     bare: bool = False
 
 
-def _none(_: Settings) -> tuple[Dialect, ...]:
-    return ()
-
-
-def _accept(_: Settings) -> None:
-    pass
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
     """One replaced system.
@@ -46,11 +38,11 @@ class Preset:
     name: str
     errors: ErrorShape | None = None
     errors_at: Mapping[str, ErrorShape] = field(default_factory=dict)
-    dialects: Callable[[Settings], tuple[Dialect, ...]] = _none
+    dialects: Callable[[Settings], tuple[Dialect, ...]] = lambda _: ()
     instead: Mapping[str, Dialect] = field(default_factory=dict)
     checks: Mapping[str, Callable[[Tree], None]] = field(default_factory=dict)
     keys: KeyRules = KeyRules()
-    check: Callable[[Settings], None] = _accept
+    check: Callable[[Settings], None] = lambda _: None
     metrics: Callable[[Lifecycle], None] | None = None
 
     def adapt(self, dialect: Dialect) -> Dialect:

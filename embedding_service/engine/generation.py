@@ -244,11 +244,15 @@ class _Greeting:
                 reason = line.broken.result()
             else:
                 reason = f"not ready after startup_timeout_s = {timeout_s:g}; raise it"
-            told = without_secrets(reason, options.engine_args)
-            named = told.startswith(f"{options.model_name} ")  # the hub's messages do
-            raise ModelNotLoaded(told if named else f"{options.model_name}: {told}")
+            raise _not_loaded(options, reason)
         finally:
             exited.cancel()
+
+
+def _not_loaded(options: ModelOptions, reason: str) -> ModelNotLoaded:
+    text = without_secrets(reason, options.engine_args)
+    named = text.startswith(f"{options.model_name} ")  # the hub's messages do
+    return ModelNotLoaded(text if named else f"{options.model_name}: {text}")
 
 
 def _unexpected(message: protocol.AnyMessage) -> protocol.ProtocolError:

@@ -78,8 +78,8 @@ def check_language_model(files: Files, folder: str) -> None:
     """Raise `ModelRefused` if one that scores pairs is fed otherwise than it is here."""
     place, found = read(files, folder)
     main_file(files)
-    told = found.get("processing_kwargs") or {}
-    check(f"{place}, processing_kwargs", told, {"chat_template": None})
+    options = found.get("processing_kwargs") or {}
+    check(f"{place}, processing_kwargs", options, {"chat_template": None})
     own = {key: found[key] for key in _LANGUAGE_MODEL if key in found}
     check(place, own, _LANGUAGE_MODEL)
     rest = found.keys() - {*own, "processing_kwargs"}

@@ -48,12 +48,12 @@ def check(files: Files, profile: Profile, template: str) -> None:
 def _check_answers(files: Files, profile: Profile, folder: str) -> None:
     """Compare the tokens whose logits count."""
     place = f"{folder}/config.json"
-    told = files.json(place)
+    config = files.json(place)
     words = profile.hf_overrides.get("classifier_from_token", ())
     for key, wanted in _answers(files, words).items():
-        if told.get(key) != wanted:
+        if config.get(key) != wanted:
             raise ModelRefused(
-                f"{place} says {key}: {told.get(key)}, and {profile.name} answers with "
+                f"{place} says {key}: {config.get(key)}, and {profile.name} answers with "
                 f"{' or '.join(words)} ({wanted}), the only words that are served"
             )
 
@@ -116,16 +116,16 @@ def _rendered(files: Files, template: str, instruction: str | None) -> str:
 
 def _variables(files: Files) -> Json:
     """Return what a chat template is given beside the messages."""
-    told = files.json("tokenizer_config.json")
-    tokens = {key: value for key, value in told.items() if key.endswith("_token")}
+    config = files.json("tokenizer_config.json")
+    tokens = {key: value for key, value in config.items() if key.endswith("_token")}
     options = (_fed(files).get("processing_kwargs") or {}).get("chat_template") or {}
     return {"add_generation_prompt": False} | tokens | options
 
 
 def _is_structured(files: Files) -> bool:
     """Whether a message's content is a list of parts, and no text."""
-    told = _fed(files).get("modality_config") or {}
-    return (told.get("message") or {}).get("format") == "structured"
+    modalities = _fed(files).get("modality_config") or {}
+    return (modalities.get("message") or {}).get("format") == "structured"
 
 
 def _fed(files: Files) -> Json:

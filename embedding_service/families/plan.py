@@ -251,13 +251,18 @@ class _Planner:
             overrides |= self._class(classes, needed=found.splade is not None)
         if found.splade is not None:
             overrides |= {"splade": [found.splade.pooling, found.splade.activation]}
-        texts, default = feeding.prompts(self.files)
+        prompts, default = feeding.prompts(self.files)
+        if self.config.get("lora_adaptations"):
+            prompts, default = {architectures.MERGED_TASK: ""}, None
+        by_hand = self.wishes.pooling
         return self._planned(
             profile,
             overrides,
             recipe=found,
-            prompts=texts,
-            default=default,
+            pooling=None if by_hand else _vllm_pooling(found),
+            pools=not (by_hand or found.plain or found.splade),
+            prompts=prompts,
+            default_prompt_name=default,
             lower_case=found.lower_case,
         )
 
@@ -287,19 +292,7 @@ class _Planner:
         folder = Path(self.files.model, self.folder)
         return self.architecture == "BertModel" and weights.some_begin(folder, _UNDER_A_HEAD)
 
-    def _planned(
-        self,
-        profile: Profile,
-        overrides: Json,
-        *,
-        recipe: Recipe | None = None,
-        prompts: dict[str, str] | None = None,
-        default: str | None = None,
-        label: int = 0,
-        lower_case: bool = False,
-    ) -> Plan:
-        if self.config.get("lora_adaptations"):
-            prompts, default = {architectures.MERGED_TASK: ""}, None
+    def _planned(self, profile: Profile, overrides: Json, **more: Any) -> Plan:
         return Plan(
             model=_subfolder(self.files.model, self.folder),
             files=self.files,
@@ -308,16 +301,10 @@ class _Planner:
             # The operator's come last. vLLM reads `problem_type` in one place, to choose the
             # activation of a classifier: none for regression, so that scores are logits.
             overrides={"problem_type": "regression"} | overrides | dict(self.wishes.overrides),
-            recipe=recipe,
-            pooling=None if self.wishes.pooling else _vllm_pooling(recipe),
-            pools=_pools(recipe) and not self.wishes.pooling,
-            prompts=prompts or {},
-            default_prompt_name=default,
-            label=label,
-            lower_case=lower_case,
             max_seq_length=self.max_seq_length,
             max_tokens=self._max_tokens(),
             unread=self.unread,
+            **more,
         )
 
     def _max_tokens(self) -> int | None:
@@ -353,15 +340,11 @@ def _as_splade(found: Recipe) -> tuple[Profile, Recipe]:
     return profiles.named("splade"), found
 
 
-def _vllm_pooling(found: Recipe | None) -> str | None:
+def _vllm_pooling(found: Recipe) -> str | None:
     """Return vLLM's nearest pooling: it reads texts whole for MEAN, as our own pooler needs."""
-    if found is None or found.splade is not None:
+    if found.splade is not None:
         return None
     return _VLLM_POOLING[found.modes[0]] if found.plain else "MEAN"
-
-
-def _pools(found: Recipe | None) -> bool:
-    return found is not None and found.splade is None and not found.plain
 
 
 def _subfolder(model: str, folder: str) -> str:

@@ -288,8 +288,8 @@ def check_last_token(files: Files, folder: str, config: Json, architecture: str)
 def _ends(files: Files, folder: str, config: Json) -> set[int | None]:
     """Return the ids of the tokens that may be put behind a pair."""
     tokenizer = files.json(tokenizer_files.at(folder, "tokenizer.json"))
-    told = files.json(tokenizer_files.at(folder, "tokenizer_config.json"))
-    end = config.get("eos_token_id") if told.get("add_eos_token") else None
+    options = files.json(tokenizer_files.at(folder, "tokenizer_config.json"))
+    end = config.get("eos_token_id") if options.get("add_eos_token") else None
     return {*tokenizer_files.ends(tokenizer), *(end if isinstance(end, list) else [end])}
 
 

@@ -232,12 +232,12 @@ _WANTED = tuple(
 )
 
 
-def operation_on(kind: str, path: str, *told: Any, **fields: Any) -> Operation:
+def operation_on(kind: str, path: str, *arguments: Any, **fields: Any) -> Operation:
     """Return an operation on one object of a kind, whose id is in the path."""
     by_id = {"name": f"{kind}_id", "in": "path", "required": True, "schema": {"type": "string"}}
     missing = f"No {kind} with this id belongs to the key."
     errors: Responses = {404: {**OPENAI.responses()[404], "description": missing}}
-    return Operation(path, *told, parameters=(by_id,), responses=errors, **fields)
+    return Operation(path, *arguments, parameters=(by_id,), responses=errors, **fields)
 
 
 def dialect(store: Store, settings: Settings) -> Dialect:

@@ -59,11 +59,11 @@ class Finding:
 
 def find(seen: Comparison) -> list[Finding]:
     """Return the faults that the numbers show."""
-    found = list(_there(seen, _OF_SINGLE_TEXTS))
+    found = list(_found(seen, _OF_SINGLE_TEXTS))
     # One dimension may pull every cosine down, so nothing else is looked for then.
-    if odd := next(_there(seen, _OF_DIMENSIONS), None):
+    if odd := next(_found(seen, _OF_DIMENSIONS), None):
         return [*found, odd]
-    return [*found, *_there(seen, _OF_LENGTHS), *islice(_there(seen, _OF_MANY_TEXTS), 1)]
+    return [*found, *_found(seen, _OF_LENGTHS), *islice(_found(seen, _OF_MANY_TEXTS), 1)]
 
 
 def too_long(seen: Comparison) -> list[int]:
@@ -80,7 +80,7 @@ def too_long(seen: Comparison) -> list[int]:
     return long if len(long) <= FEW * len(sizes) else []
 
 
-def _there(seen: Comparison, checks: Mapping[str, Check]) -> Iterator[Finding]:
+def _found(seen: Comparison, checks: Mapping[str, Check]) -> Iterator[Finding]:
     for name, check in checks.items():
         if text := check(seen):
             yield Finding(name, text)
@@ -90,10 +90,10 @@ def _not_finite(seen: Comparison) -> str | None:
     if which := seen.of_state(State.BROKEN):
         return f"{named(which)}: not finite or all zero; as when float16 overflows"
     # This service answers an error in place of such numbers.
-    return _without(seen, finite=True)
+    return _no_vector(seen, finite=True)
 
 
-def _without(seen: Comparison, *, finite: bool) -> str | None:
+def _no_vector(seen: Comparison, *, finite: bool) -> str | None:
     """Name texts that got no vector, other than those that may be too long."""
     excused = too_long(seen)
     wrong = [index for index in seen.refused if index not in excused]
@@ -202,7 +202,7 @@ def _batching(seen: Comparison) -> str | None:
     return "texts are right alone and wrong in a batch: padding, masks or the order of a batch"
 
 
-def _only(seen: Comparison, *, having: Callable[[Texts], Which], text: str) -> str | None:
+def _only_those(seen: Comparison, *, having: Callable[[Texts], Which], text: str) -> str | None:
     """Say it where nearly all wrong texts have a property, and most that have it are wrong."""
     low, known = seen.low.sum(), len(seen.compared)
     have = having(seen.texts)
@@ -304,7 +304,7 @@ def _listed(words: Sequence[str]) -> str:
 
 Check = Callable[[Comparison], str | None]
 _OF_SINGLE_TEXTS: Final[dict[str, Check]] = {
-    "refused": partial(_without, finite=False),
+    "refused": partial(_no_vector, finite=False),
     "not_finite": _not_finite,
     "alone": _alone,
 }
@@ -320,16 +320,18 @@ _OF_MANY_TEXTS: Final[dict[str, Check]] = {
     "shuffled": _shuffled,
     "batching": _batching,
     "truncation": partial(
-        _only,
+        _only_those,
         having=lambda texts: texts.over_long,
         text="only texts that are longer than the context differ: cut at the other end or "
         "elsewhere",
     ),
     "lower_casing": partial(
-        _only, having=_have_capitals, text="only texts with capital letters differ: lower-casing"
+        _only_those,
+        having=_have_capitals,
+        text="only texts with capital letters differ: lower-casing",
     ),
     "normalisation": partial(
-        _only,
+        _only_those,
         having=_have_capitals_or_marks,
         text="only texts with capital letters or accents differ: lower-casing, or another part of "
         "the tokenizer's normalisation",

@@ -105,7 +105,7 @@ def compare(
     comparison = Comparison(texts, threshold, states, np.full(len(states), np.nan))
     for index, (state, answer) in enumerate(zip(states, found, strict=True)):
         if state is State.COMPARED:
-            pair = _of(true[index], output), _of(answer, output)
+            pair = _rows_of(true[index], output), _rows_of(answer, output)
             comparison.cosines[index] = cosine(*pair, output)
         elif state is State.REFUSED:
             missing = "this kind of vector is missing"
@@ -134,7 +134,7 @@ def is_sound(rows: Floats, output: Output) -> bool:
     return output is Output.SPARSE or bool(rows.any(axis=1).all())
 
 
-def _of(answer: Answer, output: Output) -> Floats:
+def _rows_of(answer: Answer, output: Output) -> Floats:
     assert not isinstance(answer, str)  # noqa: S101 - `_state` has looked
     return answer[output]
 
@@ -166,7 +166,7 @@ def unit(rows: Floats | Doubles) -> Doubles:
 
 def _stack(answers: Sequence[Answer], which: Indices) -> Floats:
     """Return the dense vectors of these texts, (n, dimension)."""
-    return np.concatenate([_of(answers[index], Output.DENSE) for index in which])
+    return np.concatenate([_rows_of(answers[index], Output.DENSE) for index in which])
 
 
 def overlap(true: Floats, found: Floats) -> Doubles:
@@ -200,8 +200,8 @@ def compare_alone(
             continue
         comparison.alone_right[index] = np.nan
         if _state(found[index], answer, output) is State.COMPARED:
-            mine, batched = _of(answer, output), _of(found[index], output)
+            mine, batched = _rows_of(answer, output), _rows_of(found[index], output)
             comparison.alone[index] = cosine(batched, mine, output)
             if math.isclose(np.linalg.norm(mine), np.linalg.norm(batched), rel_tol=_LENGTH):
-                right = cosine(_of(true[index], output), mine, output)
+                right = cosine(_rows_of(true[index], output), mine, output)
                 comparison.alone_right[index] = right

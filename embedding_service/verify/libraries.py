@@ -9,13 +9,14 @@ import os
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from embedding_service.verify.sides import weight_rows
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from multiprocessing.connection import Connection
 
     from embedding_service.verify.checkpoint import Checkpoint
@@ -27,18 +28,35 @@ _POOLINGS = ("cls", "mean", "max", "lasttoken", "weightedmean")
 Arrays = dict[str, list[Any]]  # by output a list of rows for each text
 
 
-class SentenceTransformers:
-    """Dense vectors. `poolings` are other ones than its own, which `encode` takes for a kind."""
+class _Library:
+    """A loaded model; `poolings` are other ones than its own, which `encode` takes for a kind."""
+
+    name: ClassVar[str]
+    model: Any
+    max_tokens: int | None
+    prompts: dict[str, str]
+    poolings: Sequence[str] = ()
+
+    def lengths(self, texts: list[str]) -> list[int]:
+        """Return the tokens of each text, special ones included, uncut and without a prompt."""
+        found = self.model.tokenizer(texts, truncation=False, verbose=False)["input_ids"]
+        return list(map(len, found))
+
+    def encode(self, texts: list[str], kind: str) -> Arrays:
+        """Return the rows of each text by output, one text at a time: nothing is padded."""
+        raise NotImplementedError
+
+
+class SentenceTransformers(_Library):
+    """Dense vectors."""
 
     name = "sentence-transformers"
-    poolings: list[str]
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.model = self._load(checkpoint)
-        limit = _least(self.model.max_seq_length, checkpoint.max_tokens)
-        if limit is not None:
-            self.model.max_seq_length = limit
-        self.max_tokens = limit
+        self.max_tokens = _least(self.model.max_seq_length, checkpoint.max_tokens)
+        if self.max_tokens is not None:
+            self.model.max_seq_length = self.max_tokens
         self._pooling = next((each for each in self.model if hasattr(each, "pooling_mode")), None)
         self.poolings = self._other_poolings()
         self._ours = checkpoint.prompts
@@ -62,10 +80,6 @@ class SentenceTransformers:
         own, default = self.model.prompts, self._default()
         documents = [own[name] for name in ("document", "passage", "corpus") if name in own]
         return {"query": own.get("query", default), "document": next(iter(documents), default)}
-
-    def lengths(self, texts: list[str]) -> list[int]:
-        """Return the tokens of each text, special ones included, uncut and without a prompt."""
-        return _lengths(self.model.tokenizer, texts)
 
     def encode(self, texts: list[str], kind: str) -> Arrays:
         """Return the rows of each text by output, one text at a time: nothing is padded."""
@@ -104,11 +118,10 @@ class SparseEncoders(SentenceTransformers):
         return {"sparse": [_weighted(row.to_dense()) for row in self._encode(texts, kind)]}
 
 
-class FlagEmbedding:
+class FlagEmbedding(_Library):
     """BGE-M3's three vectors."""
 
     name = "FlagEmbedding"
-    poolings: list[str]
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         from FlagEmbedding import BGEM3FlagModel  # noqa: PLC0415
@@ -118,13 +131,8 @@ class FlagEmbedding:
         self.model = BGEM3FlagModel(
             checkpoint.folder, use_fp16=False, devices=get_device_name(), batch_size=1
         )
-        self.poolings = []
         self.max_tokens = _least(_BGE_M3_TOKENS, checkpoint.max_tokens)
         self.prompts = {"plain": "", "query": "", "document": ""} | checkpoint.prompts
-
-    def lengths(self, texts: list[str]) -> list[int]:
-        """Return the tokens of each text, special ones included, uncut and without a prompt."""
-        return _lengths(self.model.tokenizer, texts)
 
     def encode(self, texts: list[str], kind: str) -> Arrays:
         """Return the rows of each text by output, one text at a time: nothing is padded."""
@@ -160,10 +168,6 @@ def _least(*limits: int | None) -> int | None:
     return min(known, default=None)
 
 
-def _lengths(tokenizer: Any, texts: list[str]) -> list[int]:
-    return [len(ids) for ids in tokenizer(texts, truncation=False, verbose=False)["input_ids"]]
-
-
 def _weighted(row: Any) -> Any:
     weights = np.asarray(row.cpu(), np.float32)
     ids = np.flatnonzero(weights)
@@ -176,7 +180,7 @@ class Facts(NamedTuple):
     label: str
     max_tokens: int | None
     prompts: dict[str, str]
-    poolings: list[str]
+    poolings: Sequence[str]
 
 
 def serve(pipe: Connection, words: str, key: str, checkpoint: Checkpoint) -> None:

@@ -11,7 +11,7 @@ import multiprocessing
 import tempfile
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from embedding_service.errors import BadConfiguration, NoVectors
 from embedding_service.types import Output
@@ -20,17 +20,12 @@ from embedding_service.verify.checkpoint import SCORES
 from embedding_service.verify.sides import About, Kind
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
     from multiprocessing.connection import Connection
 
     from embedding_service.verify.checkpoint import Checkpoint
     from embedding_service.verify.sides import Answer
 
-_NEEDED: Final = {
-    "dense": "sentence_transformers",
-    "sparse": "sentence_transformers",
-    "bge-m3": "FlagEmbedding",
-}
 _LAST_WORDS = 300
 _GRACE_S = 3.0  # to let go of what a kill would leave behind, if it is idle
 
@@ -42,7 +37,7 @@ class Reference:
         self._pipe = pipe
         self._words = words
         self.about = About("the reference library")
-        self.poolings: list[str] = []
+        self.poolings: Sequence[str] = ()
 
     async def load(self) -> None:
         """Wait for the model. Raises `NoVectors`."""
@@ -90,7 +85,8 @@ async def opened(checkpoint: Checkpoint) -> AsyncIterator[Reference]:
     library = checkpoint.library
     if library is None:
         raise BadConfiguration(SCORES.format(checkpoint.name))
-    check_installed(_NEEDED[library], checkpoint.name)
+    module = libraries.LIBRARIES[library].name.replace("-", "_")
+    check_installed(module, checkpoint.name)
     context = multiprocessing.get_context("spawn")
     with tempfile.NamedTemporaryFile() as words:
         ours, theirs = context.Pipe()

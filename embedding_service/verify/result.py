@@ -45,7 +45,6 @@ class Part:
     below: int
     quantiles: dict[str, float]
     neighbours_mean: float | None
-    neighbours_worst: float | None
     alone: float | None
     worst: list[Row]
     cosines: list[float]
@@ -58,7 +57,6 @@ class Part:
         cells |= {"texts": f"{self.compared} of {self.texts}", "below": str(self.below)}
         if self.neighbours_mean is not None:
             cells["ten nearest, mean"] = f"{self.neighbours_mean:.1%}"
-            cells["ten nearest, worst"] = f"{self.neighbours_worst:.0%}"
         if self.alone is not None:
             cells["alone against batched, worst"] = shown(self.alone)
         return cells
@@ -94,13 +92,13 @@ class ModelResult:
     def lines(self) -> list[str]:
         """Return what a terminal shows."""
         verdict = "RIGHT" if self.right else "WRONG"
-        told = f"threshold {self.threshold:g}, {self.dtype or 'number format not known'}"
+        dtype = self.dtype or "number format not known"
         return [
             f"{self.name}: {self.subject} against {self.reference}",
             *(f"  {_line(part)}" for part in self.parts),
             *(f"  fault ({each.name}): {each.text}" for each in self.findings),
             *(f"  note: {note}" for note in self.notes),
-            f"  {verdict} ({told})",
+            f"  {verdict} (threshold {self.threshold:g}, {dtype})",
         ]
 
     def as_json(self) -> dict[str, Any]:
@@ -120,7 +118,6 @@ def part_of(comparison: Comparison, kind: str, output: str) -> Part:
         below=int(comparison.low.sum()),
         quantiles=comparison.quantiles(),
         neighbours_mean=None if overlaps is None else float(overlaps.mean()),
-        neighbours_worst=None if overlaps is None else float(overlaps.min()),
         alone=min(comparison.alone.values(), default=None),
         worst=_worst(comparison),
         cosines=[float(cosine) for cosine in comparison.cosines[which]],
@@ -132,9 +129,9 @@ def part_of(comparison: Comparison, kind: str, output: str) -> Part:
 def _worst(comparison: Comparison) -> list[Row]:
     """Return the texts without a sound vector, then those with the least cosines."""
     unsound = comparison.of_state(State.BROKEN) + comparison.of_state(State.REFUSED)
-    cosines = np.where(np.isfinite(comparison.cosines), comparison.cosines, np.inf)
-    ordered = [index for index in np.argsort(cosines) if np.isfinite(cosines[index])]
-    return [_row(comparison, int(index)) for index in [*unsound, *ordered][:_WORST]]
+    which = comparison.compared
+    ordered = which[np.argsort(comparison.cosines[which])].tolist()
+    return [_row(comparison, index) for index in [*unsound, *ordered][:_WORST]]
 
 
 def _row(comparison: Comparison, index: int) -> Row:

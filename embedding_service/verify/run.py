@@ -179,14 +179,14 @@ async def compare_side(
 
     Raises `NoVectors`.
     """
-    result = _result(name, side.about, true, options)
+    result = _empty_result(name, side.about, true, options)
     low: dict[str, float] = {}
     for kind in _kinds(side.about, true):
         texts = true.texts[kind]
         found = await truth.ask_all(side, texts.texts, kind, progress)
         alone = await _alone(side, texts.texts, progress) if kind is Kind.PLAIN else {}
         seen = _compared(texts, true.answers[kind], found, alone, result)
-        low[kind] = max(_add(result, kind, *each) for each in seen.items())
+        low[kind] = max(_note_findings(result, kind, *each) for each in seen.items())
         if low[kind] and kind is Kind.PLAIN:
             named = causes.of_poolings(texts, found, true.poolings, result.threshold)
             result.findings[:0] = named
@@ -217,7 +217,7 @@ def _kinds(about: About, true: Truth) -> list[Kind]:
     return [kind for kind in true.answers if kind in by_prompt.values()]
 
 
-def _result(name: str, about: About, true: Truth, options: Options) -> ModelResult:
+def _empty_result(name: str, about: About, true: Truth, options: Options) -> ModelResult:
     usual = min(map(compare.threshold, (about.dtype, true.about.dtype)))
     texts = true.texts[Kind.PLAIN]
     context = about.max_tokens or texts.context
@@ -250,7 +250,7 @@ def _compared(
     result: ModelResult,
 ) -> dict[Output, Comparison]:
     """Compare all kinds of vectors that both sides give. Raises `NoVectors` if there are none."""
-    outputs = [each for each in Output if each in _given(true) & _given(found)]
+    outputs = [each for each in Output if each in _outputs_in(true) & _outputs_in(found)]
     if not outputs:
         raise NoVectors(f"{result.subject} and {result.reference} give no kind of vector alike")
     seen = {each: compare.compare(texts, true, found, each, result.threshold) for each in outputs}
@@ -259,13 +259,15 @@ def _compared(
     return seen
 
 
-def _given(answers: list[Answer]) -> set[Output]:
+def _outputs_in(answers: list[Answer]) -> set[Output]:
     return set(chain.from_iterable(each for each in answers if not isinstance(each, str)))
 
 
-def _add(result: ModelResult, kind: Kind, output: Output, seen: Comparison) -> float:
+def _note_findings(result: ModelResult, kind: Kind, output: Output, seen: Comparison) -> float:
     """Add what one comparison shows; return the share of texts that are wrong."""
-    result.notes += _of_skipped(seen, f"{result.reference} has no sound {kind} {output} vector")
+    result.notes += _note_of_skipped(
+        seen, f"{result.reference} has no sound {kind} {output} vector"
+    )
     if long := causes.too_long(seen):
         said = f"{len(long)} refused as too long: {seen.refused[long[0]]}"
         result.notes.append(f"{kind} texts: {said}")
@@ -277,7 +279,7 @@ def _add(result: ModelResult, kind: Kind, output: Output, seen: Comparison) -> f
     return float(seen.low.sum()) / max(1, len(seen.compared))
 
 
-def _of_skipped(seen: Comparison, why: str) -> list[str]:
+def _note_of_skipped(seen: Comparison, why: str) -> list[str]:
     """Name the texts about which nothing can be said. Raises `NoVectors` if they are many."""
     skipped = seen.of_state(compare.State.SKIPPED)
     text = f"{why} for {causes.named(skipped)}"

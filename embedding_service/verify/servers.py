@@ -109,8 +109,8 @@ async def connect(http: Client, model: str | None) -> Server:
     server = Server(http, name, _about(f"{name} at {root}", entry, info))
     server.kind = str(entry.get("owned_by"))
     # Another version may name kinds that this one does not know.
-    told = entry.get("outputs")
-    known = {output for output in COMPARED if isinstance(told, list) and output in told}
+    outputs = entry.get("outputs")
+    known = {output for output in COMPARED if isinstance(outputs, list) and output in outputs}
     server.outputs = known or {Output.DENSE}
     return server
 
