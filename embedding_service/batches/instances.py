@@ -45,10 +45,9 @@ class Instance:
 
         Such an instance has no lease yet, so that `dead` is not asked about it.
         """
-        before = time.time() - _NEW_S
         for path in self._folder.iterdir():
             with contextlib.suppress(FileNotFoundError):  # its instance has ended as it should
-                if path.stat().st_mtime < before:
+                if path.stat().st_mtime < time.time() - _NEW_S:
                     self.dead([path.name])
 
     def _is_dead(self, name: str) -> bool:

@@ -176,6 +176,5 @@ def _update(db: Connection, batch: Batch, setting: str, **values: Any) -> None:
     query = (
         f"UPDATE batches SET {setting} WHERE id = :id AND fence = :fence AND status IN {UNFINISHED}"
     )
-    changed = db.execute(query, {"id": batch.id, "fence": batch.fence, **values}).rowcount
-    if not changed:
+    if not db.execute(query, {"id": batch.id, "fence": batch.fence, **values}).rowcount:
         raise LeaseLost

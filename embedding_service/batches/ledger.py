@@ -94,8 +94,9 @@ def create(db: Connection, batch: Batch, *, most: int) -> Batch:
 
 def find(db: Connection, owner: str, batch_id: str) -> Batch:
     """Return an owner's batch. Raises `ObjectNotFound`, also for other owners' ones."""
-    query = f"SELECT {COLUMNS} FROM batches WHERE id = ? AND owner = ?"
-    row = db.execute(query, (batch_id, owner)).fetchone()
+    row = db.execute(
+        f"SELECT {COLUMNS} FROM batches WHERE id = ? AND owner = ?", (batch_id, owner)
+    ).fetchone()
     if row is None:
         raise ObjectNotFound("there is no batch with this id; see /v1/batches", param="batch_id")
     return batch_of(row)

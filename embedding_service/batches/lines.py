@@ -227,8 +227,10 @@ class Check:
 
 def answered_line(line: Line, answered: Answered) -> tuple[bytes, ...]:
     """Return the line of the output or error file; the answer's body is in it as it is."""
-    of_request = answered.status, orjson.dumps(answered.request_id)
-    response = b'"response":{"status_code":%d,"request_id":%s,"body":' % of_request
+    response = b'"response":{"status_code":%d,"request_id":%s,"body":' % (
+        answered.status,
+        orjson.dumps(answered.request_id),
+    )
     return _head(line), response, *answered.body, b'},"error":null}\n'
 
 

@@ -166,9 +166,13 @@ class Results:
                 made.files[kind] = StoredFile(
                     file_id, batch.owner, "batch_output", name, size, now, until
                 )
-        most = settings.max_stored_bytes
-        _, used = await store.read(files.usage, batch.owner)
-        if used + sum(file.bytes for file in made.files.values()) > most:
+        await self._check_room(sum(file.bytes for file in made.files.values()))
+
+    async def _check_room(self, new_bytes: int) -> None:
+        """Raise `BadLine` if the owner may not keep so many bytes more."""
+        most = self._service.settings.max_stored_bytes
+        _, used = await self._store.read(files.usage, self._batch.owner)
+        if used + new_bytes > most:
             why = f"max_stored_bytes of this server is {most}; delete files"
             raise BadLine("storage_limit_exceeded", f"the results have no room: {why}")
 

@@ -117,8 +117,11 @@ class _Npy(Writer):
         self._write_header()
 
     def _write_header(self) -> None:
-        shape = (len(self._ids), self._layout.width[Output.DENSE])
-        header = {"descr": self._layout.number.str, "fortran_order": False, "shape": shape}
+        header = {
+            "descr": self._layout.number.str,
+            "fortran_order": False,
+            "shape": (len(self._ids), self._layout.width[Output.DENSE]),
+        }
         # numpy leaves room for a longer shape, so that it can be written over.
         np.lib.format.write_array_header_1_0(self._file, header)  # type: ignore[no-untyped-call]
 

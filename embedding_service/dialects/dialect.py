@@ -59,6 +59,10 @@ class Request(Generic[FieldsT]):
     content_type: str = ""
     parts: AsyncIterator[bytes] | None = None
 
+    def note(self, model: str, tokens: int, engine_s: float) -> None:
+        """Keep for the log line what an answer took."""
+        self.log |= {"model": model, "tokens": tokens, "engine_s": round(engine_s, 4)}
+
     @property
     def service(self) -> EmbeddingService:
         """The models, and what bounds them."""

@@ -160,11 +160,7 @@ async def compute(request: Request[Any], job: EmbedJob) -> Embeddings:
     """Have a job computed, and keep for the log line what it took."""
     request.log |= {"model": job.model, "texts": len(job.inputs)}
     answer = await request.service.embed(job, request.call)
-    request.log |= {
-        "model": answer.model,
-        "tokens": answer.total_tokens,
-        "engine_s": round(answer.engine_s, 4),
-    }
+    request.note(answer.model, answer.total_tokens, answer.engine_s)
     return answer
 
 

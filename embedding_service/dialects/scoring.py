@@ -17,11 +17,7 @@ async def score(request: Request[Any], job: RerankJob) -> Scores:
     """Have a job computed, and keep for the log line what it took."""
     request.log |= {"model": job.model, "texts": len(job.pairs)}
     scores = await request.service.rerank(job, request.call)
-    request.log |= {
-        "model": scores.model,
-        "tokens": scores.tokens,
-        "engine_s": round(scores.engine_s, 4),
-    }
+    request.note(scores.model, scores.tokens, scores.engine_s)
     return scores
 
 

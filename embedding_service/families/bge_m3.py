@@ -94,7 +94,7 @@ def unpack(flat: Floats, *, n_tokens: int, hidden: int, outputs: Collection[Outp
 
 
 def _split(flat: Floats, shapes: Iterable[Shape]) -> Iterator[Floats]:
-    for rows, columns in shapes:
-        size = rows * columns
-        yield flat[:size].reshape(rows, columns)
+    for shape in shapes:
+        size = math.prod(shape)
+        yield flat[:size].reshape(shape)
         flat = flat[size:]

@@ -14,46 +14,32 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 
+_Kinds = tuple[type, ...]
 # By the end of a file's name, the types of those of its values that are looked into. Null is taken
 # for an absent one.
-_TYPES: Final[Mapping[str, Mapping[str, tuple[type, ...]]]] = {
+_TYPES: Final[Mapping[str, Mapping[_Kinds, str]]] = {
     "config.json": {
-        "architectures": (list,),
-        "auto_map": (dict,),
-        "eos_token_id": (int, list),
-        "id2label": (dict,),
-        "max_position_embeddings": (int,),
-        "num_labels": (int,),
-        "pad_token_id": (int,),
-        "pooling_mode": (str, list),
-        "embedding_size": (int,),
-        "head_dim": (int,),
-        "hidden_size": (int,),
-        "num_attention_heads": (int,),
-        "partial_rotary_factor": (int, float),
-        "position_embedding_type": (str,),
-        "rope_parameters": (dict,),
-        "sentence_transformers": (dict,),
-        "type_vocab_size": (int,),
+        (dict,): "auto_map id2label rope_parameters sentence_transformers",
+        (int,): "embedding_size head_dim hidden_size max_position_embeddings num_attention_heads "
+        "num_labels pad_token_id type_vocab_size",
+        (int, float): "partial_rotary_factor",
+        (int, list): "eos_token_id",
+        (list,): "architectures",
+        (str,): "position_embedding_type",
+        (str, list): "pooling_mode",
     },
     "config_sentence_transformers.json": {
-        "default_prompt_name": (str,),
-        "prompts": (dict,),
-        "truncate_dim": (int,),
+        (dict,): "prompts",
+        (int,): "truncate_dim",
+        (str,): "default_prompt_name",
     },
     "_config.json": {
-        "config_args": (dict,),
-        "config_kwargs": (dict,),
-        "max_seq_length": (int,),
-        "modality_config": (dict,),
-        "model_args": (dict,),
-        "model_kwargs": (dict,),
-        "processing_kwargs": (dict,),
-        "processor_kwargs": (dict,),
-        "tokenizer_args": (dict,),
+        (dict,): "config_args config_kwargs modality_config model_args model_kwargs "
+        "processing_kwargs processor_kwargs tokenizer_args",
+        (int,): "max_seq_length",
     },
-    "tokenizer.json": {"added_tokens": (list,), "model": (dict,), "post_processor": (dict,)},
-    "tokenizer_config.json": {"model_max_length": (int, float)},
+    "tokenizer.json": {(dict,): "model post_processor", (list,): "added_tokens"},
+    "tokenizer_config.json": {(int, float): "model_max_length"},
 }
 _NAMES: Final[Mapping[type, str]] = {
     bool: "true or false",
@@ -63,7 +49,7 @@ _NAMES: Final[Mapping[type, str]] = {
     list: "a list",
     str: "a text",
 }
-_MODULE: Final = {"path": (str,), "type": (str,)}
+_MODULE: Final[Mapping[_Kinds, str]] = {(str,): "path type"}
 
 
 class ModelRefused(Exception):
@@ -139,7 +125,9 @@ class Files:
 def _check_types(place: str, found: Any) -> None:
     """Raise `ModelRefused` about a value whose type is not that of its key."""
     if place.endswith("modules.json"):
-        _check_modules(place, found)
+        _check_type(place, found, (list,))
+        for module in found:
+            _check_object(place, module, _MODULE)
         return
     _check_type(place, found, (dict,))
     for name, types in _TYPES.items():
@@ -147,20 +135,15 @@ def _check_types(place: str, found: Any) -> None:
             _check_object(place, found, types)
 
 
-def _check_modules(place: str, found: Any) -> None:
-    _check_type(place, found, (list,))
-    for module in found:
-        _check_object(place, module, _MODULE)
-
-
-def _check_object(place: str, found: Any, types: Mapping[str, tuple[type, ...]]) -> None:
+def _check_object(place: str, found: Any, types: Mapping[_Kinds, str]) -> None:
     _check_type(place, found, (dict,))
-    for key, kinds in types.items():
-        if found.get(key) is not None:
-            _check_type(f"{place}, {key}", found[key], kinds)
+    for kinds, keys in types.items():
+        for key in keys.split():
+            if found.get(key) is not None:
+                _check_type(f"{place}, {key}", found[key], kinds)
 
 
-def _check_type(place: str, found: Any, kinds: tuple[type, ...]) -> None:
+def _check_type(place: str, found: Any, kinds: _Kinds) -> None:
     if not isinstance(found, kinds):
         wanted = " or ".join(_NAMES[kind] for kind in kinds)
         raise ModelRefused(f"{place} is {_NAMES.get(type(found), 'null')}, and has to be {wanted}")

@@ -251,9 +251,7 @@ class _Planner:
             overrides |= self._class(classes, needed=found.splade is not None)
         if found.splade is not None:
             overrides |= {"splade": [found.splade.pooling, found.splade.activation]}
-        prompts, default = feeding.prompts(self.files)
-        if self.config.get("lora_adaptations"):
-            prompts, default = {architectures.MERGED_TASK: ""}, None
+        prompts, default = self._prompts()
         by_hand = self.wishes.pooling
         return self._planned(
             profile,
@@ -265,6 +263,12 @@ class _Planner:
             default_prompt_name=default,
             lower_case=found.lower_case,
         )
+
+    def _prompts(self) -> tuple[dict[str, str], str | None]:
+        """Return the prompts by name and the default one's name; a merged adapter has none."""
+        if self.config.get("lora_adaptations"):
+            return {architectures.MERGED_TASK: ""}, None
+        return feeding.prompts(self.files)
 
     def _class(self, classes: Mapping[str, str], *, needed: bool) -> Json:
         """Name our class for the architecture. Raises `ModelRefused` if there must be one."""

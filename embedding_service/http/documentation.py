@@ -37,15 +37,7 @@ def dialect(title: str, document: Callable[[], dict[str, Any]], access: Access) 
         return Answer.json(cache[0] | servers)
 
     async def page(request: Request[None]) -> Answer:
-        folder = request.prefix + _FOLDER
-        html = get_swagger_ui_html(
-            openapi_url=f"{request.prefix}/openapi.json",
-            title=title,
-            swagger_js_url=f"{folder}/swagger-ui-bundle.js",
-            swagger_css_url=f"{folder}/swagger-ui.css",
-            swagger_favicon_url=f"{folder}/favicon.png",
-        )
-        return Answer(bytes(html.body), media_type="text/html; charset=utf-8")
+        return _page(title, request.prefix)
 
     def operation(path: str, handle: Handler) -> Operation:
         return get(path, handle, "", access=access, documented=False)
@@ -59,6 +51,18 @@ def dialect(title: str, document: Callable[[], dict[str, Any]], access: Access) 
             *(operation(f"{_FOLDER}/{name}", _asset(name)) for name in _ASSETS),
         ),
     )
+
+
+def _page(title: str, prefix: str) -> Answer:
+    folder = prefix + _FOLDER
+    html = get_swagger_ui_html(
+        openapi_url=f"{prefix}/openapi.json",
+        title=title,
+        swagger_js_url=f"{folder}/swagger-ui-bundle.js",
+        swagger_css_url=f"{folder}/swagger-ui.css",
+        swagger_favicon_url=f"{folder}/favicon.png",
+    )
+    return Answer(bytes(html.body), media_type="text/html; charset=utf-8")
 
 
 def _asset(name: str) -> Handler:

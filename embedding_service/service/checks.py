@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from embedding_service.errors import InvalidRequest
+from embedding_service.errors import ContextLengthExceeded, InvalidRequest
 from embedding_service.service import vectors
 from embedding_service.service.outputs import PER_TOKEN
 from embedding_service.types import EmbedDtype, Encoding, Field, Output
@@ -188,6 +188,19 @@ def check_late_interaction(model: ServedModel, job: RerankJob) -> None:
                 param=name,
                 code="not_supported_by_model",
             )
+
+
+def check_read_whole(job: RerankJob, truncated: Sequence[int]) -> None:
+    """Raise `ContextLengthExceeded` for a query that was cut, or a document that must not be."""
+    if truncated and truncated[-1] >= len(job.pairs):  # queries follow the documents
+        raise ContextLengthExceeded(
+            "the query is longer than the model's context; shorten it", param="query"
+        )
+    if truncated and not job.cut_documents:
+        where = f"{Field.DOCUMENTS}[{truncated[0]}]"
+        raise ContextLengthExceeded(
+            f"{where} is longer than the model's context; shorten it", param=where
+        )
 
 
 def numbers(encoder: Encoder, job: EmbedJob, prepared: Prepared) -> int:

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 STARTING_RETRY_S = 5.0
 _LONGEST_NAME = 1000
 _FEW_MODELS = 4  # an error names them all
-# Share of the tokens expected from a request's length that it is taken to have at least.
-SURELY = 0.8
+# A request is taken to have at least this share of the tokens that its length suggests.
+_LEAST_SHARE = 0.8
 # The mean of characters per token follows the last sixteen bulk requests or so.
 _FADING = 16
 
@@ -114,7 +114,7 @@ class ServedModel:
         That is known while the queue is full, before anything is tokenised.
         """
         expected = min(characters / self.characters_per_token, most_tokens)
-        self.gate.check(int(SURELY * expected))
+        self.gate.check(int(_LEAST_SHARE * expected))
 
     def note_length(self, characters: int, tokens: int) -> None:
         """Learn how long tokens are from a request that has been tokenised."""

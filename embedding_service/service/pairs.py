@@ -248,9 +248,9 @@ class PairEncoder:
     def _kept_of_document(self, job: RerankJob) -> int | None:
         """Return how much a pair keeps of a long document at least, None for all that is read."""
         most = min(job.max_tokens_per_document or sys.maxsize, self.max_tokens)
-        if not job.cut_longest:
-            return most if job.cut_documents else None
-        return min(self._kept_of_longest(job), most)
+        if job.cut_longest:
+            return min(self._kept_of_longest(job), most)
+        return most if job.cut_documents else None
 
     def _kept_of_longest(self, job: RerankJob) -> int:
         """Return how much of each part a pair keeps at least; beside a prompt perhaps one token."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
 import numpy as np
 
-from embedding_service.errors import ContextLengthExceeded, InvalidRequest, PermissionDenied
+from embedding_service.errors import InvalidRequest, PermissionDenied
 from embedding_service.service import checks, cl100k, late_interaction, slices
 from embedding_service.service.admission import Gate
 from embedding_service.service.checks import CHARACTERS_PER_TOKEN
@@ -181,15 +181,7 @@ class EmbeddingService:
             inner = replace(call, leases=leases)
             found = await self.embed(embed, inner)
             call.space = inner.space
-            if found.truncated and found.truncated[-1] >= len(job.pairs):
-                raise ContextLengthExceeded(
-                    "the query is longer than the model's context; shorten it", param="query"
-                )
-            if found.truncated and not job.cut_documents:
-                where = f"{Field.DOCUMENTS}[{found.truncated[0]}]"
-                raise ContextLengthExceeded(
-                    f"{where} is longer than the model's context; shorten it", param=where
-                )
+            checks.check_read_whole(job, found.truncated)
             values = await self._take(late_interaction.score_pairs(job, queries, found), call)
         name, tokens = self._name(model, job.model), found.total_tokens
         return Scores(name, values, tokens, found.truncated, logits=False, engine_s=found.engine_s)

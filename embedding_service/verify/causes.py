@@ -288,8 +288,9 @@ def of_prompts(low_by_kind: dict[str, float]) -> Iterator[Finding]:
 
 def narrowed(findings: list[Finding]) -> list[Finding]:
     """Leave out guesses about all texts where the first finding says which one is right."""
-    certain = findings and findings[0].name in ("pooling", "prompt")
-    return [each for each in findings if not (certain and each.name in ("everywhere", "ends"))]
+    if not findings or findings[0].name not in ("pooling", "prompt"):
+        return findings
+    return [each for each in findings if each.name not in ("everywhere", "ends")]
 
 
 def named(which: Indices, thing: str = "text") -> str:

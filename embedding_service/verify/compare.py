@@ -110,11 +110,17 @@ def compare(
         elif state is State.REFUSED:
             missing = "this kind of vector is missing"
             comparison.refused[index] = answer if isinstance(answer, str) else missing
-    if output is Output.DENSE and len(which := comparison.compared):
-        comparison.true, comparison.found = (_stack(side, which) for side in (true, found))
-        if len(which) > NEIGHBOURS:
-            comparison.neighbours = overlap(comparison.true, comparison.found)
+    if output is Output.DENSE and len(comparison.compared):
+        _add_vectors(comparison, true, found)
     return comparison
+
+
+def _add_vectors(comparison: Comparison, true: Sequence[Answer], found: Sequence[Answer]) -> None:
+    """Keep the dense vectors that are compared, and how far their neighbours are the same."""
+    which = comparison.compared
+    comparison.true, comparison.found = (_stack(side, which) for side in (true, found))
+    if len(which) > NEIGHBOURS:
+        comparison.neighbours = overlap(comparison.true, comparison.found)
 
 
 def _state(true: Answer, found: Answer, output: Output) -> State:

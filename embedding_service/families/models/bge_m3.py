@@ -11,25 +11,24 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 from torch.nn import functional
-from vllm.model_executor.layers.pooler import Pooler
 
-from embedding_service.families.bge_m3 import HEADLESS, PARTS, TASK, head_files
+from embedding_service.families.bge_m3 import HEADLESS, PARTS, head_files
 from embedding_service.families.models.roberta import PaddingAwareModel
+from embedding_service.families.models.sentence_pooler import WholePooler
 from embedding_service.types import Output
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
-    from collections.abc import Set as AbstractSet
 
     from torch import Tensor
     from vllm.config import PoolerConfig, VllmConfig
+    from vllm.model_executor.layers.pooler import Pooler
     from vllm.pooling_params import PoolingParams
-    from vllm.tasks import PoolingTask
     from vllm.v1.outputs import PoolerOutput
     from vllm.v1.pool.metadata import PoolingMetadata
 
 
-class BgeM3Pooler(Pooler):
+class BgeM3Pooler(WholePooler):
     """Gives each prompt one flat fp32 tensor: those of `PARTS` that it asked for, in that order.
 
     A prompt that names nothing gets all there is, so vLLM's memory profile sees the largest
@@ -45,15 +44,9 @@ class BgeM3Pooler(Pooler):
         layers = {head: nn.Linear(hidden, width, dtype=dtype) for head, width in widths.items()}
         self.heads = nn.ModuleDict(layers)
 
-    def get_supported_tasks(self) -> AbstractSet[PoolingTask]:
-        """Return the one task whose prompts reach this pooler."""
-        return {TASK}
-
     def forward(self, hidden_states: Tensor, pooling_metadata: PoolingMetadata) -> PoolerOutput:
         """Return each prompt's vectors, from the hidden states (tokens, hidden) of the batch."""
-        cursor = pooling_metadata.get_pooling_cursor()
-        if cursor.is_partial_prefill():
-            raise RuntimeError("BGE-M3 reads whole prompts: chunked prefill must be off")
+        cursor = self.cursor(pooling_metadata)
         wanted = [self._wanted(params) for params in pooling_metadata.pooling_params]
         if all(outputs == {Output.DENSE} for outputs in wanted):
             # One tensor is one copy to the host, not one for each prompt.

@@ -18,6 +18,7 @@ from torch.nn import functional
 from vllm.model_executor.layers.pooler import Pooler
 
 from embedding_service.families import recipe
+from embedding_service.families.bge_m3 import TASK
 from embedding_service.families.checkpoint import ModelRefused
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from vllm.tasks import PoolingTask
     from vllm.v1.outputs import PoolerOutput
-    from vllm.v1.pool.metadata import PoolingMetadata
+    from vllm.v1.pool.metadata import PoolingCursor, PoolingMetadata
 
     from embedding_service.families.recipe import Recipe, Step
 
@@ -179,7 +180,22 @@ def _loaded(module: nn.Module, path: Path) -> nn.Module:
     return module.float().eval()
 
 
-class SentencePooler(Pooler):
+class WholePooler(Pooler):
+    """Base of our poolers, whose texts have to come whole."""
+
+    def get_supported_tasks(self) -> AbstractSet[PoolingTask]:
+        """Return the one task whose prompts reach this pooler."""
+        return {TASK}
+
+    def cursor(self, pooling_metadata: PoolingMetadata) -> PoolingCursor:
+        """Return where the texts of a batch are."""
+        cursor = pooling_metadata.get_pooling_cursor()
+        if cursor.is_partial_prefill():
+            raise RuntimeError("texts are pooled whole: chunked prefill must be off")
+        return cursor
+
+
+class SentencePooler(WholePooler):
     """Gives each text one vector, from the hidden states (tokens, hidden) of the batch."""
 
     def __init__(self, recipe: Recipe) -> None:
@@ -187,15 +203,9 @@ class SentencePooler(Pooler):
         self.pool = [POOL[mode] for mode in recipe.modes]
         self.steps = nn.Sequential(*map(layer, recipe.steps))
 
-    def get_supported_tasks(self) -> AbstractSet[PoolingTask]:
-        """Return the one task whose prompts reach this pooler."""
-        return {"embed"}
-
     def forward(self, hidden_states: Tensor, pooling_metadata: PoolingMetadata) -> PoolerOutput:
         """Return (texts, width), not normalised."""
-        cursor = pooling_metadata.get_pooling_cursor()
-        if cursor.is_partial_prefill():
-            raise RuntimeError("texts are pooled whole: chunked prefill must be off")
+        cursor = self.cursor(pooling_metadata)
         skipped = [
             (params.extra_kwargs or {}).get(SKIPPED, 0)
             for params in pooling_metadata.pooling_params

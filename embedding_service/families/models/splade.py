@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Final
 import torch
 from torch import nn
 from vllm.model_executor.layers.activation import get_act_fn
-from vllm.model_executor.layers.pooler import Pooler
 from vllm.model_executor.models.bert import BertEmbeddingModel, BertMLMHead
 from vllm.model_executor.models.utils import AutoWeightsLoader
 
+from embedding_service.families.models.sentence_pooler import WholePooler
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from collections.abc import Set as AbstractSet
 
     from torch import Tensor
     from transformers import PreTrainedConfig
     from vllm.config import PoolerConfig
-    from vllm.tasks import PoolingTask
+    from vllm.model_executor.layers.pooler import Pooler
     from vllm.v1.outputs import PoolerOutput
     from vllm.v1.pool.metadata import PoolingMetadata
 
@@ -39,7 +39,7 @@ _HEAD_NAMES: Final = {
 }
 
 
-class SpladePooler(Pooler):
+class SpladePooler(WholePooler):
     """Gives each prompt its (vocabulary,) weights in fp32, all ≥ 0.
 
     `pooling` over the tokens is `max` or `sum`; with the `activation` `log1p_relu` the logarithm is
@@ -52,15 +52,9 @@ class SpladePooler(Pooler):
         self.sums = pooling == "sum"
         self.twice = activation == "log1p_relu"
 
-    def get_supported_tasks(self) -> AbstractSet[PoolingTask]:
-        """Return the one task whose prompts reach this pooler."""
-        return {"embed"}
-
     def forward(self, hidden_states: Tensor, pooling_metadata: PoolingMetadata) -> PoolerOutput:
         """Return each prompt's weights, from the hidden states (tokens, hidden) of the batch."""
-        cursor = pooling_metadata.get_pooling_cursor()
-        if cursor.is_partial_prefill():
-            raise RuntimeError("SPLADE reads whole prompts: chunked prefill must be off")
+        cursor = self.cursor(pooling_metadata)
         # One prompt at a time: its logits are (tokens, vocabulary), 60 MB for 512 tokens.
         prompts = torch.split(hidden_states, cursor.num_scheduled_tokens_cpu.tolist())
         if self.sums:
