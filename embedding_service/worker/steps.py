@@ -49,7 +49,7 @@ BOUNDARY = "compressed_token_type_ids"
 
 
 class Steps(Protocol):
-    """What feeds a pooling model, and computes it."""
+    """The way in which a pooling model is fed and computed."""
 
     def add(self, key: str, ids: TokenIds, params: PoolingParams) -> None:
         """Queue an input. Raises `ValueError` with vLLM's reason."""
