@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import ast
 import json
-import subprocess
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import pytest
 
 from tests.deploy.tools import free_ports
@@ -125,8 +125,9 @@ def shell(tmp_path: Path, documented: RunningGateway) -> Iterator[Shell]:
     (place / "config.yaml").write_text("model_name: my-model\n")
     (place / "corpus" / "a.jsonl").write_text(ROWS)
     (place / "corpus.jsonl").write_text(ROWS)
-    files = "gzip -k corpus.jsonl; zstd -q corpus/a.jsonl"
-    subprocess.run(["bash", "-ec", files], cwd=place, check=True)
+    for packed in ("corpus.jsonl.gz", "corpus/a.jsonl.zst"):
+        with pa.output_stream(str(place / packed), compression="detect") as file:
+            file.write(ROWS.encode())
     (line,) = (block.text for block in blocks("json"))
     (place / "requests.jsonl").write_text(line)
     yield shell
