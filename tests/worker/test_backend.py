@@ -185,7 +185,7 @@ def test_an_encoder_needs_no_scheduler_and_no_runner() -> None:
     assert off <= 2e-6
     assert again <= 2e-5  # in other company
     assert told == {
-        "kind": "_Direct",
+        "kind": "Direct",
         "ours": [3, 4, 2],
         "without": [3, 4, 2],
         "theirs": [3, 4, 2],
