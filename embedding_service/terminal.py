@@ -1,6 +1,6 @@
 """The log of a start, of requests and of the end as a person reads it; others as they are.
 
-Lines that another one brings up to date, such as a download's, are written over.
+A line about waiting, such as a download's bar, is written over by the next one of the story.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 import shutil
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
+
+from structlog import DropEvent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,7 +22,6 @@ _BOLD, _DIM, _PLAIN = "\x1b[1m", "\x1b[2m", "\x1b[0m"
 _GREEN, _YELLOW = "\x1b[32m", "\x1b[33m"
 _ONE_LINE_UP = "\x1b[1A\x1b[2K"
 _BAR_COLUMNS = 30
-_TRANSIENT = frozenset({"still_loading"})  # and downloads
 _FIRST_ERROR_STATUS = 400
 # Of a request's line: shown in front, or of no use on a terminal.
 _IN_FRONT = ("event", "level", "timestamp", "method", "path", "status", "seconds", "client", "id")
@@ -33,16 +34,17 @@ class Story:
         self._otherwise = otherwise
         self._version = version
         self._over = False  # whether the last line may be written over
+        self._bar = False  # whether it is a bar
 
     def __call__(self, logger: WrappedLogger, method: str, event: EventDict) -> Any:
-        """Return the line."""
+        """Return the line. Raises `DropEvent` for one that would hide a bar, which says more."""
+        if self._bar and event["event"] == "still_loading":
+            raise DropEvent
         write = self._writer(event)
-        if write is None:
-            self._over = False
-            return self._otherwise(logger, method, event)
-        before = _ONE_LINE_UP if self._over and _is_transient(event) else ""
-        self._over = _is_transient(event)
-        return before + write(event)
+        before = _ONE_LINE_UP if self._over and write else ""
+        self._bar = write is not None and "total_bytes" in event
+        self._over = self._bar or event["event"] == "still_loading"
+        return before + write(event) if write else self._otherwise(logger, method, event)
 
     def _writer(self, event: EventDict) -> Writer | None:
         if event["event"] == "listening":
@@ -52,10 +54,6 @@ class Story:
     def _listening(self, event: EventDict) -> str:
         name = f"{_BOLD}embedding-service {self._version}{_PLAIN}"
         return f"{name} listens on {event['address']}"
-
-
-def _is_transient(event: EventDict) -> bool:
-    return event["event"] in _TRANSIENT or "total_bytes" in event
 
 
 def _loading(event: EventDict) -> str:

@@ -74,11 +74,19 @@ def test_lines_about_waiting_are_written_over(story: Story) -> None:
     assert not first.startswith(UP)
     assert second.startswith(UP)
     assert " 50%  5 of 10 MB" in second
-    assert told(story, "still_loading", waiting_for="weights", seconds=10).startswith(UP)
-    assert not told(story, "engine_stage", stage="weights", seconds=1.0).startswith(UP)
+    assert told(story, "engine_stage", stage="model files", seconds=1.0).startswith(UP)
     assert not told(story, "still_loading", waiting_for="warm-up", seconds=10).startswith(UP)
+    assert told(story, "still_loading", waiting_for="warm-up", seconds=20).startswith(UP)
     told(story, "another")
     assert not told(story, "engine_progress", **download).startswith(UP)
+
+
+def test_a_bar_stays_while_there_is_one(story: Story) -> None:
+    """A download of a minute is a bar from its beginning to its end, and says nothing besides."""
+    told(story, "engine_progress", detail="…", done_bytes=5_000_000, total_bytes=10_000_000)
+    with pytest.raises(structlog.DropEvent):
+        told(story, "still_loading", waiting_for="model files", seconds=10)
+    assert plain(told(story, "engine_stage", stage="model files", seconds=1.0)).endswith(" 1.0 s")
 
 
 def test_other_events_are_as_they_were(story: Story) -> None:
