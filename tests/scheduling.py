@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 # core to start.
 SHARING_ENGINES = (
     "tests/clients/",
+    "tests/docs/test_start_picture.py",
     *(f"tests/worker/test_{name}.py" for name in ("latency", "parity", "tensor_parallel")),
 )
 
