@@ -292,11 +292,17 @@ class Settings(ModelOptions, BaseSettings):
 
     @property
     def keys_path(self) -> Path | None:
-        """The file of keys: the one that is set, else systemd's credential if there is one."""
+        """The file of keys: the one that is set, else systemd's credential if there is one.
+
+        A credential that cannot be looked at counts as one, so that its reader says why.
+        """
         if self.api_keys_file is not None:
             return self.api_keys_file
         credential = Path(os.environ.get("CREDENTIALS_DIRECTORY", "/nonexistent"), "embedding-keys")
-        return credential if credential.is_file() else None
+        try:
+            return credential if credential.is_file() else None
+        except PermissionError:
+            return credential
 
     @property
     def has_keys(self) -> bool:

@@ -173,6 +173,20 @@ def test_keys_come_from_a_systemd_credential(
     assert name_of(from_file(other, "another"), SECRET) is None
 
 
+def test_a_credential_that_nobody_may_look_at_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not count as none, with which a service would be open; its reader says why."""
+
+    def refuse(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    monkeypatch.setattr("pathlib.Path.is_file", refuse)
+    with pytest.raises(BadConfiguration, match=r"api_keys_file: \S+embedding-keys: "):
+        ring()
+
+
 def test_all_sources_count_together(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Settings, variables and file are one ring; unnamed keys are numbered through."""
     monkeypatch.setenv("API_KEY", "two")
