@@ -6,6 +6,7 @@ need more than a folder. Another program is not found, and ends the block.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -29,6 +30,8 @@ ORDINARY = (
 )
 CLONED = ("Makefile", "Dockerfile", "pyproject.toml", "config", "deploy", "tests/clients")
 STAMPS = ("pyvenv.cfg", ".engine-cpu", ".demo", ".test", ".project")
+# By which a `make test ARGS=...` around the tests would hand its variables to a page's `make`.
+_OF_MAKE = {"ARGS", "MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS"}
 _FROM_THE_ROOT = re.compile(r"(?<![\w.$}/-])/(?=(?:etc|opt|srv|var/cache)/)")
 _ADDRESS = re.compile(r"https?://[\w.-]+(?::\d+)?(?=[/\s\"']|$)", re.MULTILINE)
 
@@ -38,7 +41,8 @@ class Shell:
 
     def __init__(self, folder: Path, port: int) -> None:
         self.folder, self.root, self.checkout = folder, folder / "root", folder / "checkout"
-        self._environment = ENVIRONMENT | {
+        outside = {key: value for key, value in ENVIRONMENT.items() if key not in _OF_MAKE}
+        self._environment = outside | {
             "EMBEDDING_DRAIN_GRACE_S": "0",
             "EMBEDDING_ENGINE": "fake",
             "EMBEDDING_PORT": str(port),
@@ -94,4 +98,5 @@ class Shell:
         """End the gateway that a block has left behind."""
         pid = self.folder / "pid"
         if pid.exists():
-            os.kill(int(pid.read_text()), signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it ended itself, of which a block tells
+                os.kill(int(pid.read_text()), signal.SIGKILL)
