@@ -24,12 +24,9 @@ if TYPE_CHECKING:
     from torch import Tensor
     from vllm.model_executor.models.bert import BertLayer
 
-    from embedding_service.worker.cpu_attention import Metadata
+    from embedding_service.worker.cpu_attention import Attend
 
     Step = Callable[[Tensor], Tensor]
-
-
-_NO_CACHE = torch.empty(0)  # for vLLM's kernel a step's metadata has one
 
 
 def straighten(model: torch.nn.Module) -> int:
@@ -49,15 +46,17 @@ class _Line:
 
     def __init__(self, encoder: BertEncoder) -> None:
         self.layers = [_Layer(layer) for layer in encoder.layer]
-        self.name = encoder.layer[0].attention.self.attn.layer_name  # all have the same metadata
+        self.attention = encoder.layer[0].attention.self.attn  # all have the same metadata
         self.otherwise = encoder.forward
 
     def __call__(self, hidden_states: Tensor) -> Tensor:
-        metadata = (get_forward_context().attn_metadata or {}).get(self.name)
+        metadata = (get_forward_context().attn_metadata or {}).get(self.attention.layer_name)
         if metadata is None:  # vLLM looks for the largest step's memory
             return self.otherwise(hidden_states)
+        how: Implementation = self.attention.impl
+        attend = how.of_step(self.attention, metadata)
         for layer in self.layers:
-            hidden_states = layer(hidden_states, metadata)
+            hidden_states = layer(hidden_states, attend)
         return hidden_states
 
 
@@ -65,7 +64,7 @@ class _Layer:
     def __init__(self, layer: BertLayer) -> None:
         attention = layer.attention
         self.qkv = _product(attention.self.qkv_proj)
-        self.attention = attention.self.attn
+        self.heads = attention.self.attn.num_heads
         self.mix = _product(attention.output.dense)
         self.mixed = _norm(attention.output.LayerNorm)
         self.up = _product(layer.intermediate.dense)
@@ -73,18 +72,13 @@ class _Layer:
         self.down = _product(layer.output.dense)
         self.done = _norm(layer.output.LayerNorm)
 
-    def __call__(self, x: Tensor, metadata: Metadata) -> Tensor:
-        x = self.mixed(self.mix(self.attend(self.qkv(x), metadata)).add_(x))
+    def __call__(self, x: Tensor, attend: Attend) -> Tensor:
+        """Return the next layer's input, (tokens, hidden) as `x`."""
+        query, key, value = self.qkv(x).unflatten(1, (3, self.heads, -1)).unbind(1)
+        attended = torch.empty_like(query, memory_format=torch.contiguous_format)
+        attend(query, key, value, attended)
+        x = self.mixed(self.mix(attended.flatten(1)).add_(x))
         return self.done(self.down(self.activation(self.up(x))).add_(x))
-
-    def attend(self, qkv: Tensor, metadata: Metadata) -> Tensor:
-        """Return (tokens, hidden) from (tokens, 3 x hidden)."""
-        heads = self.attention.num_heads
-        query, key, value = qkv.unflatten(1, (3, heads, -1)).unbind(1)
-        output = torch.empty(query.shape, dtype=query.dtype)
-        how: Implementation = self.attention.impl
-        how.forward(self.attention, query, key, value, _NO_CACHE, metadata, output)
-        return output.flatten(1)
 
 
 def _can_be_straight(module: torch.nn.Module) -> bool:
