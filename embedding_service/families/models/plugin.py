@@ -27,6 +27,10 @@ _CLASSES: Final[Mapping[str, str]] = {
     ours.ROBERTA: "embedding_service.families.models.roberta:PaddingAwareModel",
     ours.ROBERTA_PAIRS: "embedding_service.families.models.roberta:PaddingAwareReranker",
 }
+# Where a CPU has AMX, vLLM multiplies small weights, meant to be routers of experts, by a kernel of
+# its own. Its bound of 1 MiB also takes in half of MiniLM's, for which that kernel needs 1.3 times
+# the time of oneDNN's when the tokens are many (docs/notebook/experiments.md).
+_ROUTER_BYTES: Final = 64 << 10
 _CPU_ATTENTION: Final = "embedding_service.worker.cpu_attention.Backend"
 
 
@@ -54,8 +58,10 @@ def register() -> None:
     vLLM calls it in every process, the tensor-parallel workers included, and more than once.
     """
     # Imported here because it imports torch's compiler.
+    from vllm.model_executor.layers import utils  # noqa: PLC0415
     from vllm.model_executor.model_loader import default_loader  # noqa: PLC0415
 
+    utils._CPU_SGL_GEMM_MAX_WEIGHT_BYTES = _ROUTER_BYTES  # noqa: SLF001
     default_loader.filter_duplicate_safetensors_files = _chosen
     default_loader.filter_files_not_needed_for_inference = _chosen
     register_backend(AttentionBackendEnum.CPU_ATTN, _CPU_ATTENTION)
