@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
+import http.client
 import itertools
 import math
 import statistics
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import aiohttp
 import numpy as np
@@ -125,6 +128,9 @@ async def send(
     answered: Callable[[float, float], None] = lambda *_: None,
 ) -> None:
     """Send each body once, or fail; `answered` gets each answer's time and duration."""
+    if cell.clients == 1:
+        await asyncio.to_thread(_send_alone, url, bodies, answered)
+        return
     waiting = iter(bodies)
 
     async def client(session: aiohttp.ClientSession) -> None:
@@ -140,6 +146,21 @@ async def send(
         connector=aiohttp.TCPConnector(limit=0), timeout=timeout
     ) as session:
         await asyncio.gather(*(client(session) for _ in range(cell.clients)))
+
+
+def _send_alone(
+    url: str, bodies: Iterable[bytes], answered: Callable[[float, float], None]
+) -> None:
+    """One client needs no event loop, which adds a millisecond to what it measures."""
+    parts = urlsplit(url)
+    with contextlib.closing(http.client.HTTPConnection(parts.netloc, timeout=3600)) as connection:
+        for body in bodies:
+            began = time.perf_counter()
+            connection.request("POST", parts.path, body, HEADERS)
+            response = connection.getresponse()
+            answer = response.read()
+            assert response.status == 200, answer[:300]
+            answered(now := time.perf_counter(), now - began)
 
 
 async def vectors(url: str, texts: list[str], model: str, encoding: str) -> np.ndarray:
