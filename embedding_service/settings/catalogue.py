@@ -93,8 +93,11 @@ def _bare(name: str) -> str:
 def near(name: str) -> list[str]:
     """Return the settings that somebody may have meant by a name, the likeliest first."""
     known, word = list(settings()), _bare(name)
+    slips = get_close_matches(word, known, n=1, cutoff=0.8)
+    of_a_kind = [setting for setting in known if setting.startswith(f"{word.partition('_')[0]}_")]
     holding = [setting for setting in known if word and word in setting]
-    return list(dict.fromkeys([*get_close_matches(word, known, n=3), *holding[:5]]))
+    found = [*slips, *of_a_kind[:2], *holding[:5], *get_close_matches(word, known, n=3)]
+    return list(dict.fromkeys(found))
 
 
 def related(setting: Setting) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +18,13 @@ if TYPE_CHECKING:
 def read(arguments: Iterable[str], options: Iterable[str] = ()) -> dict[str, Any]:
     """Return the settings in flags. Raises `BadConfiguration`.
 
-    `[…]`, `{…}` and `null` are YAML, everything else is text. `options` are flags of the command's
-    own, which an unknown one may have been meant for.
+    `[…]`, `{…}` and `null` are YAML, everything else is text; alone, a flag that may be true is.
+    `options` are flags of the command's own, which an unknown one may have been meant for.
     """
     flags: dict[str, Any] = {}
-    rest = iter(arguments)
-    for argument in rest:
+    rest = deque(arguments)
+    while rest:
+        argument = rest.popleft()
         if not argument.startswith("--"):
             remedy = "write --name value, and a model as --model-name NAME or --model-path FOLDER"
             raise BadConfiguration(f"{_shown(argument)} is not a flag; {remedy}")
@@ -31,19 +33,28 @@ def read(arguments: Iterable[str], options: Iterable[str] = ()) -> dict[str, Any
         if field not in Settings.model_fields:
             raise BadConfiguration(f"--{name}: no such setting; try {_hint(name, options)}")
         if not equals:
-            text = next(rest, "--")
-            if text.startswith("--"):
-                raise BadConfiguration(f"--{name}: a value is missing; write --{name} VALUE")
+            follows = rest and not rest[0].startswith("--")
+            text = rest.popleft() if follows else _alone(name)
         flags[field] = _value(name, text)
     return flags
+
+
+def _alone(name: str) -> str:
+    """Return the value of a flag that none follows."""
+    from embedding_service.settings.catalogue import find  # noqa: PLC0415 - seldom needed
+
+    setting = find(name)
+    if setting is None or "true" not in setting.choices:
+        raise BadConfiguration(f"--{name}: a value is missing; write --{name} VALUE")
+    return "true"
 
 
 def _hint(name: str, options: Iterable[str]) -> str:
     from embedding_service.settings.catalogue import near  # noqa: PLC0415 - only on the way out
 
-    own = get_close_matches(f"--{name}", options)
-    settings = (f"--{setting.replace('_', '-')}" for setting in near(name))
-    return " or ".join([*own, *settings][:2]) or "`embedding-service settings`"
+    own = get_close_matches(name, [option.lstrip("-") for option in options], n=1, cutoff=0.8)
+    meant = [f"--{each.replace('_', '-')}" for each in (*own, *near(name))]
+    return " or ".join(meant[:3]) or "`embedding-service settings`, which lists all"
 
 
 def _shown(argument: str) -> str:

@@ -49,6 +49,7 @@ def load(
     set_by: dict[str, str] = {}
     try:
         set_by, warnings = old_variables.apply(tree, os.environ)
+        set_by |= _set_by_variables(besides=flags or {})
         settings = _merge(flags or {}, tree)
     except ValidationError as error:
         raise BadConfiguration(one_line(error, set_by)) from None
@@ -69,6 +70,17 @@ def _merge(flags: Mapping[str, Any], tree: Json) -> Settings:
         InitSettingsSource(Settings, tree),
     )
     return Settings(_build_sources=(sources, {}))  # type: ignore[call-arg] # BaseSettings takes it
+
+
+def _set_by_variables(*, besides: Mapping[str, Any]) -> dict[str, str]:
+    """Return the variable that sets each setting, if one does and no flag wins over it."""
+    given = {name.upper(): name for name, value in os.environ.items() if value}
+    variables = {name: f"{ENV_PREFIX}{name.upper()}" for name in Settings.model_fields}
+    return {
+        name: given[variable]
+        for name, variable in variables.items()
+        if variable in given and name not in besides
+    }
 
 
 def _refuse_service_link() -> None:

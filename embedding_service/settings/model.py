@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_settings import NoDecode
 
 from embedding_service.types import InputType, TokenIdPolicy
@@ -95,7 +95,9 @@ class ModelOptions(EngineOptions):
     """One served model."""
 
     model_name: str = Field(
-        "Qwen/Qwen3-Embedding-0.6B", min_length=1, description="Public name and hub id."
+        "Qwen/Qwen3-Embedding-0.6B",
+        min_length=1,
+        description="Public name and hub id; a model_path without one goes by its folder.",
     )
     model_path: str | None = Field(
         None, description="Local folder, or `package:NAME/FOLDER`; wins over the hub."
@@ -136,6 +138,16 @@ class ModelOptions(EngineOptions):
     token_ids: TokenIdPolicy = Field(
         TokenIdPolicy.CL100K, description="How token ids in requests are read."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_by_folder(cls, data: object) -> object:
+        """Call a model by its folder's name if no other is given: it is not the default model."""
+        if not isinstance(data, dict) or "model_name" in data:
+            return data
+        path = data.get("model_path")
+        name = Path(path.removeprefix("package:")).absolute().name if isinstance(path, str) else ""
+        return {**data, "model_name": name} if name else data
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -67,7 +67,10 @@ def _in_folder(path: str) -> str:
         )
     # In old layouts the transformer has a folder of its own, which modules.json names.
     if not any(Path(path, name).is_file() for name in ("config.json", "modules.json")):
-        raise ModelRefused(f"model_path: {path} holds no config.json, so it is not a model")
+        raise ModelRefused(
+            f"model_path: {path} holds no config.json, so it is not a model; name the folder with "
+            "config.json, tokenizer.json and weights"
+        )
     _refuse_pointers(Path(path))
     return path
 
@@ -91,5 +94,7 @@ def _is_pointer(path: Path) -> bool:
 def _in_package(package: str, folder: str = "") -> str:
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise ModelRefused(f"model_path: the Python package {package} is not installed")
+        raise ModelRefused(
+            f"model_path: the Python package {package} is not installed; install it with pip"
+        )
     return str(Path(spec.submodule_search_locations[0]) / folder)

@@ -27,10 +27,19 @@ from embedding_service.settings import flags
         (["--max-model-len", "null"], {"max_model_len": None}),
         (["--model-path="], {"model_path": ""}),
         (["--port", "1", "--port", "2"], {"port": "2"}),
+        (["--allow-anonymous"], {"allow_anonymous": "true"}),
+        (["--echo-model", "--port", "1"], {"echo_model": "true", "port": "1"}),
+        (
+            ["--enforce-eager", "--required", "false"],
+            {"enforce_eager": "true", "required": "false"},
+        ),
     ],
 )
 def test_flags_are_read(arguments: list[str], settings: dict[str, Any]) -> None:
-    """Flags come with a blank or an equals sign; brackets make lists and mappings."""
+    """Flags come with a blank or an equals sign; brackets make lists and mappings.
+
+    Alone, a flag that may be true is.
+    """
     assert flags.read(arguments) == settings
 
 
@@ -41,7 +50,7 @@ def test_flags_are_read(arguments: list[str], settings: dict[str, Any]) -> None:
         (["-p", "1"], "'-p'"),
         (["--prot", "1"], "--prot"),
         (["--port"], "--port"),
-        (["--allow-anonymous", "--port", "1"], "--allow-anonymous"),
+        (["--replicas", "--port", "1"], "--replicas"),
         (["--engine-args", "{a"], "--engine-args"),
         (["--yaml-tree", "1"], "--yaml-tree"),
     ],
@@ -66,7 +75,15 @@ def test_a_value_is_not_printed(value: str) -> None:
 
 @pytest.mark.parametrize(
     ("flag", "meant"),
-    [("--confg", "--config"), ("--prot", "--port"), ("--zzzz", "`embedding-service settings`")],
+    [
+        ("--confg", "--config"),
+        ("--prot", "--port"),
+        ("--max-bach-size", "--max-batch-size"),
+        ("--model", "--models or --model-name or --model-path"),
+        ("--model-id", "--model-name or --model-path"),
+        ("--max-length", "--max-model-len"),
+        ("--zzzz", "`embedding-service settings`, which lists all"),
+    ],
 )
 def test_a_slip_is_answered_with_what_was_meant(flag: str, meant: str) -> None:
     """An unknown flag is answered with the near ones, the option for the file among them."""

