@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 import yaml
+from typer.exceptions import TyperException
 
 from embedding_service import __version__
 from embedding_service.commands.lazy import Commands
@@ -21,6 +22,8 @@ from embedding_service.commands.settings import (
     load_settings,
 )
 from embedding_service.errors import BadConfiguration, StartupError
+
+_INTERRUPTED = 130  # as shells have it: 128 and SIGINT
 
 app = typer.Typer(
     cls=Commands,
@@ -207,15 +210,32 @@ def _check_folder() -> None:
         raise BadConfiguration("the current folder is gone; change to one that is there") from None
 
 
+def _wrong_use(error: TyperException) -> str:
+    """Return an error of the command line's library in one line, with the help to look at."""
+    context = getattr(error, "ctx", None)
+    help_of = f"`{context.command_path} --help`" if context else "--help"
+    said = error.format_message().replace("Value error, ", "")
+    if not said:  # the help has been printed
+        return ""
+    return f"{said} See {help_of}" if said.endswith((".", "?")) else f"{said}; see {help_of}"
+
+
 def main() -> None:
     """Run the command line; an error at start-up is one line and an exit status."""
     try:
         _check_folder()
-        app()
+        sys.exit(app(standalone_mode=False))
     except StartupError as error:
-        sys.stderr.write(f"embedding-service: {error}\n")
+        said, status = str(error), error.exit_code
+    except TyperException as error:
+        said, status = _wrong_use(error), BadConfiguration.exit_code
+    except typer.Abort:  # Ctrl-C where a question is asked
+        said, status = "stopped; nothing is written", _INTERRUPTED
+    sys.stdout.flush()
+    if said:
+        sys.stderr.write(f"embedding-service: {said}\n")
         sys.stderr.flush()
-        os._exit(error.exit_code)
+    os._exit(status)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import signal
 import socket
 import subprocess
@@ -19,7 +20,7 @@ import yaml
 from typer.testing import CliRunner
 
 from embedding_service import __version__
-from embedding_service.cli import app
+from embedding_service.cli import app, main
 from embedding_service.errors import BadConfiguration, NoVectors, StartupError
 
 if TYPE_CHECKING:
@@ -121,6 +122,53 @@ def test_a_wrong_setting_is_exit_status_2(arguments: list[str], field: str) -> N
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("embedding-service: ")
     assert field in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["sreve"], "No such command 'sreve'. Did you mean 'serve'? See `COMMAND --help`"),
+        (["keys", "nwe"], "No such command 'nwe'. Did you mean 'new'? See `COMMAND keys --help`"),
+        (["init", "--modle", "a"], "No such option: --modle (Possible options: --model); see "),
+        (["init", "--model"], "Option '--model' requires an argument. See --help"),
+        (["init", "--for", "me"], "Invalid value for '--for': 'me' is not one of 'systemd', "),
+        (["embed"], "Missing argument 'INPUT...'. See `COMMAND embed --help`"),
+        (["settings", "a", "b"], "Got unexpected extra argument(s) (b); see `COMMAND settings "),
+    ],
+)
+def test_wrong_use_is_one_line(
+    arguments: list[str],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A command or an option that is wrong is one line, as a wrong setting is: no box, no usage."""
+    assert _main(arguments, monkeypatch) == 2
+    out, line = capsys.readouterr()
+    assert out == ""
+    assert line.count("\n") == 1
+    line = re.sub(r"`(python -m \S+|\S*pytest|embedding-service)", "`COMMAND", line)
+    assert line.startswith(f"embedding-service: {said}")
+
+
+def test_without_a_command_there_is_help(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The help is all that is said where no command is given; a finished command is status 0."""
+    assert _main([], monkeypatch) == 2
+    out, error = capsys.readouterr()
+    assert "check-config" in out
+    assert error == ""
+    assert _main(["version"], monkeypatch) == 0
+
+
+def _main(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
+    """Run the command line in this process; return its exit status."""
+    monkeypatch.setattr(sys, "argv", ["embedding-service", *arguments])
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return int(ended.value.code or 0)
 
 
 @pytest.mark.process

@@ -52,7 +52,7 @@ def _alone(name: str) -> str:
 def _hint(name: str, options: Iterable[str]) -> str:
     from embedding_service.settings.catalogue import near  # noqa: PLC0415 - only on the way out
 
-    own = get_close_matches(name, [option.lstrip("-") for option in options], n=1, cutoff=0.8)
+    own = get_close_matches(name, [option.lstrip("-") for option in options], n=1, cutoff=0.7)
     meant = [f"--{each.replace('_', '-')}" for each in (*own, *near(name))]
     return " or ".join(meant[:3]) or "`embedding-service settings`, which lists all"
 
