@@ -176,10 +176,12 @@ class Gateway:
             systemd.reloading()
         try:
             await asyncio.to_thread(self.keys.reload)
+            self.lifecycle.reload_failed = ""
             self.log.info("reloaded", keys=len(self.keys))
             if self.batches is not None:
                 self.batches.owners_have_changed()
         except BadConfiguration as error:
+            self.lifecycle.reload_failed = str(error)
             self.log.error("reload_failed", reason=str(error))  # noqa: TRY400 - one line says it
         if ready:
             systemd.notify("READY=1")

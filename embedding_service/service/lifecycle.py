@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from embedding_service import systemd
+from embedding_service.engine.states import State
 from embedding_service.errors import NoModelLeft, Unavailable
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ class Phase(StrEnum):
     STOPPED = "stopped"
 
 
+_AT_WORK = (Phase.STARTING, Phase.READY)
+
+
 class Lifecycle:
     """The gateway's phase, and its requests in flight."""
 
@@ -50,6 +54,7 @@ class Lifecycle:
         self.phase = Phase.STARTING
         self.started = time.monotonic()
         self.in_flight = 0
+        self.reload_failed = ""  # the reason, until a later reload goes well
         self._log = log
         self._idle = asyncio.Event()
         self._idle.set()
@@ -75,7 +80,7 @@ class Lifecycle:
                 await self._load(model)
         if self.phase is Phase.STARTING:
             self.phase = Phase.READY
-            systemd.notify("READY=1", "STATUS=serving")
+            systemd.notify("READY=1")
             seconds = round(time.monotonic() - self.started, 2)
             self._log.info("ready", seconds=seconds, **self._ready_facts())
         for model in models:
@@ -136,8 +141,12 @@ class Lifecycle:
         """
         every_s, fed_at = systemd.watchdog_every_s(), 0.0
         engines = [model.engine for model in self.service.models]
+        told = ""
         while True:
             self._check_models()
+            if self.phase in _AT_WORK and (status := self._status()) != told:
+                systemd.notify(f"STATUS={status}")
+                told = status
             now = time.monotonic()
             due = every_s is not None and now - fed_at >= every_s
             if due and all(engine.supervised for engine in engines):
@@ -146,6 +155,17 @@ class Lifecycle:
             await asyncio.sleep(PULSE_S)
             lag_s = time.monotonic() - now - PULSE_S
             self.service.metrics.event_loop_lag.observe(max(0.0, lag_s))
+
+    def _status(self) -> str:
+        """Return a line for `systemctl status`: the phase, and models and keys that are amiss."""
+        amiss = [
+            f"{model.name}: {', '.join(model.engine.states)}"
+            for model in self.service.models
+            if {*model.engine.states} != {State.READY}
+        ]
+        if self.reload_failed:
+            amiss.append(f"reload failed: {self.reload_failed}")
+        return "; ".join(["serving" if self.phase is Phase.READY else str(self.phase), *amiss])
 
     def _check_models(self) -> None:
         """Raise `NoModelLeft` where a new process would be of more use than this one."""
