@@ -80,7 +80,7 @@ class Lifecycle:
                 await self._load(model)
         if self.phase is Phase.STARTING:
             self.phase = Phase.READY
-            systemd.notify("READY=1")
+            systemd.notify("READY=1", f"STATUS={self._status()}")
             seconds = round(time.monotonic() - self.started, 2)
             self._log.info("ready", seconds=seconds, **self._ready_facts())
         for model in models:

@@ -304,7 +304,9 @@ def test_a_reload_while_loading_is_not_ready(
     server.wait_for("reloaded")
     manager.wait_for("READY=1")
     assert httpx.get(server.url + "/readyz").status_code == 200
-    assert [each for each in manager.heard if not each.startswith("STATUS=")] == ["READY=1"]
+    assert [each for each in manager.heard if each.startswith("READY")] == [
+        "READY=1\nSTATUS=serving"
+    ]
 
 
 def test_an_optional_model_that_cannot_be_loaded_is_let_go(
