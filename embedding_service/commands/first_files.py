@@ -36,6 +36,7 @@ PLATFORMS: Final = {
     "compose": "compose.yaml",
     "kubernetes": "kubernetes.yaml",
 }
+_NO_CONTAINERS: Final = (None, "systemd")
 _PLAIN: Final = re.compile(r"[\w./-]+", re.ASCII)
 _MODEL_FILES: Final = ("config.json", "modules.json")  # old layouts have but the second
 SCHEMA: Final = "embedding-service.schema.json"
@@ -88,6 +89,7 @@ class Choice:
             "folder": self.folder is not None,
             "long": qwen,
             f"{one}_query": qwen,
+            "here": self.platform in _NO_CONTAINERS,
             "gpu": self.gpu,
             "cpu": not self.gpu,
             "root": getuser() == "root",
@@ -113,7 +115,7 @@ class Choice:
 
     def _model_path(self) -> str:
         """Return the folder as the gateway sees it: containers have it under /models."""
-        if self.folder is None or self.platform in (None, "systemd"):
+        if self.folder is None or self.platform in _NO_CONTAINERS:
             return str(self.folder)
         return "/models/" + re.sub(r"[^\w.-]+", "-", self.folder.name)
 
