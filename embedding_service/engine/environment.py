@@ -1,4 +1,4 @@
-"""The environment variables of a worker: our own, those that vLLM needs, its cores and devices."""
+"""The environment variables of a worker: our own, those that vLLM needs, its devices."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from embedding_service.engine import caches
+from embedding_service.engine import caches, cores
 from embedding_service.settings import service_links
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from embedding_service.settings.gateway import Settings
     from embedding_service.settings.model import ModelOptions
 
@@ -39,12 +37,7 @@ _LIBRARY_FOLDERS = ("lib/x86_64-linux-gnu", "lib/aarch64-linux-gnu", "lib64", "l
 
 
 def inherited(settings: Settings) -> dict[str, str]:
-    """Return our own variables for all workers, without the gateway's settings and keys.
-
-    Where workers compute on the same cores, threads that wait must not spin: two workers on two
-    cores gave 4 times as many requests (soak test, embedder and reranker). A worker that has its
-    cores to itself is a little faster with spinning.
-    """
+    """Return our own variables for all workers, without the gateway's settings and keys."""
     private = {*settings.api_keys_env, *settings.environment}
     kept = {
         name: value
@@ -54,18 +47,12 @@ def inherited(settings: Settings) -> dict[str, str]:
     for name in service_links.of_vllm(kept):
         del kept[name]
     kept |= caches.variables(os.environ, settings.runtime_dir)
-    return {"OMP_WAIT_POLICY": "PASSIVE", **kept} if share_cores(settings) else kept
+    return {**cores.waiting(settings), **kept}
 
 
 def environment(options: ModelOptions, *, replica: int) -> dict[str, str]:
     """Return the variables that a worker needs before Python starts; the operator's own win."""
-    binding = cpu_binding(
-        sorted(os.sched_getaffinity(0)),
-        ranks=options.tensor_parallel_size,
-        replica=replica,
-        replicas=options.replicas,
-    )
-    wanted = _FIXED | {"VLLM_CPU_OMP_THREADS_BIND": binding}
+    wanted = _FIXED | cores.variables(options, replica=replica)
     if tcmalloc := _tcmalloc():
         wanted["LD_PRELOAD"] = tcmalloc
     wanted = {name: value for name, value in wanted.items() if name not in os.environ}
@@ -78,32 +65,6 @@ def _visible_devices(options: ModelOptions, replica: int) -> str:
     count = options.tensor_parallel_size
     turns = range(replica * count, (replica + 1) * count)
     return ",".join(str(options.devices[turn % len(options.devices)]) for turn in turns)
-
-
-def share_cores(settings: Settings) -> bool:
-    """Tell whether workers of this gateway will be bound to the same cores of a CPU."""
-    cores = len(os.sched_getaffinity(0))
-    models = settings.served_models
-    crowded = any(model.replicas * model.tensor_parallel_size > cores for model in models)
-    return len(models) > 1 or crowded
-
-
-def cpu_binding(cores: Sequence[int], *, ranks: int, replica: int, replicas: int) -> str:
-    """Split `cores` among replicas, then among tensor-parallel ranks, leaving none idle.
-
-    vLLM's form: `0,1|2,3` binds rank 0 to cores 0 and 1. Its own `auto` keeps a core for a
-    server that here lives in another process, which is one of two on a small machine.
-    """
-    own = _share(cores, replica, replicas)
-    bound = [_share(own, rank, ranks) for rank in range(ranks)]
-    return "|".join(",".join(map(str, of_rank)) for of_rank in bound)
-
-
-def _share(cores: Sequence[int], index: int, count: int) -> Sequence[int]:
-    """Return the part of `cores` that falls to one of `count`; with too few, one in turn."""
-    if count >= len(cores):
-        return [cores[index % len(cores)]]
-    return cores[index * len(cores) // count : (index + 1) * len(cores) // count]
 
 
 def _tcmalloc() -> str | None:

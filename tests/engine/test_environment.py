@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedding_service.engine.environment import cpu_binding, environment, inherited
+from embedding_service.engine import cores as cores_module
+from embedding_service.engine.cores import cpu_binding, quota
+from embedding_service.engine.environment import environment, inherited
 from embedding_service.settings.gateway import Settings
 from embedding_service.settings.load import load
 from embedding_service.settings.model import ModelOptions
@@ -59,9 +61,13 @@ def test_no_core_is_idle_and_none_is_shared_without_need(
 
 
 @pytest.fixture(autouse=True)
-def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
+def _clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(cores_module, "_MEMBERSHIP", tmp_path / "membership")
+    monkeypatch.setattr(cores_module, "_MOUNTS", tmp_path)
     for name in (
         "VLLM_CPU_OMP_THREADS_BIND",
+        "OMP_NUM_THREADS",
+        "OMP_WAIT_POLICY",
         "CUDA_VISIBLE_DEVICES",
         "VLLM_LOGGING_LEVEL",
         "LD_PRELOAD",
@@ -71,6 +77,76 @@ def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def variables(replica: int = 0, **options: Any) -> dict[str, str]:
     return environment(ModelOptions(**options), replica=replica)
+
+
+V1 = {"cpu.cfs_quota_us": "150000\n", "cpu.cfs_period_us": "100000\n"}
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "cpus"),
+    [
+        ("0::/", {"cpu.max": "max 100000\n"}, None),
+        ("0::/", {"cpu.max": "250000 100000\n"}, 2.5),
+        ("0::/a/b", {"a/cpu.max": "100000 100000\n", "a/b/cpu.max": "max 100000\n"}, 1.0),
+        ("0::/a/b", {"a/cpu.max": "900000 100000\n", "a/b/cpu.max": "400000 100000\n"}, 4.0),
+        ("0::/../../the/hosts", {"cpu.max": "200000 100000\n"}, 2.0),
+        ("2:cpu,cpuacct:/docker/1", {f"cpu/{name}": text for name, text in V1.items()}, 1.5),
+        ("1:cpu:/a", {f"cpu/a/{name}": text for name, text in V1.items()}, 1.5),
+        ("1:cpu:/", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+        ("1:cpuset:/\n0::/", {f"cpuset/{name}": text for name, text in V1.items()}, None),
+        ("0::/", {"cpu.max": ""}, None),
+        ("0::/", {}, None),
+    ],
+)
+def test_quotas_are_read(
+    tmp_path: Path, membership: str, files: dict[str, str], cpus: float | None
+) -> None:
+    """The least bound of the process's control groups, of either version of them."""
+    (tmp_path / "membership").write_text(membership)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert quota() == cpus
+
+
+@pytest.mark.parametrize(
+    ("cpus", "options", "threads"),
+    [
+        ("1.0", {}, "1"),
+        ("0.5", {}, "1"),
+        ("6.5", {}, "6"),
+        ("6.5", {"replicas": 2}, "3"),
+        ("4.0", {"replicas": 2, "tensor_parallel_size": 2}, "1"),
+        ("2.0", {"replicas": 3}, "1"),
+    ],
+)
+def test_a_quota_bounds_the_threads(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cpus: str,
+    options: dict[str, Any],
+    threads: str,
+) -> None:
+    """Under a quota of fewer cores than there are, so many threads compute on whichever are free."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    (tmp_path / "membership").write_text("0::/")
+    (tmp_path / "cpu.max").write_text(f"{float(cpus) * 100_000:.0f} 100000")
+    wanted = variables(**options)
+    assert wanted["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
+    assert wanted["OMP_NUM_THREADS"] == threads
+    assert wanted["OMP_WAIT_POLICY"] == "PASSIVE"
+
+
+def test_a_quota_of_all_cores_bounds_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With as much time as there are cores, each thread has one of its own."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    (tmp_path / "membership").write_text("0::/")
+    (tmp_path / "cpu.max").write_text("200000 100000")
+    wanted = variables()
+    assert wanted["VLLM_CPU_OMP_THREADS_BIND"] == "0,1"
+    assert "OMP_NUM_THREADS" not in wanted
 
 
 def test_the_core_stays_in_the_worker() -> None:
