@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _ADAPTER: Final = "adapter_config.json"
 _VOCABULARIES: Final = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 _COLBERT: Final = "artifact.metadata"  # a file of ColBERT's own
+_OTHERS: Final = "choose one of docs/models.md"
 _POSITIONS: Final = frozenset({None, "absolute", "rope", "rotary"})
 _Value = tuple[str, Any, str]
 
@@ -27,7 +28,7 @@ _Value = tuple[str, Any, str]
 def check_architecture(files: Files, architecture: str) -> None:
     """Raise `ModelRefused` for what gives no vector or score of a text."""
     if reason := architectures.REFUSED.get(architecture):
-        raise ModelRefused(f"config.json says {architecture}: {reason}")
+        raise ModelRefused(f"config.json says {architecture}: {reason}; {_OTHERS}")
     if files.path(_COLBERT):
         raise ModelRefused(f"{_COLBERT}: {architectures.REFUSED['HF_ColBERT']}")
 
@@ -260,7 +261,7 @@ def check_segments(files: Files, folder: str, config: Json, architecture: str) -
 def check_pairs(config: Json, architecture: str) -> None:
     """Raise `ModelRefused` about a classifier whose head vLLM computes otherwise."""
     if reason := architectures.REFUSED_PAIRS.get(architecture):
-        raise ModelRefused(f"config.json says {architecture}: {reason}")
+        raise ModelRefused(f"config.json says {architecture}: {reason}; {_OTHERS}")
     activation = config.get("classifier_activation", "gelu")
     if architecture == "ModernBertForSequenceClassification" and activation != "gelu":
         raise ModelRefused(

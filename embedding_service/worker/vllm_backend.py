@@ -265,7 +265,8 @@ def _device(options: ModelOptions) -> str:
     found = "cuda" if current_platform.is_cuda_alike() else "cpu"
     if options.device not in ("auto", found):
         raise ModelRefused(
-            f"device: {options.device} was asked for, but this vLLM installation runs on {found}"
+            f"device: {options.device} was asked for, but this vLLM installation runs on {found}; "
+            f"set device: {found}, or install the other vLLM (docs/getting-started.md)"
         )
     return found
 
