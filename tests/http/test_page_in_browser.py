@@ -29,7 +29,7 @@ from tests.http.test_page import SCRIPTS
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from playwright.sync_api import Browser, Locator
+    from playwright.sync_api import Browser, Locator, Route
 
     from tests.conftest import RunningGateway
 
@@ -448,6 +448,24 @@ def test_models_that_are_still_loading(open_page: Callable[..., Page]) -> None:
     page.unroute_all(behavior="wait")
     expect(page.get_by_role("button", name="Embed")).to_be_enabled()
     expect(page.locator("#notice")).to_be_empty()
+
+
+def test_a_model_that_is_ready_later(open_page: Callable[..., Page]) -> None:
+    """It is offered once somebody goes to the list of models, and the choice stays as it was."""
+    page = open_page()
+    models, before = page.locator("#try-model"), page.locator("#try-model").input_value()
+    names = models.locator("option").all_inner_texts()
+
+    def add_one(route: Route) -> None:
+        answer = route.fetch().json()
+        answer["data"].append({**answer["data"][0], "id": "late"})
+        route.fulfill(json=answer)
+
+    page.route("**/v1/models", add_one)
+    models.focus()
+    expect(models.locator("option")).to_have_text([*names, "late"])
+    expect(models).to_have_value(before)
+    page.unroute_all(behavior="wait")
 
 
 def test_nothing_to_do(open_page: Callable[..., Page]) -> None:

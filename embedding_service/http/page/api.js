@@ -97,8 +97,8 @@ export function complaint({ message, status, code, id }) {
 
 /** Fill a select with names, and keep the choice if it is still there. */
 export function fill(select, names) {
-  const before = select.value;
-  select.replaceChildren(...names.map((name) => h("option", { value: name }, name)));
+  const [before, shown] = [select.value, Array.from(select, (option) => option.value)];
+  if (`${shown}` !== `${names}`) select.replaceChildren(...names.map((name) => h("option", { value: name }, name)));
   if (names.includes(before)) select.value = before;
 }
 

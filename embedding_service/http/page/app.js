@@ -16,10 +16,10 @@ function show() {
   }
   document.title = `${$(`${name}-title`).textContent} · embedding-service`;
   look.watch(name === "look");
-  loadModels(); // one more may be ready
+  loadModels();
 }
 
-/** Read the models; while none is loaded, again and again. */
+/** Read the models, of which one more may be ready; while none is loaded, again and again. */
 async function loadModels() {
   clearTimeout(retry);
   try {
@@ -43,6 +43,7 @@ document.addEventListener("key-wanted", ({ detail: error }) => {
   $("key-form").hidden = false;
   $("key").focus();
 });
+document.addEventListener("focusin", ({ target }) => target.matches("[id$=-model], [id$=-reranker]") && loadModels());
 $("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
   key($("key").value.trim());
