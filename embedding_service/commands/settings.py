@@ -39,6 +39,7 @@ Usage: {usage} [--config FILE] [--SETTING VALUE]...
 Flags win over the environment, the environment over the file, where a name has underscores:
 max_inputs. `embedding-service init` writes a file to begin with.
 """
+_HELP = ("help", "help_all")  # who reads it knows the one, and its last line names the other
 _MORE = """
 --help-all shows {number} settings more; `embedding-service settings NAME` explains one.
 """
@@ -77,7 +78,8 @@ class SettingsCommand(TyperCommand):
         from embedding_service.commands.settings_text import grouped  # noqa: PLC0415
         from embedding_service.settings.groups import GROUPS  # noqa: PLC0415
 
-        records = [param.get_help_record(ctx) for param in self.get_params(ctx)]
+        params = (param for param in self.get_params(ctx) if param.name not in _HELP)
+        records = [param.get_help_record(ctx) for param in params]
         options = "\n".join(f"  {names:<21}{text}" for names, text in filter(None, records))
         head = _HEAD.format(usage=ctx.command_path, about=self.help, options=options)
         more = "" if everything else _MORE.format(number=sum(len(each.further) for each in GROUPS))

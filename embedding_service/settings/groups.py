@@ -37,9 +37,8 @@ GROUPS = (
     ),
     _group(
         "Device and memory",
-        "device dtype replicas max_model_len",
-        "devices gpu_memory_utilization tensor_parallel_size max_batch_size batch_timeout_ms "
-        "enforce_eager engine_args",
+        "device dtype max_model_len replicas gpu_memory_utilization",
+        "devices tensor_parallel_size max_batch_size batch_timeout_ms enforce_eager engine_args",
     ),
     _group(
         "Listening",
@@ -53,13 +52,13 @@ GROUPS = (
     ),
     _group(
         "Cache",
-        "cache_max_bytes redis_url",
-        "cache_ttl_s cache_max_entries cache_isolation cache_shared redis_prefix",
+        "cache_max_bytes",
+        "redis_url cache_ttl_s cache_max_entries cache_isolation cache_shared redis_prefix",
     ),
     _group(
         "Limits",
-        "max_inputs max_queued_tokens",
-        "max_request_tokens max_body_bytes max_text_characters over_long_texts "
+        "max_inputs",
+        "max_queued_tokens max_request_tokens max_body_bytes max_text_characters over_long_texts "
         "max_concurrent_requests max_body_values max_inflight_body_bytes max_response_bytes "
         "max_inflight_response_bytes",
     ),
@@ -70,11 +69,11 @@ GROUPS = (
     ),
     _group(
         "Timeouts",
-        "request_timeout_s drain_timeout_s",
-        "startup_timeout_s header_timeout_s body_timeout_s send_timeout_s drain_grace_s "
-        "keep_alive_s",
+        "request_timeout_s",
+        "startup_timeout_s header_timeout_s body_timeout_s send_timeout_s drain_timeout_s "
+        "drain_grace_s keep_alive_s",
     ),
-    _group("Observing", "log_level metrics", "log_format otlp_endpoint service_name"),
+    _group("Observing", "log_level", "metrics log_format otlp_endpoint service_name"),
     _group(
         "Old systems",
         "preset",
