@@ -50,10 +50,12 @@ class Store:
             self._reader = _Connection(_connect(path, "ON"), "BEGIN")
         except OSError as error:
             reason = error.strerror or type(error).__name__
-            raise BadConfiguration(f"state_dir: {folder}: {reason}") from None
+            raise BadConfiguration(
+                f"state_dir: {folder}: {reason}; name a folder that can be written to"
+            ) from None
         except sqlite3.Error as error:
             raise BadConfiguration(
-                f"state_dir: {folder}: its database: {error}; restore it, or take another folder"
+                f"state_dir: {folder}: its database: {error}; mend that, or name another folder"
             ) from None
 
     async def run(self, work: _Work[_P, _T], *args: _P.args, **options: _P.kwargs) -> _T:

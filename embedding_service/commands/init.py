@@ -196,11 +196,16 @@ def _write_new(texts: dict[Path, str]) -> None:
             raise BadConfiguration(
                 f"{path} exists and is left as it is; name another with --output"
             )
-    for path, text in texts.items():
-        try:
+    made: list[Path] = []
+    try:
+        for path, text in texts.items():
             with path.open("x", encoding="utf-8") as file:
+                made.append(path)
                 file.write(text)
-        except OSError as error:
-            why = error.strerror or type(error).__name__
-            raise BadConfiguration(f"{path}: {why}; name another place with --output") from None
+    except OSError as error:
+        for each in made:  # half of a file would be left as it is by the next try
+            each.unlink()
+        why = error.strerror or type(error).__name__
+        raise BadConfiguration(f"{path}: {why}; name another place with --output") from None
+    for path in made:
         typer.echo(f"Wrote {path}")

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import resource
 import subprocess
 import sys
 from functools import cache
@@ -236,6 +237,18 @@ def test_a_place_that_cannot_be_written(folder: Path) -> None:
     """A folder that is not there is one line with the next step."""
     with pytest.raises(BadConfiguration, match=r"no/where.yaml: No such file .* --output"):
         init("--model", "bge-m3", "-o", "no/where.yaml")
+
+
+def test_a_full_disk_leaves_no_half_of_a_file(folder: Path) -> None:
+    """If one file cannot be written, none is left that the next try would not overwrite."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))  # the schema is longer
+    try:
+        with pytest.raises(BadConfiguration, match=r"schema.json: File too large; .* --output"):
+            init("--model", "bge-m3")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(folder.iterdir()) == []
 
 
 def test_without_a_terminal_the_model_must_be_given() -> None:
