@@ -320,6 +320,22 @@ def test_check_config_looks_at_files_and_urls(setting: str, value: str, status: 
     assert result.stdout == ""
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [([], True), (["--model-name", "m"], False), (["--config", "embedding-service.yaml"], False)],
+)
+def test_a_file_of_settings_that_is_forgotten(
+    arguments: list[str], told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where `init` has written a file and nothing names a model, the default one is a surprise."""
+    monkeypatch.chdir(tmp_path)
+    Path("embedding-service.yaml").write_text("engine: fake\nmodel_name: mine\n")
+    result = CliRunner().invoke(app, ["check-config", *arguments])
+    assert result.exit_code == 0
+    warning = "warning: embedding-service.yaml is here and not read; give --config embedding-"
+    assert (warning in result.stderr) is told
+
+
 def test_fetch_without_a_network_or_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Offline it says so in a line, and a model that is made up has nothing to download."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

@@ -23,7 +23,7 @@ from embedding_service.commands.first_files import (
     platform_text,
     settings_text,
 )
-from embedding_service.commands.settings import presets
+from embedding_service.commands.settings import FIRST_FILE, presets
 from embedding_service.errors import BadConfiguration
 
 _DRIVER = Path("/proc/driver/nvidia/version")
@@ -73,7 +73,7 @@ def init(
     reranker: Reranker = None,
     device: OnDevice = None,
     platform: StartedBy = None,
-    output: Output = Path("embedding-service.yaml"),
+    output: Output = FIRST_FILE,
 ) -> None:
     """Write a commented file of settings for a model of your choice."""
     if not model and platform is Platform.SYSTEMD and output.is_file():

@@ -26,6 +26,8 @@ Config = Annotated[
     Path | None,
     typer.Option("--config", "-c", envvar="EMBEDDING_CONFIG", help="YAML file of settings."),
 ]
+FIRST_FILE = Path("embedding-service.yaml")  # that `init` writes
+_MODELS = {"model_name", "model_path", "models"}
 _HEAD = """\
 Usage: {usage} [--config FILE] [--SETTING VALUE]...
 
@@ -50,7 +52,11 @@ def load_settings(context: typer.Context, config: Path | None) -> tuple[Settings
     from embedding_service.settings import flags  # noqa: PLC0415 - see the module's docstring
     from embedding_service.settings.load import load  # noqa: PLC0415
 
-    return load(config, flags.read(context.args, own_options(context)), presets=presets)
+    given = flags.read(context.args, own_options(context))
+    settings, warnings = load(config, given, presets=presets)
+    if config is None and not settings.model_fields_set & _MODELS and FIRST_FILE.is_file():
+        warnings.append(f"{FIRST_FILE} is here and not read; give --config {FIRST_FILE}")
+    return settings, warnings
 
 
 def own_options(context: typer.Context) -> list[str]:
