@@ -23,6 +23,7 @@ _GREEN, _YELLOW = "\x1b[32m", "\x1b[33m"
 _ONE_LINE_UP = "\x1b[1A\x1b[2K"
 _BAR_COLUMNS = 30
 _FIRST_ERROR_STATUS = 400
+_NOTES = ("environment", "no_api_key")  # warnings about settings, which are sentences
 # Of a request's line: shown in front, or of no use on a terminal.
 _IN_FRONT = ("event", "level", "timestamp", "method", "path", "status", "seconds", "client", "id")
 
@@ -49,11 +50,17 @@ class Story:
     def _writer(self, event: EventDict) -> Writer | None:
         if event["event"] == "listening":
             return self._listening
+        if event["event"] in _NOTES:
+            return _note
         return _WRITERS.get(event["event"]) if event.get("level") == "info" else None
 
     def _listening(self, event: EventDict) -> str:
         name = f"{_BOLD}embedding-service {self._version}{_PLAIN}"
         return f"{name} listens on {event['address']}"
+
+
+def _note(event: EventDict) -> str:
+    return f"{_YELLOW}Note:{_PLAIN} {event['detail']}"
 
 
 def _loading(event: EventDict) -> str:

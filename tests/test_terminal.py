@@ -90,8 +90,12 @@ def test_a_bar_stays_while_there_is_one(story: Story) -> None:
 
 
 def test_other_events_are_as_they_were(story: Story) -> None:
-    """Warnings and errors are not a story's."""
-    assert told(story, "no_api_key", level="warning") == "<no_api_key>"
+    """Warnings and errors are not a story's, but for sentences about the settings."""
+    assert told(story, "redis_left_alone", level="warning") == "<redis_left_alone>"
+    for event in ("environment", "no_api_key"):
+        assert plain(told(story, event, level="warning", detail="X is not read")) == (
+            "Note: X is not read"
+        )
     assert told(story, "loaded", level="error") == "<loaded>"
     assert plain(told(story, "engine_progress", detail="using the cache")) == "    using the cache"
 

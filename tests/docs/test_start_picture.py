@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from embedding_service.terminal import Story
+from tests.child import wait_until
 from tests.documents import ROOT
 from tests.test_cli import ENVIRONMENT
 
@@ -49,6 +50,7 @@ def pictured() -> str:
 @pytest.mark.engine
 def test_the_picture_is_of_a_start_of_today(minilm: RunningGateway) -> None:
     """The lines of a real start begin as the picture's do, in its order."""
+    wait_until(lambda: any(event["event"] == "ready" for event in minilm.log))
     story = Story(lambda *_: "", "")
     events = ("engine_stage", "loaded", "ready")
     told = [story(None, "info", event) for event in minilm.log if event["event"] in events]
