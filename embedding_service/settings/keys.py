@@ -24,7 +24,7 @@ _RATE = r"[1-9]\d* ?(/|per) ?([1-9]\d* ?)?(second|minute|hour|day)s?"
 
 def _check_rate(rate: object) -> object:
     if not (isinstance(rate, str) and re.fullmatch(_RATE, rate)):
-        raise ValueError("expected a number a time, such as 100/minute or 5000/2 hours")
+        raise ValueError("expected a number per time, such as 100/minute or 5000/2 hours")
     return rate
 
 

@@ -31,7 +31,7 @@ _FORMS = {
     "LIST": "a list, such as [a, b]",
     "MAPPING": "a mapping, such as {a: b}",
     "PATH": "a path",
-    "RATE": "a number a time",
+    "RATE": "a number per time",
 }
 _BY_TYPE = {
     "int": "INTEGER",

@@ -241,7 +241,7 @@ def test_keys_beyond_ascii_are_utf_8(path: Path) -> None:
         (f"- key: {SECRET}\n  models: fake\n", "entry 1: models: expected a list, such as [a, b]"),
         (
             f"- key: {SECRET}\n  requests: 5 a minute\n",
-            "entry 1: requests: expected a number a time, such as 100/minute",
+            "entry 1: requests: expected a number per time, such as 100/minute",
         ),
         (f"- key: {SECRET}\n  tokens: 0/minute\n", "entry 1: tokens: "),
         (

@@ -199,7 +199,7 @@ def test_yamls_off_is_a_word(write: Callable[[str], Path]) -> None:
         ("models: {model_name: a}", ["models: expected a list of models: `- {model_name: …}`"]),
         ("models: [bge-m3]", ["models[0]: expected a model's settings: `{model_name: …}`"]),
         ("models: [{port: 1}]", ["models[0].port: is set for the whole gateway; move it to the"]),
-        ("rate_limit_requests: 100", ["expected a number a time, such as 100/minute"]),
+        ("rate_limit_requests: 100", ["expected a number per time, such as 100/minute"]),
         (
             "models: [{model_nam: a}]",
             ["models[0].model_nam", "no such setting", "did you mean model_name?"],
