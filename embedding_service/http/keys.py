@@ -14,6 +14,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from embedding_service.errors import BadConfiguration
+from embedding_service.settings.bounded_yaml import FewMerges, TooMuch, check_depth
 from embedding_service.settings.keys import KeySettings
 from embedding_service.settings.problems import one_line
 from embedding_service.types import ANYONE, Tenant
@@ -26,8 +27,12 @@ if TYPE_CHECKING:
 
 _LARGEST_FILE_BYTES = 1 << 20
 # 8,000 keys: 0.6 s in C where PyYAML was built with libyaml, 3.1 s in Python.
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_InC = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _ENTRY = TypeAdapter(KeySettings)
+
+
+class _Loader(FewMerges, _InC):  # type: ignore[misc, valid-type]
+    """The loader, whichever there is, of files that others may write."""
 
 
 def new_key() -> str:
@@ -143,6 +148,7 @@ def _parse_file(path: Path) -> object:
             raise BadConfiguration(
                 f"api_keys_file: {path} is larger than 1 MiB; name a file of keys"
             )
+        check_depth(raw.decode())
         return yaml.load(raw.decode(), Loader=_Loader)  # noqa: S506 - safe, in C or in Python
     except OSError as error:
         reason = error.strerror or type(error).__name__
@@ -153,6 +159,8 @@ def _parse_file(path: Path) -> object:
         raise BadConfiguration(
             f"api_keys_file: {path} is not a text in UTF-8; save it as one"
         ) from None
+    except TooMuch as error:
+        raise BadConfiguration(f"api_keys_file: {path} {error}; write a list of keys") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}" if mark else "something in it"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from embedding_service.errors import BadConfiguration
+from embedding_service.settings.bounded_yaml import FewMerges, TooMuch, check_depth
 from embedding_service.settings.gateway import Settings
 
 if TYPE_CHECKING:
@@ -41,10 +42,13 @@ def read(path: Path) -> dict[str, Any]:
 def _parse(path: Path) -> Any:
     try:
         text = path.read_text(encoding="utf-8")
+        check_depth(text)
         return _ending(yaml.load(text, Loader=_UniqueKeys))  # noqa: S506 - a SafeLoader
     except OSError as error:
         why = error.strerror or type(error).__name__
         raise BadConfiguration(f"{path}: {why}; name a file that can be read") from None
+    except TooMuch as error:
+        raise BadConfiguration(f"{path} {error}; write it out, and flat") from None
     except yaml.MarkedYAMLError as error:
         raise BadConfiguration(f"{path}: {_not_yaml(error)}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -88,7 +92,7 @@ def _ending(tree: Any) -> Any:
     return tree
 
 
-class _UniqueKeys(yaml.SafeLoader):
+class _UniqueKeys(FewMerges, yaml.SafeLoader):
     """YAML in which a key given twice is an error instead of a silent loss."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:  # noqa: FBT001, FBT002

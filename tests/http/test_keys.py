@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -207,6 +208,13 @@ def test_keys_beyond_ascii_are_utf_8(path: Path) -> None:
 # --- what is refused ------------------------------------------------------------------------------
 
 
+# Each line has the one before twenty times: 1.3 thousand million entries.
+MERGES = "- &a {key: x}\n" + "".join(
+    f"- &{name} {{<<: [{', '.join([f'*{before}'] * 20)}]}}\n"
+    for before, name in pairwise("abcdefgh")
+)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -221,7 +229,10 @@ def test_keys_beyond_ascii_are_utf_8(path: Path) -> None:
         (f"{SECRET}\0", "is not valid YAML"),
         ("2001-99-99", "is not valid YAML"),
         ("7" * 5000, "is not valid YAML"),
-        ("[" * 5000, "is not valid YAML"),
+        ("[" * 60, "is not valid YAML"),
+        ("[" * 1000 + "]" * 1000, "is nested more than 64 levels deep; write a list of keys"),
+        ("- " * 100_000, "is nested more than 64 levels deep"),  # a segmentation fault
+        (MERGES, "merges more than 1000 entries by `<<`; write a list of keys"),
         (b"\xff" + SECRET.encode(), "UTF-8"),
         ("- one\n- 730185\n", "entry 2: a key is text; put it in quotes"),
         ("- key: 730185\n", "entry 1: a key is text"),

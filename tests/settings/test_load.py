@@ -175,6 +175,27 @@ def test_yaml_anchors_work(write: Callable[[str], Path]) -> None:
     assert [model.dtype for model in load(write(text))[0].served_models] == ["float32", "float32"]
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "models: " + "[" * 1000 + "]" * 1000,
+            "is nested more than 64 levels deep; write it out, and flat",
+        ),
+        (
+            "a: &a\n" + "".join(f"  x{number}: 1\n" for number in range(2000)) + "b: {<<: *a}",
+            "merges more than 1000 entries by `<<`; write it out, and flat",
+        ),
+    ],
+)
+def test_a_file_takes_no_more_than_its_size(
+    write: Callable[[str], Path], text: str, words: str
+) -> None:
+    """A file that is deeper, or repeats more, than anybody means is refused with the remedy."""
+    with pytest.raises(BadConfiguration, match=re.escape(words)):
+        load(write(text))
+
+
 def test_yamls_off_is_a_word(write: Callable[[str], Path]) -> None:
     """`docs: off` means off, although YAML reads a boolean."""
     assert load(write("docs: off"))[0].docs == "off"
