@@ -69,7 +69,8 @@ def _is_score(rows: Floats, *_: object) -> bool:
 
 def _are_vectors(rows: Floats, facts: ModelFacts, tokens: int) -> bool:
     """Tell whether there is a row for each token, or for each but the first."""
-    return rows.shape[1] in (facts.dimension, 0) and tokens - 1 <= len(rows) <= tokens
+    width = facts.dimension if len(rows) else 0
+    return rows.shape[1] in (facts.dimension, width) and tokens - 1 <= len(rows) <= tokens
 
 
 def _are_weights(rows: Floats, facts: ModelFacts, _: int) -> bool:

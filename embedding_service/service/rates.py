@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections import OrderedDict
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
@@ -129,7 +129,11 @@ class _Counters:
 
 
 class SharedCounters:
-    """Counters in Redis, asked through a circuit breaker: None is the answer that did not come."""
+    """Counters in Redis, asked through a circuit breaker.
+
+    None is the answer that did not come, or that no instance has written: no number, or one that
+    nothing could be counted to.
+    """
 
     def __init__(self, redis: Redis, breaker: Breaker, *, prefix: str) -> None:
         self._breaker = breaker
@@ -143,11 +147,15 @@ class SharedCounters:
 
     async def take(self, counter: Counter, cost: int) -> Window | None:
         """Take `cost` if all of it fits."""
-        return await self._breaker.ask(lambda: self._counters.take(counter, cost))
+        try:
+            return await self._breaker.ask(lambda: self._counters.take(counter, cost))
+        except (ValueError, ArithmeticError):
+            return None
 
     async def give_back(self, counter: Counter, cost: int) -> None:
         """Undo a `take`."""
-        await self._breaker.ask(lambda: self._counters.give_back(counter, cost))
+        with suppress(ValueError, ArithmeticError):
+            await self._breaker.ask(lambda: self._counters.give_back(counter, cost))
 
 
 class Rates:

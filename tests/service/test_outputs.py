@@ -104,6 +104,7 @@ ROWS = {output: fake_vectors(IDS, output) for output in Output}
 STRANGE = {
     "one more column": lambda rows: np.hstack([rows, rows[:, :1]]),
     "half of the columns": lambda rows: rows[:, : max(1, rows.shape[1] // 2)],
+    "no column": lambda rows: rows[:, :0],
     "rows as columns": lambda rows: rows.reshape(-1, 1) if rows.size > 1 else rows[:0],
     "twenty times": lambda rows: np.tile(rows, (20, 1)),
 }

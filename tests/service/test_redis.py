@@ -415,6 +415,24 @@ def test_damaged_values_are_computed_again(
     assert [vector(other, text) for text in texts] == expected
 
 
+@pytest.mark.parametrize("value", ["abc", "1e400", "nan", "1.5", "9" * 400, "9" * 5000])
+@pytest.mark.server
+def test_a_counter_that_nobody_wrote_is_not_believed(
+    start: Start, redis: RedisServer, patient: None, value: str
+) -> None:
+    """Requests are counted here while Redis holds no number, or one beyond all; it was a 500."""
+    gateway = start(rate_limit_requests="6/day", rate_limit_tokens="20/day")
+    with gateway.client() as http:
+        assert embed(http, input="w1").status_code == 200
+        for name in redis.client.keys("embedding:rates*"):
+            redis.client.set(name, value, px=86_400_000)
+        for left in ("5", "4"):
+            answer = embed(http, input=new_word())
+            assert answer.status_code == 200, answer.text
+            assert answer.headers["x-ratelimit-remaining-requests"] == left
+    assert metric(gateway, "redis_open", "rates") == 0
+
+
 @pytest.mark.server
 def test_instances_share_rates(start: Start, redis: RedisServer, patient: None) -> None:
     """Requests and tokens count together, whoever gets them; a failed one's come back."""
