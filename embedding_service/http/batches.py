@@ -16,10 +16,11 @@ from embedding_service.dialects.dialect import Answer, Dialect, Operation, Reque
 from embedding_service.dialects.errors import OPENAI
 from embedding_service.dialects.fields import BareFields, Fields
 from embedding_service.errors import InvalidRequest
-from embedding_service.http.files import PAGE, Page, checked_ttl_s, operation_on, page_of, page_size
+from embedding_service.http.files import PAGE, Page, checked_ttl_s, operation_on, page_size, written
 
 if TYPE_CHECKING:
     from embedding_service.batches.batches import Batches
+    from embedding_service.types import Json
 
 _WINDOW, _WINDOW_S = "24h", 86_400
 _MOST_METADATA = 16
@@ -152,8 +153,7 @@ class BatchRoutes:
             after=request.query.get("after"),
             limit=page_size(request.query, _MOST_BATCHES_A_PAGE, default=_BATCHES_A_PAGE),
         )
-        data = [shown(batch).model_dump() for batch in found]
-        return Answer.json(page_of(data, has_more=has_more))
+        return await written(request, found, _described, has_more=has_more)
 
     async def retrieve(self, request: Request[None]) -> Answer:
         """Describe a batch."""
@@ -193,6 +193,10 @@ def shown(batch: Batch) -> BatchObject:
     counts = RequestCounts(total=batch.total, completed=batch.completed, failed=batch.failed)
     usage = BatchUsage(input_tokens=batch.tokens, total_tokens=batch.tokens)
     return BatchObject(errors=faults, request_counts=counts, usage=usage, **same)
+
+
+def _described(batch: Batch) -> Json:
+    return shown(batch).model_dump()
 
 
 def dialect(batches: Batches) -> Dialect:

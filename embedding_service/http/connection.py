@@ -274,6 +274,15 @@ def connection_of(scope: Scope) -> Connection | None:
     return itself() if itself is not None else None
 
 
+def has_left(scope: Scope) -> bool:
+    """Tell whether the client of a request on one of our connections has closed it."""
+    itself = scope["state"].get("connection")
+    if itself is None:
+        return False
+    connection = itself()
+    return connection is None or connection.transport.is_closing()
+
+
 def connection_class(headers_within_s: float, send_within_s: float) -> Any:
     """Return the protocol for uvicorn's `http` option."""
     limits = {"headers_within_s": headers_within_s, "send_within_s": send_within_s}

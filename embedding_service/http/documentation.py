@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
@@ -27,12 +28,14 @@ _FOLDER = "/docs/assets"
 def dialect(title: str, document: Callable[[], dict[str, Any]], access: Access) -> Dialect:
     """Return the operations that show `document`, which is made when it is first asked for."""
     cache: list[dict[str, Any]] = []
+    making = asyncio.Lock()
 
     async def openapi(request: Request[None]) -> Answer:
-        if not cache:
-            # In a thread: it is 0.2 s of work.
-            run, deadline = request.service.threads.run, request.call.deadline
-            cache.append(await run(document, deadline=deadline))
+        async with making:  # by one request: forty that came together kept all threads for 17 s
+            if not cache:
+                # In a thread: it is 0.2 s of work.
+                run, deadline = request.service.threads.run, request.call.deadline
+                cache.append(await run(document, deadline=deadline))
         servers = {"servers": [{"url": request.prefix}]} if request.prefix else {}
         return Answer.json(cache[0] | servers)
 

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel
 
@@ -22,7 +22,7 @@ from embedding_service.errors import InvalidRequest, ObjectNotFound, Overloaded
 from embedding_service.http.multipart import OVERHEAD_BYTES, Form
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from typing import BinaryIO
 
     from embedding_service.batches.store import Store
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from embedding_service.settings.gateway import Settings
     from embedding_service.types import Json
 
+_T = TypeVar("_T")
 SHORTEST_TTL_S, LONGEST_TTL_S = 3600, 2_592_000  # OpenAI's: an hour, thirty days
 _MOST_FILES_A_PAGE = 10_000
 _MOST_UPLOADS, _UPLOAD_RETRY_S = 8, 5.0  # of one key at a time
@@ -126,7 +127,7 @@ class FileRoutes:
             ascending=_is_ascending(request.query),
             purpose=request.query.get("purpose"),
         )
-        return Answer.json(page_of([shown(file) for file in found], has_more=has_more))
+        return await written(request, found, shown, has_more=has_more)
 
     async def retrieve(self, request: Request[None]) -> Answer:
         """Describe a file."""
@@ -194,6 +195,17 @@ def checked_ttl_s(anchor: object, seconds: object, name: str) -> int:
 def shown(file: StoredFile) -> Json:
     """Return a file in OpenAI's shape."""
     return FileObject.model_validate(file).model_dump()
+
+
+async def written(
+    request: Request[None], found: list[_T], show: Callable[[_T], Json], *, has_more: bool
+) -> Answer:
+    """Answer with a page of objects, in a thread: ten thousand files take 0.12 s."""
+
+    def write() -> Answer:
+        return Answer.json(page_of(list(map(show, found)), has_more=has_more))
+
+    return await request.service.threads.run(write, deadline=request.call.deadline)
 
 
 def page_of(data: list[Json], *, has_more: bool) -> Json:

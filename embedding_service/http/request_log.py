@@ -9,7 +9,7 @@ from starlette.datastructures import Headers
 
 from embedding_service.errors import ServiceError
 from embedding_service.http import problems
-from embedding_service.http.connection import connection_of
+from embedding_service.http.connection import connection_of, has_left
 from embedding_service.http.exchange import ClientGone, begin
 from embedding_service.http.within import within
 
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 _LOGGED_CHARACTERS = 200
 CLIENT_GONE = 499
 _FIRST_ERROR_STATUS = 400
+# A client that reads more slowly, 0.5 Mbit/s, is cut off, however long each piece may take: 256 MB
+# could be held for three days.
+_SLOWEST_BYTES_A_S = 62_500
 # Small answers are on their way at the end of this turn of the event loop, and not waited for.
 _UNSENT_BYTES = 16 << 10
 
@@ -98,6 +101,7 @@ class RequestLog:
 
     def _finishing(self, exchange: Exchange, scope: Scope, send: Send) -> Send:
         """Return `send` with our headers, and a limit on how long the client may take to read."""
+        reading = _Reading(self.send_timeout_s)
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -105,8 +109,10 @@ class RequestLog:
                 message["headers"] = [*message["headers"], *_own_headers(exchange)]
             elif not message.get("more_body"):
                 exchange.answered = True
+            elif has_left(scope):  # uvicorn would take the rest, and drop it
+                raise ClientGone
             try:
-                await within(self.send_timeout_s, send(message))
+                await within(reading.left_s(message), send(message))
             except TimeoutError:
                 if (connection := connection_of(scope)) is not None:
                     connection.cut_off()
@@ -154,12 +160,30 @@ class RequestLog:
             "request",
             id=exchange.id,
             method=scope["method"],
-            path=scope["path"][:_LOGGED_CHARACTERS],
+            path=_shown(scope["path"]),
             status=exchange.status,
             seconds=round(seconds, 4),
             client=client[0] if client else None,
-            **{name: _shortened(value) for name, value in exchange.log.items()},
+            **{name: _shown(value) for name, value in exchange.log.items()},
         )
+
+
+class _Reading:
+    """How long a client may take to read its answer: each piece, and all of them together."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._began = 0.0
+        self._bytes = 0
+
+    def left_s(self, message: Message) -> float:
+        """Return how long this message may wait."""
+        if not message.get("more_body"):
+            return self._timeout_s
+        self._began = self._began or time.monotonic()
+        self._bytes += len(message["body"])
+        until = self._began + self._timeout_s + self._bytes / _SLOWEST_BYTES_A_S
+        return min(self._timeout_s, until - time.monotonic())
 
 
 async def _until_sent(connection: Connection) -> None:
@@ -180,5 +204,9 @@ def _own_headers(exchange: Exchange) -> list[tuple[bytes, bytes]]:
     return [(name.encode(), value.encode()) for name, value in own.items()]
 
 
-def _shortened(value: object) -> object:
-    return value[:_LOGGED_CHARACTERS] if isinstance(value, str) else value
+def _shown(value: object) -> object:
+    """Return a value as it may be logged: a client's text is short, and moves no cursor."""
+    if not isinstance(value, str):
+        return value
+    text = value[:_LOGGED_CHARACTERS]
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)

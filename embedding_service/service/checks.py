@@ -27,6 +27,7 @@ VOCABULARY_WEIGHTS = 256
 CHARACTERS_PER_TOKEN = 8
 # In an answer: a token id and its weight; all that surrounds an item.
 _BYTES_A_WEIGHT, _BYTES_AN_ITEM = 24, 100
+_BYTES_A_TOKEN = 80  # where tokens are listed: its id, its text, its place
 _BYTES_A_NUMBER = 4  # as the engine gives it
 _ASKED_FOR_BY_NAME = frozenset({Output.SPARSE, Output.COLBERT})
 
@@ -228,6 +229,11 @@ def answer_bytes(encoder: Encoder, job: EmbedJob, prepared: Prepared) -> int:
     if Output.SPARSE in job.outputs:
         needed += _BYTES_A_WEIGHT * (prepared.total if full else VOCABULARY_WEIGHTS * inputs)
     return needed
+
+
+def token_list_bytes(texts: int, characters: int, most_tokens: int) -> int:
+    """Return about how large a list of the tokens of texts will be at most."""
+    return _BYTES_A_TOKEN * min(characters, most_tokens) + _BYTES_AN_ITEM * texts
 
 
 def check_answer(needed: int, limit: int, field: Field) -> None:

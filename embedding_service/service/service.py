@@ -187,9 +187,14 @@ class EmbeddingService:
         return Scores(name, values, tokens, found.truncated, logits=False, engine_s=found.engine_s)
 
     async def tokenize(
-        self, job: EmbedJob, call: Call, *, add_special_tokens: bool
-    ) -> list[list[Token]]:
-        """Return the tokens of each text and its prompt, before anything is cut.
+        self,
+        job: EmbedJob,
+        call: Call,
+        write: Callable[[Iterable[Token]], bytes],
+        *,
+        add_special_tokens: bool,
+    ) -> list[bytes]:
+        """Return the tokens of each text and its prompt, uncut, as `write` has them.
 
         A job that names neither a model nor a prompt is read by the default embedding model,
         without a prompt, as TEI does it.
@@ -203,8 +208,10 @@ class EmbeddingService:
         prefix = "" if asks == (None,) * 4 else encoder.prompts.prefix(job, alias)
         size = _size_of_inputs(texts, prefix)
         checks.check_total(size.characters // CHARACTERS_PER_TOKEN, limit, param=Field.INPUT)
+        self._hold(checks.token_list_bytes(len(texts), size.characters, limit), call)
         steps = encoder.tokenize(
             (encoder.prompted(text, prefix) for text in texts),
+            write,
             add_special_tokens=add_special_tokens,
             max_total=limit,
         )
