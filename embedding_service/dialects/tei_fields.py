@@ -17,7 +17,7 @@ from embedding_service.errors import InvalidRequest, Overloaded, RateLimited, Un
 from embedding_service.types import EmbedJob, InputType, Output, RerankJob, Truncate
 
 ErrorKind = Literal["Empty", "Validation", "Tokenizer", "Backend", "Overloaded", "Unhealthy"]
-# Requests name no model, so an error about it is one that cannot do what was asked.
+# Few requests name a model: these fields are at fault where it cannot do what was asked.
 _OF_THE_MODEL = frozenset({"model", "return_sparse", "return_colbert"})
 
 
@@ -47,7 +47,8 @@ def _status(failure: Failure) -> tuple[int, str]:
     if isinstance(error, InvalidRequest):
         if error.code == EMPTY:
             return 400, "Empty"
-        return (424, "Backend") if error.param in _OF_THE_MODEL else (422, "Validation")
+        cannot = error.param in _OF_THE_MODEL and error.code == "not_supported_by_model"
+        return (424, "Backend") if cannot else (422, "Validation")
     if isinstance(error, Overloaded | RateLimited):
         return status, "Overloaded"
     if isinstance(error, Unavailable):

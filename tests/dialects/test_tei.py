@@ -328,6 +328,8 @@ def test_info_and_probes(http: httpx.Client) -> None:
         ("/rerank", {"query": 7, "texts": ["w1"]}, 422, "Validation"),
         ("/decode", {"ids": [9_999_999]}, 422, "Validation"),
         ("/decode", {"ids": "w1"}, 422, "Validation"),
+        ("/tokenize", {"inputs": "w1", "model": 7}, 422, "Validation"),
+        ("/embed", {"inputs": "w1", "model": {"a": {"b": [[[[[[[]]]]]]]}}}, 422, "Validation"),
         ("/embed", {"inputs": "fault-nan"}, 424, "Backend"),
         ("/embed", {"inputs": "w" * (2 << 20)}, 413, "Validation"),
     ],
