@@ -142,6 +142,8 @@ def _read_file(path: Path) -> Iterable[object]:
 
 def _parse_file(path: Path) -> object:
     try:
+        if path.is_fifo():  # to open it would wait for a writer, at every SIGHUP again
+            raise BadConfiguration(f"api_keys_file: {path} is a pipe; name a file of keys")
         with path.open("rb") as file:
             raw = file.read(_LARGEST_FILE_BYTES + 1)
         if len(raw) > _LARGEST_FILE_BYTES:

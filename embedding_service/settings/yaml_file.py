@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _SHORTEST_SECRET = 4
+_MOST_VALUES = 1_000_000
 # The reader's words for what is at fault where it begins, if it goes on to the end of the file.
 _OPENED = (
     "while scanning a quoted scalar",
@@ -76,19 +77,27 @@ def _shown(key: object) -> str:
 
 
 def _ending(tree: Any) -> Any:
-    """Return a tree. Raises `ValueError` if a value is a part of itself by way of an anchor."""
-    seen: set[int] = set()
+    """Return a tree.
 
-    def visit(value: Any, above: tuple[int, ...]) -> None:
+    Raises `ValueError` if a value is a part of itself by way of an anchor, or no path could hold
+    it, `TooMuch` if anchors make it far larger than the file.
+    """
+    sizes: dict[int, int] = {}
+
+    def visit(value: Any, above: tuple[int, ...]) -> int:
         if id(value) in above:
             raise ValueError("an anchor's value holds itself; write it out")
-        if id(value) in seen or not isinstance(value, dict | list):
-            return
-        seen.add(id(value))
-        for part in value.values() if isinstance(value, dict) else value:
-            visit(part, (*above, id(value)))
+        if isinstance(value, str) and "\0" in value:
+            raise ValueError("a text in it has a NUL character; take that out")
+        if not isinstance(value, dict | list):
+            return 1
+        if id(value) not in sizes:
+            parts = value.values() if isinstance(value, dict) else value
+            sizes[id(value)] = 1 + sum(visit(part, (*above, id(value))) for part in parts)
+        return sizes[id(value)]
 
-    visit(tree, ())
+    if visit(tree, ()) > _MOST_VALUES:
+        raise TooMuch(f"has more than {_MOST_VALUES} values, where its anchors are written out")
     return tree
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 from itertools import pairwise
@@ -206,6 +207,14 @@ def test_keys_beyond_ascii_are_utf_8(path: Path) -> None:
 
 
 # --- what is refused ------------------------------------------------------------------------------
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    """A pipe without a writer kept the start, and each SIGHUP, for ever."""
+    path = tmp_path / "keys"
+    os.mkfifo(path)
+    with pytest.raises(BadConfiguration, match="is a pipe; name a file of keys"):
+        KeyRing(Settings(engine="fake", api_keys_file=path))
 
 
 # Each line has the one before twenty times: 1.3 thousand million entries.

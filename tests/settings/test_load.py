@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -175,6 +175,13 @@ def test_yaml_anchors_work(write: Callable[[str], Path]) -> None:
     assert [model.dtype for model in load(write(text))[0].served_models] == ["float32", "float32"]
 
 
+# Each list has the one before ten times: a hundred million values.
+LAUGHS = "engine_args:\n  a: &a [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]\n" + "".join(
+    f"  {name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n"
+    for before, name in pairwise("abcdefgh")
+)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -186,6 +193,8 @@ def test_yaml_anchors_work(write: Callable[[str], Path]) -> None:
             "a: &a\n" + "".join(f"  x{number}: 1\n" for number in range(2000)) + "b: {<<: *a}",
             "merges more than 1000 entries by `<<`; write it out, and flat",
         ),
+        (LAUGHS, "has more than 1000000 values, where its anchors are written out"),
+        ('state_dir: "/tmp/\\0x"', "a text in it has a NUL character; take that out"),
     ],
 )
 def test_a_file_takes_no_more_than_its_size(
