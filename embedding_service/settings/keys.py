@@ -19,7 +19,8 @@ from pydantic import (
 from embedding_service.settings.model import CommaSeparated, Strict
 from embedding_service.settings.space_ids import read_ids
 
-_RATE = r"[1-9]\d* ?(/|per) ?([1-9]\d* ?)?(second|minute|hour|day)s?"
+# No longer numbers: neither a float nor a date holds them, and each request would fail.
+_RATE = r"[1-9][0-9]{0,14} ?(/|per) ?([1-9][0-9]{0,3} ?)?(second|minute|hour|day)s?"
 
 
 def _check_rate(rate: object) -> object:

@@ -231,6 +231,12 @@ def test_yamls_off_is_a_word(write: Callable[[str], Path]) -> None:
         ("models: [{port: 1}]", ["models[0].port: is set for the whole gateway; move it to the"]),
         ("rate_limit_requests: 100", ["expected a number per time, such as 100/minute"]),
         (
+            "rate_limit_requests: 1/" + "9" * 400 + " days",
+            ["rate_limit_requests", "a number per time"],
+        ),
+        ("rate_limit_tokens: " + "9" * 400 + "/day", ["rate_limit_tokens", "a number per time"]),
+        ("rate_limit_tokens: ٣/day", ["rate_limit_tokens", "a number per time"]),
+        (
             "models: [{model_nam: a}]",
             ["models[0].model_nam", "no such setting", "did you mean model_name?"],
         ),
