@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, TypeVar
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -71,7 +71,7 @@ class Prepared:
         return list(map(join, groups))
 
 
-class Token(NamedTuple):
+class Token(TypedDict):
     """One token and the place of its characters in the text; a special token has none."""
 
     id: int
@@ -384,6 +384,7 @@ def _tokens(text: str, encoding: Any) -> Iterator[Token]:
     columns = (encoding.ids, encoding.tokens, encoding.special_tokens_mask, encoding.offsets)
     for token_id, token, special, (start, stop) in zip(*columns, strict=True):
         if special:
-            yield Token(token_id, token, special=True, start=None, stop=None)
+            yield {"id": token_id, "text": token, "special": True, "start": None, "stop": None}
         else:
-            yield Token(token_id, text[start:stop], special=False, start=start, stop=stop)
+            part = text[start:stop]
+            yield {"id": token_id, "text": part, "special": False, "start": start, "stop": stop}
