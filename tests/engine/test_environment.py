@@ -134,7 +134,7 @@ def test_a_quota_bounds_the_threads(
     wanted = variables(**options)
     assert wanted["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
     assert wanted["OMP_NUM_THREADS"] == threads
-    assert wanted["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert cores_module.waiting(Settings(**FAKE)) == {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def test_a_quota_of_all_cores_bounds_nothing(
@@ -210,6 +210,10 @@ def test_waiting_threads_do_not_spin_on_shared_cores(
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     tree = Settings(gpu_memory_utilization=0.01, **settings)
     assert ("OMP_WAIT_POLICY" in inherited(tree)) is shared
+    assert ("GOMP_SPINCOUNT" in inherited(tree)) is not shared
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert inherited(tree)["OMP_WAIT_POLICY"] == "ACTIVE"
+    assert "GOMP_SPINCOUNT" not in inherited(tree)
 
 
 @pytest.mark.process
