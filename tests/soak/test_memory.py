@@ -43,9 +43,10 @@ async def test_a_worker_does_not_grow_with_the_variety_of_lengths(
     server.stop()
     megabytes = [size >> 20 for size in sizes]
     record(
-        f"A worker's memory over {REQUESTS} requests of random lengths",
-        "< 2 % more in the second half",
-        " → ".join(map(str, megabytes)) + " MB",
+        f"A worker's memory over {REQUESTS:,} requests of random lengths, in MB after every "
+        f"{REQUESTS // PARTS:,}",
+        "< 2 % more in each part of the second half",
+        f"{megabytes[0]} at first, then {', '.join(map(str, megabytes[1:]))}",
     )
     grown = [later / earlier - 1 for earlier, later in pairwise(sizes)]
     assert max(grown[2:]) < 0.02, megabytes
