@@ -83,7 +83,8 @@ def test_no_post_is_sent_twice(tmp_path: Path, path: str) -> None:
     proxy = run_nginx(tmp_path, [each.getsockname()[1] for each in listeners])
     try:
         with proxy.client() as http:
-            answer = http.post(path, content=b"{}")
+            # nginx may close a connection of which it has not read the body by then.
+            answer = http.post(path, content=b"{}", headers={"connection": "close"})
             assert (answer.status_code, len(seen)) == (502, 1)
             assert http.get(path).status_code == 502
             assert len(seen) == 3
