@@ -316,11 +316,16 @@ class Encoder:
         Raises `InvalidRequest` beyond `max_total`.
         """
         count = slices.Count(slices.Limits(max_total, Field.INPUT))
+        texts = list(texts)
+        may_be_refused = sum(map(len, texts)) > max_total
+        if may_be_refused:  # count first: to list tokens takes as long again
+            yield from self._slices.read(texts, count)
         found: list[bytes] = []
         total = 0
         for portion in slices.portions(texts, slices.SLICE_CHARACTERS):
-            if len(portion[0]) > slices.SLICE_CHARACTERS:  # count, before all is held at once
-                yield from self._slices.read(portion, count)
+            if len(portion[0]) > slices.SLICE_CHARACTERS:
+                if not may_be_refused:  # count, before all is held at once
+                    yield from self._slices.read(portion, count)
                 yield True
             encodings = self._tokenizer.encode_batch(portion, add_special_tokens=add_special_tokens)
             total += sum(map(len, encodings))
