@@ -104,9 +104,13 @@ def check_embed(settings: Settings, model: ServedModel, encoder: Encoder, job: E
 
 def check_rerank(settings: Settings, job: RerankJob) -> None:
     """Raise `InvalidRequest` for too many pairs, or too long documents."""
-    documents = [document for _, document in job.pairs]
-    check_count(len(documents), settings.max_inputs, Field.DOCUMENTS)
-    check_characters(documents, settings.max_text_characters, Field.DOCUMENTS)
+    check_texts(settings, [document for _, document in job.pairs], Field.DOCUMENTS)
+
+
+def check_texts(settings: Settings, texts: Sequence[str], field: Field) -> None:
+    """Raise `InvalidRequest` for too many texts, or too long ones."""
+    check_count(len(texts), settings.max_inputs, field)
+    check_characters(texts, settings.max_text_characters, field)
 
 
 def check_outputs(model: ServedModel, encoder: Encoder, job: EmbedJob) -> None:

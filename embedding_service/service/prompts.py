@@ -317,22 +317,18 @@ class Encoder:
         """
         count = slices.Count(slices.Limits(max_total, Field.INPUT))
         texts = list(texts)
-        may_be_refused = sum(map(len, texts)) > max_total
-        if may_be_refused:  # count first: to list tokens takes as long again
+        if sum(map(len, texts)) > slices.SLICE_CHARACTERS:
+            # Too many are refused before any is listed, which takes as long as to read them.
             yield from self._slices.read(texts, count)
         found: list[bytes] = []
         total = 0
         for portion in slices.portions(texts, slices.SLICE_CHARACTERS):
-            if len(portion[0]) > slices.SLICE_CHARACTERS:
-                if not may_be_refused:  # count, before all is held at once
-                    yield from self._slices.read(portion, count)
-                yield True
+            yield len(portion[0]) > slices.SLICE_CHARACTERS
             encodings = self._tokenizer.encode_batch(portion, add_special_tokens=add_special_tokens)
             total += sum(map(len, encodings))
             check_total(total, max_total, param=Field.INPUT)
             pairs = zip(portion, encodings, strict=True)
             found += [write(_tokens(text, encoding)) for text, encoding in pairs]
-            yield False
         return found
 
     def decode(self, inputs: list[list[int]], *, skip_special_tokens: bool) -> list[str]:

@@ -194,18 +194,12 @@ class EmbeddingService:
         *,
         add_special_tokens: bool,
     ) -> list[bytes]:
-        """Return the tokens of each text and its prompt, uncut, as `write` has them.
-
-        A job that names neither a model nor a prompt is read by the default embedding model,
-        without a prompt, as TEI does it.
-        """
+        """Return the tokens of each text and its prompt, uncut, as `write` has them."""
         (encoder, alias), limit = self._encoder(job.model, call), self.settings.max_request_tokens
         texts = cast("list[str]", job.inputs)
-        checks.check_count(len(texts), self.settings.max_inputs, Field.INPUT)
-        checks.check_characters(texts, self.settings.max_text_characters, Field.INPUT)
+        checks.check_texts(self.settings, texts, Field.INPUT)
         call.leases.enter_context(self.requests.admit(1))
-        asks = (job.model, job.instruction, job.prompt_name, job.input_type)
-        prefix = "" if asks == (None,) * 4 else encoder.prompts.prefix(job, alias)
+        prefix = _prefix_to_tokenize(encoder, job, alias)
         size = _size_of_inputs(texts, prefix)
         checks.check_total(size.characters // CHARACTERS_PER_TOKEN, limit, param=Field.INPUT)
         self._hold(checks.token_list_bytes(len(texts), size.characters, limit), call)
@@ -349,6 +343,12 @@ class _Size(NamedTuple):
     texts: int
     characters: int
     small: bool
+
+
+def _prefix_to_tokenize(encoder: Encoder, job: EmbedJob, alias: AliasSettings | None) -> str:
+    """Return the prompt; none where a job names neither a model nor a prompt, as TEI does it."""
+    asks = (job.model, job.instruction, job.prompt_name, job.input_type)
+    return "" if asks == (None,) * 4 else encoder.prompts.prefix(job, alias)
 
 
 def _size_of_inputs(
