@@ -46,10 +46,10 @@ def variables(options: ModelOptions, *, replica: int) -> dict[str, str]:
 
 
 def waiting(settings: Settings) -> dict[str, str]:
-    """Return how threads wait for each other, unless the operator says it.
+    """Return the variables that say how threads wait for each other, if the operator's do not.
 
-    Not spinning at all where workers compute on the same cores or within a quota: an embedder and a
-    reranker on two cores gave 4 times as many requests so (soak test).
+    Where workers compute on the same cores or within a quota they do not spin at all: an embedder
+    and a reranker on two cores gave 4 times as many requests then (soak test).
     """
     if "OMP_WAIT_POLICY" in os.environ:
         return {}

@@ -1,4 +1,4 @@
-"""The environment variables of a worker: our own, those that vLLM needs, its devices."""
+"""The environment variables of a worker: our own, those that vLLM needs, and its devices."""
 
 from __future__ import annotations
 

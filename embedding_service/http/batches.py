@@ -16,7 +16,14 @@ from embedding_service.dialects.dialect import Answer, Dialect, Operation, Reque
 from embedding_service.dialects.errors import OPENAI
 from embedding_service.dialects.fields import BareFields, Fields
 from embedding_service.errors import InvalidRequest
-from embedding_service.http.files import PAGE, Page, checked_ttl_s, operation_on, page_size, written
+from embedding_service.http.files import (
+    PAGE,
+    Page,
+    checked_ttl_s,
+    operation_on,
+    page_answer,
+    page_size,
+)
 
 if TYPE_CHECKING:
     from embedding_service.batches.batches import Batches
@@ -153,7 +160,7 @@ class BatchRoutes:
             after=request.query.get("after"),
             limit=page_size(request.query, _MOST_BATCHES_A_PAGE, default=_BATCHES_A_PAGE),
         )
-        return await written(request, found, _described, has_more=has_more)
+        return await page_answer(request, found, _described, has_more=has_more)
 
     async def retrieve(self, request: Request[None]) -> Answer:
         """Describe a batch."""

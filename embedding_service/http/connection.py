@@ -276,10 +276,9 @@ def connection_of(scope: Scope) -> Connection | None:
 
 def has_left(scope: Scope) -> bool:
     """Tell whether the client of a request on one of our connections has closed it."""
-    itself = scope["state"].get("connection")
-    if itself is None:
+    if "connection" not in scope["state"]:
         return False
-    connection = itself()
+    connection = connection_of(scope)
     return connection is None or connection.transport.is_closing()
 
 

@@ -150,8 +150,9 @@ def _parse_file(path: Path) -> object:
             raise BadConfiguration(
                 f"api_keys_file: {path} is larger than 1 MiB; name a file of keys"
             )
-        check_depth(raw.decode())
-        return yaml.load(raw.decode(), Loader=_Loader)  # noqa: S506 - safe, in C or in Python
+        text = raw.decode()
+        check_depth(text)
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - safe, in C or in Python
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise BadConfiguration(

@@ -69,8 +69,8 @@ def _is_score(rows: Floats, *_: object) -> bool:
 
 def _are_vectors(rows: Floats, facts: ModelFacts, tokens: int) -> bool:
     """Tell whether there is a row for each token, or for each but the first."""
-    width = facts.dimension if len(rows) else 0
-    return rows.shape[1] in (facts.dimension, width) and tokens - 1 <= len(rows) <= tokens
+    fits = rows.shape[1] == facts.dimension or rows.shape == (0, 0)
+    return fits and tokens - 1 <= len(rows) <= tokens
 
 
 def _are_weights(rows: Floats, facts: ModelFacts, _: int) -> bool:
